@@ -1,0 +1,145 @@
+# SPDX-FileCopyrightText: The expert-maps authors
+# SPDX-License-Identifier: Apache-2.0
+"""How long all maps of a model take, beside the loops that people write for it.
+
+python -m harness.bench.maps [--record FILE]
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import statistics
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import numpy as np
+import typer
+from rich.console import Console
+from rich.table import Table
+
+import expert_maps
+from expert_maps import Placement, plan
+from expert_maps.formats.files import write_text
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from numpy.typing import NDArray
+
+    Maps = tuple[NDArray[np.int32], NDArray[np.int32]]
+
+# DeepSeek-V3's shape.
+_LAYERS, _EXPERTS, _RANKS, _SLOTS = 58, 256, 64, 320
+
+
+def vectorised(slots: NDArray[np.int32]) -> Maps:
+    """Validate a placement and derive expert_map and log2phy of every layer and rank, [L, R, E] each."""
+    placement = Placement(slots, _RANKS, num_logical_experts=_EXPERTS)
+    return placement.global_expert_map(), placement.global_log2phy()
+
+
+def per_element(slots: NDArray[np.int32]) -> Maps:
+    """Fill the same maps one element at a time, from lists of each expert's slots built once a layer."""
+    per_rank = _SLOTS // _RANKS
+    expert_map = np.empty((_LAYERS, _RANKS, _EXPERTS), dtype=np.int32)
+    log2phy = np.empty((_LAYERS, _RANKS, _EXPERTS), dtype=np.int32)
+    for layer in range(_LAYERS):
+        row = slots[layer].tolist()
+        copies: list[list[int]] = [[] for _ in range(_EXPERTS)]
+        for slot, expert in enumerate(row):
+            copies[expert].append(slot)
+        for rank in range(_RANKS):
+            local = row[rank * per_rank : (rank + 1) * per_rank]
+            for expert in range(_EXPERTS):
+                expert_map[layer, rank, expert] = local.index(expert) if expert in local else -1
+                log2phy[layer, rank, expert] = copies[expert][rank % len(copies[expert])]
+    return expert_map, log2phy
+
+
+def per_rank_as_today(slots: NDArray[np.int32]) -> Maps:
+    """Do what serving plug-ins do: each rank walks the maps of all ranks to find the copies.
+
+    Only one layer is done, or this would take a minute.
+    """
+    per_rank = _SLOTS // _RANKS
+    expert_map = np.full((1, _RANKS, _EXPERTS), -1, dtype=np.int32)
+    for rank in range(_RANKS):
+        for slot in range(per_rank):
+            expert_map[0, rank, slots[0, rank * per_rank + slot]] = slot
+    log2phy = np.empty((1, _RANKS, _EXPERTS), dtype=np.int32)
+    for rank in range(_RANKS):
+        copies: dict[int, list[int]] = {}
+        for other in range(_RANKS):
+            for expert in range(_EXPERTS):
+                slot = expert_map[0, other, expert].item()
+                if slot != -1:
+                    copies.setdefault(expert, []).append(slot + other * per_rank)
+        for expert in range(_EXPERTS):
+            log2phy[0, rank, expert] = copies[expert][rank % len(copies[expert])]
+    return expert_map, log2phy
+
+
+def _median_ms(
+    function: Callable[[NDArray[np.int32]], Maps], slots: NDArray[np.int32], repeats: int
+) -> float:
+    times = []
+    for _ in range(repeats):
+        start = time.perf_counter()
+        function(slots)
+        times.append(time.perf_counter() - start)
+    return statistics.median(times) * 1000
+
+
+def measure() -> dict[str, object]:
+    """Check that all three agree, then time them; the result is the record."""
+    load = np.random.default_rng(0).lognormal(size=(_LAYERS, _EXPERTS))
+    slots = plan(load, num_physical_experts=_SLOTS, ep_size=_RANKS).placement.physical_to_logical
+    ours = vectorised(slots)
+    for other, layers in ((per_element(slots), _LAYERS), (per_rank_as_today(slots), 1)):
+        for mine, theirs in zip(ours, other, strict=True):
+            np.testing.assert_array_equal(mine[:layers], theirs)
+    fast = _median_ms(vectorised, slots, 51)
+    loop = _median_ms(per_element, slots, 5)
+    today = _median_ms(per_rank_as_today, slots, 3) * _LAYERS
+    return {
+        "benchmark": "all maps, 58 layers x 256 experts, 320 slots on 64 ranks",
+        "vectorised_median_ms": round(fast, 3),
+        "per_element_loop_median_ms": round(loop, 1),
+        "per_rank_loop_median_ms": round(today, 1),
+        "per_element_loop_ratio": round(loop / fast, 1),
+        "per_rank_loop_ratio": round(today / fast, 1),
+        "per_rank_loop_note": "one layer timed, multiplied by 58",
+        "expert_maps": expert_maps.__version__,
+        "python": platform.python_version(),
+        "numpy": np.__version__,
+        "machine": platform.machine(),
+        "omp_num_threads": os.environ.get("OMP_NUM_THREADS", "unset"),
+    }
+
+
+def main(
+    record: Annotated[Path | None, typer.Option("--record", help="Append the result to this file.")] = None,
+) -> None:
+    """Time the derived maps against the loops, after checking that all agree."""
+    result = measure()
+    table = Table(title=str(result["benchmark"]), title_justify="left")
+    for title in ("how", "median, ms", "ratio"):
+        table.add_column(title, justify="left" if title == "how" else "right")
+    table.add_row("expert_maps, validation included", str(result["vectorised_median_ms"]), "1")
+    for name, label in (
+        ("per_element_loop", "Python loop over layer, rank, expert"),
+        ("per_rank_loop", "Python loop as in serving plug-ins"),
+    ):
+        table.add_row(label, str(result[f"{name}_median_ms"]), str(result[f"{name}_ratio"]))
+    Console().print(table)
+    if record is not None:
+        before = record.read_text(encoding="utf-8") if record.exists() else ""
+        write_text(record, before + json.dumps(result) + "\n")
+        typer.echo(f"appended to {record}")
+
+
+if __name__ == "__main__":
+    typer.run(main)

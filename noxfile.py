@@ -1,0 +1,188 @@
+# SPDX-FileCopyrightText: The expert-maps authors
+# SPDX-License-Identifier: Apache-2.0
+"""Sessions: `nox -s demo` does the main job, `nox -s unit` runs the tests, `nox -l` lists the rest."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from pathlib import Path
+
+import nox
+
+nox.needs_version = ">=2024.10.9"
+# pip, not uv: a torch build that is only known to pip's configuration must be found.
+nox.options.default_venv_backend = "virtualenv"
+nox.options.sessions = ["unit", "lint", "golden"]
+nox.options.reuse_existing_virtualenvs = True
+# `pythons` names several interpreters; those that a machine lacks are reported and left out.
+nox.options.error_on_missing_interpreters = False
+
+TORCH = "torch==2.13.0"
+CORE = "packages/expert-maps"
+PLUGIN = "packages/vllm-ascend-moe"
+HARNESS = "harness"
+# Threads of a BLAS on few cores make times erratic.
+ENV = {"OMP_NUM_THREADS": "1", "PYTHONHASHSEED": "0"}
+
+
+def install(session: nox.Session, requirements: str, *members: str, torch: bool = False) -> None:
+    """Install pinned requirements by hash, then members of the workspace from this checkout."""
+    session.install("--require-hashes", "-r", f"requirements/{requirements}.txt")
+    if torch:
+        session.install(TORCH)
+    editable = [part for member in members for part in ("-e", member)]
+    session.install("--no-deps", "--no-build-isolation", *editable)
+
+
+@nox.session
+def unit(session: nox.Session) -> None:
+    """Run all tests that need neither vLLM nor an NPU."""
+    install(session, "dev", CORE, PLUGIN, HARNESS, torch=True)
+    session.run("pytest", *session.posargs, env=ENV)
+
+
+@nox.session(python=["3.10", "3.11", "3.12", "3.13"])
+def pythons(session: nox.Session) -> None:
+    """Run the tests of expert-maps, which needs no torch, on every Python that is here."""
+    install(session, "dev", CORE)
+    session.run("pytest", f"{CORE}/tests", *session.posargs, env=ENV)
+
+
+@nox.session
+def lint(session: nox.Session) -> None:
+    """Check style, format and types."""
+    install(session, "dev", CORE, PLUGIN, HARNESS, torch=True)
+    session.run("ruff", "check", ".")
+    session.run("ruff", "format", "--check", ".")
+    packages = [part for name in ("expert_maps", "vllm_ascend_moe", "harness") for part in ("-p", name)]
+    session.run("mypy", *packages)
+    for files in ("noxfile.py", f"{CORE}/tests", f"{PLUGIN}/tests", f"{HARNESS}/meta_tests"):
+        session.run("mypy", files)
+
+
+@nox.session
+def golden(session: nox.Session) -> None:
+    """Check the golden maps; `-- regenerate` rewrites them and prints what changed."""
+    install(session, "run", CORE, HARNESS)
+    session.run("python", "-m", "harness.golden", *(session.posargs or ["check"]), env=ENV)
+
+
+@nox.session
+def demo(session: nox.Session) -> None:
+    """Plan a recorded load, write the map and check it; `-- --load FILE` takes a load of your own."""
+    install(session, "run", CORE, HARNESS)
+    output = Path("build/demo/expert_map.json")
+    output.parent.mkdir(parents=True, exist_ok=True)
+    arguments = ["--output", str(output), *_from_where_nox_was_called(session)]
+    session.run("python", "-m", "harness.demo", *arguments, env=ENV)
+
+
+def _from_where_nox_was_called(session: nox.Session) -> list[str]:
+    """Return the arguments with relative paths of --load and --output made to hold from this folder."""
+    here = Path.cwd()
+    arguments = list(session.posargs)
+    for index, argument in enumerate(arguments):
+        name, equals, value = argument.partition("=")
+        if name not in {"--load", "--output"}:
+            continue
+        if equals:
+            arguments[index] = f"{name}={_relative(session.invoked_from, value, here)}"
+        elif index + 1 < len(arguments):
+            arguments[index + 1] = _relative(session.invoked_from, arguments[index + 1], here)
+    return arguments
+
+
+def _relative(origin: str, value: str, here: Path) -> str:
+    return value if Path(value).is_absolute() else os.path.relpath(Path(origin) / value, here)
+
+
+@nox.session
+def bench(session: nox.Session) -> None:
+    """Time the derived maps beside the loops that people write; `-- --record FILE` keeps the result."""
+    install(session, "run", CORE, HARNESS)
+    session.run("python", "-m", "harness.bench.maps", *session.posargs, env=ENV)
+
+
+@nox.session
+def minimums(session: nox.Session) -> None:
+    """Run the tests of both packages with the lowest versions that they allow."""
+    install(session, "minimums", CORE, PLUGIN, torch=True)
+    session.run("pytest", f"{CORE}/tests", f"{PLUGIN}/tests", *session.posargs, env=ENV)
+
+
+@nox.session
+def build(session: nox.Session) -> None:
+    """Build the wheels, install each into an empty environment and use it there."""
+    session.install("build")
+    dist = Path("build/dist")
+    shutil.rmtree(dist, ignore_errors=True)
+    for member in (CORE, PLUGIN):
+        session.run("python", "-m", "build", "--outdir", str(dist), member)
+    wheels = {
+        name: next(iter(dist.glob(f"{name}-*-py3-none-any.whl")))
+        for name in ("expert_maps", "vllm_ascend_moe")
+    }
+    scratch = Path(session.create_tmp())
+    for name, command in (
+        (
+            "expert_maps",
+            [
+                "expert-maps",
+                "generate",
+                "--model",
+                "deepseek-r1",
+                "--ep-size",
+                "16",
+                "--redundant",
+                "16",
+                "--output",
+                "map.json",
+            ],
+        ),
+        (
+            "vllm_ascend_moe",
+            [
+                "python",
+                "-c",
+                "import vllm_ascend_moe.eplb as e; print(e.init_eplb_config(None, 0, {'num_experts': 8, 'ep_size': 2}))",
+            ],
+        ),
+    ):
+        venv = scratch / f"venv-{name}"
+        session.run("python", "-m", "venv", "--clear", str(venv))
+        python = venv / "bin" / "python"
+        # torch at the tested version: a newer one is as good, but a different download.
+        extra = [TORCH] if name == "vllm_ascend_moe" else []
+        session.run(
+            str(python),
+            "-m",
+            "pip",
+            "install",
+            "--quiet",
+            "--find-links",
+            str(dist),
+            str(wheels[name]),
+            *extra,
+            external=True,
+        )
+        with session.chdir(scratch):
+            session.run(str(venv.absolute() / "bin" / command[0]), *command[1:], external=True)
+
+
+@nox.session
+def lock(session: nox.Session) -> None:
+    """Write the pinned requirement files anew; installs uv for it."""
+    session.install("uv")
+    options = ["--quiet", "--universal", "--python-version", "3.10"]
+    options += ["--generate-hashes", "--no-emit-index-url", "--no-annotate"]
+    lowest = ["--resolution", "lowest-direct", f"{CORE}/pyproject.toml"]
+    for name, sources in (
+        ("nox", ["--group", "nox"]),
+        ("run", ["--group", "run"]),
+        ("dev", ["--group", "dev"]),
+        ("minimums", [*lowest, "--group", "minimums"]),
+    ):
+        output = f"requirements/{name}.txt"
+        command = ["uv", "pip", "compile", *options, *sources, "--output-file", output]
+        session.run(*command, *session.posargs, env={"UV_CUSTOM_COMPILE_COMMAND": "nox -s lock"})

@@ -1,0 +1,54 @@
+# SPDX-FileCopyrightText: The expert-maps authors
+# SPDX-License-Identifier: Apache-2.0
+"""Expert placements for Mixture-of-Experts serving, and every map that follows from them.
+
+A `Placement` says which logical expert sits in every physical slot. `expert_map`, `log2phy` and all other
+maps are derived from it, so they cannot disagree.
+"""
+
+from __future__ import annotations
+
+from expert_maps.errors import (
+    ExpertMapsError,
+    FormatError,
+    LayoutError,
+    LoadError,
+    PlacementError,
+    Violation,
+)
+from expert_maps.formats import read_load, read_placement, write_placement
+from expert_maps.layouts import LAYOUT_NAMES, LayoutName, generate_placement
+from expert_maps.load import ExpertLoad
+from expert_maps.metrics import balancedness, moves, overall_balancedness, peak_to_mean, rank_load
+from expert_maps.placement import Placement
+from expert_maps.planning import PlanResult, plan
+from expert_maps.policies import POLICY_NAMES, PolicyName
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "LAYOUT_NAMES",
+    "POLICY_NAMES",
+    "ExpertLoad",
+    "ExpertMapsError",
+    "FormatError",
+    "LayoutError",
+    "LayoutName",
+    "LoadError",
+    "Placement",
+    "PlacementError",
+    "PlanResult",
+    "PolicyName",
+    "Violation",
+    "__version__",
+    "balancedness",
+    "generate_placement",
+    "moves",
+    "overall_balancedness",
+    "peak_to_mean",
+    "plan",
+    "rank_load",
+    "read_load",
+    "read_placement",
+    "write_placement",
+]

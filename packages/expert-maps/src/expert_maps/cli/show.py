@@ -1,0 +1,139 @@
+# SPDX-FileCopyrightText: The expert-maps authors
+# SPDX-License-Identifier: Apache-2.0
+"""`expert-maps show`: the maps of one layer and rank."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated
+
+import numpy as np
+import typer
+
+from expert_maps.cli.common import (
+    AllowDuplicatesOption,
+    AllowUnevenOption,
+    FileArgument,
+    JsonOption,
+    bad_input,
+    print_json,
+    read_map,
+)
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    from expert_maps.placement import Placement
+
+# Below this many equal steps a run is no shorter than its values.
+_MIN_RUN = 3
+
+
+def show(
+    file: FileArgument,
+    layer: Annotated[int, typer.Option("--layer", help="MoE layer, from 0.")] = 0,
+    rank: Annotated[int, typer.Option("--rank", help="Expert-parallel rank, from 0.")] = 0,
+    tp_size: Annotated[
+        int, typer.Option("--tp-size", help="Tensor-parallel size, for the choice of replicas.")
+    ] = 1,
+    compact: Annotated[
+        bool, typer.Option("--compact", help="Leave out the full arrays, keep the ranges.")
+    ] = False,
+    allow_uneven: AllowUnevenOption = False,
+    allow_duplicates: AllowDuplicatesOption = False,
+    json: JsonOption = False,
+) -> None:
+    """Show a rank's expert map and log2phy: as ranges to read, and in full to paste into a bug report.
+
+    expert_map is logical expert → local slot, −1 where the expert is not on the rank; log2phy is logical
+    expert → the physical expert that the rank sends to.
+    """
+    with bad_input():
+        placement = read_map(file, allow_uneven=allow_uneven, allow_duplicates=allow_duplicates)
+        expert_map = placement.expert_map(layer, rank)
+        log2phy = placement.log2phy(layer, rank, tp_size=tp_size)
+    local = placement.local_experts(layer, rank)
+    if json:
+        print_json(
+            {
+                "layer": layer,
+                "ep_rank": rank,
+                "ep_size": placement.ep_size,
+                "num_logical_experts": placement.num_logical_experts,
+                "num_redundant_experts": placement.num_redundant_experts,
+                "local_experts": local.tolist(),
+                "expert_map": expert_map.tolist(),
+                "log2phy": log2phy.tolist(),
+            }
+        )
+        return
+    typer.echo(_text(placement, layer, rank, compact=compact, maps=(local, expert_map, log2phy)))
+
+
+def _text(
+    placement: Placement,
+    layer: int,
+    rank: int,
+    *,
+    compact: bool,
+    maps: tuple[NDArray[np.int32], NDArray[np.int32], NDArray[np.int32]],
+) -> str:
+    local, expert_map, log2phy = maps
+    first = placement.rank_offsets[rank]
+    slots = np.arange(len(local))
+    experts = np.arange(placement.num_logical_experts)
+    physical = f"{first} … {first + len(local) - 1}" if len(local) else "none"
+    counts = {
+        "ep size": placement.ep_size,
+        "num of experts": placement.num_logical_experts,
+        "num of redundant experts": placement.num_redundant_experts,
+    }
+    lines = [
+        ", ".join(f"{name}: {count}" for name, count in counts.items()),
+        f"layer {layer}, rank {rank}: {len(local)} slots, physical experts {physical}",
+        "",
+        f"slots (local slot: logical expert): {ranges(slots, local, ': ')}",
+        f"expert_map (logical → local slot): {ranges(experts, expert_map, ' → ')}",
+        f"log2phy (logical → physical): {ranges(experts, log2phy, ' → ')}",
+    ]
+    if not compact:
+        lines += [
+            "",
+            f"Expert mapping (non -1: the local slot) for rank {rank}:",
+            _full(expert_map),
+            f"log2phy for rank {rank}:",
+            _full(log2phy),
+        ]
+    return "\n".join(lines)
+
+
+def _full(values: NDArray[np.int32]) -> str:
+    return np.array2string(values, threshold=len(values) + 1, max_line_width=76)
+
+
+def ranges(keys: NDArray[np.int64], values: NDArray[np.int32], arrow: str) -> str:
+    """Write key–value pairs compactly: runs of rising or of equal values become ranges.
+
+    Args:
+        keys: consecutive integers [n].
+        values: integers [n].
+        arrow: what stands between a key and its value.
+
+    Returns:
+        For instance ``0 → 16, 1…239 → -1, 240…255 → 0…15``.
+    """
+    parts: list[str] = []
+    start = 0
+    while start < len(keys):
+        end = start + 1
+        step = values[end] - values[start] if end < len(keys) else 0
+        if step in {0, 1}:
+            while end < len(keys) and values[end] - values[end - 1] == step:
+                end += 1
+        if end - start < _MIN_RUN:
+            end = start + 1
+            parts.append(f"{keys[start]}{arrow}{values[start]}")
+        else:
+            value = f"{values[start]}" if step == 0 else f"{values[start]}…{values[end - 1]}"
+            parts.append(f"{keys[start]}…{keys[end - 1]}{arrow}{value}")
+        start = end
+    return ", ".join(parts) or "none"

@@ -1,0 +1,11 @@
+# SPDX-FileCopyrightText: The expert-maps authors
+# SPDX-License-Identifier: Apache-2.0
+"""Reading and writing: one file per format; algorithms do no I/O of their own."""
+
+from __future__ import annotations
+
+from expert_maps.formats.loads import read_load
+from expert_maps.formats.placements import read_placement
+from expert_maps.formats.vllm_ascend import write_placement
+
+__all__ = ["read_load", "read_placement", "write_placement"]

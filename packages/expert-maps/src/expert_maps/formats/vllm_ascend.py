@@ -1,0 +1,186 @@
+# SPDX-FileCopyrightText: The expert-maps authors
+# SPDX-License-Identifier: Apache-2.0
+"""vllm-ascend's expert map, a JSON file.
+
+```json
+{"moe_layer_count": 1, "layer_list": [{"layer_id": 0, "device_count": 2, "device_list": [
+  {"device_id": 0, "device_expert": [7, 2, 0, 3, 5]}, {"device_id": 1, "device_expert": [6, 1, 4, 7, 2]}]}]}
+```
+
+``device_expert[s]`` is the logical expert in local slot s of that rank. vllm-ascend reads layers and
+devices by position and ignores ``layer_id``, ``device_id`` and ``device_count``; a file in which these
+contradict the positions means something else than it does, so it is refused here.
+"""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING, cast
+
+from expert_maps.errors import FormatError
+from expert_maps.formats.files import write_text
+from expert_maps.placement import Placement
+
+if TYPE_CHECKING:
+    import os
+
+    RankLists = list[list[list[int]]]
+
+
+def dumps(placement: Placement) -> str:
+    """Return the placement as JSON text, a line per rank, so that two files can be compared by eye."""
+    layers = []
+    for layer in range(placement.num_layers):
+        devices = ",\n".join(
+            f'    {{"device_id": {rank}, "device_expert": '
+            f"{json.dumps(placement.local_experts(layer, rank).tolist())}}}"
+            for rank in range(placement.ep_size)
+        )
+        layers.append(
+            f'  {{"layer_id": {layer}, "device_count": {placement.ep_size}, "device_list": [\n{devices}\n  ]}}'
+        )
+    return f'{{"moe_layer_count": {placement.num_layers}, "layer_list": [\n' + ",\n".join(layers) + "\n]}\n"
+
+
+def write_placement(placement: Placement, path: str | os.PathLike[str]) -> None:
+    """Write an expert map file, whole or not at all.
+
+    Raises:
+        FormatError: the name does not end in ``.json`` (vllm-ascend takes no other), or the file cannot
+            be written.
+    """
+    check_output_name(path)
+    write_text(path, dumps(placement))
+
+
+def check_output_name(path: str | os.PathLike[str]) -> None:
+    """Refuse a name that vllm-ascend would refuse.
+
+    Raises:
+        FormatError: the name does not end in ``.json``.
+    """
+    from pathlib import Path
+
+    if not Path(path).name.endswith(".json"):
+        msg = f"output file is {str(path)!r}; expected a name that ends in .json: vllm-ascend reads no other"
+        raise FormatError(msg)
+
+
+def parse(
+    document: object,
+    *,
+    num_logical_experts: int | None = None,
+    allow_uneven: bool = False,
+    allow_duplicates: bool = False,
+) -> Placement:
+    """Turn a parsed JSON document into a placement.
+
+    Args:
+        document: the file's content.
+        num_logical_experts: E; if None, one more than the largest id in the file.
+        allow_uneven: as in `Placement`.
+        allow_duplicates: as in `Placement`.
+
+    Raises:
+        FormatError: a key is missing, of the wrong type, or contradicts a position or count.
+        PlacementError: the slots are no valid placement.
+    """
+    layer_list = _get_list(document, "layer_list", "the file")
+    count = _get_int(document, "moe_layer_count", "the file")
+    if count != len(layer_list):
+        msg = f"moe_layer_count is {count}, but layer_list has {len(layer_list)} layers"
+        raise FormatError(msg)
+    if not layer_list:
+        msg = "layer_list is empty; expected at least one MoE layer"
+        raise FormatError(msg)
+    layers: RankLists = []
+    previous = -1
+    for index, entry in enumerate(layer_list):
+        where = f"layer_list[{index}]"
+        layer_id = _get_int(entry, "layer_id", where)
+        # Absolute ids (dense layers counted) are fine, any other order than the rows' is not.
+        if layer_id <= previous:
+            msg = (
+                f"{where}: layer_id is {layer_id}; expected more than {previous}: "
+                "rows are read by position, so ids must ascend"
+            )
+            raise FormatError(msg)
+        previous = layer_id
+        layers.append(_parse_layer(entry, where))
+    if any(len(ranks) != len(layers[0]) for ranks in layers):
+        index = next(i for i, ranks in enumerate(layers) if len(ranks) != len(layers[0]))
+        msg = (
+            f"layer_list[{index}] has {len(layers[index])} devices; expected {len(layers[0])}, as layer 0 has"
+        )
+        raise FormatError(msg)
+    if not any(layers[0]) or not all(any(ranks) for ranks in layers):
+        msg = "a layer has no experts on any device; expected at least one"
+        raise FormatError(msg)
+    return Placement.from_rank_lists(
+        layers,
+        num_logical_experts=num_logical_experts,
+        allow_uneven=allow_uneven,
+        allow_duplicates=allow_duplicates,
+    )
+
+
+def _parse_layer(entry: object, where: str) -> list[list[int]]:
+    device_list = _get_list(entry, "device_list", where)
+    count = _get_int(entry, "device_count", where)
+    if count != len(device_list):
+        msg = f"{where}: device_count is {count}, but device_list has {len(device_list)} devices"
+        raise FormatError(msg)
+    if not device_list:
+        msg = f"{where}: device_list is empty; expected at least one device"
+        raise FormatError(msg)
+    ranks = []
+    for rank, device in enumerate(device_list):
+        place = f"{where}.device_list[{rank}]"
+        device_id = _get_int(device, "device_id", place)
+        if device_id != rank:
+            msg = f"{place}: device_id is {device_id}; expected {rank}: devices are read by position"
+            raise FormatError(msg)
+        experts = _get_list(device, "device_expert", place)
+        for slot, expert in enumerate(experts):
+            if not _is_int(expert):
+                msg = f"{place}.device_expert[{slot}] is {_show(expert)}; expected an integer expert id"
+                raise FormatError(msg)
+        ranks.append(cast("list[int]", experts))
+    return ranks
+
+
+def _get(document: object, key: str, where: str) -> object:
+    if not isinstance(document, dict):
+        msg = f"{where} is {_show(document)}; expected an object with {key!r}"
+        raise FormatError(msg)
+    if key not in document:
+        msg = f"{where} has no key {key!r}; expected a vllm-ascend expert map"
+        raise FormatError(msg)
+    value: object = document[key]
+    return value
+
+
+def _get_list(document: object, key: str, where: str) -> list[object]:
+    value = _get(document, key, where)
+    if not isinstance(value, list):
+        msg = f"{where}: {key} is {_show(value)}; expected a list"
+        raise FormatError(msg)
+    return value
+
+
+def _get_int(document: object, key: str, where: str) -> int:
+    value = _get(document, key, where)
+    if not _is_int(value):
+        msg = f"{where}: {key} is {_show(value)}; expected an integer"
+        raise FormatError(msg)
+    return cast("int", value)
+
+
+def _is_int(value: object) -> bool:
+    # Ids past 64 bits would not fit an array; no expert has one.
+    return isinstance(value, int) and not isinstance(value, bool) and abs(value) < 2**63
+
+
+def _show(value: object) -> str:
+    text = json.dumps(value)
+    return text if len(text) <= 40 else f"{text[:37]}..."  # noqa: PLR2004 - keeps the message one line

@@ -1,0 +1,164 @@
+# SPDX-FileCopyrightText: The expert-maps authors
+# SPDX-License-Identifier: Apache-2.0
+"""Initial placements by name."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Literal, get_args
+
+import numpy as np
+
+from expert_maps._rules import split_evenly
+from expert_maps._validation import as_count, nearest_multiples
+from expert_maps.errors import LayoutError
+from expert_maps.placement import Placement
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    RankLists = list[list[int]]
+
+LayoutName = Literal["linear", "round_robin", "ring", "append"]
+LAYOUT_NAMES: tuple[LayoutName, ...] = get_args(LayoutName)
+
+
+def linear(num_experts: int, ep_size: int, num_redundant_experts: int = 0) -> RankLists:
+    """Give each rank a run of consecutive experts, the first ranks one more: vLLM's ``linear``.
+
+    Args:
+        num_experts: E.
+        ep_size: R.
+        num_redundant_experts: only 0; this layout has no copies.
+
+    Returns:
+        One list of logical experts a rank, in slot order.
+    """
+    _refuse_redundancy("linear", num_redundant_experts)
+    ends = np.cumsum(split_evenly(num_experts, ep_size)).tolist()
+    return [list(range(start, end)) for start, end in zip([0, *ends[:-1]], ends, strict=True)]
+
+
+def round_robin(num_experts: int, ep_size: int, num_redundant_experts: int = 0) -> RankLists:
+    """Deal experts to ranks in turn, rank r gets r, r + R, …: vLLM's ``round_robin``.
+
+    Arguments and result as in `linear`.
+    """
+    _refuse_redundancy("round_robin", num_redundant_experts)
+    return [list(range(rank, num_experts, ep_size)) for rank in range(ep_size)]
+
+
+def ring(num_experts: int, ep_size: int, num_redundant_experts: int = 0) -> RankLists:
+    """Split as `linear`, then add copies one at a time from the last rank backwards and round again.
+
+    Each copy is of the expert after the rank's last one, modulo E. This is vllm-ascend's redundant
+    layout; without redundancy it equals `linear`. A rank that the split left without an expert (more
+    ranks than experts) starts at expert ``rank % E``.
+
+    Arguments and result as in `linear`, with any ``num_redundant_experts``.
+    """
+    ranks = linear(num_experts, ep_size)
+    for copy in range(num_redundant_experts):
+        rank = ep_size - 1 - copy % ep_size
+        slots = ranks[rank]
+        slots.append((slots[-1] + 1 if slots else rank) % num_experts)
+    return ranks
+
+
+def append(num_experts: int, ep_size: int, num_redundant_experts: int = 0) -> RankLists:
+    """Number all experts, then copy i is of expert ``i % E``, and cut into equal runs: vLLM's EPLB start.
+
+    Arguments and result as in `linear`, with any ``num_redundant_experts``.
+    """
+    total = num_experts + num_redundant_experts
+    return [[slot % num_experts for slot in run] for run in linear(total, ep_size)]
+
+
+_LAYOUTS: dict[LayoutName, Callable[[int, int, int], RankLists]] = {
+    "linear": linear,
+    "round_robin": round_robin,
+    "ring": ring,
+    "append": append,
+}
+
+
+def generate_placement(
+    layout: LayoutName | str = "ring",
+    *,
+    num_experts: int,
+    ep_size: int,
+    num_redundant_experts: int = 0,
+    num_layers: int = 1,
+    num_shared_experts: int = 0,
+    allow_duplicates: bool = False,
+) -> Placement:
+    """Build an initial placement, the same in every layer.
+
+    Args:
+        layout: one of `LAYOUT_NAMES`.
+        num_experts: E, the routed experts.
+        ep_size: R.
+        num_redundant_experts: P − E per layer over all ranks; ``linear`` and ``round_robin`` take 0 only.
+        num_layers: L.
+        num_shared_experts: if above 0, every rank gets one more slot, the last, with the shared expert
+            ``E + rank % num_shared_experts``; shared experts count as logical experts E, E + 1, …
+        allow_duplicates: accept an expert twice on a rank.
+
+    Returns:
+        The placement.
+
+    Raises:
+        LayoutError: an unknown layout, or counts for which it does not exist.
+        PlacementError: the layout puts an expert twice on a rank.
+    """
+    if layout not in _LAYOUTS:
+        msg = f"layout is {layout!r}; expected one of {', '.join(LAYOUT_NAMES)}"
+        raise LayoutError(msg)
+    experts = as_count("num_experts", num_experts, 1, error=LayoutError)
+    ranks = as_count("ep_size", ep_size, 1, error=LayoutError)
+    redundant = as_count("num_redundant_experts", num_redundant_experts, 0, error=LayoutError)
+    layers = as_count("num_layers", num_layers, 1, error=LayoutError)
+    shared = as_count("num_shared_experts", num_shared_experts, 0, error=LayoutError)
+    if shared > ranks:
+        msg = f"num_shared_experts is {shared}; expected at most ep_size, {ranks}: a rank gets one of them"
+        raise LayoutError(msg)
+    check_divides(experts, redundant, ranks)
+    slots = _LAYOUTS[layout](experts, ranks, redundant)
+    if shared:
+        slots = [[*slot, experts + rank % shared] for rank, slot in enumerate(slots)]
+    per_rank = np.array([len(slot) for slot in slots])
+    row = np.array([expert for slot in slots for expert in slot], dtype=np.int64)
+    return Placement(
+        np.broadcast_to(row, (layers, len(row))),
+        ranks,
+        num_logical_experts=experts + shared,
+        slots_per_rank=per_rank,
+        # A shared expert on every rank is redundancy by the numbers, yet the routed split is vLLM's.
+        allow_uneven=shared > 0,
+        allow_duplicates=allow_duplicates,
+    )
+
+
+def check_divides(num_experts: int, num_redundant_experts: int, ep_size: int) -> None:
+    """Refuse redundancy that gives ranks unequally many slots, naming the nearest counts that work.
+
+    Raises:
+        LayoutError: ``num_redundant_experts`` > 0 and (E + redundant) % R ≠ 0.
+    """
+    total = num_experts + num_redundant_experts
+    if num_redundant_experts and total % ep_size:
+        nearest = nearest_multiples(total, num_experts, ep_size)
+        msg = (
+            f"num_redundant_experts is {num_redundant_experts}: {num_experts} + {num_redundant_experts} = "
+            f"{total} slots do not divide by ep_size {ep_size}; nearest that work: "
+            f"{' and '.join(map(str, nearest))}"
+        )
+        raise LayoutError(msg)
+
+
+def _refuse_redundancy(layout: LayoutName, num_redundant_experts: int) -> None:
+    if num_redundant_experts:
+        msg = (
+            f"num_redundant_experts is {num_redundant_experts}; layout {layout!r} takes 0, "
+            "use 'ring' or 'append' for copies"
+        )
+        raise LayoutError(msg)

@@ -1,0 +1,125 @@
+# SPDX-FileCopyrightText: The expert-maps authors
+# SPDX-License-Identifier: Apache-2.0
+"""`ExpertLoad`: how many tokens were routed to each logical expert."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from expert_maps._validation import as_count
+from expert_maps.errors import LoadError
+
+if TYPE_CHECKING:
+    from numpy.typing import ArrayLike, NDArray
+
+    Float64Array = NDArray[np.float64]
+
+_AXES = ("step", "layer", "expert")
+
+# Far beyond any count of tokens, and low enough that no sum or float32 share overflows.
+MAX_LOAD = 1e30
+
+
+@dataclass(frozen=True, init=False, eq=False, repr=False)
+class ExpertLoad:
+    """A load trace. Read-only.
+
+    Attributes:
+        counts: float64 [steps, L, E], tokens routed to each logical expert in each step; float64 so that
+            averaged loads are as welcome as counts (exact up to 2**53 tokens).
+    """
+
+    counts: Float64Array
+
+    def __init__(self, load: ArrayLike) -> None:
+        """Validate a load.
+
+        Args:
+            load: real numbers [L, E] or [steps, L, E], from 0 to `MAX_LOAD`.
+
+        Raises:
+            LoadError: a wrong shape or type; or a value that is NaN, infinite, negative or absurd,
+                whose step, layer and expert are named.
+        """
+        try:
+            array = np.asarray(load)
+        except ValueError as error:
+            msg = f"load is ragged; expected [L, E] or [steps, L, E]: {error}"
+            raise LoadError(msg) from error
+        if array.dtype.kind not in "iuf":
+            msg = f"load has dtype {array.dtype}; expected integers or floats"
+            raise LoadError(msg)
+        if array.ndim not in {2, 3} or 0 in array.shape:
+            msg = (
+                f"load has shape {list(array.shape)}; expected [L, E] or [steps, L, E] "
+                "with every axis at least 1"
+            )
+            raise LoadError(msg)
+        _refuse_bad_values(array)
+        counts = array.astype(np.float64)
+        counts = counts[None] if counts.ndim == 2 else counts  # noqa: PLR2004 - [L, E] is one step
+        counts.flags.writeable = False
+        object.__setattr__(self, "counts", counts)
+
+    @property
+    def num_steps(self) -> int:
+        """Steps (or windows) in the trace."""
+        return int(self.counts.shape[0])
+
+    @property
+    def num_layers(self) -> int:
+        """L, the number of MoE layers."""
+        return int(self.counts.shape[1])
+
+    @property
+    def num_experts(self) -> int:
+        """E, the number of logical experts."""
+        return int(self.counts.shape[2])
+
+    @cached_property
+    def total(self) -> Float64Array:
+        """float64 [L, E]: the sum over steps."""
+        total: Float64Array = self.counts.sum(axis=0)
+        total.flags.writeable = False
+        return total
+
+    def windows(self, size: int) -> ExpertLoad:
+        """Sum each run of ``size`` steps; a shorter last run is kept.
+
+        Raises:
+            LoadError: ``size`` is below 1.
+        """
+        step = as_count("size", size, minimum=1, error=LoadError)
+        starts = np.arange(0, self.num_steps, step)
+        return ExpertLoad(np.add.reduceat(self.counts, starts, axis=0))
+
+    def peak_to_mean(self) -> Float64Array:
+        """Return the hottest expert's tokens over the mean, per layer: float64 [L], 1 where there are none."""
+        mean = self.total.mean(axis=1)
+        peak: Float64Array = self.total.max(axis=1)
+        return np.divide(peak, mean, out=np.ones_like(mean), where=mean > 0)
+
+    def __repr__(self) -> str:
+        """Name the shape."""
+        return (
+            f"ExpertLoad(num_steps={self.num_steps}, num_layers={self.num_layers}, "
+            f"num_experts={self.num_experts})"
+        )
+
+
+def _refuse_bad_values(array: NDArray[np.generic]) -> None:
+    numbers = array.astype(np.float64)
+    bad = np.argwhere(~((numbers >= 0) & (numbers <= MAX_LOAD)))
+    if bad.size:
+        coordinate = bad[0]
+        where = ", ".join(
+            f"{axis} {index}"
+            for axis, index in zip(_AXES[-len(coordinate) :], coordinate.tolist(), strict=True)
+        )
+        more = f" (and {len(bad) - 1} more)" if len(bad) > 1 else ""
+        msg = f"load at {where} is {numbers[tuple(coordinate)]:g}; expected a number from 0 to {MAX_LOAD:g}{more}"
+        raise LoadError(msg)

@@ -1,0 +1,399 @@
+# SPDX-FileCopyrightText: The expert-maps authors
+# SPDX-License-Identifier: Apache-2.0
+"""`Placement`: the only thing that is stored; every map is derived from it."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+from functools import cached_property
+from itertools import chain
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from expert_maps import maps, routing
+from expert_maps._rules import (
+    Slots,
+    find_violations,
+    infer_num_logical_experts,
+    is_valid,
+    split_evenly,
+)
+from expert_maps._validation import as_count, as_index
+from expert_maps.errors import ExpertMapsError, PlacementError, Violation
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from numpy.typing import ArrayLike, NDArray
+
+    Int32Array = NDArray[np.int32]
+
+
+@dataclass(frozen=True, init=False, eq=False, repr=False)
+class Placement:
+    """Which logical expert sits in every physical slot of every MoE layer.
+
+    Shapes: L MoE layers, E logical experts, P physical experts (slots), R expert-parallel ranks, X most
+    replicas of one expert. Every array is read-only.
+
+    Attributes:
+        physical_to_logical: int32 [L, P], slot → logical expert.
+        ep_size: R.
+        num_logical_experts: E.
+        slots_per_rank: int32 [R], how many slots each rank owns, the same in every layer; P // R
+            everywhere unless the placement is uneven.
+    """
+
+    physical_to_logical: Int32Array
+    ep_size: int
+    num_logical_experts: int
+    slots_per_rank: Int32Array
+
+    def __init__(
+        self,
+        physical_to_logical: ArrayLike,
+        ep_size: int,
+        *,
+        num_logical_experts: int | None = None,
+        slots_per_rank: ArrayLike | None = None,
+        allow_uneven: bool = False,
+        allow_duplicates: bool = False,
+    ) -> None:
+        """Validate and freeze a placement.
+
+        Args:
+            physical_to_logical: integers [L, P]; copied. Rank r's slots follow those of rank r − 1.
+            ep_size: R, at least 1.
+            num_logical_experts: E; if None, one more than the largest id, so give it where it is known:
+                only then is a missing last expert noticed.
+            slots_per_rank: integers [R] that add up to P; if None, P split evenly, where it does not
+                divide with one more on the first ranks, as vLLM's linear layout does.
+            allow_uneven: accept ranks with unequally many slots. Without redundancy, experts that do not
+                divide by ranks are accepted in vLLM's split even so.
+            allow_duplicates: accept an expert twice on a rank.
+
+        Raises:
+            ExpertMapsError: an argument has the wrong type, shape or sign.
+            PlacementError: an expert is missing or stands twice on a rank, an id is out of range, or
+                ranks hold unequally many slots; every violation is listed.
+        """
+        table = _as_table(physical_to_logical)
+        num_layers, num_physical = table.shape
+        ranks = as_count("ep_size", ep_size, minimum=1)
+        per_rank = _as_slots_per_rank(slots_per_rank, num_physical, ranks)
+        experts = (
+            infer_num_logical_experts(table, num_physical)
+            if num_logical_experts is None
+            else as_count("num_logical_experts", num_logical_experts, minimum=1)
+        )
+        flags = {"allow_uneven": allow_uneven, "allow_duplicates": allow_duplicates}
+        if not is_valid(table, per_rank, experts, **flags):
+            slots = Slots.from_flat(table.ravel(), np.broadcast_to(per_rank, (num_layers, ranks)))
+            raise PlacementError(find_violations(slots, experts, **flags))
+        object.__setattr__(self, "physical_to_logical", _frozen(table.astype(np.int32)))
+        object.__setattr__(self, "ep_size", ranks)
+        object.__setattr__(self, "num_logical_experts", experts)
+        object.__setattr__(self, "slots_per_rank", _frozen(per_rank.astype(np.int32)))
+
+    @classmethod
+    def from_rank_lists(
+        cls,
+        layers: Sequence[Sequence[Sequence[int]]],
+        *,
+        num_logical_experts: int | None = None,
+        allow_uneven: bool = False,
+        allow_duplicates: bool = False,
+    ) -> Placement:
+        """Build from nested lists: ``layers[layer][rank]`` holds that rank's logical experts in slot order.
+
+        Args:
+            layers: at least one layer; every layer names the same number of ranks.
+            num_logical_experts: as in the constructor.
+            allow_uneven: as in the constructor; the slots per rank must still be the same in each layer.
+            allow_duplicates: as in the constructor.
+
+        Raises:
+            ExpertMapsError: no layers, no ranks, no slots, or layers of different rank counts.
+            PlacementError: as in the constructor.
+        """
+        per_rank = _count_rank_lists(layers)
+        flat = np.array(list(chain.from_iterable(chain.from_iterable(layers))) or [0])
+        if flat.dtype.kind not in "iu":
+            msg = f"expert ids have type {flat.dtype}; expected integers"
+            raise ExpertMapsError(msg)
+        if not per_rank.sum(axis=1).all():
+            msg = f"layer {int(np.argmin(per_rank.sum(axis=1)))} has no slots; expected at least one"
+            raise ExpertMapsError(msg)
+        if (per_rank == per_rank[0]).all():
+            return cls(
+                flat.reshape(len(per_rank), -1),
+                per_rank.shape[1],
+                num_logical_experts=num_logical_experts,
+                slots_per_rank=per_rank[0],
+                allow_uneven=allow_uneven,
+                allow_duplicates=allow_duplicates,
+            )
+        # Ragged over layers: no [L, P] array exists, but the other rules are still worth reporting.
+        slots = Slots.from_flat(flat.astype(np.int64), per_rank)
+        experts = num_logical_experts or infer_num_logical_experts(flat, int(per_rank.sum(axis=1).max()))
+        violations = find_violations(
+            slots, experts, allow_uneven=allow_uneven, allow_duplicates=allow_duplicates
+        )
+        if not any(violation.kind == "uneven" for violation in violations):
+            violations = _differing_layers(per_rank) + violations
+        raise PlacementError(violations)
+
+    # Counts.
+
+    @property
+    def num_layers(self) -> int:
+        """L, the number of MoE layers."""
+        return int(self.physical_to_logical.shape[0])
+
+    @property
+    def num_physical_experts(self) -> int:
+        """P, the number of slots of one layer over all ranks."""
+        return int(self.physical_to_logical.shape[1])
+
+    @property
+    def num_redundant_experts(self) -> int:
+        """P − E, per layer, over all ranks."""
+        return self.num_physical_experts - self.num_logical_experts
+
+    @property
+    def is_even(self) -> bool:
+        """Whether every rank owns P // R slots."""
+        return bool((self.slots_per_rank == self.slots_per_rank[0]).all())
+
+    # Slots.
+
+    @cached_property
+    def rank_offsets(self) -> Int32Array:
+        """int32 [R + 1]: rank r owns the physical ids rank_offsets[r] … rank_offsets[r + 1] − 1."""
+        return _frozen(np.concatenate([[0], np.cumsum(self.slots_per_rank)]).astype(np.int32))
+
+    @cached_property
+    def slot_rank(self) -> Int32Array:
+        """int32 [P]: the rank that owns each physical expert."""
+        return _frozen(np.repeat(np.arange(self.ep_size, dtype=np.int32), self.slots_per_rank))
+
+    @cached_property
+    def slot_index(self) -> Int32Array:
+        """int32 [P]: each physical expert's local slot on its rank."""
+        index = np.arange(self.num_physical_experts, dtype=np.int32)
+        return _frozen(index - self.rank_offsets[self.slot_rank])
+
+    def local_experts(self, layer: int, ep_rank: int) -> Int32Array:
+        """Return the logical experts on a rank in slot order, int32 [slots of the rank]."""
+        row = self.physical_to_logical[as_index("layer", layer, self.num_layers)]
+        rank = as_index("ep_rank", ep_rank, self.ep_size)
+        return row[self.rank_offsets[rank] : self.rank_offsets[rank + 1]]
+
+    # Derived maps.
+
+    @cached_property
+    def replica_count(self) -> Int32Array:
+        """int32 [L, E]: how many copies each logical expert has."""
+        return _frozen(maps.count_replicas(self.physical_to_logical, self.num_logical_experts))
+
+    @cached_property
+    def logical_to_physical(self) -> Int32Array:
+        """int32 [L, E, X]: each logical expert's physical ids in ascending order, padded with −1."""
+        return _frozen(maps.invert(self.physical_to_logical, self.replica_count))
+
+    def global_expert_map(self, layer: int | None = None) -> Int32Array:
+        """Return the expert map of every rank.
+
+        Args:
+            layer: MoE layer index; None for all layers at once.
+
+        Returns:
+            int32 [R, E] (all layers: [L, R, E]): logical id → local slot on that rank, −1 where absent.
+            An expert that stands twice on a rank maps to its first slot there.
+        """
+        rows = self._rows(layer)
+        table = maps.all_expert_maps(
+            self.physical_to_logical[rows],
+            self.num_logical_experts,
+            self.slot_rank,
+            self.slot_index,
+            self.ep_size,
+        )
+        return table if layer is None else table[0]
+
+    def expert_map(self, layer: int, ep_rank: int) -> Int32Array:
+        """Return logical id → local slot on ``ep_rank``, −1 where absent: int32 [E].
+
+        Raises:
+            ExpertMapsError: ``layer`` or ``ep_rank`` does not exist.
+        """
+        local = self.local_experts(layer, ep_rank)[None]
+        slots = np.arange(local.shape[1], dtype=np.int32)
+        return maps.all_expert_maps(local, self.num_logical_experts, np.zeros_like(slots), slots, 1)[0, 0]
+
+    def global_log2phy(self, layer: int | None = None, *, tp_size: int = 1) -> Int32Array:
+        """Return `log2phy` of every rank.
+
+        Args:
+            layer: MoE layer index; None for all layers at once.
+            tp_size: tensor-parallel size, see `log2phy`; a rank's place in its group is ep_rank % tp_size.
+
+        Returns:
+            int32 [R, E] (all layers: [L, R, E]).
+        """
+        tp = as_count("tp_size", tp_size, minimum=1)
+        ranks = np.arange(self.ep_size, dtype=np.int32)
+        rows = self._rows(layer)
+        turns = maps.replica_turns(ranks, self.num_logical_experts, tp)
+        table = maps.all_log2phy(self.logical_to_physical[rows], self.replica_count[rows], *turns)
+        return table if layer is None else table[0]
+
+    def log2phy(
+        self, layer: int, ep_rank: int, *, tp_size: int = 1, tp_rank: int | None = None
+    ) -> Int32Array:
+        """Return logical id → the one physical id that this rank sends to: int32 [E].
+
+        An expert's n replicas are ordered by physical id. By default a rank takes replica
+        ``ep_rank % n``; with tensor parallelism ``(tp_rank + ep_rank // tp_size + expert) % n``.
+
+        Args:
+            layer: MoE layer index.
+            ep_rank: the sending rank.
+            tp_size: tensor-parallel size; 1 for the default choice.
+            tp_rank: tensor-parallel rank, in [0, tp_size); if None, ep_rank % tp_size.
+
+        Raises:
+            ExpertMapsError: an index does not exist.
+        """
+        tp = as_count("tp_size", tp_size, minimum=1)
+        in_tp = None if tp_rank is None else np.array([as_index("tp_rank", tp_rank, tp)], dtype=np.int32)
+        rank = np.array([as_index("ep_rank", ep_rank, self.ep_size)], dtype=np.int32)
+        row = as_index("layer", layer, self.num_layers)
+        rows = slice(row, row + 1)
+        turns = maps.replica_turns(rank, self.num_logical_experts, tp, in_tp)
+        return maps.all_log2phy(self.logical_to_physical[rows], self.replica_count[rows], *turns)[0, 0]
+
+    def routing_table(self, layer: int, ep_rank: int, *, rows: int | None = None) -> Int32Array:
+        """Return the table by which replicas take turns: int32 [rows, E].
+
+        Row = token index mod rows, column = logical id, value = physical id. Row i sends to replica
+        ``(i + ep_rank) % n``, so over one period an expert's replicas differ by at most one token.
+
+        Args:
+            layer: MoE layer index.
+            ep_rank: the sending rank, by which the turn is offset.
+            rows: the period in tokens; if None, the least common multiple of the layer's replica counts,
+                at most `expert_maps.routing.MAX_DEFAULT_ROWS`.
+
+        Raises:
+            ExpertMapsError: an index does not exist, or ``rows`` is below 1.
+        """
+        index = as_index("layer", layer, self.num_layers)
+        rank = as_index("ep_rank", ep_rank, self.ep_size)
+        counts = self.replica_count[index]
+        period = routing.default_rows(counts) if rows is None else as_count("rows", rows, minimum=1)
+        return routing.rank_offset_table(self.logical_to_physical[index], counts, rank, period)
+
+    # Identity.
+
+    @property
+    def digest(self) -> str:
+        """SHA-256 in hex over counts, slots per rank and slots: equal exactly where placements are."""
+        counts = np.array(
+            [self.num_layers, self.num_physical_experts, self.num_logical_experts, self.ep_size]
+        )
+        content = hashlib.sha256(b"expert-maps placement 1\n")
+        for array in (counts, self.slots_per_rank, self.physical_to_logical):
+            content.update(np.ascontiguousarray(array, dtype="<i8").tobytes())
+        return content.hexdigest()
+
+    def __eq__(self, other: object) -> bool:
+        """Compare counts, slots per rank and every slot."""
+        if not isinstance(other, Placement):
+            return NotImplemented
+        return (
+            self.num_logical_experts == other.num_logical_experts
+            and np.array_equal(self.slots_per_rank, other.slots_per_rank)
+            and np.array_equal(self.physical_to_logical, other.physical_to_logical)
+        )
+
+    def __hash__(self) -> int:
+        """Hash the digest."""
+        return hash(self.digest)
+
+    def __repr__(self) -> str:
+        """Name the counts; the slots themselves would flood a log."""
+        return (
+            f"Placement(num_layers={self.num_layers}, num_logical_experts={self.num_logical_experts}, "
+            f"num_redundant_experts={self.num_redundant_experts}, ep_size={self.ep_size}, "
+            f"digest={self.digest[:12]})"
+        )
+
+    def _rows(self, layer: int | None) -> slice:
+        if layer is None:
+            return slice(None)
+        index = as_index("layer", layer, self.num_layers)
+        return slice(index, index + 1)
+
+
+def _frozen(array: Int32Array) -> Int32Array:
+    array.flags.writeable = False
+    return array
+
+
+def _as_table(physical_to_logical: ArrayLike) -> NDArray[np.int64]:
+    """Return int64 [L, P], or raise; int64 so that ids past int32 are reported, not wrapped."""
+    try:
+        table = np.asarray(physical_to_logical)
+    except ValueError as error:
+        msg = f"physical_to_logical is ragged; expected [L, P] (from_rank_lists takes lists): {error}"
+        raise ExpertMapsError(msg) from error
+    if table.ndim != 2 or 0 in table.shape:  # noqa: PLR2004 - [L, P] has two axes
+        msg = f"physical_to_logical has shape {list(table.shape)}; expected [L, P] with L, P at least 1"
+        raise ExpertMapsError(msg)
+    if table.dtype.kind not in "iu":
+        msg = f"physical_to_logical has dtype {table.dtype}; expected integers"
+        raise ExpertMapsError(msg)
+    return table.astype(np.int64)
+
+
+def _as_slots_per_rank(
+    slots_per_rank: ArrayLike | None, num_physical: int, ep_size: int
+) -> NDArray[np.int64]:
+    if slots_per_rank is None:
+        return split_evenly(num_physical, ep_size)
+    slots = np.asarray(slots_per_rank)
+    if slots.dtype.kind not in "iu" or slots.shape != (ep_size,):
+        msg = f"slots_per_rank is {slots.dtype} {list(slots.shape)}; expected integers [{ep_size}]"
+        raise ExpertMapsError(msg)
+    if (slots < 0).any() or slots.sum() != num_physical:
+        msg = f"slots_per_rank is {slots.tolist()}; expected no negative, and a sum of {num_physical}"
+        raise ExpertMapsError(msg)
+    return slots.astype(np.int64)
+
+
+def _count_rank_lists(layers: Sequence[Sequence[Sequence[int]]]) -> NDArray[np.int64]:
+    """Return the slots per layer and rank, int64 [L, R]."""
+    if not layers or not layers[0]:
+        msg = "the placement is empty; expected at least one layer with at least one rank"
+        raise ExpertMapsError(msg)
+    for layer, ranks in enumerate(layers):
+        if len(ranks) != len(layers[0]):
+            msg = f"layer {layer} names {len(ranks)} ranks; expected {len(layers[0])}, as layer 0 does"
+            raise ExpertMapsError(msg)
+    return np.array([[len(slots) for slots in ranks] for ranks in layers], dtype=np.int64)
+
+
+def _differing_layers(per_rank: NDArray[np.int64]) -> list[Violation]:
+    return [
+        Violation(
+            "uneven",
+            f"layer {layer}, rank {rank}: {per_rank[layer, rank]} slots, but layer 0 has "
+            f"{per_rank[0, rank]} on that rank; expected the same in every layer",
+            int(layer),
+            int(rank),
+        )
+        for layer, rank in zip(*np.nonzero(per_rank != per_rank[0]), strict=True)
+    ]

@@ -1,0 +1,23 @@
+# SPDX-FileCopyrightText: The expert-maps authors
+# SPDX-License-Identifier: Apache-2.0
+"""Policies: each decides, for a load, which experts get copies and on which rank every copy sits."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Literal, get_args
+
+from expert_maps.policies import deepseek
+
+if TYPE_CHECKING:
+    from expert_maps.policies.base import Policy
+
+PolicyName = Literal["deepseek", "deepseek_hierarchical", "deepseek_global"]
+POLICY_NAMES: tuple[PolicyName, ...] = get_args(PolicyName)
+
+POLICIES: dict[PolicyName, Policy] = {
+    "deepseek": deepseek.automatic,
+    "deepseek_hierarchical": deepseek.hierarchical,
+    "deepseek_global": deepseek.globally,
+}
+
+__all__ = ["POLICIES", "POLICY_NAMES", "PolicyName"]

@@ -1,0 +1,259 @@
+# SPDX-FileCopyrightText: The expert-maps authors
+# SPDX-License-Identifier: Apache-2.0
+"""`init_eplb_config`: the one place from which a layer gets its maps.
+
+Every map is derived from one placement, which is read from a map file or generated. Importing this module
+loads neither vLLM nor torch_npu.
+"""
+
+from __future__ import annotations
+
+import functools
+import logging
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+
+from expert_maps import ExpertMapsError, FormatError, Placement, PlacementError, generate_placement
+from expert_maps._validation import as_count, as_index
+from expert_maps.formats import read_placement
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+logger = logging.getLogger(__name__)
+
+_MISSING = object()
+
+
+class EplbConfigError(ExpertMapsError):
+    """The settings contradict each other or the map file; the message says what to change."""
+
+
+@dataclass(frozen=True, eq=False)
+class EplbMaps:
+    """What one MoE layer on one rank needs; all tensors are int32 on the CPU.
+
+    Attributes:
+        expert_map: [E], logical expert → local slot on this rank, −1 where absent; None without expert
+            parallelism.
+        log2phy: [E], logical expert → the one physical expert that this rank sends to; None without
+            expert parallelism or without EPLB.
+        num_redundant_experts: P − E of this layer, over all ranks.
+        global_expert_map: [R, E], `expert_map` of every rank; None without expert parallelism.
+    """
+
+    expert_map: torch.Tensor | None
+    log2phy: torch.Tensor | None
+    num_redundant_experts: int
+    global_expert_map: torch.Tensor | None
+
+
+@dataclass(frozen=True)
+class _EplbConfig:
+    expert_map_path: str | None
+    dynamic_eplb: bool
+    num_redundant_experts: int
+    expert_map_record_path: str | None
+
+    @property
+    def is_on(self) -> bool:
+        """Dynamic EPLB and recording need log2phy; a map file is asked for by its path."""
+        return self.dynamic_eplb or self.expert_map_record_path is not None
+
+
+@dataclass(frozen=True)
+class _MoEConfig:
+    num_experts: int
+    ep_size: int
+    ep_rank: int
+    tp_size: int
+    tp_rank: int | None
+
+
+def init_eplb_config(eplb_config: object, layer_id: int, moe_config: object) -> EplbMaps:
+    """Derive one MoE layer's maps: placement → expert map → log2phy.
+
+    | settings | placement | redundancy | log2phy |
+    |---|---|---|---|
+    | ``ep_size`` 1 | none: the maps are None | 0 | None |
+    | a map file | the file's row ``layer_id`` | the file's | yes |
+    | a map file, ``layer_id`` = its number of layers (draft layer) | ``ring`` | the file's | yes |
+    | dynamic EPLB or recording | ``ring`` | as configured | yes |
+    | none of these | ``linear``, as vLLM's | 0 | None |
+
+    Of an expert's n copies a rank sends to copy ``ep_rank % n``; where ``moe_config.tp_size`` is above 1,
+    to ``(tp_rank + ep_rank // tp_size + expert) % n``.
+
+    Args:
+        eplb_config: an object (or mapping) with ``expert_map_path`` (str or path), ``dynamic_eplb``
+            (bool), ``num_redundant_experts`` (int, over all ranks) and ``expert_map_record_path``; an
+            absent attribute, or None for all of it, means None, False, 0 and None.
+        layer_id: index of the MoE layer, dense layers not counted; draft (MTP) layers follow.
+        moe_config: an object (or mapping) with ``num_experts`` (E, logical, required where there is
+            expert parallelism), ``ep_size`` (1), ``ep_rank`` (0), ``tp_size`` (1) and ``tp_rank``
+            (``ep_rank % tp_size``); in brackets what an absent attribute means.
+
+    Returns:
+        The maps.
+
+    Raises:
+        EplbConfigError: a setting has the wrong type or value, or contradicts the map file.
+        FormatError: the map file is absent, unreadable or of another schema.
+        PlacementError: the map file's slots are no valid placement; every violation is listed.
+        LayoutError: the redundancy does not divide by the ranks; the nearest that do are named.
+    """
+    eplb = _read_eplb_config(eplb_config)
+    layer = as_count("layer_id", layer_id, 0, error=EplbConfigError)
+    ep_size = as_count("ep_size", _get(moe_config, "ep_size", 1), 1, error=EplbConfigError)
+    if ep_size == 1:
+        if eplb.expert_map_path is not None or eplb.is_on:
+            logger.warning("ep_size is 1: there is no expert parallelism, so EPLB settings are ignored")
+        return EplbMaps(None, None, 0, None)
+    moe = _read_moe_config(moe_config, ep_size)
+    if eplb.expert_map_path is not None:
+        placement, row = _from_file(eplb.expert_map_path, eplb.num_redundant_experts, layer, moe)
+    else:
+        redundant = eplb.num_redundant_experts if eplb.is_on else 0
+        layout = "ring" if eplb.is_on else "linear"
+        placement, row = _default_placement(layout, moe.num_experts, ep_size, redundant), 0
+    log2phy = None
+    if eplb.is_on or eplb.expert_map_path is not None:
+        log2phy = placement.log2phy(row, moe.ep_rank, tp_size=moe.tp_size, tp_rank=moe.tp_rank)
+    global_expert_map = placement.global_expert_map(row)
+    return EplbMaps(
+        expert_map=_tensor(global_expert_map[moe.ep_rank].copy()),
+        log2phy=None if log2phy is None else _tensor(log2phy),
+        num_redundant_experts=placement.num_redundant_experts,
+        global_expert_map=_tensor(global_expert_map),
+    )
+
+
+def _from_file(path: str, num_redundant_experts: int, layer: int, moe: _MoEConfig) -> tuple[Placement, int]:
+    """Return a placement and the row in it that is this layer's."""
+    placement = _read_map_file(path, moe.num_experts)
+    for name, found, configured in (
+        ("ranks", placement.ep_size, moe.ep_size),
+        ("experts", placement.num_logical_experts, moe.num_experts),
+    ):
+        if found != configured:
+            msg = f"{path} is a map for {found} {name}; expected {configured}, as the model runs with"
+            raise EplbConfigError(msg)
+    if num_redundant_experts not in {0, placement.num_redundant_experts}:
+        msg = (
+            f"num_redundant_experts is {num_redundant_experts}, but {path} has "
+            f"{placement.num_redundant_experts}; leave it out, the map alone decides"
+        )
+        raise EplbConfigError(msg)
+    if layer < placement.num_layers:
+        return placement, layer
+    if layer > placement.num_layers:
+        msg = (
+            f"layer_id is {layer}; expected at most {placement.num_layers}: {path} has "
+            f"{placement.num_layers} layers, and the next one is the draft layer"
+        )
+        raise EplbConfigError(msg)
+    return (
+        _default_placement("ring", moe.num_experts, moe.ep_size, placement.num_redundant_experts),
+        0,
+    )
+
+
+def _read_map_file(path: str, num_experts: int) -> Placement:
+    """Read a map, once per content: every layer of a model asks for the same file."""
+    try:
+        status = Path(path).stat()
+    except (OSError, ValueError):
+        # Absent or unreachable: the reader says so in its own words.
+        return read_placement(path)
+    return _read_cached(
+        os.fspath(Path(path).absolute()), path, num_experts, status.st_mtime_ns, status.st_size
+    )
+
+
+@functools.lru_cache(maxsize=4)
+def _read_cached(_absolute: str, path: str, num_experts: int, _mtime_ns: int, _size: int) -> Placement:
+    try:
+        placement = read_placement(path)
+        if placement.num_logical_experts < num_experts:
+            # The file alone cannot tell that its last experts are missing; the model can.
+            placement = read_placement(path, num_logical_experts=num_experts)
+    except PlacementError as error:
+        msg = f"{path}: {error}"
+        raise _NamedPlacementError(msg, error) from error
+    return placement
+
+
+class _NamedPlacementError(PlacementError):
+    """A `PlacementError` whose message starts with the file."""
+
+    def __init__(self, message: str, error: PlacementError) -> None:
+        super().__init__(error.violations)
+        self.args = (message,)
+
+
+@functools.lru_cache(maxsize=8)
+def _default_placement(layout: str, num_experts: int, ep_size: int, redundant: int) -> Placement:
+    return generate_placement(
+        layout, num_experts=num_experts, ep_size=ep_size, num_redundant_experts=redundant
+    )
+
+
+def _tensor(array: NDArray[np.int32]) -> torch.Tensor:
+    return torch.from_numpy(array)
+
+
+def _get(config: object, name: str, default: object) -> object:
+    """Return an attribute (or a mapping's entry); absent or None means the default."""
+    value = config.get(name) if isinstance(config, Mapping) else getattr(config, name, None)
+    return default if value is None else value
+
+
+def _read_eplb_config(config: object) -> _EplbConfig:
+    dynamic = _get(config, "dynamic_eplb", default=False)
+    if not isinstance(dynamic, bool):
+        msg = f"dynamic_eplb is {dynamic!r}; expected true or false"
+        raise EplbConfigError(msg)
+    return _EplbConfig(
+        expert_map_path=_path(config, "expert_map_path"),
+        dynamic_eplb=dynamic,
+        num_redundant_experts=as_count(
+            "num_redundant_experts", _get(config, "num_redundant_experts", 0), 0, error=EplbConfigError
+        ),
+        expert_map_record_path=_path(config, "expert_map_record_path"),
+    )
+
+
+def _path(config: object, name: str) -> str | None:
+    value = _get(config, name, None)
+    if value is None or isinstance(value, str):
+        # An empty string is how an unset path arrives from JSON and from environment variables.
+        return value or None
+    if isinstance(value, os.PathLike):
+        return os.fspath(value)
+    msg = f"{name} is {value!r}; expected a path"
+    raise EplbConfigError(msg)
+
+
+def _read_moe_config(config: object, ep_size: int) -> _MoEConfig:
+    experts = _get(config, "num_experts", _MISSING)
+    if experts is _MISSING:
+        msg = "num_experts is missing in moe_config; expected the number of logical experts"
+        raise EplbConfigError(msg)
+    tp_size = as_count("tp_size", _get(config, "tp_size", 1), 1, error=EplbConfigError)
+    tp_rank = _get(config, "tp_rank", None)
+    return _MoEConfig(
+        num_experts=as_count("num_experts", experts, 1, error=EplbConfigError),
+        ep_size=ep_size,
+        ep_rank=as_index("ep_rank", _get(config, "ep_rank", 0), ep_size),
+        tp_size=tp_size,
+        tp_rank=None if tp_rank is None else as_index("tp_rank", tp_rank, tp_size),
+    )
+
+
+__all__ = ["EplbConfigError", "EplbMaps", "FormatError", "init_eplb_config"]
