@@ -8,11 +8,11 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from strategies import LOAD_KINDS, Counts, counts, loads
 
 from expert_maps import LayoutError, plan
 from expert_maps.policies import deepseek
 from expert_maps.policies._mend import duplicate_layers
-from strategies import LOAD_KINDS, Counts, counts, loads
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from strategies import placements
 
 from expert_maps import (
     ExpertMapsError,
@@ -17,7 +18,6 @@ from expert_maps import (
     peak_to_mean,
     rank_load,
 )
-from strategies import placements
 
 
 @given(placements(), st.integers(0, 2**32 - 1))

@@ -8,9 +8,9 @@ import pickle
 import numpy as np
 import pytest
 from hypothesis import given
+from strategies import placements
 
 from expert_maps import ExpertMapsError, Placement, PlacementError
-from strategies import placements
 
 
 def violations(error: pytest.ExceptionInfo[PlacementError]) -> list[tuple[object, ...]]:

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from strategies import LOAD_KINDS, Counts, counts, loads
 
 from expert_maps import (
     POLICY_NAMES,
@@ -20,7 +21,6 @@ from expert_maps import (
     rank_load,
     read_load,
 )
-from strategies import LOAD_KINDS, Counts, counts, loads
 
 RECORDED = Path(__file__).parents[4] / "shared" / "data" / "loads"
 

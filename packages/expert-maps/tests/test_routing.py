@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from strategies import placements
 
 from expert_maps import ExpertMapsError, Placement, routing
-from strategies import placements
 
 
 @given(placements(), st.integers(1, 40))

@@ -81,22 +81,27 @@ def print_json(document: Mapping[str, object]) -> None:
 
 
 @contextmanager
-def progress_bar(what: str) -> Generator[Callable[[int, int], None]]:
-    """Yield a callback (done, total); after a second of work it draws a bar on standard error."""
+def progress_bar(what: str, stderr: Console | None = None) -> Generator[Callable[[int, int], None]]:
+    """Yield a callback (done, total); after a second of work it draws a bar on standard error.
+
+    Only on a terminal: a log has no use for a bar.
+    """
+    screen = stderr or Console(stderr=True)
     started = time.monotonic()
     bar = Progress(
         TextColumn(what),
         BarColumn(),
         MofNCompleteColumn(),
         TimeRemainingColumn(),
-        console=Console(stderr=True),
+        console=screen,
         transient=True,
     )
     task = bar.add_task(what, total=None)
 
     def advance(done: int, total: int) -> None:
         bar.update(task, completed=done, total=total)
-        if not bar.live.is_started and done < total and time.monotonic() - started > _QUIET_SECONDS:
+        is_slow = done < total and time.monotonic() - started > _QUIET_SECONDS
+        if is_slow and screen.is_terminal and not bar.live.is_started:
             bar.start()
 
     try:

@@ -14,7 +14,9 @@ Nothing is ever unpickled.
 from __future__ import annotations
 
 import io
+import struct
 import zipfile
+import zlib
 from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
@@ -30,6 +32,20 @@ if TYPE_CHECKING:
     from numpy.typing import ArrayLike, NDArray
 
 LOAD_KEYS = ("load", "expert_load", "logical_count")
+# What NumPy and zipfile raise on damaged files, by experience; a claimed size can exhaust memory.
+_NUMPY_ERRORS = (
+    EOFError,
+    MemoryError,
+    OSError,
+    OverflowError,
+    RuntimeError,
+    SyntaxError,
+    TypeError,
+    ValueError,
+    struct.error,
+    zipfile.BadZipFile,
+    zlib.error,
+)
 _SUFFIXES = (".npy", ".npz", ".json", ".csv")
 
 
@@ -84,7 +100,7 @@ def _arrays(content: bytes) -> dict[str, NDArray[np.generic]]:
     try:
         with np.load(io.BytesIO(content), allow_pickle=False) as archive:
             return {name: archive[name] for name in archive.files}
-    except (ValueError, OSError, EOFError, zipfile.BadZipFile, KeyError, AttributeError, TypeError) as error:
+    except (*_NUMPY_ERRORS, AttributeError, KeyError) as error:
         msg = f"not a NumPy .npz file of plain arrays: {_first_line(error)}"
         raise LoadError(msg) from error
 
@@ -110,7 +126,7 @@ def _from_npz(content: bytes, key: str | None) -> NDArray[np.generic]:
 def _from_npy(content: bytes) -> NDArray[np.generic]:
     try:
         array = np.load(io.BytesIO(content), allow_pickle=False)
-    except (ValueError, OSError, EOFError, SyntaxError, TypeError) as error:
+    except _NUMPY_ERRORS as error:
         msg = f"not a NumPy .npy file of plain numbers: {_first_line(error)}"
         raise LoadError(msg) from error
     if not isinstance(array, np.ndarray):
