@@ -350,7 +350,7 @@ def test_absent_files_and_folders_are_one_line(tmp_path: Path, command: tuple[st
 # show
 
 
-def test_show_prints_the_rank_that_bug_reports_are_about(tmp_path: Path) -> None:
+def test_show_prints_the_rank_that_bug_reports_are_about() -> None:
     run(
         "generate",
         "--experts",

@@ -92,7 +92,7 @@ def test_redundancy_that_does_not_divide_names_the_nearest_that_does() -> None:
             generate_placement(layout, num_experts=256, ep_size=16, num_redundant_experts=5)
         with pytest.raises(LayoutError, match="nearest that work: 6 and 10"):
             generate_placement(layout, num_experts=10, ep_size=4, num_redundant_experts=9)
-        with pytest.raises(LayoutError, match="nearest that work: 2$"):
+        with pytest.raises(LayoutError, match=r"nearest that work: 2$"):
             generate_placement(layout, num_experts=10, ep_size=4, num_redundant_experts=1)
 
 

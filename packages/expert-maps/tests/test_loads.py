@@ -105,7 +105,7 @@ def test_an_archive_under_another_name_is_refused(tmp_path: Path) -> None:
         read_load(tmp_path / "load.npy")
     np.save(tmp_path / "array.npy", LOAD)
     (tmp_path / "array.npy").rename(tmp_path / "array.npz")
-    with pytest.raises(LoadError, match="not a NumPy .npz"):
+    with pytest.raises(LoadError, match=r"not a NumPy \.npz"):
         read_load(tmp_path / "array.npz")
 
 
@@ -115,7 +115,7 @@ def test_other_names_and_absent_files_are_refused(tmp_path: Path) -> None:
     with pytest.raises(FormatError, match="is a folder"):
         read_load(tmp_path)
     (tmp_path / "load.pt").write_bytes(b"")
-    with pytest.raises(FormatError, match="ends in .npy, .npz, .json, .csv"):
+    with pytest.raises(FormatError, match=r"ends in \.npy, \.npz, \.json, \.csv"):
         read_load(tmp_path / "load.pt")
 
 

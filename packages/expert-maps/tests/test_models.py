@@ -59,7 +59,7 @@ def test_known_models_go_by_name_whatever_the_case() -> None:
 
 
 def test_what_is_no_moe_model_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(FormatError, match="no such file; expected a config.json or one of deepseek"):
+    with pytest.raises(FormatError, match=r"no such file; expected a config\.json or one of deepseek"):
         model_counts("gpt-9")
     with pytest.raises(FormatError, match="not an MoE model"):
         model_counts(write(tmp_path / "dense.json", {"num_hidden_layers": 3}))

@@ -205,6 +205,6 @@ def test_a_byte_order_mark_is_forgiven(tmp_path: Path) -> None:
 def test_only_json_names_are_written(tmp_path: Path) -> None:
     placement = vllm_ascend.parse(EXAMPLE)
     for name in ("map", "map.txt", "map.json.gz", ""):
-        with pytest.raises(ExpertMapsError, match="ends in .json"):
+        with pytest.raises(ExpertMapsError, match=r"ends in \.json"):
             write_placement(placement, tmp_path / name if name else "")
     assert not list(tmp_path.iterdir())

@@ -168,14 +168,14 @@ def test_a_file_that_contradicts_the_settings_is_an_error(
 
 
 def test_a_file_without_the_models_last_experts_lists_them(planned: tuple[str, Placement]) -> None:
-    with pytest.raises(PlacementError, match=r"map.json: .*expert 16 is missing"):
+    with pytest.raises(PlacementError, match=r"map\.json: (?s:.*)expert 16 is missing"):
         init_eplb_config(config(expert_map_path=planned[0]), 0, moe(17, 4, 0))
 
 
 def test_broken_files_are_refused(tmp_path: Path) -> None:
     path = tmp_path / "map.json"
     path.write_text("{")
-    with pytest.raises(FormatError, match="map.json: not valid JSON"):
+    with pytest.raises(FormatError, match=r"map\.json: not valid JSON"):
         init_eplb_config(config(expert_map_path=str(path)), 0, moe(8, 2, 0))
     document = json.loads(EXAMPLE)
     document["layer_list"][0]["device_list"][0]["device_expert"] = [7, 2, 0, 3, 3]
