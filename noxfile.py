@@ -124,50 +124,19 @@ def build(session: nox.Session) -> None:
         for name in ("expert_maps", "vllm_ascend_moe")
     }
     scratch = Path(session.create_tmp())
-    for name, command in (
-        (
-            "expert_maps",
-            [
-                "expert-maps",
-                "generate",
-                "--model",
-                "deepseek-r1",
-                "--ep-size",
-                "16",
-                "--redundant",
-                "16",
-                "--output",
-                "map.json",
-            ],
-        ),
-        (
-            "vllm_ascend_moe",
-            [
-                "python",
-                "-c",
-                "import vllm_ascend_moe.eplb as e; print(e.init_eplb_config(None, 0, {'num_experts': 8, 'ep_size': 2}))",
-            ],
-        ),
+    counts = ["--model", "deepseek-r1", "--ep-size", "16", "--redundant", "16"]
+    maps = "import vllm_ascend_moe.eplb as e; print(e.init_eplb_config(None, 0, {'num_experts': 8, 'ep_size': 2}))"
+    # torch at the tested version: a newer one is as good, but a different download.
+    for name, needs, *command in (
+        ("expert_maps", [], "expert-maps", "generate", *counts, "--output", "map.json"),
+        ("vllm_ascend_moe", [TORCH], "python", "-c", maps),
     ):
-        venv = scratch / f"venv-{name}"
-        session.run("python", "-m", "venv", "--clear", str(venv))
-        python = venv / "bin" / "python"
-        # torch at the tested version: a newer one is as good, but a different download.
-        extra = [TORCH] if name == "vllm_ascend_moe" else []
-        session.run(
-            str(python),
-            "-m",
-            "pip",
-            "install",
-            "--quiet",
-            "--find-links",
-            str(dist),
-            str(wheels[name]),
-            *extra,
-            external=True,
-        )
+        binaries = scratch.absolute() / f"venv-{name}" / "bin"
+        session.run("python", "-m", "venv", "--clear", str(binaries.parent))
+        pip = [str(binaries / "python"), "-m", "pip", "install", "--quiet", "--find-links", str(dist)]
+        session.run(*pip, str(wheels[name]), *needs, external=True)
         with session.chdir(scratch):
-            session.run(str(venv.absolute() / "bin" / command[0]), *command[1:], external=True)
+            session.run(str(binaries / command[0]), *command[1:], external=True)
 
 
 @nox.session

@@ -30,7 +30,8 @@ def choose_counts(num_experts: int) -> tuple[int, int]:
     """
     ep_size = max(size for size in (1, 2, 4, 8, _LARGEST_EP) if size == 1 or size * 4 <= num_experts)
     if ep_size == 1:
-        return min(2, num_experts), num_experts + -num_experts % 2
+        ep_size = min(2, num_experts)
+        return ep_size, num_experts + -num_experts % ep_size
     slots = -(-num_experts // ep_size) + 1
     return ep_size, slots * ep_size
 

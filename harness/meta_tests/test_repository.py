@@ -1,0 +1,138 @@
+# SPDX-FileCopyrightText: The expert-maps authors
+# SPDX-License-Identifier: Apache-2.0
+"""What holds for the repository as a whole: headers, pins, versions, addresses."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from packaging.requirements import Requirement
+from packaging.version import Version
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    tomllib = pytest.importorskip("tomli")
+
+ROOT = Path(__file__).resolve().parents[2]
+MEMBERS = ("packages/expert-maps", "packages/vllm-ascend-moe", "harness")
+CODE = [
+    *ROOT.glob("*.py"),
+    *(path for folder in ("packages", "harness") for path in (ROOT / folder).rglob("*.py")),
+]
+
+
+def project(member: str) -> dict[str, Any]:
+    document: dict[str, Any] = tomllib.loads((ROOT / member / "pyproject.toml").read_text(encoding="utf-8"))
+    return document
+
+
+def pins(name: str) -> dict[str, str]:
+    text = (ROOT / "requirements" / f"{name}.txt").read_text(encoding="utf-8")
+    return dict(re.findall(r"^([a-z0-9._-]+)==([^ ;\\]+)", text, re.MULTILINE))
+
+
+def test_every_source_file_names_its_licence() -> None:
+    assert len(CODE) > 50
+    for path in CODE:
+        lines = path.read_text(encoding="utf-8").splitlines()[:2]
+        assert lines == [
+            "# SPDX-FileCopyrightText: The expert-maps authors",
+            "# SPDX-License-Identifier: Apache-2.0",
+        ], path
+
+
+def test_the_root_installs_nothing_and_names_its_members() -> None:
+    root = project(".")
+    assert "project" not in root
+    assert root["tool"]["uv"] == {
+        "package": False,
+        "workspace": {"members": list(MEMBERS)},
+        "sources": {name: {"workspace": True} for name in ("expert-maps", "vllm-ascend-moe")},
+    }
+
+
+@pytest.mark.parametrize("member", MEMBERS)
+def test_a_member_is_typed_and_needs_no_newer_python(member: str) -> None:
+    metadata = project(member)["project"]
+    package = metadata["name"].replace("-", "_")
+    assert (ROOT / member / "src" / package / "py.typed").exists()
+    assert metadata["requires-python"] == ">=3.10"
+    assert metadata["license"] == "Apache-2.0"
+
+
+def test_pinned_files_have_hashes_and_no_addresses() -> None:
+    files = sorted((ROOT / "requirements").glob("*.txt"))
+    assert {path.stem for path in files} >= {"dev", "run", "nox", "minimums"}
+    for path in files:
+        text = path.read_text(encoding="utf-8")
+        assert "://" not in text, path
+        assert "--index-url" not in text, path
+        assert "--find-links" not in text, path
+        for requirement in re.split(r"\n(?=[a-z0-9])", text)[1:]:
+            assert "--hash=sha256:" in requirement, (path, requirement.splitlines()[0])
+
+
+def test_minimums_pins_the_lowest_version_that_each_package_allows() -> None:
+    pinned = pins("minimums")
+    for entry in project("packages/expert-maps")["project"]["dependencies"]:
+        requirement = Requirement(entry)
+        lowest = next(spec.version for spec in requirement.specifier if spec.operator == ">=")
+        assert Version(pinned[requirement.name]) == Version(lowest), entry
+
+
+def test_dev_pins_are_what_run_pins() -> None:
+    dev = pins("dev")
+    for name, version in pins("run").items():
+        assert dev[name] == version, name
+
+
+def test_versions_agree() -> None:
+    for member, module in (
+        ("packages/expert-maps", "expert_maps"),
+        ("packages/vllm-ascend-moe", "vllm_ascend_moe"),
+    ):
+        code = (ROOT / member / "src" / module / "__init__.py").read_text(encoding="utf-8")
+        found = re.search(r'^__version__ = "([^"]+)"', code, re.MULTILINE)
+        assert found is not None
+        version = found.group(1)
+        assert f"## {version}" in (ROOT / "CHANGELOG.md").read_text(encoding="utf-8")
+        assert f"version: {version}" in (ROOT / "CITATION.cff").read_text(encoding="utf-8")
+
+
+def test_what_the_readme_names_exists() -> None:
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    targets = re.findall(r"\]\((?!https?:)([^)#]+)", readme)
+    assert targets
+    for target in targets:
+        assert (ROOT / target).exists(), target
+    sessions = subprocess.run(
+        [sys.executable, "-m", "nox", "-l", "--json"],
+        cwd=ROOT,
+        check=True,
+        capture_output=True,
+        text=True,
+        timeout=120,
+    ).stdout
+    names = set(re.findall(r'"name": "(\w+)"', sessions))
+    used = set(re.findall(r"nox -s (\w+)", readme))
+    assert {"unit", "demo", "golden"} <= used <= names
+
+
+def test_a_tracked_file_holds_no_absolute_home_path() -> None:
+    tracked = subprocess.run(
+        ["git", "ls-files", "-z"], cwd=ROOT, check=False, capture_output=True, text=True, timeout=60
+    )
+    if tracked.returncode:
+        pytest.skip("not a git checkout")
+    pattern = re.compile(r"/(?:home|Users|root)/\w")
+    for name in filter(None, tracked.stdout.split("\0")):
+        path = ROOT / name
+        if path.suffix in {".npz", ".npy"} or not path.exists() or path == Path(__file__).resolve():
+            continue
+        assert not pattern.search(path.read_text(encoding="utf-8")), name
