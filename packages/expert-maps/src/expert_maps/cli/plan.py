@@ -37,7 +37,7 @@ def plan(
         Path,
         typer.Argument(
             metavar="LOAD",
-            help="Tokens routed to each expert, [layers, experts] or [steps, layers, experts]: "
+            help=r"Tokens routed to each expert, \[layers, experts] or \[steps, layers, experts]: "
             ".npy, .npz, .json or .csv.",
         ),
     ],
