@@ -111,17 +111,10 @@ def test_what_the_readme_names_exists() -> None:
     assert targets
     for target in targets:
         assert (ROOT / target).exists(), target
-    sessions = subprocess.run(
-        [sys.executable, "-m", "nox", "-l", "--json"],
-        cwd=ROOT,
-        check=True,
-        capture_output=True,
-        text=True,
-        timeout=120,
-    ).stdout
-    names = set(re.findall(r'"name": "(\w+)"', sessions))
+    noxfile = (ROOT / "noxfile.py").read_text(encoding="utf-8")
+    names = set(re.findall(r"^@nox\.session\b.*\ndef (\w+)\(", noxfile, re.MULTILINE))
     used = set(re.findall(r"nox -s (\w+)", readme))
-    assert {"unit", "demo", "golden"} <= used <= names
+    assert {"unit", "demo", "golden"} <= used == names
 
 
 def test_a_tracked_file_holds_no_absolute_home_path() -> None:
