@@ -102,6 +102,9 @@ def _refuse_target(path: str | os.PathLike[str], target: Path) -> None:
     if target.is_dir():
         msg = f"{describe(path)}: is a folder; expected a file name"
         raise FormatError(msg)
+    if target.is_symlink():  # what resolve() leaves a link is a loop; before Python 3.13 it raises
+        msg = f"{describe(path)}: cannot be written: the link leads to itself"
+        raise FormatError(msg)
     if target.exists() and not target.is_file():
         msg = f"{describe(path)}: exists and is not a regular file"
         raise FormatError(msg)
