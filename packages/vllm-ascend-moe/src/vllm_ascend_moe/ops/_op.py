@@ -1,0 +1,85 @@
+# SPDX-FileCopyrightText: The expert-maps authors
+# SPDX-License-Identifier: Apache-2.0
+"""How an op is called: torch_npu's on an NPU, its plain-torch twin elsewhere, by one signature."""
+
+from __future__ import annotations
+
+import contextlib
+from contextvars import ContextVar
+from typing import TYPE_CHECKING, Any, Generic, ParamSpec, TypeVar
+
+import torch
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+# Whether calls go to torch.ops.npu whatever the device: the emulated device and the contract set it.
+_registered: ContextVar[bool] = ContextVar("registered", default=False)
+
+OPS: dict[str, Op[..., Any]] = {}
+
+
+class Op(Generic[P, R]):
+    """An op of torch_npu.
+
+    Called with tensors on an NPU it is `torch.ops.npu.<name>`, which torch_npu registers when it is
+    loaded (and a tensor cannot be on an NPU before that); this module never imports torch_npu. With any
+    other tensors it is the twin.
+
+    Attributes:
+        name: torch_npu's name.
+        schema: torch_npu's schema, as its newest tested wheel declares it.
+        twin: the plain-torch function.
+    """
+
+    def __init__(self, schema: str, twin: Callable[P, R]) -> None:
+        """Name the op after its schema."""
+        self.name = schema.partition("(")[0]
+        self.schema = schema
+        self.twin = twin
+        self.__doc__ = twin.__doc__
+
+    def __call__(self, *args: P.args, **kwargs: P.kwargs) -> R:
+        """Run the op where its first tensor is."""
+        if _registered.get() or _device_type(args[0]) == "npu":
+            result: R = getattr(torch.ops.npu, self.name)(*args, **kwargs)
+            return result
+        return self.twin(*args, **kwargs)
+
+    def __repr__(self) -> str:
+        """Name the op."""
+        return f"<op {self.name}>"
+
+
+def op(schema: str) -> Callable[[Callable[P, R]], Op[P, R]]:
+    """Make a twin the op of that schema."""
+
+    def decorate(twin: Callable[P, R]) -> Op[P, R]:
+        made = Op(schema, twin)
+        OPS[made.name] = made
+        return made
+
+    return decorate
+
+
+@contextlib.contextmanager
+def registered_ops() -> Iterator[None]:
+    """Send every call to `torch.ops.npu`, where something else than torch_npu has registered the ops."""
+    token = _registered.set(True)
+    try:
+        yield
+    finally:
+        _registered.reset(token)
+
+
+def _device_type(first: object) -> str:
+    tensor = first[0] if isinstance(first, (list, tuple)) else first
+    return tensor.device.type if isinstance(tensor, torch.Tensor) else "cpu"
+
+
+def refuse(op_name: str, quantity: str, value: object, expected: str) -> ValueError:
+    """Return the error for an argument that a twin does not take."""
+    return ValueError(f"{op_name}: {quantity} is {value}; expected {expected}")

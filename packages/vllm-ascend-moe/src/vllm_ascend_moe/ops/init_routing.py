@@ -1,0 +1,147 @@
+# SPDX-FileCopyrightText: The expert-maps authors
+# SPDX-License-Identifier: Apache-2.0
+"""`npu_moe_init_routing_v2`: sort token rows by expert and count them."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+
+from vllm_ascend_moe.ops._op import op, refuse
+from vllm_ascend_moe.ops.dynamic_quant import npu_dynamic_quant
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+_NAME = "npu_moe_init_routing_v2"
+
+
+@op(
+    "npu_moe_init_routing_v2(Tensor x, Tensor expert_idx, *, Tensor? scale=None, Tensor? offset=None, "
+    "int active_num=-1, int expert_capacity=-1, int expert_num=-1, int drop_pad_mode=0, "
+    "int expert_tokens_num_type=0, bool expert_tokens_num_flag=False, int quant_mode=-1, "
+    "int[2] active_expert_range=[], int row_idx_type=0, int? x_dtype=None) -> (Tensor, Tensor, Tensor, Tensor)"
+)
+def npu_moe_init_routing_v2(
+    x: torch.Tensor,
+    expert_idx: torch.Tensor,
+    *,
+    scale: torch.Tensor | None = None,
+    offset: torch.Tensor | None = None,
+    active_num: int = -1,
+    expert_capacity: int = -1,  # noqa: ARG001 - has no meaning without drop_pad_mode
+    expert_num: int = -1,
+    drop_pad_mode: int = 0,
+    expert_tokens_num_type: int = 0,
+    expert_tokens_num_flag: bool = False,
+    quant_mode: int = -1,
+    active_expert_range: Sequence[int] = (),
+    row_idx_type: int = 0,
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Copy each token's row once for each of its active experts, in the order of the experts.
+
+    Let A be the number of entries of expert_idx in the active range; −1 never is.
+
+    Args:
+        x: [T, H], float16, bfloat16, float32 or int8.
+        expert_idx: int32 [T, K].
+        scale: float32 [T], carried along with the rows; only without quantisation.
+        offset: None.
+        active_num: −1, 0 or T·K: all rows. Fewer is refused by this twin.
+        expert_capacity: unused.
+        expert_num: number of experts.
+        drop_pad_mode: 0.
+        expert_tokens_num_type: cumulative sums (0), counts (1), or pairs of id and count (2).
+        expert_tokens_num_flag: whether the counts are wanted.
+        quant_mode: −1 for rows as they are, 1 for rows quantised to int8 each with a scale of its own.
+        active_expert_range: [start, end) of the active experts; empty for all.
+        row_idx_type: what the second output holds: see there.
+
+    Returns:
+        expanded_x: [T·K, H], x's dtype or int8; rows from A on are undefined.
+        expanded_row_idx: int32 [T·K]. Type 0 (gather): for entry t·K + k of expert_idx the row of
+            expanded_x, or −1. Type 1 (scatter): for each row of expanded_x the entry; undefined from A on.
+        counts: int64 [end − start]; type 2: [expert_num, 2], followed by pairs of zeros.
+        expanded_scale: float32 [T·K]; undefined from A on, and everywhere without a scale.
+
+    Raises:
+        ValueError: an argument that this twin does not take.
+    """
+    num_tokens, top_k = expert_idx.shape
+    entries = num_tokens * top_k
+    start, end = active_expert_range or (0, expert_num)
+    _refuse_unsupported(
+        scale, offset, active_num, entries, drop_pad_mode, expert_tokens_num_type, quant_mode, row_idx_type
+    )
+    if not 0 <= start < end <= expert_num:
+        expected = f"0 ≤ start < end ≤ expert_num ({expert_num})"
+        raise refuse(_NAME, "active_expert_range", [start, end], expected)
+    # 1. Sort the entries by expert, inactive ones last; a stable sort keeps the order of tokens.
+    flat = expert_idx.reshape(-1)
+    inactive = (flat < start) | (flat >= end)
+    key = torch.where(inactive, end - start, flat - start)
+    order = torch.argsort(key, stable=True)
+    counts = torch.bincount(key, minlength=end - start + 1)[: end - start]
+    active = int(counts.sum())
+    source = order[:active].div(top_k, rounding_mode="floor") if top_k else order[:active]
+    # 2. Copy the rows; what is past them stays undefined, as on the device.
+    rows, row_scale = x, scale
+    if quant_mode == 1:
+        rows, row_scale = npu_dynamic_quant.twin(x)
+    expanded_x = rows.new_empty(entries, x.shape[1])
+    torch.index_select(rows, 0, source, out=expanded_x[:active])
+    expanded_scale = torch.empty(entries, dtype=torch.float32, device=x.device)
+    if row_scale is not None:
+        expanded_scale[:active] = row_scale.index_select(0, source)
+    # 3. The way back.
+    if row_idx_type == 1:
+        row_idx = order.to(torch.int32)
+    else:
+        row_idx = torch.full((entries,), -1, dtype=torch.int32, device=x.device)
+        row_idx[order[:active]] = torch.arange(active, dtype=torch.int32, device=x.device)
+    tokens = (
+        _count(counts, expert_tokens_num_type, start, expert_num)
+        if expert_tokens_num_flag
+        else counts[:0].sum()
+    )
+    return expanded_x, row_idx, tokens, expanded_scale
+
+
+def _refuse_unsupported(
+    scale: torch.Tensor | None,
+    offset: torch.Tensor | None,
+    active_num: int,
+    entries: int,
+    drop_pad_mode: int,
+    expert_tokens_num_type: int,
+    quant_mode: int,
+    row_idx_type: int,
+) -> None:
+    for quantity, value, expected, wrong in (
+        ("offset", "given", "None", offset is not None),
+        ("scale", "given", "None with quant_mode 1", scale is not None and quant_mode == 1),
+        ("active_num", active_num, f"-1, 0 or at least {entries}", 0 < active_num < entries),
+        ("drop_pad_mode", drop_pad_mode, "0", drop_pad_mode != 0),
+        (
+            "expert_tokens_num_type",
+            expert_tokens_num_type,
+            "0, 1 or 2",
+            expert_tokens_num_type not in {0, 1, 2},
+        ),
+        ("quant_mode", quant_mode, "-1 or 1", quant_mode not in {-1, 1}),
+        ("row_idx_type", row_idx_type, "0 or 1", row_idx_type not in {0, 1}),
+    ):
+        if wrong:
+            raise refuse(_NAME, quantity, value, expected)
+
+
+def _count(counts: torch.Tensor, kind: int, start: int, expert_num: int) -> torch.Tensor:
+    if kind == 0:
+        return counts.cumsum(0)
+    if kind == 1:
+        return counts
+    pairs = counts.new_zeros(expert_num, 2)
+    used = counts.nonzero().squeeze(1)
+    pairs[: len(used)] = torch.stack([used + start, counts[used]], dim=1)
+    return pairs
