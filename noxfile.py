@@ -69,6 +69,13 @@ def golden(session: nox.Session) -> None:
 
 
 @nox.session
+def npu_contract(session: nox.Session) -> None:
+    """Check every call of a torch_npu op against four versions' wheels, which it downloads."""
+    install(session, "dev", CORE, PLUGIN, HARNESS, torch=True)
+    session.run("python", "-m", "harness.contract", *session.posargs, env=ENV)
+
+
+@nox.session
 def demo(session: nox.Session) -> None:
     """Plan a recorded load, write the map and check it; `-- --load FILE` takes a load of your own."""
     install(session, "run", CORE, HARNESS)

@@ -1,0 +1,77 @@
+# SPDX-FileCopyrightText: The expert-maps authors
+# SPDX-License-Identifier: Apache-2.0
+"""`python -m harness.contract [--wheels FOLDER]`: fetch, compare, report; exit 1 on any problem."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+import vllm_ascend_moe
+from harness.contract.calls import find_calls
+from harness.contract.static import check_calls, check_limits, check_twins
+from harness.contract.wheels import ContractError, Wheel, fetch, read
+from vllm_ascend_moe.ops import OPS
+
+_TIMEOUT_S = 300
+
+
+def main(
+    wheels: Annotated[Path, typer.Option("--wheels", help="Where downloads are kept.")] = Path(
+        "build/torch_npu"
+    ),
+) -> None:
+    """Check the plugin's calls against torch_npu 2.8, 2.10, 2.13 and the newest."""
+    try:
+        paths = fetch(wheels)
+        versions = [read(path) for path in paths]
+    except ContractError as error:
+        typer.echo(f"FAILED {error}", err=True)
+        raise typer.Exit(1) from error
+    calls = find_calls(Path(vllm_ascend_moe.__file__).parent)
+    problems = check_calls(calls, versions) + check_twins(OPS, versions) + check_limits(versions)
+    never = sorted(set(OPS) - {call.name for call in calls})
+    problems += [f"{name} is never called; expected at least one call site" for name in never]
+    table = Table(title=f"{len(calls)} call sites of {len(OPS)} ops", title_justify="left")
+    for title in ("torch_npu", "ops found", "calls compared on fake tensors", "problems"):
+        table.add_column(title, justify="left" if title == "torch_npu" else "right")
+    for path, wheel in zip(paths, versions, strict=True):
+        compared, found = _run_fake(path, wheel)
+        problems += found
+        own = [problem for problem in problems if f"torch_npu {wheel.version}" in problem]
+        table.add_row(
+            wheel.version, str(len(OPS.keys() & wheel.schemas.keys())), str(compared), str(len(own))
+        )
+    Console().print(table)
+    for problem in problems:
+        typer.echo(f"FAILED {problem}", err=True)
+    typer.echo(f"torch_npu was not imported; nothing ran on an NPU. {len(problems)} problems")
+    if problems:
+        raise typer.Exit(1)
+
+
+def _run_fake(path: Path, wheel: Wheel) -> tuple[int, list[str]]:
+    command = [sys.executable, "-m", "harness.contract.fake", str(path)]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=_TIMEOUT_S)  # noqa: S603 - no shell, this interpreter
+    except subprocess.TimeoutExpired:
+        return 0, [f"torch_npu {wheel.version}: fake tensors took more than {_TIMEOUT_S} s"]
+    try:
+        result = json.loads(done.stdout.splitlines()[-1])
+    except (IndexError, ValueError):
+        last = (done.stderr.strip().splitlines() or ["no output"])[-1]
+        return 0, [f"torch_npu {wheel.version}: fake tensors could not run: {last}"]
+    if not result["compared"] and not result["problems"]:
+        return 0, [f"torch_npu {wheel.version}: no call was compared"]
+    return result["compared"], result["problems"]
+
+
+if __name__ == "__main__":
+    typer.run(main)
