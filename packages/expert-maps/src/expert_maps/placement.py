@@ -296,6 +296,25 @@ class Placement:
         period = routing.default_rows(counts) if rows is None else as_count("rows", rows, minimum=1)
         return routing.rank_offset_table(self.logical_to_physical[index], counts, rank, period)
 
+    def weighted_routing_table(
+        self, layer: int, ep_rank: int, replica_weights: NDArray[np.float64], *, rows: int = 128
+    ) -> Int32Array:
+        """Return the table by which each replica takes its weight's share of the tokens: int32 [rows, E].
+
+        Args:
+            layer: MoE layer index.
+            ep_rank: the sending rank, by which the turn is offset.
+            replica_weights: float64 [E, X], this layer's, ordered as `logical_to_physical`; rows sum to 1.
+            rows: the period in tokens; a share is off by less than one token a period.
+
+        Raises:
+            ExpertMapsError: an index does not exist, ``rows`` is below 1, or the weights are no shares.
+        """
+        index = as_index("layer", layer, self.num_layers)
+        rank = as_index("ep_rank", ep_rank, self.ep_size)
+        period = as_count("rows", rows, minimum=1)
+        return routing.weighted_table(self.logical_to_physical[index], replica_weights, rank, period)
+
     # Identity.
 
     @property

@@ -1,0 +1,112 @@
+# SPDX-FileCopyrightText: The expert-maps authors
+# SPDX-License-Identifier: Apache-2.0
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from expert_maps import ExpertMapsError, Placement, generate_placement
+from vllm_ascend_moe.experts import ExpertWeights, apply_experts
+from vllm_ascend_moe.ops import map_to_physical
+from vllm_ascend_moe.replicas import REPLICA_CHOICES, ReplicaChoice, ReplicaChoiceError, build_routing_table
+
+PLACEMENT = generate_placement("ring", num_experts=8, ep_size=4, num_redundant_experts=8)
+
+
+def shares(placement: Placement) -> np.ndarray:
+    """Return weights 3 : 2 : 1 … for the replicas of layer 0."""
+    exists = placement.logical_to_physical[0] >= 0
+    weights = np.where(exists, np.arange(exists.shape[1], 0, -1), 0).astype(np.float64)
+    return weights / weights.sum(axis=1, keepdims=True)
+
+
+def options(choice: str) -> dict[str, Any]:
+    return {"replica_weights": shares(PLACEMENT)} if choice == "weighted" else {}
+
+
+@pytest.mark.parametrize("choice", REPLICA_CHOICES)
+def test_every_entry_is_a_copy_of_its_expert(choice: ReplicaChoice) -> None:
+    for rank in range(4):
+        table = build_routing_table(PLACEMENT, 0, rank, choice, tp_size=2, **options(choice))
+        assert table.dtype == torch.int32
+        held = torch.from_numpy(PLACEMENT.physical_to_logical[0].copy())[table.long()]
+        assert torch.equal(held, torch.arange(8).expand_as(held).to(torch.int32))
+
+
+def test_static_choices_are_log2phy() -> None:
+    for rank in range(4):
+        static = build_routing_table(PLACEMENT, 0, rank)
+        assert static.tolist() == [PLACEMENT.log2phy(0, rank).tolist()]
+        aware = build_routing_table(PLACEMENT, 0, rank, "tensor_parallel", tp_size=2)
+        assert aware.tolist() == [PLACEMENT.log2phy(0, rank, tp_size=2).tolist()]
+
+
+def test_the_period_can_be_chosen() -> None:
+    assert len(build_routing_table(PLACEMENT, 0, 0, "rank_offset", rows=7)) == 7
+    assert len(build_routing_table(PLACEMENT, 0, 0, "weighted", rows=9, **options("weighted"))) == 9
+
+
+def test_weights_are_followed_over_a_period() -> None:
+    table = build_routing_table(PLACEMENT, 0, 0, "weighted", rows=60, **options("weighted"))
+    ids = torch.arange(8, dtype=torch.int32).repeat(60, 1)
+    physical = map_to_physical(ids, table)
+    taken = torch.bincount(physical.flatten(), minlength=16)
+    for expert in range(8):
+        for index, slot in enumerate(PLACEMENT.logical_to_physical[0, expert]):
+            if slot >= 0:
+                assert abs(taken[slot].item() - 60 * shares(PLACEMENT)[expert, index]) < 1
+
+
+@pytest.mark.parametrize("choice", ["static", "tensor_parallel"])
+def test_where_ranks_must_agree_a_choice_by_rank_is_refused(choice: ReplicaChoice) -> None:
+    with pytest.raises(ReplicaChoiceError, match=f"replica choice is {choice}, .*all ranks must agree"):
+        build_routing_table(PLACEMENT, 0, 1, choice, ranks_must_agree=True)
+    plain = generate_placement("ring", num_experts=8, ep_size=4)
+    assert build_routing_table(plain, 0, 1, choice, ranks_must_agree=True).tolist() == [list(range(8))]
+
+
+@pytest.mark.parametrize("choice", ["rank_offset", "weighted"])
+def test_where_ranks_must_agree_the_tables_are_the_same_and_the_layer_is_whole(choice: ReplicaChoice) -> None:
+    generator = torch.Generator().manual_seed(0)
+    hidden, ids = (
+        torch.randn(13, 16, generator=generator),
+        torch.stack([torch.randperm(8, generator=generator)[:3] for _ in range(13)]).to(torch.int32),
+    )
+    probs = torch.rand(13, 3, generator=generator)
+    w13, w2 = torch.randn(8, 16, 24, generator=generator), torch.randn(8, 12, 16, generator=generator)
+    whole = apply_experts(hidden, probs, ids, ExpertWeights(w13, w2))
+    held = torch.from_numpy(PLACEMENT.physical_to_logical[0].copy()).long()
+
+    def sum_over_ranks(*, agree: bool) -> torch.Tensor:
+        total = torch.zeros_like(hidden)
+        for rank in range(4):
+            table = build_routing_table(PLACEMENT, 0, rank, choice, ranks_must_agree=agree, **options(choice))
+            own = held[rank * 4 : rank * 4 + 4]
+            weights = ExpertWeights(w13[own], w2[own])
+            total += apply_experts(
+                hidden, probs, map_to_physical(ids, table), weights, first_physical=rank * 4
+            )
+        return total
+
+    torch.testing.assert_close(sum_over_ranks(agree=True), whole, atol=1e-5, rtol=1e-5)
+    # The reason for the rule: with tables of their own the ranks leave tokens out or take them twice.
+    assert (sum_over_ranks(agree=False) - whole).abs().max() > 0.1
+
+
+@pytest.mark.parametrize(
+    ("choice", "given", "message"),
+    [
+        ("hottest", {}, "replica choice is 'hottest'; expected one of static, tensor_parallel"),
+        ("weighted", {}, "replica_weights are missing; expected them with the choice weighted only"),
+        ("static", {"replica_weights": np.ones((8, 3))}, "replica_weights are given; .* it is static"),
+        ("rank_offset", {"rows": 0}, "rows is 0"),
+    ],
+)
+def test_what_does_not_go_together_is_refused(
+    choice: ReplicaChoice, given: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(ExpertMapsError, match=message):
+        build_routing_table(PLACEMENT, 0, 0, choice, **given)
