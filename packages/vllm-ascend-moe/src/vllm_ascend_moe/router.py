@@ -1,0 +1,99 @@
+# SPDX-FileCopyrightText: The expert-maps authors
+# SPDX-License-Identifier: Apache-2.0
+"""`AscendRouter`: vLLM's router interface over the Ascend routing ops. Importing this module loads vLLM."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+from vllm.model_executor.layers.fused_moe.config import get_routing_method_type
+from vllm.model_executor.layers.fused_moe.router.base_router import BaseRouter
+from vllm.v1.worker.ubatching import dbo_current_ubatch_id
+
+from vllm_ascend_moe.ops import map_to_physical, record_load
+from vllm_ascend_moe.routing import RoutingConfig, select_experts
+
+if TYPE_CHECKING:
+    from vllm.distributed.eplb.eplb_state import EplbLayerState
+    from vllm.model_executor.layers.fused_moe.config import RoutingMethodType
+
+
+class AscendRouter(BaseRouter):  # type: ignore[misc] # vLLM is not installed where types are checked
+    """Scores by `npu_moe_gating_top_k`, then replicas and load by plain torch, on any device.
+
+    vLLM's own mapping from logical to physical experts does nothing outside CUDA, ROCm and XPU: ids go
+    through unmapped and no load is recorded. This router does both everywhere.
+
+    Attributes:
+        config: the model's routing.
+        routing_table: int32 [rows, E], this layer's and rank's replica choice (see
+            `vllm_ascend_moe.replicas`); None to take replicas in turn by token, the same on every rank,
+            from vLLM's own EPLB state. It must be replaced when experts move.
+    """
+
+    def __init__(
+        self,
+        config: RoutingConfig,
+        *,
+        e_score_correction_bias: torch.Tensor | None = None,
+        eplb_state: EplbLayerState | None = None,
+        routing_table: torch.Tensor | None = None,
+    ) -> None:
+        """Make a layer's router.
+
+        Args:
+            config: the model's routing.
+            e_score_correction_bias: [E].
+            eplb_state: vLLM's; None without EPLB.
+            routing_table: see the class.
+        """
+        super().__init__(top_k=config.top_k, global_num_experts=config.num_experts, eplb_state=eplb_state)
+        self.config = config
+        self.e_score_correction_bias = e_score_correction_bias
+        self.routing_table = routing_table
+
+    @property
+    def routing_method_type(self) -> RoutingMethodType:
+        """The routing's name in vLLM."""
+        return get_routing_method_type(
+            scoring_func=self.config.scoring_func,
+            top_k=self.config.top_k,
+            renormalize=self.config.renormalize,
+            num_expert_group=self.config.num_expert_group if self.config.num_expert_group > 1 else None,
+            has_e_score_bias=self.e_score_correction_bias is not None,
+        )
+
+    def _compute_routing(
+        self,
+        hidden_states: torch.Tensor,  # noqa: ARG002 - vLLM's signature
+        router_logits: torch.Tensor,
+        indices_type: torch.dtype | None,
+        *,
+        input_ids: torch.Tensor | None = None,  # noqa: ARG002 - as above
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        weights, ids = select_experts(router_logits, self.config, self.e_score_correction_bias)
+        return weights, ids if indices_type is None else ids.to(indices_type)
+
+    def _apply_eplb_mapping(self, topk_ids: torch.Tensor) -> torch.Tensor:
+        state = self.eplb_state
+        if state is None:
+            return topk_ids
+        if self.routing_table is not None:
+            physical = map_to_physical(topk_ids, self.routing_table)
+        else:
+            physical = _take_turns(topk_ids, state.logical_to_physical_map, state.logical_replica_count)
+        tokens = state.num_unpadded_tokens_tensors[dbo_current_ubatch_id()]
+        # A switch on the device, so that a captured graph obeys it: recording nothing is recording 0 tokens.
+        record_load(state.expert_load_view, physical, num_tokens=tokens * state.should_record_tensor)
+        return physical
+
+
+def _take_turns(
+    topk_ids: torch.Tensor, logical_to_physical: torch.Tensor, replica_count: torch.Tensor
+) -> torch.Tensor:
+    """Send token t to replica t % n: physical ids [T, K]; −1 stays −1."""
+    ids = topk_ids.clamp(min=0).long()
+    token = torch.arange(len(ids), device=ids.device).unsqueeze(1)
+    replica = token % replica_count[ids].clamp(min=1)
+    return torch.where(topk_ids < 0, topk_ids, logical_to_physical[ids, replica].to(topk_ids.dtype))

@@ -1,0 +1,212 @@
+# SPDX-FileCopyrightText: The expert-maps authors
+# SPDX-License-Identifier: Apache-2.0
+"""AscendExperts beside vLLM's own CPU experts, in the `vllm` session."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from vllm._custom_ops import cpu_fused_moe, cpu_prepack_moe_weight
+from vllm.model_executor.layers.fused_moe import modular_kernel as mk
+from vllm.model_executor.layers.fused_moe.activation import MoEActivation
+from vllm.model_executor.layers.fused_moe.config import (
+    FusedMoEConfig,
+    FusedMoEParallelConfig,
+    FusedMoEQuantConfig,
+    RoutingMethodType,
+    int8_w8a8_moe_quant_config,
+)
+from vllm.model_executor.layers.fused_moe.expert_map_manager import determine_expert_map
+from vllm.model_executor.layers.quantization.utils.quant_utils import (
+    kFp8Static128BlockSym,
+    kInt8DynamicTokenSym,
+    kInt8StaticChannelSym,
+)
+
+from expert_maps import generate_placement
+from vllm_ascend_moe.limits import LimitError
+from vllm_ascend_moe.modular_experts import AscendExperts
+from vllm_ascend_moe.ops import map_to_physical
+
+HIDDEN, INTERMEDIATE = 64, 32
+
+
+def config(
+    experts: int, local: int, top_k: int, dtype: torch.dtype = torch.float32, **changes: object
+) -> FusedMoEConfig:
+    options: dict[str, Any] = {
+        "num_experts": experts,
+        "experts_per_token": top_k,
+        "hidden_dim": HIDDEN,
+        "intermediate_size": INTERMEDIATE,
+        "num_local_experts": local,
+        "num_logical_experts": experts,
+        "activation": MoEActivation.SILU,
+        "device": "cpu",
+        "routing_method": RoutingMethodType.Renormalize,
+        "moe_parallel_config": FusedMoEParallelConfig.make_no_parallel(),
+        "in_dtype": dtype,
+    }
+    return FusedMoEConfig(**{**options, **changes})
+
+
+def problem(tokens: int, experts: int, top_k: int, seed: int) -> dict[str, torch.Tensor]:
+    generator = torch.Generator().manual_seed(seed)
+    scores = torch.randn(tokens, experts, generator=generator).softmax(-1)
+    weights, ids = scores.topk(top_k, dim=-1)
+    return {
+        "hidden": torch.randn(tokens, HIDDEN, generator=generator),
+        "weights": weights.contiguous(),
+        "ids": ids.to(torch.int32).contiguous(),
+        "w13": torch.randn(experts, 2 * INTERMEDIATE, HIDDEN, generator=generator) / 8,
+        "w2": torch.randn(experts, HIDDEN, INTERMEDIATE, generator=generator) / 8,
+    }
+
+
+def run(
+    given_: dict[str, torch.Tensor],
+    *,
+    own: Any = slice(None),  # noqa: ANN401 - an index
+    expert_map: torch.Tensor | None = None,
+    quant: FusedMoEQuantConfig | None = None,
+    on_input: bool = False,
+    activation: MoEActivation = MoEActivation.SILU,
+) -> torch.Tensor:
+    w13, w2 = given_["w13"][own], given_["w2"][own]
+    hidden, ids = given_["hidden"], given_["ids"]
+    experts = AscendExperts(
+        config(len(given_["w13"]), len(w13), ids.shape[1], hidden.dtype), quant or FusedMoEQuantConfig.make()
+    )
+    output = torch.full_like(hidden, torch.nan)
+    empty = torch.empty(0)
+    experts.apply(
+        output,
+        hidden,
+        w13,
+        w2,
+        given_["weights"],
+        ids,
+        activation,
+        len(given_["w13"]),
+        expert_map,
+        None,
+        None,
+        empty,
+        empty,
+        None,
+        on_input,
+    )
+    return output
+
+
+def vllms(given_: dict[str, torch.Tensor]) -> torch.Tensor:
+    output = torch.empty_like(given_["hidden"])
+    cpu_fused_moe(
+        output,
+        given_["hidden"],
+        cpu_prepack_moe_weight(given_["w13"], "vec"),
+        cpu_prepack_moe_weight(given_["w2"], "vec"),
+        None,
+        None,
+        given_["weights"],
+        given_["ids"],
+        "silu",
+        "vec",
+    )
+    return output
+
+
+@settings(deadline=None, max_examples=40)
+@given(st.integers(1, 60), st.integers(4, 24), st.integers(1, 4), st.integers(0, 2**32))
+def test_the_layer_is_vllms(tokens: int, experts: int, top_k: int, seed: int) -> None:
+    given_ = problem(tokens, experts, top_k, seed)
+    torch.testing.assert_close(run(given_), vllms(given_), atol=1e-5, rtol=1e-5)
+
+
+@settings(deadline=None, max_examples=25)
+@given(st.integers(0, 40), st.integers(5, 16), st.integers(1, 4), st.integers(0, 2**32))
+def test_the_sum_over_ranks_is_the_layer_with_vllms_expert_map(
+    tokens: int, experts: int, ranks: int, seed: int
+) -> None:
+    given_ = problem(tokens, experts, 3, seed)
+    total = torch.zeros_like(given_["hidden"])
+    for rank in range(ranks):
+        expert_map = determine_expert_map(ranks, rank, experts, "linear")[1]
+        own = slice(None) if expert_map is None else (expert_map >= 0).nonzero().flatten()
+        total += run(given_, own=own, expert_map=expert_map)
+    torch.testing.assert_close(total, run(given_), atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize(("ranks", "redundant"), [(2, 2), (4, 4), (4, 8)])
+def test_physical_ids_with_redundant_experts(ranks: int, redundant: int) -> None:
+    given_ = problem(33, 8, 3, 5)
+    placement = generate_placement("ring", num_experts=8, ep_size=ranks, num_redundant_experts=redundant)
+    table = torch.from_numpy(placement.routing_table(0, 0).copy())
+    physical = {**given_, "ids": map_to_physical(given_["ids"], table)}
+    held = torch.from_numpy(placement.physical_to_logical[0].copy()).long()
+    per_rank = len(held) // ranks
+    total = torch.zeros_like(given_["hidden"])
+    for rank in range(ranks):
+        # vLLM's expert map has physical length under EPLB.
+        expert_map = torch.full((len(held),), -1, dtype=torch.int32)
+        expert_map[rank * per_rank : (rank + 1) * per_rank] = torch.arange(per_rank, dtype=torch.int32)
+        own = held[rank * per_rank : (rank + 1) * per_rank]
+        total += run(physical, own=own, expert_map=expert_map)
+    torch.testing.assert_close(total, vllms(given_), atol=1e-5, rtol=1e-5)
+
+
+def test_w8a8_is_close_to_the_float_layer() -> None:
+    given_ = problem(50, 8, 2, 9)
+    scales = {}
+    quantised = dict(given_)
+    for name in ("w13", "w2"):
+        scales[name] = given_[name].abs().amax(-1, keepdim=True) / 127  # [slots, out, 1], as vLLM's
+        quantised[name] = (given_[name] / scales[name]).round().to(torch.int8)
+    quantised["hidden"] = given_["hidden"].to(torch.bfloat16)
+    quant = int8_w8a8_moe_quant_config(scales["w13"], scales["w2"], None, None, per_act_token_quant=True)
+    found, wanted = run(quantised, quant=quant).float(), run(given_)
+    assert found.isfinite().all()
+    assert (found - wanted).norm() / wanted.norm() < 0.03
+
+
+def test_weights_on_the_input_are_not_applied_again() -> None:
+    given_ = problem(10, 8, 1, 11)
+    ones = {**given_, "weights": torch.ones_like(given_["weights"])}
+    torch.testing.assert_close(run(given_, on_input=True), run(ones))
+
+
+def test_vllm_asks_what_is_supported() -> None:
+    def supported(weight: Any = None, activation: Any = None) -> tuple[bool, str | None]:  # noqa: ANN401
+        return AscendExperts.is_supported_config(
+            AscendExperts,
+            config(8, 8, 2),
+            weight,
+            activation,
+            mk.FusedMoEActivationFormat.Standard,
+        )
+
+    assert supported() == (True, None)
+    assert supported(kInt8StaticChannelSym, kInt8DynamicTokenSym)[0]
+    assert not supported(kFp8Static128BlockSym, None)[0]
+    gelu = config(8, 8, 2, activation=MoEActivation.GELU)
+    assert not AscendExperts.is_supported_config(
+        AscendExperts, gelu, None, None, mk.FusedMoEActivationFormat.Standard
+    )[0]
+
+
+def test_what_the_ops_cannot_take_is_refused_before_the_first_token() -> None:
+    with pytest.raises(LimitError, match="npu_moe_token_unpermute: top_k is 600"):
+        AscendExperts(config(1024, 1024, 600), FusedMoEQuantConfig.make())
+    with pytest.raises(LimitError, match=r"dtype with int8 weights is torch\.float32"):
+        AscendExperts(config(8, 8, 2), int8_w8a8_moe_quant_config(torch.ones(1), torch.ones(1), None, None))
+    with pytest.raises(ValueError, match="have biases"):
+        AscendExperts(config(8, 8, 2, has_bias=True), FusedMoEQuantConfig.make())
+
+
+def test_another_activation_is_refused() -> None:
+    with pytest.raises(ValueError, match="was given gelu; expected silu"):
+        run(problem(2, 8, 2, 1), activation=MoEActivation.GELU)
