@@ -46,7 +46,7 @@ def route(router: Any, scores: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor
 
 @SETTINGS
 @given(st.integers(0, 70), st.integers(4, 128), st.integers(1, 4), st.booleans(), st.integers(0, 2**32))
-def test_softmax_is_vllms(tokens: int, experts: int, top_k: int, renormalize: bool, seed: int) -> None:  # noqa: FBT001
+def test_softmax_is_vllms(tokens: int, experts: int, top_k: int, renormalize: bool, seed: int) -> None:
     scores = logits(tokens, experts, seed)
     config = RoutingConfig(experts, top_k, "softmax", renormalize)
     theirs = CPURouter(top_k, experts, renormalize=renormalize, scoring_func="softmax")
@@ -67,8 +67,8 @@ def test_groups_are_vllms(
     tokens: int,
     shape: tuple[int, int, int, int],
     scoring: Any,  # noqa: ANN401 - a Literal, drawn
-    renormalize: bool,  # noqa: FBT001
-    biased: bool,  # noqa: FBT001
+    renormalize: bool,
+    biased: bool,
     scaling: float,
     seed: int,
 ) -> None:
@@ -92,7 +92,7 @@ def test_groups_are_vllms(
 
 @pytest.mark.parametrize("scoring", ["softmax", "sigmoid"])
 @pytest.mark.parametrize("biased", [False, True])
-def test_groups_are_those_of_vllms_gpu_router_too(scoring: Any, biased: bool) -> None:  # noqa: ANN401, FBT001
+def test_groups_are_those_of_vllms_gpu_router_too(scoring: Any, biased: bool) -> None:  # noqa: ANN401
     scores = logits(200, 256, 3)
     bias = logits(1, 256, 4)[0] if biased else None
     config = RoutingConfig(256, 8, scoring, True, 8, 4, 2.5)

@@ -65,7 +65,7 @@ def npu_grouped_matmul(
     if x[0].dtype == torch.int8 and scale is None:
         raise refuse(_NAME, "scale", None, "scales with int8 x")
     rows = x[0]
-    weights, biases, scales = (_by_group(tensors) for tensors in (weight, bias, scale))
+    weights, biases, scales = _by_group(weight, 3), _by_group(bias, 2), _by_group(scale, 2)
     ends = group_list.cumsum(0) if group_list_type == 1 else group_list
     dtype = _DTYPES[output_dtype] if isinstance(output_dtype, int) else output_dtype or rows.dtype
     product = torch.empty(len(rows), weights[0].shape[1], dtype=dtype, device=rows.device)
@@ -87,11 +87,11 @@ def npu_grouped_matmul(
 _DTYPES = {5: torch.float16, 6: torch.float32, 15: torch.bfloat16}
 
 
-def _by_group(tensors: Sequence[torch.Tensor] | None) -> Sequence[torch.Tensor]:
+def _by_group(tensors: Sequence[torch.Tensor] | None, stacked_dims: int) -> Sequence[torch.Tensor]:
     """Return a tensor for each group, from one that stacks them or from as many; empty for None."""
     if tensors is None:
         return []
-    return tensors[0].unbind(0) if len(tensors) == 1 and tensors[0].dim() > 1 else tensors
+    return tensors[0].unbind(0) if tensors[0].dim() == stacked_dims else tensors
 
 
 def _multiply(rows: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
