@@ -110,3 +110,10 @@ def test_int8_without_scales_is_refused() -> None:
     int8 = torch.ones(2, 3, dtype=torch.int8)
     with pytest.raises(ValueError, match="scale is None; expected scales with int8 x"):
         npu_grouped_matmul.twin([int8], [int8[None]], group_list=torch.tensor([2]), group_type=0)
+
+
+def test_a_list_longer_than_torch_npu_takes_is_refused() -> None:
+    with pytest.raises(ValueError, match="number of weights is 129; expected at most 128"):
+        npu_grouped_matmul.twin(
+            [torch.ones(2, 3)], [torch.ones(3, 4)] * 129, group_list=torch.zeros(129).long(), group_type=0
+        )

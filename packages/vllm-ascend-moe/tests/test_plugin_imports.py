@@ -2,10 +2,14 @@
 # SPDX-License-Identifier: Apache-2.0
 from __future__ import annotations
 
+import ast
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
+
+import vllm_ascend_moe
 
 
 @pytest.mark.parametrize(
@@ -13,6 +17,11 @@ import pytest
     [
         ("vllm_ascend_moe", {"torch", "torch_npu", "vllm"}),
         ("vllm_ascend_moe.eplb", {"torch_npu", "vllm"}),
+        ("vllm_ascend_moe.ops", {"torch_npu", "vllm"}),
+        ("vllm_ascend_moe.routing", {"torch_npu", "vllm"}),
+        ("vllm_ascend_moe.experts", {"torch_npu", "vllm"}),
+        ("vllm_ascend_moe.replicas", {"torch_npu", "vllm"}),
+        ("vllm_ascend_moe.emulated", {"torch_npu", "vllm"}),
     ],
 )
 def test_importing_loads_nothing_heavy(module: str, absent: set[str]) -> None:
@@ -21,3 +30,13 @@ def test_importing_loads_nothing_heavy(module: str, absent: set[str]) -> None:
     loaded = set(run.stdout.split())
     assert module in loaded
     assert not loaded & absent
+
+
+def test_no_file_imports_torch_npu() -> None:
+    files = list(Path(vllm_ascend_moe.__file__).parent.rglob("*.py"))
+    assert len(files) > 10
+    for path in files:
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
+            names += [node.module or ""] if isinstance(node, ast.ImportFrom) else []
+            assert not any(name.split(".")[0] == "torch_npu" for name in names), path

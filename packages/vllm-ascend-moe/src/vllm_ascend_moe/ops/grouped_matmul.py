@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from vllm_ascend_moe.limits import MAX_TENSOR_LIST
 from vllm_ascend_moe.ops._op import op, refuse
 
 if TYPE_CHECKING:
@@ -62,6 +63,13 @@ def npu_grouped_matmul(
         raise refuse(_NAME, "group_type", group_type, "0, with a group_list and one x")
     if group_list_type not in {0, 1}:
         raise refuse(_NAME, "group_list_type", group_list_type, "0 (cumulative sums) or 1 (counts)")
+    if len(weight) > MAX_TENSOR_LIST:
+        raise refuse(
+            _NAME,
+            "number of weights",
+            len(weight),
+            f"at most {MAX_TENSOR_LIST}, or one tensor that stacks them",
+        )
     if x[0].dtype == torch.int8 and scale is None:
         raise refuse(_NAME, "scale", None, "scales with int8 x")
     rows = x[0]
