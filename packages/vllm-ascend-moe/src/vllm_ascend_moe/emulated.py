@@ -9,8 +9,7 @@ schema would refuse (an unknown keyword, a wrong type) is refused.
 from __future__ import annotations
 
 import contextlib
-import inspect
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 
@@ -39,7 +38,7 @@ def emulated_npu(schemas: Mapping[str, str] | None = None) -> Iterator[None]:
     try:
         for name, op in OPS.items():
             library.define(schemas[name])  # type: ignore[no-untyped-call]
-            library.impl(name, _as_kernel(op.twin), "CPU")  # type: ignore[no-untyped-call]
+            library.impl(name, op.run_twin, "CPU")  # type: ignore[no-untyped-call]
         with registered_ops():
             yield
     finally:
@@ -48,17 +47,3 @@ def emulated_npu(schemas: Mapping[str, str] | None = None) -> Iterator[None]:
         for name in OPS:
             # The namespace remembers what it resolved.
             torch.ops.npu.__dict__.pop(name, None)
-
-
-def _as_kernel(twin: Any) -> Any:  # noqa: ANN401 - any op's function
-    """Accept every default that the schema has beyond the twin's parameters, and no other value."""
-    known = inspect.signature(twin).parameters
-
-    def kernel(*args: Any, **kwargs: Any) -> Any:  # noqa: ANN401 - as the schema says
-        unknown = {name: value for name, value in kwargs.items() if name not in known and value is not None}
-        if unknown:
-            msg = f"{twin.__name__}: the emulated device does not take {', '.join(sorted(unknown))}"
-            raise ValueError(msg)
-        return twin(*args, **{name: value for name, value in kwargs.items() if name in known})
-
-    return kernel

@@ -5,6 +5,8 @@
 from __future__ import annotations
 
 import contextlib
+import functools
+import inspect
 from contextvars import ContextVar
 from typing import TYPE_CHECKING, Any, Generic, ParamSpec, TypeVar
 
@@ -27,7 +29,8 @@ class Op(Generic[P, R]):
 
     Called with tensors on an NPU it is `torch.ops.npu.<name>`, which torch_npu registers when it is
     loaded (and a tensor cannot be on an NPU before that); this module never imports torch_npu. With any
-    other tensors it is the twin.
+    other tensors it is the twin. Either way it takes the schema's arguments: those that the twin does not
+    have may be passed with their default, and are refused with another value.
 
     Attributes:
         name: torch_npu's name.
@@ -47,7 +50,52 @@ class Op(Generic[P, R]):
         if _registered.get() or _device_type(args[0]) == "npu":
             result: R = getattr(torch.ops.npu, self.name)(*args, **kwargs)
             return result
+        return self.run_twin(*args, **kwargs)
+
+    def run_twin(self, *args: P.args, **kwargs: P.kwargs) -> R:
+        """Run the twin with arguments of the schema.
+
+        Raises:
+            ValueError: an argument that the twin does not have is not at its default.
+            TypeError: the schema has no such argument.
+        """
+        if not kwargs.keys() <= self._twin_parameters:
+            for name in sorted(kwargs.keys() - self._twin_parameters):
+                self._require_default(name, kwargs.pop(name))
         return self.twin(*args, **kwargs)
+
+    @functools.cached_property
+    def __signature__(self) -> inspect.Signature:
+        """torch_npu's signature, from the schema."""
+        schema = torch._C.parse_schema(f"npu::{self.schema}")  # noqa: SLF001 - torch has no public parser
+        return inspect.Signature(
+            [
+                inspect.Parameter(
+                    argument.name,
+                    inspect.Parameter.KEYWORD_ONLY
+                    if argument.kwarg_only
+                    else inspect.Parameter.POSITIONAL_OR_KEYWORD,
+                    default=argument.default_value
+                    if argument.has_default_value()
+                    else inspect.Parameter.empty,
+                )
+                for argument in schema.arguments
+            ]
+        )
+
+    @functools.cached_property
+    def _twin_parameters(self) -> frozenset[str]:
+        return frozenset(inspect.signature(self.twin).parameters)
+
+    def _require_default(self, name: str, value: object) -> None:
+        parameter = self.__signature__.parameters.get(name)
+        if parameter is None:
+            msg = f"{self.name}() got an unexpected keyword argument {name!r}"
+            raise TypeError(msg)
+        if isinstance(value, torch.Tensor) or value != parameter.default:
+            shown = "a tensor" if isinstance(value, torch.Tensor) else value
+            expected = f"{parameter.default!r}, its default; the plain-torch twin does nothing else"
+            raise refuse(self.name, name, shown, expected)
 
     def __repr__(self) -> str:
         """Name the op."""
