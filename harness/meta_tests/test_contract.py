@@ -83,6 +83,7 @@ def test_what_fits_has_no_problems() -> None:
 @pytest.mark.parametrize(
     ("source", "problem"),
     [
+        ("npu_swiglu(x, axis=-1)", "keyword 'axis'; expected one of dim, self"),
         ("ops.npu_swiglu(x, axis=-1)", "keyword 'axis'; expected one of dim, self"),
         ("torch_npu.npu_swiglu(x, -1, 0)", "3 arguments by position; expected at most 2"),
         ("torch.ops.npu.npu_swiglu()", "'self' is missing; it has no default"),

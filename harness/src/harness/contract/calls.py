@@ -40,11 +40,12 @@ def find_calls(folder: Path) -> list[CallSite]:
 
 
 def parse_calls(source: str, name: str) -> Iterator[CallSite]:
-    """Yield the calls of `ops.npu_…`, `torch_npu.npu_…` and `torch.ops.npu.npu_…` in one file."""
+    """Yield the calls of `npu_…`, `ops.npu_…`, `torch_npu.npu_…` and `torch.ops.npu.npu_…` in one file."""
     for node in ast.walk(ast.parse(source)):
-        if not isinstance(node, ast.Call) or not isinstance(node.func, ast.Attribute):
+        if not isinstance(node, ast.Call) or not isinstance(node.func, (ast.Attribute, ast.Name)):
             continue
-        if not node.func.attr.startswith("npu_"):
+        op_name = node.func.attr if isinstance(node.func, ast.Attribute) else node.func.id
+        if not op_name.startswith("npu_"):
             continue
         keywords = [keyword.arg for keyword in node.keywords]
         if None in keywords or any(isinstance(argument, ast.Starred) for argument in node.args):
@@ -52,7 +53,7 @@ def parse_calls(source: str, name: str) -> Iterator[CallSite]:
             keywords.append("**")
         yield CallSite(
             f"{name}:{node.lineno}",
-            node.func.attr,
+            op_name,
             len(node.args),
             frozenset(keyword for keyword in keywords if keyword is not None),
         )

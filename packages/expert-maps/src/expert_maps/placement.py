@@ -13,15 +13,15 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from expert_maps import maps, routing
+from expert_maps._input import as_slots_per_rank, as_table, count_rank_lists, differing_layers
 from expert_maps._rules import (
     Slots,
     find_violations,
     infer_num_logical_experts,
     is_valid,
-    split_evenly,
 )
 from expert_maps._validation import as_count, as_index
-from expert_maps.errors import ExpertMapsError, PlacementError, Violation
+from expert_maps.errors import ExpertMapsError, PlacementError
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -79,10 +79,10 @@ class Placement:
             PlacementError: an expert is missing or stands twice on a rank, an id is out of range, or
                 ranks hold unequally many slots; every violation is listed.
         """
-        table = _as_table(physical_to_logical)
+        table = as_table(physical_to_logical)
         num_layers, num_physical = table.shape
         ranks = as_count("ep_size", ep_size, minimum=1)
-        per_rank = _as_slots_per_rank(slots_per_rank, num_physical, ranks)
+        per_rank = as_slots_per_rank(slots_per_rank, num_physical, ranks)
         experts = (
             infer_num_logical_experts(table, num_physical)
             if num_logical_experts is None
@@ -118,7 +118,7 @@ class Placement:
             ExpertMapsError: no layers, no ranks, no slots, or layers of different rank counts.
             PlacementError: as in the constructor.
         """
-        per_rank = _count_rank_lists(layers)
+        per_rank = count_rank_lists(layers)
         flat = np.array(list(chain.from_iterable(chain.from_iterable(layers))) or [0])
         if flat.dtype.kind not in "iu":
             msg = f"expert ids have type {flat.dtype}; expected integers"
@@ -142,7 +142,7 @@ class Placement:
             slots, experts, allow_uneven=allow_uneven, allow_duplicates=allow_duplicates
         )
         if not any(violation.kind == "uneven" for violation in violations):
-            violations = _differing_layers(per_rank) + violations
+            violations = differing_layers(per_rank) + violations
         raise PlacementError(violations)
 
     # Counts.
@@ -360,59 +360,3 @@ class Placement:
 def _frozen(array: Int32Array) -> Int32Array:
     array.flags.writeable = False
     return array
-
-
-def _as_table(physical_to_logical: ArrayLike) -> NDArray[np.int64]:
-    """Return int64 [L, P], or raise; int64 so that ids past int32 are reported, not wrapped."""
-    try:
-        table = np.asarray(physical_to_logical)
-    except ValueError as error:
-        msg = f"physical_to_logical is ragged; expected [L, P] (from_rank_lists takes lists): {error}"
-        raise ExpertMapsError(msg) from error
-    if table.ndim != 2 or 0 in table.shape:  # noqa: PLR2004 - [L, P] has two axes
-        msg = f"physical_to_logical has shape {list(table.shape)}; expected [L, P] with L, P at least 1"
-        raise ExpertMapsError(msg)
-    if table.dtype.kind not in "iu":
-        msg = f"physical_to_logical has dtype {table.dtype}; expected integers"
-        raise ExpertMapsError(msg)
-    return table.astype(np.int64)
-
-
-def _as_slots_per_rank(
-    slots_per_rank: ArrayLike | None, num_physical: int, ep_size: int
-) -> NDArray[np.int64]:
-    if slots_per_rank is None:
-        return split_evenly(num_physical, ep_size)
-    slots = np.asarray(slots_per_rank)
-    if slots.dtype.kind not in "iu" or slots.shape != (ep_size,):
-        msg = f"slots_per_rank is {slots.dtype} {list(slots.shape)}; expected integers [{ep_size}]"
-        raise ExpertMapsError(msg)
-    if (slots < 0).any() or slots.sum() != num_physical:
-        msg = f"slots_per_rank is {slots.tolist()}; expected no negative, and a sum of {num_physical}"
-        raise ExpertMapsError(msg)
-    return slots.astype(np.int64)
-
-
-def _count_rank_lists(layers: Sequence[Sequence[Sequence[int]]]) -> NDArray[np.int64]:
-    """Return the slots per layer and rank, int64 [L, R]."""
-    if not layers or not layers[0]:
-        msg = "the placement is empty; expected at least one layer with at least one rank"
-        raise ExpertMapsError(msg)
-    for layer, ranks in enumerate(layers):
-        if len(ranks) != len(layers[0]):
-            msg = f"layer {layer} names {len(ranks)} ranks; expected {len(layers[0])}, as layer 0 does"
-            raise ExpertMapsError(msg)
-    return np.array([[len(slots) for slots in ranks] for ranks in layers], dtype=np.int64)
-
-
-def _differing_layers(per_rank: NDArray[np.int64]) -> list[Violation]:
-    return [
-        Violation(
-            "uneven",
-            f"layer {layer}, rank {rank}: {per_rank[layer, rank]} slots, but layer 0 has "
-            f"{per_rank[0, rank]} on that rank; expected the same in every layer",
-            int(layer),
-            int(rank),
-        )
-        for layer, rank in zip(*np.nonzero(per_rank != per_rank[0]), strict=True)
-    ]

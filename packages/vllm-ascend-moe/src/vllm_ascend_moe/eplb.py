@@ -9,7 +9,6 @@ loads neither vLLM nor torch_npu.
 from __future__ import annotations
 
 import functools
-import logging
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -21,12 +20,11 @@ import torch
 from expert_maps import ExpertMapsError, FormatError, Placement, PlacementError, generate_placement
 from expert_maps._validation import as_count, as_index
 from expert_maps.formats import read_placement
+from vllm_ascend_moe._log import logger
 
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
-
-logger = logging.getLogger(__name__)
 
 _MISSING = object()
 
@@ -136,20 +134,7 @@ def init_eplb_config(eplb_config: object, layer_id: int, moe_config: object) -> 
 
 def _from_file(path: str, num_redundant_experts: int, layer: int, moe: _MoEConfig) -> tuple[Placement, int]:
     """Return a placement and the row in it that is this layer's."""
-    placement = _read_map_file(path, moe.num_experts)
-    for name, found, configured in (
-        ("ranks", placement.ep_size, moe.ep_size),
-        ("experts", placement.num_logical_experts, moe.num_experts),
-    ):
-        if found != configured:
-            msg = f"{path} is a map for {found} {name}; expected {configured}, as the model runs with"
-            raise EplbConfigError(msg)
-    if num_redundant_experts not in {0, placement.num_redundant_experts}:
-        msg = (
-            f"num_redundant_experts is {num_redundant_experts}, but {path} has "
-            f"{placement.num_redundant_experts}; leave it out, the map alone decides"
-        )
-        raise EplbConfigError(msg)
+    placement = read_expert_map(path, moe.num_experts, moe.ep_size, num_redundant_experts)
     if layer < placement.num_layers:
         return placement, layer
     if layer > placement.num_layers:
@@ -162,6 +147,37 @@ def _from_file(path: str, num_redundant_experts: int, layer: int, moe: _MoEConfi
         _default_placement("ring", moe.num_experts, moe.ep_size, placement.num_redundant_experts),
         0,
     )
+
+
+def read_expert_map(path: str, num_experts: int, ep_size: int, num_redundant_experts: int = 0) -> Placement:
+    """Read a map file and check that it is for this model on these ranks.
+
+    Args:
+        path: the file.
+        num_experts: E, logical, that the model has.
+        ep_size: R, that it runs on.
+        num_redundant_experts: as configured beside the file; 0 for not configured.
+
+    Raises:
+        EplbConfigError: the file is for other counts.
+        FormatError: the file is absent, unreadable or of another schema.
+        PlacementError: the file's slots are no valid placement; every violation is listed.
+    """
+    placement = _read_map_file(path, num_experts)
+    for name, found, configured in (
+        ("ranks", placement.ep_size, ep_size),
+        ("experts", placement.num_logical_experts, num_experts),
+    ):
+        if found != configured:
+            msg = f"{path} is a map for {found} {name}; expected {configured}, as the model runs with"
+            raise EplbConfigError(msg)
+    if num_redundant_experts not in {0, placement.num_redundant_experts}:
+        msg = (
+            f"num_redundant_experts is {num_redundant_experts}, but {path} has "
+            f"{placement.num_redundant_experts}; leave it out, the map alone decides"
+        )
+        raise EplbConfigError(msg)
+    return placement
 
 
 def _read_map_file(path: str, num_experts: int) -> Placement:
@@ -256,4 +272,4 @@ def _read_moe_config(config: object, ep_size: int) -> _MoEConfig:
     )
 
 
-__all__ = ["EplbConfigError", "EplbMaps", "FormatError", "init_eplb_config"]
+__all__ = ["EplbConfigError", "EplbMaps", "FormatError", "init_eplb_config", "read_expert_map"]

@@ -73,13 +73,8 @@ def build_routing_table(
         found = "missing" if replica_weights is None else "given"
         msg = f"replica_weights are {found}; expected them with the choice weighted only, and it is {choice}"
         raise ReplicaChoiceError(msg)
+    check_ranks_agree(choice, placement, ranks_must_agree=ranks_must_agree)
     if ranks_must_agree:
-        if choice in {"static", "tensor_parallel"} and placement.num_redundant_experts:
-            msg = (
-                f"replica choice is {choice}, by which each rank chooses a copy of its own; expected rank_offset "
-                "or weighted, because without all-to-all all ranks must agree"
-            )
-            raise ReplicaChoiceError(msg)
         ep_rank = 0
     if choice in {"static", "tensor_parallel"}:
         size = tp_size if choice == "tensor_parallel" else 1
@@ -92,3 +87,17 @@ def build_routing_table(
         table = placement.weighted_routing_table(layer, ep_rank, replica_weights, rows=rows)
     # Copied, because NumPy's may be read-only, which torch warns about.
     return torch.from_numpy(table.copy())
+
+
+def check_ranks_agree(choice: str, placement: Placement, *, ranks_must_agree: bool) -> None:
+    """Refuse a choice by rank where all ranks see the same tokens, and there are copies to choose from.
+
+    Raises:
+        ReplicaChoiceError: see the class.
+    """
+    if ranks_must_agree and choice in {"static", "tensor_parallel"} and placement.num_redundant_experts:
+        msg = (
+            f"replica choice is {choice}, by which each rank chooses a copy of its own; expected rank_offset "
+            "or weighted, because without all-to-all all ranks must agree"
+        )
+        raise ReplicaChoiceError(msg)

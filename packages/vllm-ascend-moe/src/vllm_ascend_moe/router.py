@@ -11,10 +11,12 @@ from vllm.model_executor.layers.fused_moe.config import get_routing_method_type
 from vllm.model_executor.layers.fused_moe.router.base_router import BaseRouter
 from vllm.v1.worker.ubatching import dbo_current_ubatch_id
 
-from vllm_ascend_moe.ops import map_to_physical, record_load
+from vllm_ascend_moe.ops import map_to_physical, record_load, take_turns
 from vllm_ascend_moe.routing import RoutingConfig, select_experts
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from vllm.distributed.eplb.eplb_state import EplbLayerState
     from vllm.model_executor.layers.fused_moe.config import RoutingMethodType
 
@@ -30,6 +32,8 @@ class AscendRouter(BaseRouter):  # type: ignore[misc] # vLLM is not installed wh
         routing_table: int32 [rows, E], this layer's and rank's replica choice (see
             `vllm_ascend_moe.replicas`); None to take replicas in turn by token, the same on every rank,
             from vLLM's own EPLB state. It must be replaced when experts move.
+        map_and_record: called instead of both, with the parameters of vLLM's
+            `eplb_map_to_physical_and_record`; None for what is described above.
     """
 
     def __init__(
@@ -39,6 +43,7 @@ class AscendRouter(BaseRouter):  # type: ignore[misc] # vLLM is not installed wh
         e_score_correction_bias: torch.Tensor | None = None,
         eplb_state: EplbLayerState | None = None,
         routing_table: torch.Tensor | None = None,
+        map_and_record: Callable[..., torch.Tensor] | None = None,
     ) -> None:
         """Make a layer's router.
 
@@ -47,11 +52,13 @@ class AscendRouter(BaseRouter):  # type: ignore[misc] # vLLM is not installed wh
             e_score_correction_bias: [E].
             eplb_state: vLLM's; None without EPLB.
             routing_table: see the class.
+            map_and_record: see the class.
         """
         super().__init__(top_k=config.top_k, global_num_experts=config.num_experts, eplb_state=eplb_state)
         self.config = config
         self.e_score_correction_bias = e_score_correction_bias
         self.routing_table = routing_table
+        self.map_and_record = map_and_record
 
     @property
     def routing_method_type(self) -> RoutingMethodType:
@@ -79,21 +86,20 @@ class AscendRouter(BaseRouter):  # type: ignore[misc] # vLLM is not installed wh
         state = self.eplb_state
         if state is None:
             return topk_ids
+        tokens = state.num_unpadded_tokens_tensors[dbo_current_ubatch_id()]
+        if self.map_and_record is not None:
+            return self.map_and_record(
+                topk_ids,
+                state.expert_load_view,
+                state.logical_to_physical_map,
+                state.logical_replica_count,
+                state.should_record_tensor,
+                tokens,
+            )
         if self.routing_table is not None:
             physical = map_to_physical(topk_ids, self.routing_table)
         else:
-            physical = _take_turns(topk_ids, state.logical_to_physical_map, state.logical_replica_count)
-        tokens = state.num_unpadded_tokens_tensors[dbo_current_ubatch_id()]
+            physical = take_turns(topk_ids, state.logical_to_physical_map, state.logical_replica_count)
         # A switch on the device, so that a captured graph obeys it: recording nothing is recording 0 tokens.
         record_load(state.expert_load_view, physical, num_tokens=tokens * state.should_record_tensor)
         return physical
-
-
-def _take_turns(
-    topk_ids: torch.Tensor, logical_to_physical: torch.Tensor, replica_count: torch.Tensor
-) -> torch.Tensor:
-    """Send token t to replica t % n: physical ids [T, K]; −1 stays −1."""
-    ids = topk_ids.clamp(min=0).long()
-    token = torch.arange(len(ids), device=ids.device).unsqueeze(1)
-    replica = token % replica_count[ids].clamp(min=1)
-    return torch.where(topk_ids < 0, topk_ids, logical_to_physical[ids, replica].to(topk_ids.dtype))

@@ -86,6 +86,43 @@ def _read(path: str | os.PathLike[str], suffix: str, key: str | None) -> ArrayLi
     return _from_npy(content) if suffix == ".npy" else _from_csv(content)
 
 
+def read_array(path: str | os.PathLike[str]) -> NDArray[np.generic]:
+    """Read a ``.npy`` file of plain numbers, of any shape.
+
+    Raises:
+        FormatError: unreadable.
+        LoadError: not such a file; it is named.
+    """
+    content = read_bytes(path)
+    try:
+        return _from_npy(content)
+    except LoadError as error:
+        msg = f"{describe(path)}: {error}"
+        raise LoadError(msg) from error
+
+
+def write_load(load: NDArray[np.generic], path: str | os.PathLike[str]) -> None:
+    """Write an expert load where `read_load` finds it, whole or not at all.
+
+    Args:
+        load: [L, E] or [steps, L, E].
+        path: its name ends in ``.npz`` (compressed) or ``.npy``.
+
+    Raises:
+        FormatError: another ending, or the file cannot be written.
+    """
+    suffix = Path(path).suffix
+    buffer = io.BytesIO()
+    if suffix == ".npz":
+        np.savez_compressed(buffer, load=load)
+    elif suffix == ".npy":
+        np.save(buffer, load, allow_pickle=False)
+    else:
+        msg = f"{describe(path)}: the name ends in {suffix or 'nothing'}; expected .npz or .npy"
+        raise FormatError(msg)
+    write_bytes(path, buffer.getvalue())
+
+
 def load_keys(path: str | os.PathLike[str]) -> dict[str, tuple[int, ...]]:
     """Return the names and shapes of the arrays in an ``.npz`` file, in the file's order.
 

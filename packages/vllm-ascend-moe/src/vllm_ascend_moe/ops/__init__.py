@@ -9,7 +9,7 @@ from vllm_ascend_moe.ops.dynamic_quant import npu_dynamic_quant
 from vllm_ascend_moe.ops.gating_top_k import npu_moe_gating_top_k
 from vllm_ascend_moe.ops.grouped_matmul import npu_grouped_matmul
 from vllm_ascend_moe.ops.init_routing import npu_moe_init_routing_v2
-from vllm_ascend_moe.ops.map_experts import map_to_physical
+from vllm_ascend_moe.ops.map_experts import map_to_physical, take_turns
 from vllm_ascend_moe.ops.record_load import record_load
 from vllm_ascend_moe.ops.swiglu import npu_swiglu
 from vllm_ascend_moe.ops.token_unpermute import npu_moe_token_unpermute
@@ -26,4 +26,5 @@ __all__ = [
     "npu_swiglu",
     "record_load",
     "registered_ops",
+    "take_turns",
 ]

@@ -1,6 +1,6 @@
 # SPDX-FileCopyrightText: The expert-maps authors
 # SPDX-License-Identifier: Apache-2.0
-"""Logical → physical expert ids through a routing table; plain torch on every device."""
+"""Logical → physical expert ids, by a routing table or by turns; plain torch on every device."""
 
 from __future__ import annotations
 
@@ -30,3 +30,20 @@ def map_to_physical(
         ids = ids + (row * num_experts).to(ids.dtype).unsqueeze(1)
     physical = table.reshape(-1).index_select(0, ids.reshape(-1)).view_as(topk_ids).to(topk_ids.dtype)
     return torch.where(topk_ids < 0, topk_ids, physical)
+
+
+def take_turns(topk_ids: torch.Tensor, slots: torch.Tensor, count: torch.Tensor) -> torch.Tensor:
+    """Map each token's logical experts to physical ones by vLLM's tables: token t takes slot ``t % count``.
+
+    Args:
+        topk_ids: logical ids, int32 or int64 [T, K]; −1 (inactive) stays −1.
+        slots: int64 [E, N], each expert's slots in the order that they are taken.
+        count: int64 [E], how many of them are used.
+
+    Returns:
+        physical ids, [T, K], dtype of topk_ids.
+    """
+    ids = topk_ids.clamp(min=0).long()
+    token = torch.arange(len(ids), device=ids.device).unsqueeze(1)
+    turn = token % count[ids].clamp(min=1)
+    return torch.where(topk_ids < 0, topk_ids, slots[ids, turn].to(topk_ids.dtype))

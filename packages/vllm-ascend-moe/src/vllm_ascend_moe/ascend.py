@@ -1,0 +1,101 @@
+# SPDX-FileCopyrightText: The expert-maps authors
+# SPDX-License-Identifier: Apache-2.0
+"""Beside vllm-ascend: its platform and layer stay in charge, and its maps come from the plugin's placement.
+
+Not run on an NPU. What is relied on is checked against vllm-ascend's released wheels.
+"""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from vllm_ascend_moe.eplb import EplbConfigError, init_eplb_config
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from vllm_ascend_moe.settings import Settings
+
+# vllm-ascend's names; its heat is collected and its algorithm run by intervals of its own.
+_STAGE = "eplb_heat_collection_stage"
+
+
+def ascend_options(settings: Settings, engine_args: Any) -> dict[str, Any]:  # noqa: ANN401 - vLLM's
+    """Return vllm-ascend's ``eplb_config`` for the plugin's settings, over what the user gave there.
+
+    Raises:
+        EplbConfigError: an option has no counterpart in vllm-ascend.
+    """
+    without = {
+        "layout": settings.layout not in {None, "linear", "ring"},
+        "policy": settings.policy is not None,
+        "replica_choice": settings.choice != "rank_offset" or settings.replica_choice is not None,
+        "log_balancedness": settings.log_balancedness is not None,
+        "log_balancedness_interval": settings.log_balancedness_interval is not None,
+    }
+    unknown = [name for name, given in without.items() if given]
+    if unknown:
+        msg = (
+            f"{', '.join(unknown)} {'is' if len(unknown) == 1 else 'are'} given; expected none of them beside "
+            "vllm-ascend, whose layer chooses copies and plans by itself (its options: eplb_config in the "
+            "additional config)"
+        )
+        raise EplbConfigError(msg)
+    options = dict((engine_args.additional_config or {}).get("eplb_config") or {})
+    if settings.expert_map_path is not None:
+        options["expert_map_path"] = settings.expert_map_path
+    if settings.dynamic:
+        options["dynamic_eplb"] = True
+        options["num_redundant_experts"] = settings.num_redundant_experts
+    if settings.record_path is not None:
+        msg = (
+            f"record_path is {settings.record_path}; expected none beside vllm-ascend, which records by its own "
+            "expert_map_record_path"
+        )
+        raise EplbConfigError(msg)
+    if settings.window_size is not None:
+        options["expert_heat_collection_interval"] = settings.window_size
+    if settings.step_interval is not None:
+        options["algorithm_execution_interval"] = settings.step_interval
+    if settings.load_collection_phase != "all":
+        options[_STAGE] = settings.load_collection_phase
+    return options
+
+
+def around_init_eplb_config(
+    original: Callable[..., Any],  # noqa: ARG001 - replaced
+    eplb_config: Any,  # noqa: ANN401 - vllm-ascend's
+    layer_id: int,
+    moe_config: Any,  # noqa: ANN401 - vLLM's
+    mix_placement: bool = False,  # noqa: FBT001, FBT002 - vllm-ascend's
+    num_shared_experts: int = 1,  # noqa: ARG001 - vllm-ascend's
+    tp_size: int | None = None,
+) -> tuple[torch.Tensor | None, torch.Tensor | None, torch.Tensor | None, int]:
+    """Answer vllm-ascend's `init_eplb_config` from one placement.
+
+    Returns:
+        global_expert_map [R, E], expert_map [E], log2phy [E] on the NPU, and the redundancy; as vllm-ascend's.
+
+    Raises:
+        EplbConfigError: shared experts are mixed into the placement, which the plugin's maps do not have.
+    """
+    if mix_placement:
+        msg = "mix_placement is true; expected false: the plugin's maps hold routed experts only"
+        raise EplbConfigError(msg)
+    sizes = SimpleNamespace(
+        num_experts=moe_config.num_experts,
+        ep_size=moe_config.ep_size,
+        ep_rank=moe_config.ep_rank,
+        tp_size=tp_size or 1,
+    )
+    # The record is vllm-ascend's own business; it implies dynamic EPLB there as here.
+    maps = init_eplb_config(eplb_config, layer_id, sizes)
+    log2phy = maps.log2phy
+    if log2phy is not None:
+        log2phy = log2phy.to("npu")
+    # Without EPLB vllm-ascend has no global map.
+    everywhere = None if log2phy is None else maps.global_expert_map
+    return everywhere, maps.expert_map, log2phy, maps.num_redundant_experts

@@ -1,0 +1,299 @@
+# SPDX-FileCopyrightText: The expert-maps authors
+# SPDX-License-Identifier: Apache-2.0
+"""Every hook into vLLM and vllm-ascend: which function, what is relied on, and what is put around it.
+
+A hook replaces a function by one that calls it. Before that the names of its parameters are compared with
+those that the plugin relies on; where one is missing, nothing is installed and the start is refused. What the
+hooks do is written elsewhere (`frontend`, `serving`, `cpu`, `ascend`); this module only puts it in place.
+"""
+
+from __future__ import annotations
+
+import functools
+import importlib
+import inspect
+import sys
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from packaging.specifiers import SpecifierSet
+from packaging.version import InvalidVersion, Version
+
+from expert_maps import ExpertMapsError
+from vllm_ascend_moe._log import logger
+from vllm_ascend_moe.activation import vllm_version
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Iterator
+
+SUPPORTED_VLLM = SpecifierSet(">=0.30,<0.33", prereleases=True)
+SUPPORTED_VLLM_ASCEND = SpecifierSet(">=0.18,<0.24", prereleases=True)
+
+_MARK = "_vllm_ascend_moe_wraps"
+_FUSED_MOE = "vllm.model_executor.layers.fused_moe"
+_EPLB_STATE = "vllm.distributed.eplb.eplb_state"
+
+
+class UpstreamError(ExpertMapsError):
+    """vLLM or vllm-ascend is not as the plugin knows it; the message names what was found and expected."""
+
+
+@dataclass(frozen=True)
+class Hook:
+    """A function of vLLM's that is replaced or called, and what is relied on.
+
+    Attributes:
+        module: where it is.
+        name: of the function, or ``Class.method``.
+        parameters: names that it must have, in this order.
+        returns: for what must exist without being a function: None.
+    """
+
+    module: str
+    name: str
+    parameters: tuple[str, ...]
+
+    def __str__(self) -> str:
+        """Name it as it is imported."""
+        return f"{self.module}.{self.name}"
+
+
+# What is watched in every process until the configuration is known; it works with any vLLM that has it.
+CREATE_ENGINE_CONFIG = Hook("vllm.engine.arg_utils", "EngineArgs.create_engine_config", ("self",))
+CREATE_MODEL_CONFIG = Hook("vllm.engine.arg_utils", "EngineArgs.create_model_config", ("self",))
+EXECUTOR_INIT = Hook("vllm.v1.executor.abstract", "Executor.__init__", ("self", "vllm_config"))
+WORKER_INIT = Hook("vllm.v1.worker.worker_base", "WorkerBase.__init__", ("self", "vllm_config"))
+WATCHED = (CREATE_ENGINE_CONFIG, CREATE_MODEL_CONFIG, EXECUTOR_INIT, WORKER_INIT)
+
+# What a worker needs wherever vLLM's own EPLB state serves.
+INITIALIZE_MODEL = Hook(
+    "vllm.model_executor.model_loader.base_loader", "initialize_model", ("vllm_config", "model_config")
+)
+ADD_MODEL = Hook(_EPLB_STATE, "EplbState.add_model", ("self", "model", "model_config"))
+STEP = Hook(_EPLB_STATE, "EplbState.step", ("self", "is_dummy", "is_profile", "log_stats"))
+PREPARE_FORWARD = Hook(
+    _EPLB_STATE, "EplbState.prepare_forward", ("self", "model_config", "num_unpadded_tokens")
+)
+SHOULD_RECORD = Hook(_EPLB_STATE, "EplbState._should_record_current_step", ("self",))
+REARRANGE = Hook(_EPLB_STATE, "EplbState.rearrange", ("self", "is_profile"))
+UPDATE_MAPPING = Hook(_EPLB_STATE, "EplbState.update_mapping", ("self", "model_config"))
+COMMIT = Hook(_EPLB_STATE, "_commit_eplb_maps", ("model_state", "new_physical_to_logical_map"))
+COMMIT_LAYER = Hook(
+    _EPLB_STATE, "_commit_eplb_maps_for_layer", ("model_state", "new_physical_to_logical_map", "layer")
+)
+MOVE_WEIGHTS = Hook(
+    "vllm.distributed.eplb.rebalance_execute",
+    "rearrange_expert_weights_inplace",
+    (
+        "old_global_expert_indices",
+        "new_global_expert_indices",
+        "expert_weights",
+        "expert_buffer",
+        "ep_group",
+        "communicator",
+    ),
+)
+FIND_MOE_MODEL = Hook("vllm.model_executor.models.interfaces", "get_mixture_of_experts_model", ("model",))
+EP_GROUP = Hook("vllm.distributed.parallel_state", "get_ep_group", ())
+PP_GROUP = Hook("vllm.distributed.parallel_state", "get_pp_group", ())
+EPLB = (
+    INITIALIZE_MODEL,
+    ADD_MODEL,
+    STEP,
+    PREPARE_FORWARD,
+    SHOULD_RECORD,
+    REARRANGE,
+    UPDATE_MAPPING,
+    COMMIT,
+    COMMIT_LAYER,
+    MOVE_WEIGHTS,
+    FIND_MOE_MODEL,
+    EP_GROUP,
+    PP_GROUP,
+)
+
+# What a worker on a CPU needs beside: vLLM does none of expert parallelism there.
+CREATE_ROUTER = Hook(
+    f"{_FUSED_MOE}.layer",
+    "create_fused_moe_router",
+    (
+        "top_k",
+        "global_num_experts",
+        "renormalize",
+        "use_grouped_topk",
+        "num_expert_group",
+        "topk_group",
+        "scoring_func",
+        "routed_scaling_factor",
+        "e_score_correction_bias",
+        "custom_routing_function",
+        "eplb_state",
+        "zero_expert_type",
+        "hash_indices_table",
+    ),
+)
+MAP_AND_RECORD = Hook(
+    f"{_FUSED_MOE}.router.base_router",
+    "eplb_map_to_physical_and_record",
+    (
+        "topk_ids",
+        "expert_load_view",
+        "logical_to_physical_map",
+        "logical_replica_count",
+        "record_enabled",
+        "num_unpadded_tokens",
+    ),
+)
+EXPERTS_CLASS = Hook(f"{_FUSED_MOE}.oracle.unquantized", "backend_to_kernel_cls", ("backend",))
+INT8_EXPERTS_CLASS = Hook(f"{_FUSED_MOE}.oracle.int8", "backend_to_kernel_cls", ("backend",))
+SELECT_FORWARD = Hook(f"{_FUSED_MOE}.runner.moe_runner", "MoERunner._select_forward", ("self",))
+LOAD_MODEL = Hook("vllm.v1.worker.cpu_model_runner", "CPUModelRunner.load_model", ("self", "load_dummy_weights"))
+PREPARE_INPUTS = Hook(
+    "vllm.v1.worker.gpu_model_runner",
+    "GPUModelRunner._prepare_inputs",
+    ("self", "scheduler_output", "num_scheduled_tokens"),
+)
+_COMMUNICATOR = "vllm.distributed.device_communicators.cpu_communicator"
+ALL_GATHERV = Hook(_COMMUNICATOR, "CpuCommunicator.all_gatherv", ("self", "input_", "dim", "sizes"))
+REDUCE_SCATTERV = Hook(_COMMUNICATOR, "CpuCommunicator.reduce_scatterv", ("self", "input_", "dim", "sizes"))
+CPU = (
+    CREATE_ROUTER,
+    MAP_AND_RECORD,
+    EXPERTS_CLASS,
+    INT8_EXPERTS_CLASS,
+    SELECT_FORWARD,
+    LOAD_MODEL,
+    PREPARE_INPUTS,
+    ALL_GATHERV,
+    REDUCE_SCATTERV,
+)
+
+# vllm-ascend's layer asks this one function for its maps, by the name that its module imported.
+INIT_EPLB_CONFIG = Hook(
+    "vllm_ascend.eplb.core.eplb_utils", "init_eplb_config", ("eplb_config", "layer_id", "moe_config")
+)
+INIT_IN_LAYER = Hook(
+    "vllm_ascend.ops.fused_moe.fused_moe", "init_eplb_config", ("eplb_config", "layer_id", "moe_config")
+)
+ASCEND = (INIT_EPLB_CONFIG, INIT_IN_LAYER)
+
+
+def check_versions(*, ascend: bool) -> None:
+    """Refuse a version that the hooks were not checked against.
+
+    Raises:
+        UpstreamError: see the class.
+    """
+    if ascend:
+        _check_version("vllm-ascend", _distribution_version("vllm_ascend"), SUPPORTED_VLLM_ASCEND)
+    else:
+        _check_version("vLLM", vllm_version(), SUPPORTED_VLLM)
+
+
+def _check_version(name: str, found: str | None, supported: SpecifierSet) -> None:
+    try:
+        # A build's local part (+cpu) says nothing of the source.
+        fits = found is not None and Version(Version(found).public) in supported
+    except InvalidVersion:
+        fits = False
+    if not fits:
+        msg = (
+            f"found {name} {found}; vllm-ascend-moe supports {supported}. Install one of these, or leave out "
+            "expert_maps and VLLM_ASCEND_MOE_ENABLED to serve without the plugin"
+        )
+        raise UpstreamError(msg)
+
+
+def _distribution_version(module: str) -> str | None:
+    import importlib.metadata
+
+    try:
+        return importlib.metadata.version(module)
+    except importlib.metadata.PackageNotFoundError:
+        return None
+
+
+def problems(hooks: Iterable[Hook]) -> Iterator[str]:
+    """Say of each hook what is not as the plugin relies on it; nothing where all is well."""
+    for hook in hooks:
+        try:
+            function = _find(hook)[2]
+        except (ImportError, AttributeError) as error:
+            yield f"{hook} is not there ({type(error).__name__}: {error})"
+            continue
+        found = tuple(inspect.signature(function).parameters)
+        if tuple(name for name in found if name in hook.parameters) != hook.parameters:
+            expected = ", ".join(hook.parameters)
+            yield f"{hook} has the parameters ({', '.join(found)}); expected ({expected}) among them"
+
+
+def check_hooks(hooks: Iterable[Hook]) -> None:
+    """Refuse to install anything where one hook does not fit.
+
+    Raises:
+        UpstreamError: see the class; every misfit is named.
+    """
+    found = list(problems(hooks))
+    if found:
+        msg = (
+            f"vLLM {vllm_version()} is not as vllm-ascend-moe expects (supported: {SUPPORTED_VLLM}): "
+            f"{'; '.join(found)}"
+        )
+        raise UpstreamError(msg)
+
+
+def _find(hook: Hook) -> tuple[Any, str, Callable[..., Any]]:
+    """Return the owner, the attribute and the function."""
+    owner: Any = importlib.import_module(hook.module)
+    *path, attribute = hook.name.split(".")
+    for part in path:
+        owner = getattr(owner, part)
+    return owner, attribute, getattr(owner, attribute)
+
+
+def original(hook: Hook) -> Callable[..., Any]:
+    """Return vLLM's function, whatever has been put around it."""
+    function = _find(hook)[2]
+    return getattr(function, _MARK, function)
+
+
+def call(hook: Hook, *args: Any) -> Any:  # noqa: ANN401 - vLLM's
+    """Call vLLM's function."""
+    return original(hook)(*args)
+
+
+def wrap(hook: Hook, around: Callable[..., Any]) -> None:
+    """Put a function around vLLM's: ``around(original, *args, **kwargs)``.
+
+    A second time, in the same process, it replaces what the first put there.
+    """
+    owner, attribute, function = _find(hook)
+    inner = getattr(function, _MARK, function)
+
+    @functools.wraps(inner)
+    def wrapper(*args: Any, **kwargs: Any) -> Any:  # noqa: ANN401 - as vLLM's
+        return around(inner, *args, **kwargs)
+
+    setattr(wrapper, _MARK, inner)
+    setattr(owner, attribute, wrapper)
+
+
+def watch() -> None:
+    """Look at each configuration before it is used; without ``expert_maps`` in it nothing else happens."""
+    from vllm_ascend_moe import frontend, serving
+
+    # A worker never makes a configuration, and the module is large.
+    hooks = [hook for hook in WATCHED if hook.module in sys.modules or "arg_utils" not in hook.module]
+    found = list(problems(hooks))
+    if found:
+        # Whether the plugin is wanted is not known here, and a vLLM without it must run.
+        logger.warning("vllm-ascend-moe inactive: it cannot see vLLM's configuration: %s", "; ".join(found))
+        return
+    around = {
+        CREATE_ENGINE_CONFIG: frontend.around_create_engine_config,
+        CREATE_MODEL_CONFIG: frontend.around_create_model_config,
+        EXECUTOR_INIT: frontend.around_executor_init,
+        WORKER_INIT: serving.around_worker_init,
+    }
+    for hook in hooks:
+        wrap(hook, around[hook])
