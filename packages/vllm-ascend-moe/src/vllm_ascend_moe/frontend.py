@@ -34,6 +34,8 @@ _PREPARATION = "_vllm_ascend_moe_preparation"
 _REPORT = "vllm_ascend_moe.report.WorkerReport"
 # Steps that no server lives to see.
 _NEVER = 10**9
+# Seconds in which engine processes may stop by themselves, where vLLM would kill them at once.
+_STOP_SECONDS = 15.0
 
 # The process that has said whether it is active; a forked child says so again.
 _said_in: set[int] = set()
@@ -191,10 +193,19 @@ def _complete(config: Any, preparation: _Preparation) -> Any:  # noqa: ANN401 - 
         **(config.additional_config or {}),
         RESOLVED_KEY: activation.resolved(source.digest),
     }
+    if activation.settings.record_path is not None:
+        upstream.check_hooks([upstream.STOP_TIMEOUT])
+        upstream.wrap(upstream.STOP_TIMEOUT, _allow_time_to_stop)
     _said_in.add(os.getpid())
     device = config.device_config.device_type
     log_active("front end", device, describe(activation.settings), source.digest)
     return config
+
+
+def _allow_time_to_stop(original: Callable[..., Any], *args: Any, **kwargs: Any) -> float | None:  # noqa: ANN401 - vLLM's
+    """Hook: by default a server kills its engines at once, or after 5 s; let the record be written first."""
+    timeout = original(*args, **kwargs)
+    return timeout or _STOP_SECONDS
 
 
 def _ep_size(engine_args: Any) -> int:  # noqa: ANN401 - vLLM's

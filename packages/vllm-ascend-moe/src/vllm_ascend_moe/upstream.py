@@ -46,7 +46,6 @@ class Hook:
         module: where it is.
         name: of the function, or ``Class.method``.
         parameters: names that it must have, in this order.
-        returns: for what must exist without being a function: None.
     """
 
     module: str
@@ -64,6 +63,10 @@ CREATE_MODEL_CONFIG = Hook("vllm.engine.arg_utils", "EngineArgs.create_model_con
 EXECUTOR_INIT = Hook("vllm.v1.executor.abstract", "Executor.__init__", ("self", "vllm_config"))
 WORKER_INIT = Hook("vllm.v1.worker.worker_base", "WorkerBase.__init__", ("self", "vllm_config"))
 WATCHED = (CREATE_ENGINE_CONFIG, CREATE_MODEL_CONFIG, EXECUTOR_INIT, WORKER_INIT)
+# How long engine processes may take to stop; what records its load must not be killed while it writes.
+STOP_TIMEOUT = Hook(
+    "vllm.v1.engine.utils", "get_engine_process_shutdown_timeout", ("request_timeout", "process_timeout")
+)
 
 # What a worker needs wherever vLLM's own EPLB state serves.
 INITIALIZE_MODEL = Hook(
