@@ -35,7 +35,7 @@ _REPORT = "vllm_ascend_moe.report.WorkerReport"
 # Steps that no server lives to see.
 _NEVER = 10**9
 # Seconds in which engine processes may stop by themselves, where vLLM would kill them at once.
-_STOP_SECONDS = 15.0
+_STOP_SECONDS = 30.0
 
 # The process that has said whether it is active; a forked child says so again.
 _said_in: set[int] = set()

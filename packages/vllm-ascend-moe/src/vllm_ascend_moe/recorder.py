@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 # Past these the older rows are added up in pairs: the file stays bounded, and no token is lost.
 MAX_ROWS = 4096
 MAX_NUMBERS = 4_000_000
+# A server that is idle writes too, so that being killed costs little.
+MAX_SECONDS = 5.0
 
 
 class RecordError(ExpertMapsError):
@@ -31,11 +33,12 @@ class LoadRecorder:
     """Collects the load of steps and writes it to a file that ``expert-maps plan`` reads.
 
     A file that is there already is continued: a server that was restarted loses nothing. While serving, the
-    file is written by a thread of its own, because compressing takes longer than a step.
+    file is written by a thread of its own, because compressing takes longer than a step: after some steps, and
+    after some seconds.
 
     Attributes:
         path: the file.
-        interval: steps between two writes.
+        interval: steps after which it is written.
     """
 
     def __init__(self, path: str, num_layers: int, num_experts: int, interval: int = 100) -> None:
@@ -45,7 +48,7 @@ class LoadRecorder:
             path: ends in ``.npz`` or ``.npy``; its folder exists.
             num_layers: L.
             num_experts: E, logical.
-            interval: steps between two writes.
+            interval: steps after which it is written.
 
         Raises:
             RecordError: the file is of another model, or the folder is missing.
@@ -57,6 +60,7 @@ class LoadRecorder:
         self._rows = self._read()
         self._pending: list[torch.Tensor] = []
         self._lock = threading.Lock()
+        self._due = threading.Event()
         self._writer: threading.Thread | None = None
 
     def _read(self) -> list[NDArray[np.int64]]:
@@ -89,9 +93,11 @@ class LoadRecorder:
                 recorder's own.
         """
         self._pending.append(load)
-        if len(self._pending) % self.interval == 0 and not (self._writer and self._writer.is_alive()):
+        if self._writer is None:
             self._writer = threading.Thread(target=self._write, name="expert-load-record", daemon=True)
             self._writer.start()
+        if len(self._pending) >= self.interval:
+            self._due.set()
 
     def flush(self) -> None:
         """Write what was collected, and return when it is written.
@@ -110,11 +116,14 @@ class LoadRecorder:
             del self._pending[:count]
 
     def _write(self) -> None:
-        try:
-            self.flush()
-        except (ExpertMapsError, OSError, RuntimeError):
-            # Nothing is lost: the steps are tried again with the next write.
-            logger.exception("the record %s could not be written", self.path)
+        while True:
+            self._due.wait(MAX_SECONDS)
+            self._due.clear()
+            try:
+                self.flush()
+            except (ExpertMapsError, OSError, RuntimeError):
+                # Nothing is lost: the steps are tried again with the next write.
+                logger.exception("the record %s could not be written", self.path)
 
 
 def _bounded(rows: list[NDArray[np.int64]]) -> list[NDArray[np.int64]]:

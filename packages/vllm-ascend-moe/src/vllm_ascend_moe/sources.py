@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from expert_maps import Placement, generate_placement
+from expert_maps import Placement, PlacementError, generate_placement
 from vllm_ascend_moe.eplb import EplbConfigError, read_expert_map
 
 if TYPE_CHECKING:
@@ -81,7 +81,15 @@ def find_source(settings: Settings, num_experts: int, ep_size: int) -> Placement
     redundant = settings.num_redundant_experts or 0
     if settings.expert_map_path is not None:
         path = settings.expert_map_path
-        return PlacementSource(path, read_expert_map(path, num_experts, ep_size, redundant), is_file=True)
+        try:
+            placement = read_expert_map(path, num_experts, ep_size, redundant)
+        except PlacementError as error:
+            msg = (
+                f"{path} is no placement of the {num_experts} experts that the model has: {error.summary}; plan "
+                "it for this model"
+            )
+            raise EplbConfigError(msg) from error
+        return PlacementSource(path, placement, is_file=True)
     layout = settings.layout or ("ring" if redundant else "linear")
     placement = generate_placement(
         layout, num_experts=num_experts, ep_size=ep_size, num_redundant_experts=redundant

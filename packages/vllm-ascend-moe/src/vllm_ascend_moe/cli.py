@@ -1,0 +1,105 @@
+# SPDX-FileCopyrightText: The expert-maps authors
+# SPDX-License-Identifier: Apache-2.0
+"""The command line ``vllm-ascend-moe``."""
+
+from __future__ import annotations
+
+import dataclasses
+import json as json_
+import os
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+if TYPE_CHECKING:
+    from vllm_ascend_moe.doctor import Diagnosis
+
+_PROBLEMS, _BAD_INPUT = 1, 2
+
+app = typer.Typer(
+    name="vllm-ascend-moe",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    help="Expert maps and EPLB for vLLM on Ascend NPUs, and wherever else vLLM runs.",
+)
+
+
+@app.command()
+def doctor(
+    additional_config: Annotated[
+        str | None,
+        typer.Option(
+            "--additional-config",
+            metavar="JSON",
+            help="What you would give vLLM: its options and its map file are checked too.",
+        ),
+    ] = None,
+    json: Annotated[bool, typer.Option("--json", help="Print one JSON object instead of text.")] = False,
+) -> None:
+    """Say what is installed, what would be active in vLLM and why, and what would not work.
+
+    Exit codes: 0 all would work, 1 something would not, 2 bad input.
+    """
+    from vllm_ascend_moe.doctor import diagnose
+
+    try:
+        config = None if additional_config is None else json_.loads(additional_config)
+    except ValueError as error:
+        typer.echo(f"error: --additional-config is not valid JSON: {error}", err=True)
+        raise typer.Exit(_BAD_INPUT) from error
+    if config is not None and not isinstance(config, dict):
+        typer.echo(f"error: --additional-config is {additional_config}; expected a JSON object", err=True)
+        raise typer.Exit(_BAD_INPUT)
+    found = diagnose(config, os.environ)
+    if json:
+        typer.echo(json_.dumps(dataclasses.asdict(found)))
+    else:
+        _print(found)
+    raise typer.Exit(_PROBLEMS if found.problems else 0)
+
+
+def _show_version(asked: bool) -> None:
+    if asked:
+        from vllm_ascend_moe import __version__
+
+        typer.echo(f"vllm-ascend-moe {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _root(
+    version: Annotated[
+        bool,
+        typer.Option("--version", callback=_show_version, is_eager=True, help="Print the version."),
+    ] = False,
+) -> None:
+    """Take the options that stand before a subcommand."""
+
+
+def _print(found: Diagnosis) -> None:
+    console = Console(soft_wrap=True, highlight=False)
+    table = Table(show_header=False, box=None, pad_edge=False)
+    for name, version in found.versions.items():
+        table.add_row(name, version or "not installed")
+    for group, names in found.entry_points.items():
+        table.add_row(group, ", ".join(names) or "none")
+    plugins = "unset, all are loaded" if found.vllm_plugins is None else ", ".join(found.vllm_plugins) or "none"
+    table.add_row("VLLM_PLUGINS", plugins)
+    table.add_row("device", found.device or "unknown")
+    table.add_row("state", found.state)
+    if found.settings:
+        table.add_row("options", json_.dumps(found.settings))
+    console.print(table)
+    for title, lines in (("note", found.notes), ("problem", found.problems)):
+        for line in lines:
+            console.print(f"{title}: {line}", markup=False)
+    if not found.problems:
+        console.print("no problems found")
+
+
+def main() -> None:
+    """Run the command line; the console script's entry point."""
+    app()

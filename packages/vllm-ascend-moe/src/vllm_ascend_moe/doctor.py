@@ -1,0 +1,143 @@
+# SPDX-FileCopyrightText: The expert-maps authors
+# SPDX-License-Identifier: Apache-2.0
+"""What is installed, what would be active in vLLM, and what would not work."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import importlib.util
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from expert_maps import ExpertMapsError
+from vllm_ascend_moe import __version__, upstream
+from vllm_ascend_moe.activation import read_activation, versions
+from vllm_ascend_moe.platforms import Kind, platform_kind
+from vllm_ascend_moe.settings import CONFIG_KEY, ENV_ENABLED
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+ENTRY_POINT = "ascend_moe"
+_GENERAL, _PLATFORM = "vllm.general_plugins", "vllm.platform_plugins"
+
+
+@dataclass
+class Diagnosis:
+    """What the doctor found.
+
+    Attributes:
+        versions: distribution → version, None where it is not installed.
+        entry_points: group → names of the plugins that are installed in it.
+        vllm_plugins: the names that ``VLLM_PLUGINS`` allows; None where it is unset, which allows all.
+        device: how the plugin would serve: ``cpu``, ``gpu`` or ``ascend``; None where that is not known.
+        state: whether the plugin would be active, and why.
+        settings: the options that it would be active with, defaults left out.
+        problems: what would not work, each with what to change; empty where all is well.
+        notes: what is worth knowing.
+    """
+
+    versions: dict[str, str | None]
+    entry_points: dict[str, list[str]] = field(default_factory=dict)
+    vllm_plugins: list[str] | None = None
+    device: str | None = None
+    state: str = "inactive"
+    settings: dict[str, object] = field(default_factory=dict)
+    problems: list[str] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+
+
+def diagnose(additional_config: object, environ: Mapping[str, str]) -> Diagnosis:
+    """Look at this environment as vLLM would.
+
+    Args:
+        additional_config: as in vLLM's ``--additional-config``.
+        environ: environment variables.
+    """
+    found = Diagnosis({"vllm-ascend-moe": __version__, **versions()})
+    _look_at_plugins(found, environ)
+    kind = _look_at_vllm(found)
+    _look_at_activation(found, additional_config, environ, kind)
+    return found
+
+
+def _look_at_plugins(found: Diagnosis, environ: Mapping[str, str]) -> None:
+    for group in (_GENERAL, _PLATFORM):
+        points = importlib.metadata.entry_points(group=group)
+        found.entry_points[group] = sorted({point.name for point in points})
+    general, platforms = found.entry_points[_GENERAL], found.entry_points[_PLATFORM]
+    if ENTRY_POINT not in general:
+        found.problems.append(
+            f"the entry point {ENTRY_POINT} is not in {_GENERAL}; install the package (pip install vllm-ascend-moe)"
+        )
+    if "VLLM_PLUGINS" not in environ:
+        return
+    allowed = [name for name in environ["VLLM_PLUGINS"].split(",") if name]
+    found.vllm_plugins = allowed
+    off = sorted({*general, *platforms} - set(allowed))
+    if off:
+        found.notes.append(
+            f"VLLM_PLUGINS is one list for all kinds of plugins, and turns off: {', '.join(off)}"
+        )
+    for name, what in ((ENTRY_POINT, "this plugin"), *((name, "its platform") for name in platforms)):
+        if name in off:
+            listed = ",".join([*allowed, name])
+            found.problems.append(f"VLLM_PLUGINS turns off {name}, {what}; set VLLM_PLUGINS={listed}, or unset it")
+
+
+def _look_at_vllm(found: Diagnosis) -> Kind | None:
+    """Find the device and check the hooks; None where vLLM cannot serve."""
+    for module in ("torch", "vllm"):
+        if importlib.util.find_spec(module) is None:
+            found.problems.append(f"{module} is not installed; install it (pip install 'vllm-ascend-moe[vllm]')")
+            return None
+    try:
+        kind = platform_kind()
+        found.device = kind
+        upstream.check_versions(ascend=kind == "ascend")
+    except ExpertMapsError as error:
+        found.problems.append(str(error))
+        return None
+    except (ImportError, OSError, RuntimeError, AttributeError) as error:
+        # A torch_npu without CANN fails here, in ways of its own.
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        found.problems.append(f"vLLM cannot be imported ({type(error).__name__}: {reason})")
+        return None
+    by_kind = {"ascend": upstream.ASCEND, "cpu": (*upstream.EPLB, *upstream.CPU), "gpu": upstream.EPLB}
+    found.problems.extend(upstream.problems((*upstream.WATCHED, upstream.STOP_TIMEOUT, *by_kind[kind])))
+    if found.versions["torch-npu"] and kind != "ascend":
+        found.notes.append(f"torch-npu is installed, but vLLM's platform is not Ascend's: {kind} serves")
+    return kind
+
+
+def _look_at_activation(
+    found: Diagnosis, additional_config: object, environ: Mapping[str, str], kind: Kind | None
+) -> None:
+    try:
+        activation = read_activation(additional_config, environ)
+        if activation.settings is None:
+            found.state = f"inactive: {activation.reason}"
+            found.notes.append(
+                f"to activate it: vllm serve … --additional-config '{{\"{CONFIG_KEY}\": {{}}}}', or {ENV_ENABLED}=1"
+            )
+            return
+        found.settings = activation.settings.model_dump(exclude_defaults=True)
+        _look_at_files(activation.settings.expert_map_path)
+    except ExpertMapsError as error:
+        found.state = "refused"
+        found.problems.append(str(error))
+        return
+    ways = {
+        "cpu": "the plugin's router and experts",
+        "gpu": "vLLM's kernels, with the plugin's placement, policy, recording and replica choice",
+        "ascend": "vllm-ascend's layer, with the plugin's maps",
+    }
+    how = ways[kind] if kind else "nothing, until the problems are solved"
+    found.state = f"active: {activation.reason}; {how}"
+
+
+def _look_at_files(path: str | None) -> None:
+    from expert_maps import read_placement
+
+    if path is not None:
+        read_placement(path)
