@@ -1,6 +1,9 @@
 # SPDX-FileCopyrightText: The expert-maps authors
 # SPDX-License-Identifier: Apache-2.0
-"""`python -m harness.contract [--wheels FOLDER]`: fetch, compare, report; exit 1 on any problem."""
+"""`python -m harness.contract [--wheels FOLDER]`: fetch, compare, report; exit 1 on any problem.
+
+Two contracts: the plugin's calls against torch_npu's wheels, and its hooks against vLLM's and vllm-ascend's.
+"""
 
 from __future__ import annotations
 
@@ -16,6 +19,7 @@ from rich.table import Table
 
 import vllm_ascend_moe
 from harness.contract.calls import find_calls
+from harness.contract.hooks import RELEASES, Report, check_release, fetch_releases
 from harness.contract.static import check_calls, check_limits, check_twins
 from harness.contract.wheels import ContractError, Wheel, fetch, read
 from vllm_ascend_moe.ops import OPS
@@ -28,20 +32,37 @@ def main(
         "build/torch_npu"
     ),
 ) -> None:
-    """Check the plugin's calls against torch_npu 2.8, 2.10, 2.13 and the newest."""
+    """Check the plugin's calls against torch_npu 2.8, 2.10, 2.13 and the newest, and its hooks into vLLM."""
     try:
         paths = fetch(wheels)
         versions = [read(path) for path in paths]
+        reports = [
+            check_release(path, release)
+            for path, release in zip(fetch_releases(wheels), RELEASES, strict=True)
+        ]
     except ContractError as error:
         typer.echo(f"FAILED {error}", err=True)
         raise typer.Exit(1) from error
+    problems = _report_calls(paths, versions) + _report_hooks(reports)
+    for problem in problems:
+        typer.echo(f"FAILED {problem}", err=True)
+    typer.echo(
+        f"torch_npu, vLLM and vllm-ascend were not imported; nothing ran on an NPU. {len(problems)} problems"
+    )
+    if problems:
+        raise typer.Exit(1)
+
+
+def _report_calls(paths: list[Path], versions: list[Wheel]) -> list[str]:
+    """Compare the calls with torch_npu's wheels, print a table, and return the problems."""
     calls = find_calls(Path(vllm_ascend_moe.__file__).parent)
     problems = check_calls(calls, versions) + check_twins(OPS, versions) + check_limits(versions)
     never = sorted(set(OPS) - {call.name for call in calls})
     problems += [f"{name} is never called; expected at least one call site" for name in never]
-    table = Table(title=f"{len(calls)} call sites of {len(OPS)} ops", title_justify="left")
-    for title in ("torch_npu", "ops found", "calls compared on fake tensors", "problems"):
-        table.add_column(title, justify="left" if title == "torch_npu" else "right")
+    table = _table(
+        f"{len(calls)} call sites of {len(OPS)} ops",
+        ("torch_npu", "ops found", "calls compared on fake tensors", "problems"),
+    )
     for path, wheel in zip(paths, versions, strict=True):
         compared, found = _run_fake(path, wheel)
         problems += found
@@ -50,11 +71,29 @@ def main(
             wheel.version, str(len(OPS.keys() & wheel.schemas.keys())), str(compared), str(len(own))
         )
     Console().print(table)
-    for problem in problems:
-        typer.echo(f"FAILED {problem}", err=True)
-    typer.echo(f"torch_npu was not imported; nothing ran on an NPU. {len(problems)} problems")
-    if problems:
-        raise typer.Exit(1)
+    return problems
+
+
+def _report_hooks(reports: list[Report]) -> list[str]:
+    """Print a table of the hooks in vLLM's and vllm-ascend's wheels, and return the problems."""
+    table = _table(
+        "hooks in the source of released wheels",
+        ("wheel", "hooks fit", "layer's calls", "options found", "problems"),
+    )
+    for report in reports:
+        table.add_row(*report.row)
+    Console().print(table)
+    for report in reports:
+        for note in report.notes:
+            typer.echo(note)
+    return [problem for report in reports for problem in report.problems]
+
+
+def _table(title: str, columns: tuple[str, ...]) -> Table:
+    table = Table(title=title, title_justify="left")
+    for index, column in enumerate(columns):
+        table.add_column(column, justify="right" if index else "left")
+    return table
 
 
 def _run_fake(path: Path, wheel: Wheel) -> tuple[int, list[str]]:

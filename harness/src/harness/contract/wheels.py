@@ -1,6 +1,6 @@
 # SPDX-FileCopyrightText: The expert-maps authors
 # SPDX-License-Identifier: Apache-2.0
-"""Wheels of torch_npu: fetched, never installed; their schemas and shape functions are read from the zip."""
+"""Wheels: fetched, never installed. Of torch_npu's, schemas and shape functions are read from the zip."""
 
 from __future__ import annotations
 
@@ -23,7 +23,11 @@ PINNED = {
     "2.10.0": "4e14fa849000189c26b006be1d1700e2f46edda48c84a7de05efd9ce6786a215",
     "2.13.0": "0deb809cf447d3fce636ccfdc9c9f874950f1fe76f18f4aaab31e2d345f7dac0",
 }
-_PLATFORM = ("--python-version", "3.11", "--platform", "manylinux_2_28_x86_64", "--only-binary", ":all:")
+# pip takes no older platform for granted: vllm-ascend's wheels are for 2.24, the others for 2.28.
+_PLATFORM = (
+    *("--python-version", "3.11", "--only-binary", ":all:"),
+    *("--platform", "manylinux_2_28_x86_64", "--platform", "manylinux_2_24_x86_64"),
+)
 _TIMEOUT_S = 600
 
 SCHEMAS = "torch_npu/csrc/aten/npu_native_functions_by_codegen.yaml"
@@ -69,21 +73,38 @@ def fetch(folder: Path) -> list[Path]:
     Raises:
         ContractError: one could not be fetched.
     """
-    folder.mkdir(parents=True, exist_ok=True)
-    paths = []
-    for version, sha256 in PINNED.items():
-        target = folder / version
-        pinned = target / "requirement.txt"
-        target.mkdir(exist_ok=True)
-        pinned.write_text(f"torch-npu=={version} --hash=sha256:{sha256}\n", encoding="utf-8")
-        paths.append(_download(target, ["--require-hashes", "-r", str(pinned)]))
-    newest = _download(folder / "newest", ["torch-npu"])
+    paths = [
+        fetch_pinned(folder / version, "torch-npu", version, sha256) for version, sha256 in PINNED.items()
+    ]
+    for stale in (folder / "newest").glob("*.whl"):
+        stale.unlink()
+    newest = _download(folder / "newest", "torch-npu", ["torch-npu"])
     return paths if newest.name in {path.name for path in paths} else [*paths, newest]
 
 
-def _download(folder: Path, what: list[str]) -> Path:
-    for stale in folder.glob("*.whl") if what[0] == "torch-npu" else ():
-        stale.unlink()
+def fetch_pinned(folder: Path, project: str, version: str, sha256: str) -> Path:
+    """Download one version's wheel for Python 3.11 on x86-64 Linux.
+
+    Args:
+        folder: where this version is kept; a wheel with this hash that is there is not fetched again.
+        project: its name in the index.
+        version: of it.
+        sha256: what the index must give.
+
+    Returns:
+        The wheel's path.
+
+    Raises:
+        ContractError: it could not be fetched.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    pinned = folder / "requirement.txt"
+    pinned.write_text(f"{project}=={version} --hash=sha256:{sha256}\n", encoding="utf-8")
+    return _download(folder, project, ["--require-hashes", "-r", str(pinned)])
+
+
+def _download(folder: Path, project: str, what: list[str]) -> Path:
+    name = project.replace("-", "_")
     command = [
         sys.executable,
         "-m",
@@ -99,12 +120,14 @@ def _download(folder: Path, what: list[str]) -> Path:
     try:
         done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=_TIMEOUT_S)  # noqa: S603 - no shell, this interpreter
     except subprocess.TimeoutExpired as error:
-        msg = f"could not fetch {what[-1]}: pip took more than {_TIMEOUT_S} s; nothing was checked"
+        msg = (
+            f"could not fetch {name} ({folder.name}): pip took more than {_TIMEOUT_S} s; nothing was checked"
+        )
         raise ContractError(msg) from error
-    found = sorted(folder.glob("torch_npu-*.whl"))
+    found = sorted(folder.glob(f"{name}-*.whl"))
     if done.returncode or len(found) != 1:
         lines = [line for line in done.stderr.splitlines() if line.startswith("ERROR")]
-        msg = f"could not fetch torch_npu ({folder.name}): {'; '.join(lines) or 'no wheel came'}; nothing was checked"
+        msg = f"could not fetch {name} ({folder.name}): {'; '.join(lines) or 'no wheel came'}; nothing was checked"
         raise ContractError(msg)
     return found[0]
 

@@ -47,8 +47,8 @@ class Activation:
 
     def resolved(self, digest: str | None) -> dict[str, Any]:
         """Return what the other processes need, for vLLM's additional config: plain JSON."""
-        assert self.settings is not None
-        return {"settings": self.settings.model_dump(), "digest": digest, "reason": self.reason}
+        settings = None if self.settings is None else self.settings.model_dump()
+        return {"settings": settings, "digest": digest, "reason": self.reason}
 
 
 def read_activation(additional_config: object, environ: Mapping[str, str] | None = None) -> Activation:
@@ -65,7 +65,8 @@ def read_activation(additional_config: object, environ: Mapping[str, str] | None
     config = additional_config if isinstance(additional_config, Mapping) else {}
     if RESOLVED_KEY in config:
         resolved = config[RESOLVED_KEY]
-        return Activation(Settings.model_validate(resolved["settings"]), resolved["reason"], resolved["digest"])
+        settings = None if resolved["settings"] is None else Settings.model_validate(resolved["settings"])
+        return Activation(settings, resolved["reason"], resolved["digest"])
     if CONFIG_KEY in config:
         return Activation(
             read_settings(config[CONFIG_KEY], environ), f"{CONFIG_KEY} is in the additional config"

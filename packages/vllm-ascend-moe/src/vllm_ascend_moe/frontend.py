@@ -78,6 +78,8 @@ def around_create_engine_config(original: Callable[..., Any], engine_args: Any, 
             setattr(engine_args, name, value)
     if not preparation.activation.is_active:
         _say_inactive(preparation.activation)
+        # Or the environment would activate the other processes.
+        _leave_resolved(config, preparation.activation, None)
         return config
     return _complete(config, preparation)
 
@@ -189,10 +191,7 @@ def _complete(config: Any, preparation: _Preparation) -> Any:  # noqa: ANN401 - 
     if preparation.eplb_config is not None and preparation.kind == "cpu":
         config.parallel_config.eplb_config = preparation.eplb_config
         config.parallel_config.enable_eplb = True
-    config.additional_config = {
-        **(config.additional_config or {}),
-        RESOLVED_KEY: activation.resolved(source.digest),
-    }
+    _leave_resolved(config, activation, source.digest)
     if activation.settings.record_path is not None:
         upstream.check_hooks([upstream.STOP_TIMEOUT])
         upstream.wrap(upstream.STOP_TIMEOUT, _allow_time_to_stop)
@@ -200,6 +199,13 @@ def _complete(config: Any, preparation: _Preparation) -> Any:  # noqa: ANN401 - 
     device = config.device_config.device_type
     log_active("front end", device, describe(activation.settings), source.digest)
     return config
+
+
+def _leave_resolved(config: Any, activation: Activation, digest: str | None) -> None:  # noqa: ANN401 - vLLM's
+    config.additional_config = {
+        **(config.additional_config or {}),
+        RESOLVED_KEY: activation.resolved(digest),
+    }
 
 
 def _allow_time_to_stop(original: Callable[..., Any], *args: Any, **kwargs: Any) -> float | None:  # noqa: ANN401 - vLLM's

@@ -1,0 +1,245 @@
+# SPDX-FileCopyrightText: The expert-maps authors
+# SPDX-License-Identifier: Apache-2.0
+"""Functions in a wheel's source, found as an import would find them, but nothing is imported."""
+
+from __future__ import annotations
+
+import ast
+import warnings
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import zipfile
+    from collections.abc import Iterator
+
+Function = ast.FunctionDef | ast.AsyncFunctionDef
+
+
+class SourceError(LookupError):
+    """What was looked for is not there, or not in a way that can be followed; the message says where."""
+
+
+@dataclass(frozen=True)
+class Definition:
+    """What a name stands for.
+
+    Attributes:
+        module: in which it is written.
+        path: of that module in the wheel.
+        node: a function or class, or the whole module; any other statement is one that is not followed.
+    """
+
+    module: str
+    path: str
+    node: ast.stmt | ast.Module
+
+    @property
+    def where(self) -> str:
+        """File and line."""
+        return f"{self.path}:{getattr(self.node, 'lineno', 1)}"
+
+
+class Sources:
+    """The Python modules in a wheel, read and parsed when they are asked for."""
+
+    def __init__(self, archive: zipfile.ZipFile) -> None:
+        """Keep the open wheel.
+
+        Args:
+            archive: must stay open as long as this is used.
+        """
+        self._archive = archive
+        self._paths = {name for name in archive.namelist() if name.endswith(".py")}
+        self._trees: dict[str, ast.Module] = {}
+        self._underway: set[tuple[str, str]] = set()
+
+    def path(self, module: str) -> str | None:
+        """Return a module's file; None if the wheel has no such module."""
+        stem = module.replace(".", "/")
+        return next((path for path in (f"{stem}/__init__.py", f"{stem}.py") if path in self._paths), None)
+
+    def parse(self, module: str) -> ast.Module:
+        """Return a module's syntax tree.
+
+        Raises:
+            SourceError: the wheel has no such module, or it is not Python.
+        """
+        path = self.path(module)
+        if path is None:
+            msg = f"{module.replace('.', '/')}.py is not there"
+            raise SourceError(msg)
+        if path not in self._trees:
+            try:
+                with warnings.catch_warnings():
+                    # Of others' escape sequences and the like.
+                    warnings.simplefilter("ignore")
+                    self._trees[path] = ast.parse(self._archive.read(path), path)
+            except (SyntaxError, ValueError) as error:
+                msg = f"{path} cannot be parsed: {error}"
+                raise SourceError(msg) from error
+        return self._trees[path]
+
+    def mentioning(self, word: str) -> Iterator[str]:
+        """Yield the modules whose text has a word, by name."""
+        for path in sorted(self._paths):
+            if word.encode() in self._archive.read(path):
+                yield path.removesuffix(".py").removesuffix("/__init__").replace("/", ".")
+
+    def find(self, module: str, name: str) -> list[Definition]:
+        """Return what a name may stand for: several definitions where a module chooses among them.
+
+        Imports are followed within the wheel, and base classes depth first, which is Python's order unless
+        classes share a base. What stands under ``if TYPE_CHECKING`` is not there at run time.
+
+        Args:
+            module: where to begin.
+            name: of a function or class, or with dots a member of one.
+
+        Raises:
+            SourceError: see the class.
+        """
+        owner, _, attribute = name.rpartition(".")
+        if not owner:
+            return self._in_module(module, name)
+        return [found for each in self.find(module, owner) for found in self._member(each, attribute)]
+
+    def _in_module(self, module: str, name: str) -> list[Definition]:
+        tree = self.parse(module)
+        if (module, name) not in self._underway:
+            # A package may import its own submodule by name, which leads back here.
+            self._underway.add((module, name))
+            try:
+                found = self._bound(module, tree, name)
+            finally:
+                self._underway.remove((module, name))
+            if found:
+                return found
+        if self.path(f"{module}.{name}") is not None:
+            return [self._whole(f"{module}.{name}")]
+        msg = f"{self.path(module)} has no {name}"
+        raise SourceError(msg)
+
+    def _bound(self, module: str, tree: ast.Module, name: str) -> list[Definition]:
+        nodes = bindings(tree.body, name)
+        if nodes:
+            return [found for node in nodes for found in self._follow(module, node, name)]
+        for star in bindings(tree.body, "*"):
+            try:
+                return self._in_module(self._origin(module, star), name)
+            except SourceError:
+                continue
+        return []
+
+    def _whole(self, module: str) -> Definition:
+        return Definition(module, self.path(module) or module, self.parse(module))
+
+    def _follow(self, module: str, node: ast.stmt, name: str) -> list[Definition]:
+        """Go on from a statement that binds a name, as long as it only passes on something else."""
+        if isinstance(node, (ast.Import, ast.ImportFrom)):
+            alias = next(alias for alias in node.names if _bound_by(alias) == name)
+            if isinstance(node, ast.Import):
+                # Without `as` it is the outermost package that is bound.
+                return [self._whole(alias.name if alias.asname else name)]
+            return self._in_module(self._origin(module, node), alias.name)
+        if isinstance(node, ast.Assign) and isinstance(node.value, (ast.Name, ast.Attribute)):
+            return self.find(module, ast.unparse(node.value))
+        return [Definition(module, self.path(module) or module, node)]
+
+    def _origin(self, module: str, node: ast.stmt) -> str:
+        """Return the full name of the module that an import names."""
+        assert isinstance(node, ast.ImportFrom)
+        if not node.level:
+            return node.module or ""
+        package = module.split(".")
+        is_package = (self.path(module) or "").endswith("__init__.py")
+        package = package[: len(package) + is_package - node.level]
+        return ".".join([*package, *([node.module] if node.module else [])])
+
+    def _member(self, owner: Definition, name: str) -> list[Definition]:
+        if isinstance(owner.node, ast.Module):
+            return self._in_module(owner.module, name)
+        if not isinstance(owner.node, ast.ClassDef):
+            msg = f"{owner.where} is not a class; {name} was looked for in it"
+            raise SourceError(msg)
+        own = bindings(owner.node.body, name)
+        if own:
+            return [Definition(owner.module, owner.path, node) for node in own]
+        for base in owner.node.bases:
+            generic = base.value if isinstance(base, ast.Subscript) else base
+            try:
+                return self.find(owner.module, f"{ast.unparse(generic)}.{name}")
+            except SourceError:
+                # Not in this base, or a base from another package, whose members are nothing to rely on.
+                continue
+        msg = f"{owner.where}: class {owner.node.name} has no {name}, nor has a base in the wheel"
+        raise SourceError(msg)
+
+
+def bindings(body: list[ast.stmt], name: str) -> list[ast.stmt]:
+    """Return the statements that may have bound a name when a module's or a class's body is through."""
+    found: list[ast.stmt] = []
+    for node in body:
+        if _binds(node, name):
+            found = [node]
+            continue
+        inner = [bindings(branch, name) for branch in _branches(node)]
+        # Where every branch binds it, what stood before is gone.
+        before = [] if inner and all(inner) else found
+        found = before + [node for branch in inner for node in branch]
+    return found
+
+
+def _binds(node: ast.stmt, name: str) -> bool:
+    if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)):
+        return node.name == name
+    if isinstance(node, (ast.Import, ast.ImportFrom)):
+        return any(_bound_by(alias) == name for alias in node.names)
+    targets: list[ast.expr] = []
+    if isinstance(node, ast.Assign):
+        targets = node.targets
+    elif isinstance(node, ast.AnnAssign) and node.value is not None:
+        targets = [node.target]
+    return any(
+        isinstance(part, ast.Name) and isinstance(part.ctx, ast.Store) and part.id == name
+        for target in targets
+        for part in ast.walk(target)
+    )
+
+
+def _bound_by(alias: ast.alias) -> str:
+    return alias.asname or alias.name.partition(".")[0]
+
+
+def _branches(node: ast.stmt) -> list[list[ast.stmt]]:
+    if isinstance(node, ast.If):
+        if ast.unparse(node.test) in {"TYPE_CHECKING", "typing.TYPE_CHECKING"}:
+            return [node.orelse]
+        return [node.body, node.orelse]
+    if isinstance(node, ast.Try):
+        return [node.body + node.orelse, *(handler.body for handler in node.handlers), node.finalbody]
+    if isinstance(node, (ast.With, ast.AsyncWith)):
+        return [node.body]
+    return []
+
+
+def parameters(definition: Definition) -> tuple[str, ...]:
+    """Return the names of a function's parameters, as `inspect.signature` gives them.
+
+    A decorator is taken to keep the signature, as those that use `functools.wraps` do.
+
+    Raises:
+        SourceError: it is no function.
+    """
+    node = definition.node
+    if not isinstance(node, Function):
+        msg = f"{definition.where}: expected a function; found {type(node).__name__}"
+        raise SourceError(msg)
+    decorators = {ast.unparse(decorator).rpartition(".")[2] for decorator in node.decorator_list}
+    if decorators & {"property", "cached_property"}:
+        msg = f"{definition.where}: expected a function; found a property"
+        raise SourceError(msg)
+    takes = node.args
+    every = [*takes.posonlyargs, *takes.args, takes.vararg, *takes.kwonlyargs, takes.kwarg]
+    names = tuple(argument.arg for argument in every if argument is not None)
+    return names[1:] if "classmethod" in decorators else names
