@@ -39,7 +39,8 @@ def test_it_is_inactive_unless_asked_for(config: object, flag: str | None) -> No
 
 
 def test_an_object_in_the_config_activates_it() -> None:
-    for config in ({"expert_maps": {}}, {"expert_maps": None, "other": 1}):
+    configs: tuple[dict[str, object], ...] = ({"expert_maps": {}}, {"expert_maps": None, "other": 1})
+    for config in configs:
         found = read_activation(config, {})
         assert found == Activation(Settings(), "expert_maps is in the additional config")
         assert found.is_active
@@ -103,7 +104,11 @@ def test_what_the_front_end_found_holds_in_every_process() -> None:
     assert front.digest is None
     passed = json.loads(json.dumps({RESOLVED_KEY: front.resolved("abc"), "expert_maps": {"layout": "ring"}}))
     # Another environment, and even a wrong one, changes nothing.
-    for environ in ({}, {LAYOUT: "spiral", ENV_ENABLED: "0"}, {f"{ENV_PREFIX}NO_SUCH": "1", ENV_ENABLED: "x"}):
+    for environ in (
+        {},
+        {LAYOUT: "spiral", ENV_ENABLED: "0"},
+        {f"{ENV_PREFIX}NO_SUCH": "1", ENV_ENABLED: "x"},
+    ):
         found = read_activation(passed, environ)
         assert found == Activation(front.settings, front.reason, "abc")
         assert found.is_active

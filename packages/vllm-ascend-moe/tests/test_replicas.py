@@ -11,7 +11,13 @@ import torch
 from expert_maps import ExpertMapsError, Placement, generate_placement
 from vllm_ascend_moe.experts import ExpertWeights, apply_experts
 from vllm_ascend_moe.ops import map_to_physical
-from vllm_ascend_moe.replicas import REPLICA_CHOICES, ReplicaChoice, ReplicaChoiceError, build_routing_table
+from vllm_ascend_moe.replicas import (
+    REPLICA_CHOICES,
+    ReplicaChoice,
+    ReplicaChoiceError,
+    build_routing_table,
+    check_ranks_agree,
+)
 
 PLACEMENT = generate_placement("ring", num_experts=8, ep_size=4, num_redundant_experts=8)
 
@@ -66,6 +72,23 @@ def test_where_ranks_must_agree_a_choice_by_rank_is_refused(choice: ReplicaChoic
         build_routing_table(PLACEMENT, 0, 1, choice, ranks_must_agree=True)
     plain = generate_placement("ring", num_experts=8, ep_size=4)
     assert build_routing_table(plain, 0, 1, choice, ranks_must_agree=True).tolist() == [list(range(8))]
+
+
+@pytest.mark.parametrize("choice", REPLICA_CHOICES)
+@pytest.mark.parametrize("redundant", [0, 8])
+@pytest.mark.parametrize("agree", [False, True])
+def test_a_choice_is_refused_where_ranks_would_disagree_and_nowhere_else(
+    choice: str, redundant: int, agree: bool
+) -> None:
+    placement = generate_placement("ring", num_experts=8, ep_size=4, num_redundant_experts=redundant)
+    if agree and redundant and choice in {"static", "tensor_parallel"}:
+        with pytest.raises(
+            ReplicaChoiceError,
+            match=f"^replica choice is {choice}, .*; expected rank_offset or weighted, because .* must agree$",
+        ):
+            check_ranks_agree(choice, placement, ranks_must_agree=agree)
+    else:
+        check_ranks_agree(choice, placement, ranks_must_agree=agree)
 
 
 @pytest.mark.parametrize("choice", ["rank_offset", "weighted"])

@@ -62,8 +62,9 @@ def test_every_option_is_listed_here() -> None:
 
 def test_nothing_given_is_the_defaults() -> None:
     wanted = Settings()
-    for config in (None, {}):
-        for environ in (None, {}):
+    nothing: dict[str, str] = {}
+    for config in (None, nothing):
+        for environ in (None, nothing):
             assert read_settings(config, environ) == wanted
     defaults = {"load_collection_phase": "all", "record_interval": 100}
     assert wanted.model_dump() == {option: defaults.get(option) for option in OPTIONS}
@@ -80,7 +81,14 @@ def test_an_option_is_read_from_both_and_the_config_wins(option: str) -> None:
     assert read_settings({}, variables(**{option: other})) != wanted
 
 
-FREE = ("num_redundant_experts", "dynamic", "step_interval", "record_interval", "load_collection_phase", "policy")
+FREE = (
+    "num_redundant_experts",
+    "dynamic",
+    "step_interval",
+    "record_interval",
+    "load_collection_phase",
+    "policy",
+)
 
 
 @examples(deadline=None, max_examples=60)
@@ -176,7 +184,8 @@ def test_a_wrong_value_in_the_config_is_named(option: str, value: object, expect
 
 def test_only_an_empty_string_is_an_unset_path() -> None:
     for option in ("expert_map_path", "record_path", "replica_weights_path"):
-        for value in (0, False, []):
+        values: tuple[object, ...] = (0, False, [])
+        for value in values:
             assert_refused(f"expert_maps.{option} is {value!r}; expected a valid string", {option: value})
 
 
@@ -221,7 +230,9 @@ def test_every_policy_is_known(policy: str) -> None:
     assert read_settings({"policy": policy}).policy == policy
 
 
-@pytest.mark.parametrize("given", [{"config": {"policy": "deepsek"}}, {"environ": variables(policy="deepsek")}])
+@pytest.mark.parametrize(
+    "given", [{"config": {"policy": "deepsek"}}, {"environ": variables(policy="deepsek")}]
+)
 def test_an_unknown_policy_is_named_with_the_nearest(given: dict[str, Any]) -> None:
     listed = ", ".join([*POLICY_NAMES, "vllm"])
     assert_refused(f"policy is 'deepsek'; expected one of {listed}. Did you mean 'deepseek'?", **given)
@@ -249,7 +260,11 @@ def test_a_record_that_could_not_be_read_back_is_refused(name: str) -> None:
 
 @pytest.mark.parametrize(
     ("option", "nearest"),
-    [("expert_map", "expert_map_path"), ("redundant_experts", "num_redundant_experts"), ("polices", "policy")],
+    [
+        ("expert_map", "expert_map_path"),
+        ("redundant_experts", "num_redundant_experts"),
+        ("polices", "policy"),
+    ],
 )
 def test_an_unknown_option_is_named_with_the_nearest(option: str, nearest: str) -> None:
     listed = ", ".join(OPTIONS)
@@ -266,7 +281,9 @@ def test_an_unknown_option_is_named_with_the_nearest(option: str, nearest: str) 
 
 
 def test_an_option_unlike_all_others_has_no_nearest() -> None:
-    with pytest.raises(SettingsError, match=r"^expert_maps\.zzz is not an option; expected one of [a-z_, ]+$"):
+    with pytest.raises(
+        SettingsError, match=r"^expert_maps\.zzz is not an option; expected one of [a-z_, ]+$"
+    ):
         read_settings({"zzz": 1})
 
 
@@ -292,7 +309,9 @@ def test_weights_with_another_choice_are_refused(choice: str) -> None:
 
 
 def test_weighted_without_weights_is_refused() -> None:
-    message = "replica_weights_path is missing with the replica_choice 'weighted'; expected it with 'weighted'"
+    message = (
+        "replica_weights_path is missing with the replica_choice 'weighted'; expected it with 'weighted'"
+    )
     assert_refused(message, {"replica_choice": "weighted"})
     assert_refused(message, None, variables(replica_choice="weighted"))
 
@@ -308,7 +327,9 @@ def test_what_contradicts_is_refused_across_both_places() -> None:
     weights = variables(replica_weights_path="w.npy")
     assert_refused("replica_weights_path is given and dynamic is true", {"dynamic": True}, weights)
     assert_refused(
-        "replica_weights_path is given with the replica_choice 'static'", {"replica_choice": "static"}, weights
+        "replica_weights_path is given with the replica_choice 'static'",
+        {"replica_choice": "static"},
+        weights,
     )
     # The config turns off what the environment asks for.
     assert read_settings({"dynamic": False}, {**weights, **variables(dynamic="1")}).dynamic is False

@@ -84,7 +84,7 @@ def test_every_listed_slot_is_a_copy_of_its_expert(
     rank = data.draw(st.integers(0, case.placement.ep_size - 1))
     slots, count = case.rule(choice, rank).tables(case.placement)
     layers, experts = case.placement.replica_count.shape
-    assert (slots.dtype, count.dtype) == (np.int64, np.int64)
+    assert {slots.dtype, count.dtype} == {np.dtype(np.int64)}
     assert slots.shape[:2] == count.shape == (layers, experts)
     assert count.min() >= 1
     assert count.max() <= slots.shape[2] <= MAX_SLOTS
@@ -192,10 +192,8 @@ def test_every_prefix_of_tokens_is_as_fair_as_the_whole(case: Case, data: st.Dat
 
 def spread(choice: ReplicaChoiceName, weights: tuple[float, ...]) -> list[int]:
     """Return how often each copy of expert 0 is taken by 32 ranks that have a single token each."""
-    rows = np.concatenate([np.arange(32), np.zeros(32, dtype=int)])
-    rows[32 : 32 + 32] = np.roll(np.arange(32), 1)
-    rows = np.array([rows.reshape(2, 32).T.ravel()])
-    placement = Placement(rows, 32, num_logical_experts=32)
+    rows = np.stack([np.arange(32), np.roll(np.arange(32), 1)], axis=1).reshape(1, 64)
+    placement = Placement(rows, 32)
     copies = placement.logical_to_physical[0, 0]
     assert len(copies) == 2
     table = np.tile(np.array(weights), (1, 32, 1)) if choice == "weighted" else None
@@ -214,12 +212,12 @@ def test_one_token_on_each_of_32_ranks_is_spread_over_the_copies() -> None:
 
 
 def from_settings(case: Case, choice: ReplicaChoiceName, rank: int, folder: Path) -> SlotRule:
-    weights = {}
+    path = None
     if choice == "weighted":
-        np.save(folder / "weights.npy", case.weights)
-        weights["replica_weights_path"] = str(folder / "weights.npy")
+        path = str(folder / "weights.npy")
+        np.save(path, case.weights)
     return SlotRule.from_settings(
-        Settings(replica_choice=choice, **weights),
+        Settings(replica_choice=choice, replica_weights_path=path),
         ep_size=case.placement.ep_size,
         tp_size=case.tp_size,
         ep_rank=rank,
@@ -297,7 +295,9 @@ def test_turns_are_those_of_ranks_with_tokens_of_their_own(
     tp_size: int, splits: bool, turns: list[int]
 ) -> None:
     found = [
-        SlotRule.from_settings(Settings(), ep_size=4, tp_size=tp_size, ep_rank=rank, splits_tokens=splits).turn
+        SlotRule.from_settings(
+            Settings(), ep_size=4, tp_size=tp_size, ep_rank=rank, splits_tokens=splits
+        ).turn
         for rank in range(4)
     ]
     assert found == turns
@@ -326,7 +326,9 @@ def test_weights_are_those_of_the_layer() -> None:
 def test_weights_narrower_than_the_placement_are_filled_with_zeros() -> None:
     placement, weights = two_layers()
     weights[0, 0] = [0.25, 0.75, 0]
-    wide, narrow = (SlotRule("weighted", weights=part).tables(placement) for part in (weights, weights[:, :, :2]))
+    wide, narrow = (
+        SlotRule("weighted", weights=part).tables(placement) for part in (weights, weights[:, :, :2])
+    )
     np.testing.assert_array_equal(wide[0], narrow[0])
     np.testing.assert_array_equal(wide[1], narrow[1])
 
@@ -334,7 +336,10 @@ def test_weights_narrower_than_the_placement_are_filled_with_zeros() -> None:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"weights": np.ones((1, 3, 3)) / 3}, r"replica_weights has shape \[1, 3, 3\]; expected at least 2 layers"),
+        (
+            {"weights": np.ones((1, 3, 3)) / 3},
+            r"replica_weights has shape \[1, 3, 3\]; expected at least 2 layers",
+        ),
         ({"weights": np.ones((2, 4, 3)) / 3}, r"replica_weights has shape \[4, 3\]; expected \[3, 3\]"),
         ({"weights": np.ones((2, 3, 4)) / 4}, r"replica_weights has shape \[3, 4\]; expected \[3, 3\]"),
         ({"at": (0, 2, 1), "value": 0.5}, "expert 2, replica 1 is 0.5; expected 0, because there is no such"),
@@ -367,12 +372,15 @@ def test_a_file_of_weights_is_read(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "array", [np.ones((2, 3)), np.ones((2, 3, 4, 1)), np.ones(()), np.full((1, 2, 3), "1"), np.ones((1, 1, 1), bool)]
+    "array",
+    [np.ones((2, 3)), np.ones((2, 3, 4, 1)), np.ones(()), np.full((1, 2, 3), "1"), np.ones((1, 1, 1), bool)],
 )
 def test_a_file_of_another_shape_or_type_is_refused(tmp_path: Path, array: NDArray[np.generic]) -> None:
     path = tmp_path / "weights.npy"
     np.save(path, array)
-    found = re.escape(f"{path} holds {array.dtype} {list(array.shape)}; expected replica weights, numbers [L, E, X]")
+    found = re.escape(
+        f"{path} holds {array.dtype} {list(array.shape)}; expected replica weights, numbers [L, E, X]"
+    )
     with pytest.raises(ExpertMapsError, match=found):
         SlotRule.from_settings(Settings(replica_weights_path=str(path)), ep_size=4, tp_size=1)
 

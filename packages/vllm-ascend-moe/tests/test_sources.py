@@ -121,7 +121,9 @@ def test_the_stages_of_a_pipeline_take_all_layers_in_order(counts: list[int]) ->
 @pytest.mark.parametrize("total", [2, 4])
 def test_a_file_of_another_number_of_layers_is_refused(map_file: str, total: int) -> None:
     source = find_source(Settings(expert_map_path=map_file), 16, 4)
-    with pytest.raises(EplbConfigError, match=rf"map\.json has 3 layers; expected {total}, as many as the model"):
+    with pytest.raises(
+        EplbConfigError, match=rf"map\.json has 3 layers; expected {total}, as many as the model"
+    ):
         source.layers(0, 1, total)
 
 
@@ -152,7 +154,10 @@ def test_a_file_without_the_models_last_experts_is_refused_in_one_line(map_file:
         find_source(Settings(expert_map_path=map_file), 20, 4)
     text = str(error.value)
     assert text.startswith(f"{map_file} is no placement of the 20 experts that the model has: ")
-    assert f"{details.value.violations[0].message} (and {len(details.value.violations) - 1} more violations)" in text
+    assert (
+        f"{details.value.violations[0].message} (and {len(details.value.violations) - 1} more violations)"
+        in text
+    )
     assert text.endswith("; plan it for this model")
     assert "\n" not in text
 
@@ -201,8 +206,12 @@ def test_linear_is_what_vllm_does_by_itself() -> None:
 
 @examples(deadline=None, max_examples=40)
 @given(st.integers(1, 12), st.integers(1, 4), st.integers(0, 2**32 - 1))
-def test_a_shuffled_placement_is_linear_only_where_nothing_moved(experts: int, layers: int, seed: int) -> None:
+def test_a_shuffled_placement_is_linear_only_where_nothing_moved(
+    experts: int, layers: int, seed: int
+) -> None:
     rng = np.random.default_rng(seed)
-    rows = np.array([rng.permutation(experts) if rng.random() < 0.3 else np.arange(experts) for _ in range(layers)])
+    rows = np.array(
+        [rng.permutation(experts) if rng.random() < 0.3 else np.arange(experts) for _ in range(layers)]
+    )
     source = PlacementSource("", Placement(rows, 1), is_file=True)
     assert source.is_linear == all(row.tolist() == list(range(experts)) for row in rows)

@@ -81,9 +81,14 @@ def check_layer(sources: Sources, hook: Hook, hooked: set[str]) -> Findings:
 
 
 def _imports(tree: ast.Module, name: str) -> Iterator[int]:
-    for node in ast.walk(tree):
+    """Yield the lines that import a name for good; in a function it is looked up anew at each call."""
+    nodes: list[ast.AST] = [tree]
+    while nodes:
+        node = nodes.pop()
         if isinstance(node, ast.ImportFrom) and any(alias.name == name for alias in node.names):
             yield node.lineno
+        elif not isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef)):
+            nodes += ast.iter_child_nodes(node)
 
 
 def _calls(tree: ast.Module, name: str) -> Iterator[tuple[ast.Call, ast.expr | None]]:

@@ -1,0 +1,62 @@
+# SPDX-FileCopyrightText: The expert-maps authors
+# SPDX-License-Identifier: Apache-2.0
+"""Run vLLM offline in a process of its own: a request as JSON in, what was generated as JSON out.
+
+python generate.py REQUEST.json RESPONSE.json
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+
+def main(request_path: str, response_path: str) -> None:
+    """Generate; every round runs all prompts, and reports are taken before the first and after each."""
+    from vllm import LLM, SamplingParams
+
+    request: dict[str, Any] = json.loads(Path(request_path).read_text(encoding="utf-8"))
+    llm = LLM(**request["engine"])
+    prompts = [{"prompt_token_ids": ids} for ids in request["prompts"]]
+    options = SamplingParams(
+        temperature=0, max_tokens=request["max_tokens"], ignore_eos=True, logprobs=0, prompt_logprobs=0
+    )
+    observes = request["observes"]
+    if observes:
+        llm.collective_rpc("observe_routes")
+    reports = [_report(llm)]
+    rounds = []
+    for _ in range(request["rounds"]):
+        start = time.perf_counter()
+        results = llm.generate(prompts, options, use_tqdm=False)
+        seconds = time.perf_counter() - start
+        rounds.append({"outputs": [_output(result) for result in results], "seconds": seconds})
+        reports.append(_report(llm))
+    routes = llm.collective_rpc("observed_routes") if observes else None
+    response = {"rounds": rounds, "reports": reports, "routes": routes}
+    Path(response_path).write_text(json.dumps(response), encoding="utf-8")
+
+
+def _report(llm: Any) -> list[dict[str, Any]]:  # noqa: ANN401 - vLLM's
+    reports: list[dict[str, Any]] = llm.collective_rpc("expert_maps_report", args=(True,))
+    return reports
+
+
+def _output(result: Any) -> dict[str, Any]:  # noqa: ANN401 - vLLM's
+    output = result.outputs[0]
+    ids = list(output.token_ids)
+    prompt = zip(result.prompt_token_ids[1:], result.prompt_logprobs[1:], strict=True)
+    return {
+        "ids": ids,
+        "logprobs": [
+            *(choice[token].logprob for token, choice in prompt),
+            *(choice[token].logprob for token, choice in zip(ids, output.logprobs, strict=True)),
+        ],
+    }
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])
