@@ -7,11 +7,14 @@ Not run on an NPU. What is relied on is checked against vllm-ascend's released w
 
 from __future__ import annotations
 
+import os
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 import torch
+from packaging.version import Version
 
+from vllm_ascend_moe import upstream
 from vllm_ascend_moe.eplb import EplbConfigError, init_eplb_config
 
 if TYPE_CHECKING:
@@ -21,6 +24,7 @@ if TYPE_CHECKING:
 
 # vllm-ascend's names; its heat is collected and its algorithm run by intervals of its own.
 _STAGE = "eplb_heat_collection_stage"
+_STAGE_SINCE = Version("0.23")
 
 
 def ascend_options(settings: Settings, engine_args: Any) -> dict[str, Any]:  # noqa: ANN401 - vLLM's
@@ -48,6 +52,8 @@ def ascend_options(settings: Settings, engine_args: Any) -> dict[str, Any]:  # n
     if settings.expert_map_path is not None:
         options["expert_map_path"] = settings.expert_map_path
     if settings.dynamic:
+        # vllm-ascend insists on the environment variable beside the option; the workers inherit it.
+        os.environ.setdefault("DYNAMIC_EPLB", "true")
         options["dynamic_eplb"] = True
         options["num_redundant_experts"] = settings.num_redundant_experts
     if settings.record_path is not None:
@@ -61,6 +67,13 @@ def ascend_options(settings: Settings, engine_args: Any) -> dict[str, Any]:  # n
     if settings.step_interval is not None:
         options["algorithm_execution_interval"] = settings.step_interval
     if settings.load_collection_phase != "all":
+        found = upstream.vllm_ascend_version()
+        if found is None or Version(found) < _STAGE_SINCE:
+            msg = (
+                f"load_collection_phase is {settings.load_collection_phase} with vllm-ascend {found}; expected "
+                f"vllm-ascend {_STAGE_SINCE} or later, or 'all'"
+            )
+            raise EplbConfigError(msg)
         options[_STAGE] = settings.load_collection_phase
     return options
 

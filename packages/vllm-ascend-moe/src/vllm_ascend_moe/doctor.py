@@ -103,8 +103,13 @@ def _look_at_vllm(found: Diagnosis) -> Kind | None:
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         found.problems.append(f"vLLM cannot be imported ({type(error).__name__}: {reason})")
         return None
-    by_kind = {"ascend": upstream.ASCEND, "cpu": (*upstream.EPLB, *upstream.CPU), "gpu": upstream.EPLB}
-    found.problems.extend(upstream.problems((*upstream.WATCHED, upstream.STOP_TIMEOUT, *by_kind[kind])))
+    eplb = (upstream.STOP_TIMEOUT, *upstream.EPLB)
+    by_kind = {
+        "ascend": (*upstream.ASCEND, *upstream.present(upstream.ASCEND_OPTIONAL)),
+        "cpu": (*eplb, *upstream.CPU),
+        "gpu": eplb,
+    }
+    found.problems.extend(upstream.problems((*upstream.WATCHED, *by_kind[kind])))
     if found.versions["torch-npu"] and kind != "ascend":
         found.notes.append(f"torch-npu is installed, but vLLM's platform is not Ascend's: {kind} serves")
     return kind

@@ -136,8 +136,10 @@ class Serving:
         if self.kind == "ascend":
             from vllm_ascend_moe.ascend import around_init_eplb_config
 
-            upstream.check_hooks(upstream.ASCEND)
-            for hook in upstream.ASCEND:
+            # The layer of one version imports the function into a module of its own.
+            hooks = (*upstream.ASCEND, *upstream.present(upstream.ASCEND_OPTIONAL))
+            upstream.check_hooks(hooks)
+            for hook in hooks:
                 upstream.wrap(hook, around_init_eplb_config)
             return
         upstream.check_hooks((*upstream.EPLB, *(upstream.CPU if self.kind == "cpu" else ())))

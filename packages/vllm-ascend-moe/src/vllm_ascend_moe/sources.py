@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from expert_maps import Placement, PlacementError, generate_placement
+from expert_maps import Placement, PlacementError, generate_placement, read_placement
 from vllm_ascend_moe.eplb import EplbConfigError, read_expert_map
 
 if TYPE_CHECKING:
@@ -84,11 +84,7 @@ def find_source(settings: Settings, num_experts: int, ep_size: int) -> Placement
         try:
             placement = read_expert_map(path, num_experts, ep_size, redundant)
         except PlacementError as error:
-            msg = (
-                f"{path} is no placement of the {num_experts} experts that the model has: {error.summary}; plan "
-                "it for this model"
-            )
-            raise EplbConfigError(msg) from error
+            raise EplbConfigError(_explain(path, num_experts, error)) from error
         return PlacementSource(path, placement, is_file=True)
     layout = settings.layout or ("ring" if redundant else "linear")
     placement = generate_placement(
@@ -96,3 +92,12 @@ def find_source(settings: Settings, num_experts: int, ep_size: int) -> Placement
     )
     name = f"layout {layout}" + (f" with {redundant} redundant experts" if redundant else "")
     return PlacementSource(name, placement, is_file=False)
+
+
+def _explain(path: str, num_experts: int, error: PlacementError) -> str:
+    """Say what is wrong with a map in one line: it may just be another model's."""
+    try:
+        found = read_placement(path).num_logical_experts
+    except PlacementError:
+        return f"{path} is no placement of the model's {num_experts} experts: {error.summary}; plan it anew"
+    return f"{path} is a map for {found} experts; expected {num_experts}, as the model has: plan it for this model"

@@ -11,6 +11,8 @@ from __future__ import annotations
 
 import functools
 import importlib
+import importlib.metadata
+import importlib.util
 import inspect
 import sys
 from dataclasses import dataclass
@@ -179,6 +181,13 @@ INIT_IN_LAYER = Hook(
     "vllm_ascend.ops.fused_moe.fused_moe", "init_eplb_config", ("eplb_config", "layer_id", "moe_config")
 )
 ASCEND = (INIT_EPLB_CONFIG, INIT_IN_LAYER)
+# vllm-ascend 0.23 keeps a second layer for vLLM 0.23.0, in a module of its own; other versions do not have it.
+INIT_IN_LAYER_0_23 = Hook(
+    "vllm_ascend.ops.fused_moe.fused_moe_0_23_0",
+    "init_eplb_config",
+    ("eplb_config", "layer_id", "moe_config"),
+)
+ASCEND_OPTIONAL = (INIT_IN_LAYER_0_23,)
 
 
 def check_versions(*, ascend: bool) -> None:
@@ -188,7 +197,7 @@ def check_versions(*, ascend: bool) -> None:
         UpstreamError: see the class.
     """
     if ascend:
-        _check_version("vllm-ascend", _distribution_version("vllm_ascend"), SUPPORTED_VLLM_ASCEND)
+        _check_version("vllm-ascend", vllm_ascend_version(), SUPPORTED_VLLM_ASCEND)
     else:
         _check_version("vLLM", vllm_version(), SUPPORTED_VLLM)
 
@@ -207,11 +216,10 @@ def _check_version(name: str, found: str | None, supported: SpecifierSet) -> Non
         raise UpstreamError(msg)
 
 
-def _distribution_version(module: str) -> str | None:
-    import importlib.metadata
-
+def vllm_ascend_version() -> str | None:
+    """Return the version of vllm-ascend; None where it is not installed."""
     try:
-        return importlib.metadata.version(module)
+        return importlib.metadata.version("vllm-ascend")
     except importlib.metadata.PackageNotFoundError:
         return None
 
@@ -221,13 +229,27 @@ def problems(hooks: Iterable[Hook]) -> Iterator[str]:
     for hook in hooks:
         try:
             function = _find(hook)[2]
-        except (ImportError, AttributeError) as error:
+            found = tuple(inspect.signature(function).parameters)
+        except (ImportError, AttributeError, SyntaxError, TypeError, ValueError) as error:
+            # TypeError and ValueError: what is there is no function, or shows no signature.
             yield f"{hook} is not there ({type(error).__name__}: {error})"
             continue
-        found = tuple(inspect.signature(function).parameters)
         if tuple(name for name in found if name in hook.parameters) != hook.parameters:
             expected = ", ".join(hook.parameters)
             yield f"{hook} has the parameters ({', '.join(found)}); expected ({expected}) among them"
+
+
+def present(hooks: Iterable[Hook]) -> list[Hook]:
+    """Return those of optional hooks whose module is installed."""
+    found = []
+    for hook in hooks:
+        try:
+            spec = importlib.util.find_spec(hook.module)
+        except ModuleNotFoundError:  # a parent is missing
+            spec = None
+        if spec is not None:
+            found.append(hook)
+    return found
 
 
 def check_hooks(hooks: Iterable[Hook]) -> None:
