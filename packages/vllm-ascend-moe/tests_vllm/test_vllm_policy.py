@@ -85,6 +85,16 @@ def test_the_same_load_gives_every_rank_the_same_placement() -> None:
     assert torch.equal(found[0], found[2])
 
 
+def test_an_expert_that_stays_on_its_rank_keeps_its_slot() -> None:
+    fresh = rebalance(load())
+    # Each rank's experts are those of the plan already, in another order: nothing is to be moved.
+    old = fresh.view(3, 4, 5).flip(dims=[2]).reshape(3, 20)
+    assert not torch.equal(old, fresh)
+    assert torch.equal(rebalance(load(), old=old), old)
+    other = rebalance(load(seed=1), old=fresh)
+    assert other.tolist() == keep_slots(rebalance(load(seed=1)).numpy(), fresh.numpy(), 4).tolist()
+
+
 @pytest.mark.parametrize("dtype", [torch.int32, torch.int64, torch.float32])
 def test_loads_of_any_dtype_are_taken(dtype: torch.dtype) -> None:
     weight = torch.from_numpy(load() * 100).to(dtype)

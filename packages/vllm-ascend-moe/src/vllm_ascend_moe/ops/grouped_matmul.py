@@ -7,6 +7,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 import torch
+from torch.nn import functional
 
 from vllm_ascend_moe.limits import MAX_TENSOR_LIST
 from vllm_ascend_moe.ops._op import op, refuse
@@ -15,6 +16,8 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
 _NAME = "npu_grouped_matmul"
+# Bytes to which torch's grouped product wants the axes aligned.
+_ALIGNMENT = 16
 
 
 @op(
@@ -73,6 +76,11 @@ def npu_grouped_matmul(
     if x[0].dtype == torch.int8 and scale is None:
         raise refuse(_NAME, "scale", None, "scales with int8 x")
     rows = x[0]
+    stacked = len(weight) == 1 and weight[0].dim() == 3  # noqa: PLR2004 - [G, K, N]
+    if stacked and split_item in {2, 3} and output_dtype is None and bias is scale is None:
+        product = _all_at_once(rows, weight[0], group_list, is_counts=group_list_type == 1)
+        if product is not None:
+            return [product]
     weights, biases, scales = _by_group(weight, 3), _by_group(bias, 2), _by_group(scale, 2)
     ends = group_list.cumsum(0) if group_list_type == 1 else group_list
     dtype = _DTYPES[output_dtype] if isinstance(output_dtype, int) else output_dtype or rows.dtype
@@ -93,6 +101,19 @@ def npu_grouped_matmul(
 
 # The numbers of torch's ScalarType, which torch_npu's newer schemas take.
 _DTYPES = {5: torch.float16, 6: torch.float32, 15: torch.bfloat16}
+
+
+def _all_at_once(
+    rows: torch.Tensor, weight: torch.Tensor, group_list: torch.Tensor, *, is_counts: bool
+) -> torch.Tensor | None:
+    """Multiply all groups in one call of torch's, half as long as a loop over few rows; None where it cannot."""
+    _, inner, outer = weight.shape
+    aligned = all(size * rows.element_size() % _ALIGNMENT == 0 for size in (inner, outer))
+    fits = rows.dtype == weight.dtype and rows.dtype in _DTYPES.values() and rows.is_contiguous()
+    if rows.device.type != "cpu" or not fits or not aligned or 0 in rows.shape:
+        return None
+    ends = group_list.cumsum(0) if is_counts else group_list
+    return functional.grouped_mm(rows, weight, offs=ends.to(torch.int32))
 
 
 def _by_group(tensors: Sequence[torch.Tensor] | None, stacked_dims: int) -> Sequence[torch.Tensor]:

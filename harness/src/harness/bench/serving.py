@@ -1,0 +1,180 @@
+# SPDX-FileCopyrightText: The expert-maps authors
+# SPDX-License-Identifier: Apache-2.0
+"""What a static map costs: throughput of vLLM's CPU build on one and two ranks, as ratios in one run.
+
+python -m harness.bench.serving --model CHECKPOINT [--record FILE]
+
+It needs vLLM, which nothing else of the benchmarks does.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import random
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from expert_maps import generate_placement, write_placement
+from expert_maps.formats.files import write_text
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+_PROMPTS, _PROMPT_TOKENS, _NEW_TOKENS = 64, 64, 64
+_START_SECONDS = 300
+# Two ranks on a machine with few cores and one NUMA node.
+_ENVIRONMENT = {
+    "VLLM_CPU_KVCACHE_SPACE": "1",
+    "VLLM_CPU_OMP_THREADS_BIND": "nobind",
+    "OMP_NUM_THREADS": "1",
+    "HF_HUB_OFFLINE": "1",
+    "VLLM_NO_USAGE_STATS": "1",
+}
+
+
+def run_arm(model: str, rounds: int, options: Mapping[str, Any]) -> list[float]:
+    """Generate with vLLM in this process and return the seconds of each round; the first warms up."""
+    from vllm import LLM, SamplingParams
+
+    llm = LLM(
+        model=model,
+        dtype="float32",
+        enforce_eager=True,
+        max_model_len=2 * (_PROMPT_TOKENS + _NEW_TOKENS),
+        enable_prefix_caching=False,
+        seed=0,
+        **options,
+    )
+    draw = random.Random(0)  # noqa: S311 - a benchmark's data
+    prompts = [
+        {"prompt_token_ids": [draw.randrange(8, 256) for _ in range(_PROMPT_TOKENS)]} for _ in range(_PROMPTS)
+    ]
+    sampling = SamplingParams(temperature=0, max_tokens=_NEW_TOKENS, ignore_eos=True)
+    seconds = []
+    for _ in range(rounds + 1):
+        start = time.perf_counter()
+        llm.generate(prompts, sampling, use_tqdm=False)
+        seconds.append(time.perf_counter() - start)
+    return seconds[1:]
+
+
+def _time_arm(model: Path, rounds: int, options: Mapping[str, Any]) -> list[float]:
+    with tempfile.TemporaryDirectory() as folder:
+        answer = Path(folder) / "seconds.json"
+        command = [sys.executable, "-m", "harness.bench.serving", "--model", str(model)]
+        command += ["--rounds", str(rounds), "--arm", json.dumps(options), "--answer", str(answer)]
+        environ = {name: value for name, value in os.environ.items() if not name.startswith("VLLM_")}
+        log = Path(folder) / "log.txt"
+        with log.open("w", encoding="utf-8") as stream:
+            subprocess.run(  # noqa: S603 - this interpreter
+                command,
+                env={**environ, **_ENVIRONMENT},
+                stdout=stream,
+                stderr=subprocess.STDOUT,
+                timeout=_START_SECONDS,
+                check=False,
+            )
+        if not answer.exists():
+            typer.echo(log.read_text(encoding="utf-8", errors="replace")[-4000:], err=True)
+            raise typer.Exit(1)
+        seconds: list[float] = json.loads(answer.read_text(encoding="utf-8"))
+        return seconds
+
+
+def measure(model: Path, rounds: int, repeats: int) -> dict[str, object]:
+    """Time all arms in turn, several times over; the result is the record."""
+    config = json.loads((model / "config.json").read_text(encoding="utf-8"))
+    experts = int(config.get("num_experts") or config["num_local_experts"])
+    layers = int(config["num_hidden_layers"])
+    with tempfile.TemporaryDirectory() as folder:
+        maps = {ranks: Path(folder) / f"map{ranks}.json" for ranks in (1, 2)}
+        for ranks, path in maps.items():
+            redundant = 4 if ranks > 1 else 0
+            placement = generate_placement(
+                "ring", num_experts=experts, ep_size=ranks, num_redundant_experts=redundant, num_layers=layers
+            )
+            write_placement(placement, path)
+        two = {"tensor_parallel_size": 2}
+        arms: dict[str, dict[str, Any]] = {
+            "one_rank_vllm": {},
+            "one_rank_plugin": _with({}),
+            "one_rank_static_map": _with({"expert_map_path": str(maps[1])}),
+            "two_ranks_plugin": two | _with({}),
+            "two_ranks_static_map": two | _with({"expert_map_path": str(maps[2])}),
+        }
+        seconds: dict[str, list[float]] = {name: [] for name in arms}
+        for _ in range(repeats):
+            for name, options in arms.items():
+                seconds[name] += _time_arm(model, rounds, options)
+    tokens = _PROMPTS * (_PROMPT_TOKENS + _NEW_TOKENS)
+    rates = {name: tokens / statistics.median(times) for name, times in seconds.items()}
+    return {
+        "benchmark": "static map, vLLM CPU build, 64 prompts of 64 tokens, 64 generated, float32, eager",
+        **{f"{name}_median_tokens_per_s": round(rate, 1) for name, rate in rates.items()},
+        "one_rank_static_map_ratio": round(rates["one_rank_static_map"] / rates["one_rank_plugin"], 3),
+        "two_ranks_static_map_ratio": round(rates["two_ranks_static_map"] / rates["two_ranks_plugin"], 3),
+        "one_rank_plugin_to_vllm_ratio": round(rates["one_rank_plugin"] / rates["one_rank_vllm"], 3),
+        "rounds": rounds * repeats,
+        "experts": experts,
+        "layers": layers,
+        "python": platform.python_version(),
+        "machine": platform.machine(),
+        "cores": os.cpu_count(),
+        **_versions(),
+    }
+
+
+def _with(expert_maps: Mapping[str, Any]) -> dict[str, Any]:
+    return {"additional_config": {"expert_maps": dict(expert_maps)}}
+
+
+def _versions() -> dict[str, object]:
+    from vllm_ascend_moe.activation import versions
+
+    return {name.replace("-", "_"): version for name, version in versions().items() if version}
+
+
+def main(
+    model: Annotated[Path, typer.Option("--model", help="Folder of a small Mixture-of-Experts checkpoint.")],
+    record: Annotated[Path | None, typer.Option("--record", help="Append the result to this file.")] = None,
+    rounds: Annotated[int, typer.Option("--rounds", help="Timed rounds of a process.", min=1)] = 5,
+    repeats: Annotated[int, typer.Option("--repeats", help="Processes of each arm.", min=1)] = 3,
+    arm: Annotated[str | None, typer.Option("--arm", hidden=True)] = None,
+    answer: Annotated[Path | None, typer.Option("--answer", hidden=True)] = None,
+) -> None:
+    """Time vLLM with and without the plugin and a static map."""
+    if arm is not None and answer is not None:
+        write_text(answer, json.dumps(run_arm(str(model), rounds, json.loads(arm))))
+        return
+    result = measure(model, rounds, repeats)
+    table = Table(title=str(result["benchmark"]), title_justify="left")
+    table.add_column("arm")
+    table.add_column("median, tokens/s", justify="right")
+    suffix = "_median_tokens_per_s"
+    for name, value in result.items():
+        if name.endswith(suffix):
+            table.add_row(name.removesuffix(suffix).replace("_", " "), str(value))
+    console = Console()
+    console.print(table)
+    for name, value in result.items():
+        if name.endswith("_ratio"):
+            console.print(f"{name.removesuffix('_ratio').replace('_', ' ')}: {value}")
+    if record is not None:
+        before = record.read_text(encoding="utf-8") if record.exists() else ""
+        write_text(record, before + json.dumps(result) + "\n")
+        typer.echo(f"appended to {record}")
+
+
+if __name__ == "__main__":
+    typer.run(main)
