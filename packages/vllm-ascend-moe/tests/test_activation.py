@@ -114,6 +114,14 @@ def test_what_the_front_end_found_holds_in_every_process() -> None:
         assert found.is_active
 
 
+def test_what_the_front_end_turned_off_stays_off() -> None:
+    front = Activation(None, "model has no experts")
+    passed = json.loads(json.dumps({RESOLVED_KEY: front.resolved(None), "other": 1}))
+    # Where the environment alone would activate it.
+    assert read_activation(passed, {ENV_ENABLED: "1"}) == front
+    assert not read_activation(passed, {ENV_ENABLED: "1"}).is_active
+
+
 # Versions
 
 

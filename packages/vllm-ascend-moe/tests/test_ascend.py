@@ -2,6 +2,7 @@
 # SPDX-License-Identifier: Apache-2.0
 from __future__ import annotations
 
+import os
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
@@ -10,6 +11,7 @@ import pytest
 import torch
 
 from expert_maps import ExpertMapsError, LayoutError, Placement, generate_placement, plan, write_placement
+from vllm_ascend_moe import upstream
 from vllm_ascend_moe.ascend import around_init_eplb_config, ascend_options
 from vllm_ascend_moe.eplb import EplbConfigError
 from vllm_ascend_moe.settings import Settings
@@ -19,6 +21,13 @@ if TYPE_CHECKING:
 
 
 # Options
+
+
+@pytest.fixture(autouse=True)
+def own_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Dynamic EPLB sets a variable, which is to be as it was after each test."""
+    monkeypatch.setenv("DYNAMIC_EPLB", "")
+    monkeypatch.delenv("DYNAMIC_EPLB")
 
 
 def arguments(additional_config: dict[str, Any] | None = None) -> SimpleNamespace:
@@ -66,9 +75,49 @@ def arguments(additional_config: dict[str, Any] | None = None) -> SimpleNamespac
         ),
     ],
 )
-def test_options_have_vllm_ascends_names(settings: dict[str, Any], wanted: dict[str, Any]) -> None:
+@pytest.mark.parametrize("version", ["0.23.0", "0.23.0.post1"])
+def test_options_have_vllm_ascends_names(
+    settings: dict[str, Any], wanted: dict[str, Any], version: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(upstream, "vllm_ascend_version", lambda: version)
     for given in (None, {}, {"eplb_config": None}, {"other": 1}):
         assert ascend_options(Settings(**settings), arguments(given)) == wanted
+
+
+@pytest.mark.parametrize("phase", ["prefill", "decode"])
+@pytest.mark.parametrize("version", ["0.18.0", "0.22.1rc1", None])
+def test_an_option_that_came_later_is_refused_before(
+    phase: Any,  # noqa: ANN401 - a literal
+    version: str | None,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(upstream, "vllm_ascend_version", lambda: version)
+    message = (
+        f"load_collection_phase is {phase} with vllm-ascend {version}; expected vllm-ascend 0.23 or later"
+    )
+    with pytest.raises(EplbConfigError, match=message):
+        ascend_options(Settings(load_collection_phase=phase), arguments())
+    assert ascend_options(Settings(load_collection_phase="all"), arguments()) == {}
+
+
+def test_the_variable_that_vllm_ascend_insists_on_is_set_with_dynamic_alone(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    for dynamic in (None, False):
+        ascend_options(Settings(dynamic=dynamic), arguments())
+        assert "DYNAMIC_EPLB" not in os.environ
+    ascend_options(Settings(dynamic=True, num_redundant_experts=4), arguments())
+    assert os.environ["DYNAMIC_EPLB"] == "true"
+    # The user's own word is left.
+    monkeypatch.setenv("DYNAMIC_EPLB", "1")
+    ascend_options(Settings(dynamic=True, num_redundant_experts=4), arguments())
+    assert os.environ["DYNAMIC_EPLB"] == "1"
+
+
+def test_what_is_refused_changes_no_variable() -> None:
+    with pytest.raises(EplbConfigError, match="record_path"):
+        ascend_options(Settings(dynamic=True, record_path="load.npz"), arguments())
+    assert "DYNAMIC_EPLB" not in os.environ
 
 
 def test_the_plugins_options_are_laid_over_the_users() -> None:

@@ -145,18 +145,25 @@ def test_where_all_is_well_there_are_no_problems(
         ("cpu", (*upstream.WATCHED, upstream.STOP_TIMEOUT, *upstream.EPLB, *upstream.CPU)),
         ("cuda", (*upstream.WATCHED, upstream.STOP_TIMEOUT, *upstream.EPLB)),
         ("ascend", (*upstream.WATCHED, *upstream.ASCEND)),
+        # Modules that only some versions have are looked at where they are.
+        ("ascend", (*upstream.WATCHED, *upstream.ASCEND, *upstream.ASCEND_OPTIONAL)),
     ],
 )
 def test_every_hook_of_the_platform_is_checked_and_no_other(
     platform: str, hooks: tuple[upstream.Hook, ...], world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     world.versions["vllm-ascend"] = "0.18.0"
-    needed = {*hooks, upstream.STOP_TIMEOUT}
-    fake_vllm.install(monkeypatch, needed, platform=platform)
+    fake_vllm.install(monkeypatch, hooks, platform=platform)
     assert diagnose(ACTIVE, {}).problems == []
+    # Every module is there still, and none of the functions.
+    for hook in hooks:
+        fake_vllm.replace(monkeypatch, hook, None)
+    told = diagnose(ACTIVE, {}).problems
+    assert {problem.partition(" is not there")[0] for problem in told} == {str(hook) for hook in hooks}
     fake_vllm.install(monkeypatch, [], platform=platform)
     told = diagnose(ACTIVE, {}).problems
-    assert {problem.partition(" is not there")[0] for problem in told} == {str(hook) for hook in needed}
+    needed = {str(hook) for hook in hooks if hook not in upstream.ASCEND_OPTIONAL}
+    assert {problem.partition(" is not there")[0] for problem in told} == needed
 
 
 def test_a_changed_function_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -205,6 +212,30 @@ def test_a_vllm_that_cannot_be_imported_is_a_problem(
     found = diagnose(ACTIVE, {})
     assert found.problems == [f"vLLM cannot be imported ({shown}"]
     assert found.device is None
+
+
+@pytest.mark.parametrize("error", ["ImportError", "OSError"])
+@pytest.mark.parametrize("platform", ["cpu", "ascend"])
+def test_a_vllm_ascend_that_cannot_be_imported_does_not_stop_the_doctor(
+    platform: str, error: str, world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # As without CANN; on a CPU it lies there unused, because VLLM_PLUGINS turns it off perhaps.
+    world.versions["vllm-ascend"] = "0.23.0"
+    folder = tmp_path / "vllm_ascend" / "ops" / "fused_moe"
+    folder.mkdir(parents=True)
+    (folder.parents[1] / "__init__.py").touch()
+    (folder.parent / "__init__.py").write_text(f"raise {error}('libascendcl.so: cannot open')\n")
+    fake_vllm.install(monkeypatch, platform=platform)
+    monkeypatch.syspath_prepend(tmp_path)
+    for name in ("vllm_ascend", "vllm_ascend.ops"):
+        # Set and taken away, so that none is left behind when the test is over.
+        monkeypatch.setitem(sys.modules, name, None)
+        monkeypatch.delitem(sys.modules, name)
+    found = diagnose(ACTIVE, {})
+    if platform == "cpu":
+        assert found.problems == []
+    else:
+        assert any("libascendcl.so: cannot open" in problem for problem in found.problems)
 
 
 def test_an_npu_that_does_not_serve_is_noted(world: World, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -109,6 +109,27 @@ def test_what_is_no_function_is_a_problem_too(monkeypatch: pytest.MonkeyPatch) -
     assert found.startswith("vllm.somewhere.function ")
 
 
+def test_a_function_that_shows_no_parameters_is_a_problem_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object) -> None:
+        msg = "no signature found"
+        raise ValueError(msg)
+
+    fake_vllm.install(monkeypatch, [FUNCTION])
+    monkeypatch.setattr("inspect.signature", refuse)
+    (found,) = problems([FUNCTION])
+    assert found == "vllm.somewhere.function is not there (ValueError: no signature found)"
+
+
+def test_optional_hooks_are_those_whose_module_is_there(monkeypatch: pytest.MonkeyPatch) -> None:
+    nowhere = Hook("vllm.no.where", "function", ())
+    fake_vllm.install(monkeypatch, [FUNCTION])
+    # The module counts: in it, a missing function is a problem.
+    renamed = Hook(FUNCTION.module, "other", ())
+    assert upstream.present([nowhere, FUNCTION, METHOD, renamed]) == [FUNCTION, renamed]
+    fake_vllm.without_vllm(monkeypatch)
+    assert upstream.present([nowhere, FUNCTION]) == []
+
+
 def test_every_misfit_is_named_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     fake_vllm.install(monkeypatch, [METHOD], version="0.31.0")
     fake_vllm.replace(monkeypatch, METHOD, fake_vllm.function("method", ("self",)))
@@ -208,7 +229,7 @@ def test_beside_vllm_ascend_its_version_counts(
     version: str | None, fits: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def installed(name: str) -> str:
-        if name not in {"vllm_ascend", "vllm-ascend"} or version is None:
+        if name != "vllm-ascend" or version is None:
             raise importlib.metadata.PackageNotFoundError(name)
         return version
 

@@ -140,7 +140,7 @@ def run(
 def _run_to_end(command: Sequence[str], log: Path, environ: Mapping[str, str]) -> str:
     """Run to the end, or end it and all that it started after the time limit; return the log."""
     with log.open("w", encoding="utf-8") as stream:
-        process = subprocess.Popen(  # noqa: S603 - this interpreter
+        process = subprocess.Popen(
             command, stdout=stream, stderr=subprocess.STDOUT, env=dict(environ), start_new_session=True
         )
         try:
@@ -211,7 +211,7 @@ class Server:
 
 def fetch(port: int, path: str, body: bytes | None = None) -> bytes:
     """Get or post on loopback."""
-    request = urllib.request.Request(  # noqa: S310 - loopback
+    request = urllib.request.Request(
         f"http://127.0.0.1:{port}{path}", data=body, headers={"Content-Type": "application/json"}
     )
     with urllib.request.urlopen(request, timeout=120) as response:  # noqa: S310 - loopback
@@ -229,7 +229,7 @@ def start_server(
     command += ["--host", "127.0.0.1", "--port", str(port), "--dtype", "float32", "--enforce-eager"]
     command += ["--max-model-len", "128", "--no-enable-prefix-caching", *arguments]
     with log.open("w", encoding="utf-8") as stream:
-        process = subprocess.Popen(  # noqa: S603 - this interpreter
+        process = subprocess.Popen(
             command,
             stdout=stream,
             stderr=subprocess.STDOUT,

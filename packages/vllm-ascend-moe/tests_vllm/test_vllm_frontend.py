@@ -49,7 +49,9 @@ def configure(model: Path, expert_maps: object = None, **engine: Any) -> Any:  #
     return EngineArgs(model=str(model), **{**options, **given, **engine}).create_engine_config()
 
 
-def write_map(path: Path, experts: int = EXPERTS, ep_size: int = 2, layers: int = LAYERS, redundant: int = 4) -> str:
+def write_map(
+    path: Path, experts: int = EXPERTS, ep_size: int = 2, layers: int = LAYERS, redundant: int = 4
+) -> str:
     placement = generate_placement(
         "ring", num_experts=experts, ep_size=ep_size, num_redundant_experts=redundant, num_layers=layers
     )
@@ -152,7 +154,9 @@ def test_a_map_for_other_counts(model: Path, tmp_path: Path) -> None:
     refuse(r"ranks\.json is a map for 4 ranks; expected 2", model, {"expert_map_path": ranks})
     good = write_map(tmp_path / "good.json")
     refuse("is a map for 2 ranks; expected 1", model, {"expert_map_path": good}, tensor_parallel_size=1)
-    refuse("leave it out, the map alone decides", model, {"expert_map_path": good, "num_redundant_experts": 2})
+    refuse(
+        "leave it out, the map alone decides", model, {"expert_map_path": good, "num_redundant_experts": 2}
+    )
 
 
 def test_a_file_that_is_no_map(model: Path, tmp_path: Path) -> None:
@@ -178,7 +182,9 @@ def test_counts_that_do_not_work(model: Path) -> None:
 
 
 def test_experts_that_do_not_divide_are_served_linearly_but_not_moved(model: Path) -> None:
-    assert configure(model, {}, tensor_parallel_size=1, data_parallel_size=3).parallel_config.enable_expert_parallel
+    assert configure(
+        model, {}, tensor_parallel_size=1, data_parallel_size=3
+    ).parallel_config.enable_expert_parallel
     refuse(
         "num_redundant_experts 2 makes it so",
         model,

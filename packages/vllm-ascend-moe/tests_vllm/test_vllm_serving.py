@@ -181,7 +181,7 @@ def test_experts_move_while_serving(model: Path, folder: Path, baseline: Run) ->
     assert_same(found, baseline)
     moved = [report[0]["rearrangements"] for report in found.reports]
     assert moved[0] == 0
-    assert all(later > earlier for earlier, later in zip(moved, moved[1:], strict=False))
+    assert moved == sorted(set(moved))
     first, last = found.reports[0], found.reports[-1]
     # Maps and bytes have moved, in every layer, and together.
     for layer in range(LAYERS):

@@ -52,9 +52,7 @@ def require_agreement(
     for rank, entry in enumerate(entries):
         by_value.setdefault((str(entry[0]), entry[1]), []).append(rank)  # type: ignore[index]
     if len({value for value, _ in by_value}) > 1:
-        parts = [
-            f"{_ranks(ranks)} {shown[:12]} ({origin})" for (shown, origin), ranks in by_value.items()
-        ]
+        parts = [f"{_ranks(ranks)} {shown[:12]} ({origin})" for (shown, origin), ranks in by_value.items()]
         msg = f"ranks have different {what}: {'; '.join(parts)}; expected the same on every rank"
         raise DisagreementError(msg)
 

@@ -11,7 +11,6 @@ import os
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
-import torch
 from packaging.version import Version
 
 from vllm_ascend_moe import upstream
@@ -20,6 +19,8 @@ from vllm_ascend_moe.eplb import EplbConfigError, init_eplb_config
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    import torch
+
     from vllm_ascend_moe.settings import Settings
 
 # vllm-ascend's names; its heat is collected and its algorithm run by intervals of its own.
@@ -27,7 +28,7 @@ _STAGE = "eplb_heat_collection_stage"
 _STAGE_SINCE = Version("0.23")
 
 
-def ascend_options(settings: Settings, engine_args: Any) -> dict[str, Any]:  # noqa: ANN401 - vLLM's
+def ascend_options(settings: Settings, engine_args: Any) -> dict[str, Any]:
     """Return vllm-ascend's ``eplb_config`` for the plugin's settings, over what the user gave there.
 
     Raises:
@@ -80,10 +81,10 @@ def ascend_options(settings: Settings, engine_args: Any) -> dict[str, Any]:  # n
 
 def around_init_eplb_config(
     original: Callable[..., Any],  # noqa: ARG001 - replaced
-    eplb_config: Any,  # noqa: ANN401 - vllm-ascend's
+    eplb_config: Any,
     layer_id: int,
-    moe_config: Any,  # noqa: ANN401 - vLLM's
-    mix_placement: bool = False,  # noqa: FBT001, FBT002 - vllm-ascend's
+    moe_config: Any,
+    mix_placement: bool = False,
     num_shared_experts: int = 1,  # noqa: ARG001 - vllm-ascend's
     tp_size: int | None = None,
 ) -> tuple[torch.Tensor | None, torch.Tensor | None, torch.Tensor | None, int]:

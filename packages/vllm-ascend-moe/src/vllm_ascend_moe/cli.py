@@ -86,7 +86,9 @@ def _print(found: Diagnosis) -> None:
         table.add_row(name, version or "not installed")
     for group, names in found.entry_points.items():
         table.add_row(group, ", ".join(names) or "none")
-    plugins = "unset, all are loaded" if found.vllm_plugins is None else ", ".join(found.vllm_plugins) or "none"
+    plugins = (
+        "unset, all are loaded" if found.vllm_plugins is None else ", ".join(found.vllm_plugins) or "none"
+    )
     table.add_row("VLLM_PLUGINS", plugins)
     table.add_row("device", found.device or "unknown")
     table.add_row("state", found.state)

@@ -39,7 +39,7 @@ if TYPE_CHECKING:
 class _HostEvent:
     """Stands in for an accelerator's event, where there is only the host's clock."""
 
-    def __init__(self, *args: object, **kwargs: object) -> None:
+    def __init__(self, *args: object, **kwargs: object) -> None:  # noqa: ARG002 - torch's signature
         self._at = 0.0
 
     def record(self, *args: object) -> None:  # noqa: ARG002 - torch's signature
@@ -92,7 +92,7 @@ class _Hooks:
         # Which tokens of the present batch are counted, bool [tokens]; None for all of them.
         self._counted: torch.Tensor | None = None
 
-    def create_router(self, original: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:  # noqa: ANN401 - vLLM's
+    def create_router(self, original: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         """Make the Ascend router where its op has the model's way of routing; else vLLM's."""
         bound = inspect.signature(original).bind(*args, **kwargs)
         bound.apply_defaults()
@@ -115,7 +115,9 @@ class _Hooks:
                 num_expert_group=options["num_expert_group"] if grouped else 1,
                 topk_group=options["topk_group"] if grouped else 1,
                 # vLLM's plain softmax router does not scale.
-                routed_scaling_factor=options["routed_scaling_factor"] if grouped or bias is not None else 1.0,
+                routed_scaling_factor=options["routed_scaling_factor"]
+                if grouped or bias is not None
+                else 1.0,
             )
         except LimitError as error:
             logger.warning("vLLM's router serves this layer: an NPU would refuse it, %s", error)
@@ -124,7 +126,7 @@ class _Hooks:
             config, e_score_correction_bias=bias, eplb_state=state, map_and_record=self._map_and_record
         )
 
-    def map_and_record(self, original: Callable[..., Any], *args: Any, **kwargs: Any) -> torch.Tensor:  # noqa: ANN401, ARG002 - vLLM's
+    def map_and_record(self, original: Callable[..., Any], *args: Any, **kwargs: Any) -> torch.Tensor:  # noqa: ARG002 - vLLM's
         """Map logical to physical ids and count them, which vLLM leaves out on a CPU."""
         return self._map_and_record(*args, **kwargs)
 
@@ -139,7 +141,7 @@ class _Hooks:
     ) -> torch.Tensor:
         physical = take_turns(topk_ids, logical_to_physical_map, logical_replica_count)
         counted = physical
-        first = self._serving.tp_rank * len(physical) if self._serving.splits_tokens else 0
+        first = self._serving.ranks.tp_rank * len(physical) if self._serving.ranks.splits_tokens else 0
         if self._counted is not None:
             mask = self._counted[first : first + len(physical)]
             counted = physical[: len(mask)].masked_fill(~mask.unsqueeze(1), -1)
@@ -147,19 +149,21 @@ class _Hooks:
         record_load(expert_load_view, counted, num_tokens=tokens * record_enabled)
         return physical
 
-    def experts_class(self, original: Callable[..., Any], backend: Any) -> list[Any]:  # noqa: ANN401 - vLLM's
+    def experts_class(self, original: Callable[..., Any], backend: Any) -> list[Any]:
         """Offer the Ascend experts alone where vLLM would offer its CPU's."""
         ours = {UnquantizedMoeBackend.CPU, Int8MoeBackend.CPU}
         return [_ServedExperts] if backend in ours else list(original(backend))
 
-    def select_forward(self, original: Callable[..., Any], runner: Any) -> Any:  # noqa: ANN401 - vLLM's
+    def select_forward(self, original: Callable[..., Any], runner: Any) -> Any:
         """Keep the layer one op for the compiler: how many rows an expert gets is data."""
         if get_current_vllm_config().compilation_config.mode in {None, CompilationMode.NONE}:
             return original(runner)
         # As vLLM does on devices.
-        return torch.ops.vllm.moe_forward if runner.shared_experts is None else torch.ops.vllm.moe_forward_shared
+        return (
+            torch.ops.vllm.moe_forward if runner.shared_experts is None else torch.ops.vllm.moe_forward_shared
+        )
 
-    def load_model(self, original: Callable[..., Any], runner: Any, *args: Any, **kwargs: Any) -> Any:  # noqa: ANN401 - vLLM's
+    def load_model(self, original: Callable[..., Any], runner: Any, *args: Any, **kwargs: Any) -> Any:
         """After loading, make the EPLB state that vLLM's runners for devices make."""
         result = original(runner, *args, **kwargs)
         self._check_experts(runner.model)
@@ -172,9 +176,9 @@ class _Hooks:
                 runner.eplb_state.add_model(moe, runner.model_config)
         return result
 
-    def _check_experts(self, model: Any) -> None:  # noqa: ANN401 - torch's
+    def _check_experts(self, model: Any) -> None:
         """Refuse layers whose experts would be vLLM's own: on a CPU they do not know of other ranks."""
-        if self._serving.ep_size == 1:
+        if self._serving.ranks.ep_size == 1:
             return
         for name, module in model.named_modules():
             method = getattr(module, "quant_method", None)
@@ -188,7 +192,9 @@ class _Hooks:
                 )
                 raise EplbConfigError(msg)
 
-    def prepare_inputs(self, original: Callable[..., Any], runner: Any, scheduler_output: Any, num_scheduled_tokens: Any) -> Any:  # noqa: ANN401, E501 - vLLM's
+    def prepare_inputs(
+        self, original: Callable[..., Any], runner: Any, scheduler_output: Any, num_scheduled_tokens: Any
+    ) -> Any:
         """Note which tokens of the batch are of the phase that is counted."""
         phase = self._serving.settings.load_collection_phase
         if phase != "all":
@@ -206,7 +212,7 @@ class _ServedExperts(AscendExperts):
     """The Ascend experts; a layer that they cannot serve stops the start with the reason."""
 
     @staticmethod
-    def is_supported_config(cls: type[AscendExperts], moe_config: Any, *args: Any) -> tuple[bool, str | None]:  # noqa: ANN401, N804, PLW0211 - vLLM's
+    def is_supported_config(cls: type[AscendExperts], moe_config: Any, *args: Any) -> tuple[bool, str | None]:  # noqa: PLW0211 - vLLM's
         supported, reason = AscendExperts.is_supported_config(cls, moe_config, *args)
         if not supported:
             msg = f"AscendExperts cannot serve this layer: {reason}"
@@ -223,7 +229,9 @@ def _let_int8_move() -> None:
     int8.CompressedTensorsW8A8Int8MoEMethod.supports_eplb = property(lambda self: True)  # noqa: ARG005
 
 
-def _all_gatherv(_: Callable[..., Any], communicator: Any, input_: Any, dim: int = 0, sizes: list[int] | None = None) -> Any:  # noqa: ANN401, E501 - vLLM's
+def _all_gatherv(
+    _: Callable[..., Any], communicator: Any, input_: Any, dim: int = 0, sizes: list[int] | None = None
+) -> Any:
     """Gather tensors of unequal lengths: padded to the longest, because gloo gathers equal ones."""
     if isinstance(input_, list):
         return [_all_gatherv(_, communicator, tensor, dim, sizes) for tensor in input_]
@@ -238,7 +246,13 @@ def _all_gatherv(_: Callable[..., Any], communicator: Any, input_: Any, dim: int
     return torch.cat([part[:length] for part, length in zip(parts, lengths, strict=True)])
 
 
-def _reduce_scatterv(_: Callable[..., Any], communicator: Any, input_: torch.Tensor, dim: int = 0, sizes: list[int] | None = None) -> torch.Tensor:  # noqa: ANN401, E501 - vLLM's
+def _reduce_scatterv(
+    _: Callable[..., Any],
+    communicator: Any,
+    input_: torch.Tensor,
+    dim: int = 0,
+    sizes: list[int] | None = None,
+) -> torch.Tensor:
     """Add up over ranks and keep this rank's rows."""
     if dim != 0:
         msg = f"dim is {dim}; expected 0"

@@ -82,14 +82,18 @@ def _look_at_plugins(found: Diagnosis, environ: Mapping[str, str]) -> None:
     for name, what in ((ENTRY_POINT, "this plugin"), *((name, "its platform") for name in platforms)):
         if name in off:
             listed = ",".join([*allowed, name])
-            found.problems.append(f"VLLM_PLUGINS turns off {name}, {what}; set VLLM_PLUGINS={listed}, or unset it")
+            found.problems.append(
+                f"VLLM_PLUGINS turns off {name}, {what}; set VLLM_PLUGINS={listed}, or unset it"
+            )
 
 
 def _look_at_vllm(found: Diagnosis) -> Kind | None:
     """Find the device and check the hooks; None where vLLM cannot serve."""
     for module in ("torch", "vllm"):
         if importlib.util.find_spec(module) is None:
-            found.problems.append(f"{module} is not installed; install it (pip install 'vllm-ascend-moe[vllm]')")
+            found.problems.append(
+                f"{module} is not installed; install it (pip install 'vllm-ascend-moe[vllm]')"
+            )
             return None
     try:
         kind = platform_kind()

@@ -60,7 +60,9 @@ class _Preparation:
     given: dict[str, Any] = field(default_factory=dict)
 
 
-def around_create_engine_config(original: Callable[..., Any], engine_args: Any, *args: Any, **kwargs: Any) -> Any:  # noqa: ANN401 - vLLM's
+def around_create_engine_config(
+    original: Callable[..., Any], engine_args: Any, *args: Any, **kwargs: Any
+) -> Any:
     """Hook: prepare the arguments, let vLLM make its configuration, complete that."""
     activation = read_activation(engine_args.additional_config)
     if not activation.is_active:
@@ -84,7 +86,9 @@ def around_create_engine_config(original: Callable[..., Any], engine_args: Any, 
     return _complete(config, preparation)
 
 
-def around_create_model_config(original: Callable[..., Any], engine_args: Any, *args: Any, **kwargs: Any) -> Any:  # noqa: ANN401 - vLLM's
+def around_create_model_config(
+    original: Callable[..., Any], engine_args: Any, *args: Any, **kwargs: Any
+) -> Any:
     """Hook: now that the model is known, check what is asked for and set the arguments for it."""
     model_config = original(engine_args, *args, **kwargs)
     preparation = getattr(engine_args, _PREPARATION, None)
@@ -93,7 +97,9 @@ def around_create_model_config(original: Callable[..., Any], engine_args: Any, *
     return model_config
 
 
-def around_executor_init(original: Callable[..., Any], executor: Any, vllm_config: Any, *args: Any, **kwargs: Any) -> Any:  # noqa: ANN401 - vLLM's
+def around_executor_init(
+    original: Callable[..., Any], executor: Any, vllm_config: Any, *args: Any, **kwargs: Any
+) -> Any:
     """Hook: the engine core says that it is active; it has nothing else to do."""
     activation = read_activation(vllm_config.additional_config)
     if activation.is_active:
@@ -101,7 +107,9 @@ def around_executor_init(original: Callable[..., Any], executor: Any, vllm_confi
             _said_in.add(os.getpid())
             settings = activation.settings
             assert settings is not None
-            log_active("engine core", vllm_config.device_config.device_type, describe(settings), activation.digest)
+            log_active(
+                "engine core", vllm_config.device_config.device_type, describe(settings), activation.digest
+            )
     else:
         _say_inactive(activation)
     return original(executor, vllm_config, *args, **kwargs)
@@ -126,12 +134,16 @@ def _say_inactive(activation: Activation) -> None:
         log_inactive(activation)
 
 
-def _prepare(engine_args: Any, model_config: Any, preparation: _Preparation) -> None:  # noqa: ANN401 - vLLM's
+def _prepare(engine_args: Any, model_config: Any, preparation: _Preparation) -> None:
     settings = preparation.activation.settings
     assert settings is not None
     num_experts = int(model_config.get_num_experts() or 0)
     if num_experts == 0:
-        if ENV_ENABLED in preparation.activation.reason and settings == Settings() and not engine_args.enable_eplb:
+        if (
+            ENV_ENABLED in preparation.activation.reason
+            and settings == Settings()
+            and not engine_args.enable_eplb
+        ):
             # Set for a whole machine perhaps; nothing is asked of this model.
             preparation.activation = Activation(None, f"{model_config.model} has no experts")
             return
@@ -179,12 +191,12 @@ def _prepare(engine_args: Any, model_config: Any, preparation: _Preparation) -> 
     _set(engine_args, preparation, "eplb_config", preparation.eplb_config if accepts else type(given)())
 
 
-def _set(engine_args: Any, preparation: _Preparation, name: str, value: object) -> None:  # noqa: ANN401 - vLLM's
+def _set(engine_args: Any, preparation: _Preparation, name: str, value: object) -> None:
     preparation.given.setdefault(name, getattr(engine_args, name))
     setattr(engine_args, name, value)
 
 
-def _complete(config: Any, preparation: _Preparation) -> Any:  # noqa: ANN401 - vLLM's
+def _complete(config: Any, preparation: _Preparation) -> Any:
     activation, source = preparation.activation, preparation.source
     assert activation.settings is not None
     assert source is not None
@@ -201,20 +213,20 @@ def _complete(config: Any, preparation: _Preparation) -> Any:  # noqa: ANN401 - 
     return config
 
 
-def _leave_resolved(config: Any, activation: Activation, digest: str | None) -> None:  # noqa: ANN401 - vLLM's
+def _leave_resolved(config: Any, activation: Activation, digest: str | None) -> None:
     config.additional_config = {
         **(config.additional_config or {}),
         RESOLVED_KEY: activation.resolved(digest),
     }
 
 
-def _allow_time_to_stop(original: Callable[..., Any], *args: Any, **kwargs: Any) -> float | None:  # noqa: ANN401 - vLLM's
+def _allow_time_to_stop(original: Callable[..., Any], *args: Any, **kwargs: Any) -> float | None:
     """Hook: by default a server kills its engines at once, or after 5 s; let the record be written first."""
     timeout = original(*args, **kwargs)
     return timeout or _STOP_SECONDS
 
 
-def _ep_size(engine_args: Any) -> int:  # noqa: ANN401 - vLLM's
+def _ep_size(engine_args: Any) -> int:
     sizes = ("tensor_parallel_size", "data_parallel_size", "prefill_context_parallel_size")
     product = 1
     for name in sizes:
@@ -238,7 +250,7 @@ def _check_one_rank(settings: Settings, ep_size: int, *, dynamic: bool, kind: Ki
             raise EplbConfigError(msg)
 
 
-def _check_choice(settings: Settings, source: PlacementSource, engine_args: Any) -> None:  # noqa: ANN401 - vLLM's
+def _check_choice(settings: Settings, source: PlacementSource, engine_args: Any) -> None:
     """Refuse a replica choice or weights that do not fit, before anything is loaded."""
     tp_size = engine_args.tensor_parallel_size
     # Whether vLLM splits tokens is not known yet; it does so only with data parallelism.
@@ -250,7 +262,7 @@ def _check_choice(settings: Settings, source: PlacementSource, engine_args: Any)
         rule.tables(source.placement)
 
 
-def _needs_eplb_state(settings: Settings, given: Any, source: PlacementSource) -> bool:  # noqa: ANN401 - vLLM's
+def _needs_eplb_state(settings: Settings, given: Any, source: PlacementSource) -> bool:
     """Whether vLLM's EPLB is needed: not for what its expert parallelism does without."""
     logs = given.log_balancedness if settings.log_balancedness is None else settings.log_balancedness
     moves = source.placement.ep_size > 1 and not source.is_linear
@@ -268,7 +280,7 @@ def _check_even(source: PlacementSource, ep_size: int, num_experts: int) -> None
         raise EplbConfigError(msg)
 
 
-def _eplb_config(settings: Settings, given: Any, kind: Kind) -> Any:  # noqa: ANN401 - vLLM's
+def _eplb_config(settings: Settings, given: Any, kind: Kind) -> Any:
     """Return vLLM's EPLB settings: the user's, with the plugin's over them."""
     changes: dict[str, Any] = {
         name: value

@@ -25,6 +25,7 @@ class WorkerReport:
             ``physical_to_logical`` [L, P], ``num_redundant_experts``, ``rearrangements`` (commits since
             loading), ``recorded_steps``, ``slot_checksums`` (hex, [L, slots]).
         """
+        from vllm_ascend_moe.moving import local_checksums
         from vllm_ascend_moe.serving import current
 
         serving = current()
@@ -32,8 +33,8 @@ class WorkerReport:
             return {"active": False}
         report: dict[str, Any] = {
             "active": True,
-            "ep_rank": serving.ep_rank,
-            "ep_size": serving.ep_size,
+            "ep_rank": serving.ranks.ep_rank,
+            "ep_size": serving.ranks.ep_size,
             "settings": serving.settings.model_dump(),
         }
         model = serving.model
@@ -49,6 +50,6 @@ class WorkerReport:
         }
         if checksums:
             # In hex: not every transport carries integers of 64 bits.
-            sums = serving.local_checksums(model).view("u8")
+            sums = local_checksums(model).view("u8")
             report["slot_checksums"] = [[f"{int(slot):016x}" for slot in layer] for layer in sums]
         return report

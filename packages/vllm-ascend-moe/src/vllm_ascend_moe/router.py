@@ -6,7 +6,6 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-import torch
 from vllm.model_executor.layers.fused_moe.config import get_routing_method_type
 from vllm.model_executor.layers.fused_moe.router.base_router import BaseRouter
 from vllm.v1.worker.ubatching import dbo_current_ubatch_id
@@ -17,6 +16,7 @@ from vllm_ascend_moe.routing import RoutingConfig, select_experts
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    import torch
     from vllm.distributed.eplb.eplb_state import EplbLayerState
     from vllm.model_executor.layers.fused_moe.config import RoutingMethodType
 

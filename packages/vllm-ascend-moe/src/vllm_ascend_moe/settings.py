@@ -137,7 +137,9 @@ def read_settings(config: object = None, environ: Mapping[str, str] | None = Non
     if config is None:
         config = {}
     if not isinstance(config, Mapping):
-        msg = f"{CONFIG_KEY} in the additional config is {config!r}; expected an object, {{}} for the defaults"
+        msg = (
+            f"{CONFIG_KEY} in the additional config is {config!r}; expected an object, {{}} for the defaults"
+        )
         raise SettingsError(msg)
     from_environ = _read_environ(environ or {})
     unset = {
@@ -178,10 +180,12 @@ def _read_environ(environ: Mapping[str, str]) -> dict[str, str]:
     found = {}
     known = {ENV_PREFIX + option.upper(): option for option in Settings.model_fields}
     for variable, value in environ.items():
-        if not variable.startswith(ENV_PREFIX) or variable == ENV_ENABLED or value == "":  # noqa: PLC1901 - empty is unset
+        if not variable.startswith(ENV_PREFIX) or variable == ENV_ENABLED or value == "":
             continue
         if variable not in known:
-            msg = f"{variable} is not an option; expected one of {', '.join(known)}{_nearest(variable, known)}"
+            msg = (
+                f"{variable} is not an option; expected one of {', '.join(known)}{_nearest(variable, known)}"
+            )
             raise SettingsError(msg)
         found[known[variable]] = value
     return found

@@ -71,7 +71,9 @@ class SlotRule:
         groups = 1 if settings.choice == "tensor_parallel" and tp_size > 1 else ep_size // tp_size
         return cls(settings.choice, turn, tp_size, not splits_tokens and groups == 1, weights)
 
-    def tables(self, placement: Placement, first_layer: int = 0) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    def tables(
+        self, placement: Placement, first_layer: int = 0
+    ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
         """Return every expert's slots.
 
         Args:

@@ -152,7 +152,9 @@ MAP_AND_RECORD = Hook(
 EXPERTS_CLASS = Hook(f"{_FUSED_MOE}.oracle.unquantized", "backend_to_kernel_cls", ("backend",))
 INT8_EXPERTS_CLASS = Hook(f"{_FUSED_MOE}.oracle.int8", "backend_to_kernel_cls", ("backend",))
 SELECT_FORWARD = Hook(f"{_FUSED_MOE}.runner.moe_runner", "MoERunner._select_forward", ("self",))
-LOAD_MODEL = Hook("vllm.v1.worker.cpu_model_runner", "CPUModelRunner.load_model", ("self", "load_dummy_weights"))
+LOAD_MODEL = Hook(
+    "vllm.v1.worker.cpu_model_runner", "CPUModelRunner.load_model", ("self", "load_dummy_weights")
+)
 PREPARE_INPUTS = Hook(
     "vllm.v1.worker.gpu_model_runner",
     "GPUModelRunner._prepare_inputs",
@@ -282,7 +284,7 @@ def original(hook: Hook) -> Callable[..., Any]:
     return getattr(function, _MARK, function)
 
 
-def call(hook: Hook, *args: Any) -> Any:  # noqa: ANN401 - vLLM's
+def call(hook: Hook, *args: Any) -> Any:
     """Call vLLM's function."""
     return original(hook)(*args)
 
@@ -296,7 +298,7 @@ def wrap(hook: Hook, around: Callable[..., Any]) -> None:
     inner = getattr(function, _MARK, function)
 
     @functools.wraps(inner)
-    def wrapper(*args: Any, **kwargs: Any) -> Any:  # noqa: ANN401 - as vLLM's
+    def wrapper(*args: Any, **kwargs: Any) -> Any:
         return around(inner, *args, **kwargs)
 
     setattr(wrapper, _MARK, inner)

@@ -76,13 +76,11 @@ def npu_grouped_matmul(
     if x[0].dtype == torch.int8 and scale is None:
         raise refuse(_NAME, "scale", None, "scales with int8 x")
     rows = x[0]
-    stacked = len(weight) == 1 and weight[0].dim() == 3  # noqa: PLR2004 - [G, K, N]
-    if stacked and split_item in {2, 3} and output_dtype is None and bias is scale is None:
-        product = _all_at_once(rows, weight[0], group_list, is_counts=group_list_type == 1)
-        if product is not None:
-            return [product]
-    weights, biases, scales = _by_group(weight, 3), _by_group(bias, 2), _by_group(scale, 2)
     ends = group_list.cumsum(0) if group_list_type == 1 else group_list
+    plain = split_item in {2, 3} and output_dtype is None and bias is scale is None
+    if plain and (at_once := _all_at_once(rows, weight, ends)) is not None:
+        return [at_once]
+    weights, biases, scales = _by_group(weight, 3), _by_group(bias, 2), _by_group(scale, 2)
     dtype = _DTYPES[output_dtype] if isinstance(output_dtype, int) else output_dtype or rows.dtype
     product = torch.empty(len(rows), weights[0].shape[1], dtype=dtype, device=rows.device)
     start, parts = 0, []
@@ -104,16 +102,17 @@ _DTYPES = {5: torch.float16, 6: torch.float32, 15: torch.bfloat16}
 
 
 def _all_at_once(
-    rows: torch.Tensor, weight: torch.Tensor, group_list: torch.Tensor, *, is_counts: bool
+    rows: torch.Tensor, weight: Sequence[torch.Tensor], ends: torch.Tensor
 ) -> torch.Tensor | None:
     """Multiply all groups in one call of torch's, half as long as a loop over few rows; None where it cannot."""
-    _, inner, outer = weight.shape
+    if len(weight) != 1 or weight[0].dim() != 3:  # noqa: PLR2004 - [G, K, N]
+        return None
+    _, inner, outer = weight[0].shape
     aligned = all(size * rows.element_size() % _ALIGNMENT == 0 for size in (inner, outer))
-    fits = rows.dtype == weight.dtype and rows.dtype in _DTYPES.values() and rows.is_contiguous()
+    fits = rows.dtype == weight[0].dtype and rows.dtype in _DTYPES.values() and rows.is_contiguous()
     if rows.device.type != "cpu" or not fits or not aligned or 0 in rows.shape:
         return None
-    ends = group_list.cumsum(0) if is_counts else group_list
-    return functional.grouped_mm(rows, weight, offs=ends.to(torch.int32))
+    return functional.grouped_mm(rows, weight[0], offs=ends.to(torch.int32))
 
 
 def _by_group(tensors: Sequence[torch.Tensor] | None, stacked_dims: int) -> Sequence[torch.Tensor]:
