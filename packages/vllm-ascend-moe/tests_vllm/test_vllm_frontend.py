@@ -16,7 +16,6 @@ from expert_maps import ExpertMapsError, generate_placement, write_placement
 from vllm_ascend_moe import activation, upstream
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
     from pathlib import Path
 
 EXPERTS, LAYERS = 16, 4
@@ -33,12 +32,11 @@ def dense(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(autouse=True)
-def _environment(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+def _environment(monkeypatch: pytest.MonkeyPatch) -> None:
     for name, value in ENVIRONMENT.items():
         monkeypatch.setenv(name, value)
     for name in ("VLLM_ASCEND_MOE_ENABLED", "VLLM_PLUGINS"):
         monkeypatch.delenv(name, raising=False)
-    return
 
 
 def configure(model: Path, expert_maps: object = None, **engine: Any) -> Any:  # noqa: ANN401 - vLLM's

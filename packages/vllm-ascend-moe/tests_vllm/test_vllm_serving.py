@@ -92,6 +92,7 @@ def assert_slots_hold_their_experts(reports: list[list[dict[str, Any]]]) -> None
 def test_without_the_plugin_nothing_changes(baseline: Run) -> None:
     assert "vllm-ascend-moe 0.1.0 inactive: expert_maps is not in the additional config" in baseline.log
     assert baseline.reports[0] == [{"active": False}]
+    assert baseline.routes is not None
     assert np.sum(baseline.routes) == TOKENS * TOP_K * LAYERS
 
 

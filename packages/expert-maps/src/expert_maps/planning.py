@@ -14,7 +14,7 @@ from expert_maps._validation import INT32_MAX, as_count, nearest_multiples
 from expert_maps.errors import LayoutError
 from expert_maps.load import ExpertLoad
 from expert_maps.placement import Placement
-from expert_maps.policies import POLICIES, POLICY_NAMES, PolicyName
+from expert_maps.policies import DEFAULT_POLICY, POLICIES, POLICY_NAMES, PolicyName
 from expert_maps.policies.base import Cluster
 
 if TYPE_CHECKING:
@@ -60,7 +60,7 @@ def plan(
     *,
     num_physical_experts: int,
     ep_size: int,
-    policy: PolicyName | str = "deepseek",
+    policy: PolicyName | str = DEFAULT_POLICY,
     num_groups: int = 1,
     num_nodes: int = 1,
     allow_duplicates: bool = False,

@@ -14,7 +14,6 @@ from typing import TYPE_CHECKING, Any
 
 from vllm_ascend_moe import upstream
 from vllm_ascend_moe.activation import (
-    ENV_ENABLED,
     RESOLVED_KEY,
     Activation,
     log_active,
@@ -23,7 +22,7 @@ from vllm_ascend_moe.activation import (
 )
 from vllm_ascend_moe.eplb import EplbConfigError
 from vllm_ascend_moe.platforms import Kind, platform_kind
-from vllm_ascend_moe.settings import Settings
+from vllm_ascend_moe.settings import ENV_ENABLED, Settings
 from vllm_ascend_moe.slots import SlotRule
 from vllm_ascend_moe.sources import PlacementSource, find_source
 

@@ -11,6 +11,7 @@ import torch
 from vllm.distributed.eplb.policy import AbstractEplbPolicy
 
 from expert_maps import ExpertMapsError, plan
+from expert_maps.policies import DEFAULT_POLICY
 from vllm_ascend_moe._log import logger
 
 if TYPE_CHECKING:
@@ -52,7 +53,6 @@ def make_policy(name: str | None = None) -> type[AbstractEplbPolicy]:
                 physical_to_logical, int64 [L, P], on the CPU.
             """
             load = weight.cpu().numpy()
-            options = {} if name is None else {"policy": name}
             try:
                 result = plan(
                     load,
@@ -61,7 +61,7 @@ def make_policy(name: str | None = None) -> type[AbstractEplbPolicy]:
                     # vLLM counts one group where the router has none, and 0 in some models.
                     num_groups=num_groups if num_groups > 0 and load.shape[1] % num_groups == 0 else 1,
                     num_nodes=num_nodes,
-                    **options,
+                    policy=name or DEFAULT_POLICY,
                 )
             except ExpertMapsError:
                 if old_global_expert_indices is None:

@@ -316,7 +316,7 @@ def watch() -> None:
         # Whether the plugin is wanted is not known here, and a vLLM without it must run.
         logger.warning("vllm-ascend-moe inactive: it cannot see vLLM's configuration: %s", "; ".join(found))
         return
-    around = {
+    around: dict[Hook, Callable[..., Any]] = {
         CREATE_ENGINE_CONFIG: frontend.around_create_engine_config,
         CREATE_MODEL_CONFIG: frontend.around_create_model_config,
         EXECUTOR_INIT: frontend.around_executor_init,

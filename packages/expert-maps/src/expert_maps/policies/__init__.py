@@ -14,10 +14,13 @@ if TYPE_CHECKING:
 PolicyName = Literal["deepseek", "deepseek_hierarchical", "deepseek_global"]
 POLICY_NAMES: tuple[PolicyName, ...] = get_args(PolicyName)
 
+# What `expert_maps.plan` plans with where no policy is named.
+DEFAULT_POLICY: PolicyName = "deepseek"
+
 POLICIES: dict[PolicyName, Policy] = {
     "deepseek": deepseek.automatic,
     "deepseek_hierarchical": deepseek.hierarchical,
     "deepseek_global": deepseek.globally,
 }
 
-__all__ = ["POLICIES", "POLICY_NAMES", "PolicyName"]
+__all__ = ["DEFAULT_POLICY", "POLICIES", "POLICY_NAMES", "PolicyName"]
