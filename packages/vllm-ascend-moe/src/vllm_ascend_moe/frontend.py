@@ -171,7 +171,7 @@ def _prepare(engine_args: Any, model_config: Any, preparation: _Preparation) -> 
     preparation.source = source
     if not engine_args.worker_extension_cls:
         _set(engine_args, preparation, "worker_extension_cls", _REPORT)
-    if preparation.kind == "ascend":
+    if preparation.kind == "ascend" and not engine_args.enable_eplb:
         from vllm_ascend_moe.ascend import ascend_options
 
         options = {**engine_args.additional_config, "eplb_config": ascend_options(settings, engine_args)}
@@ -185,7 +185,7 @@ def _prepare(engine_args: Any, model_config: Any, preparation: _Preparation) -> 
     _check_even(source, ep_size, num_experts)
     preparation.eplb_config = _eplb_config(settings, given, preparation.kind)
     # vLLM refuses EPLB on a CPU while it makes its configuration; there it is switched on afterwards.
-    accepts = preparation.kind == "gpu"
+    accepts = preparation.kind != "cpu"
     _set(engine_args, preparation, "enable_eplb", value=accepts)
     _set(engine_args, preparation, "eplb_config", preparation.eplb_config if accepts else type(given)())
 

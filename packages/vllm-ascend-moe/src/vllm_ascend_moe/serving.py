@@ -116,7 +116,8 @@ class Serving:
             upstream.check_hooks(hooks)
             for hook in hooks:
                 upstream.wrap(hook, around_init_eplb_config)
-            return
+            if not self.config.parallel_config.enable_eplb:
+                return  # vllm-ascend's own EPLB, not vLLM's
         upstream.check_hooks((*upstream.EPLB, *(upstream.CPU if self.kind == "cpu" else ())))
         for hook, around in (
             (upstream.INITIALIZE_MODEL, self._around_initialize_model),
