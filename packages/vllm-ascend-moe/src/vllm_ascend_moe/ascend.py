@@ -52,11 +52,12 @@ def ascend_options(settings: Settings, engine_args: Any) -> dict[str, Any]:
     options = dict((engine_args.additional_config or {}).get("eplb_config") or {})
     if settings.expert_map_path is not None:
         options["expert_map_path"] = settings.expert_map_path
-    if settings.dynamic:
-        # vllm-ascend insists on the environment variable beside the option; the workers inherit it.
-        os.environ.setdefault("DYNAMIC_EPLB", "true")
-        options["dynamic_eplb"] = True
-        options["num_redundant_experts"] = settings.num_redundant_experts
+    elif settings.num_redundant_experts and not settings.dynamic:
+        msg = (
+            f"num_redundant_experts is {settings.num_redundant_experts} without a map; expected an expert_map_path "
+            "or dynamic: vllm-ascend makes copies only with one of them"
+        )
+        raise EplbConfigError(msg)
     if settings.record_path is not None:
         msg = (
             f"record_path is {settings.record_path}; expected none beside vllm-ascend, which records by its own "
@@ -69,13 +70,18 @@ def ascend_options(settings: Settings, engine_args: Any) -> dict[str, Any]:
         options["algorithm_execution_interval"] = settings.step_interval
     if settings.load_collection_phase != "all":
         found = upstream.vllm_ascend_version()
-        if found is None or Version(found) < _STAGE_SINCE:
+        if found is None or Version(found).release < _STAGE_SINCE.release:
             msg = (
                 f"load_collection_phase is {settings.load_collection_phase} with vllm-ascend {found}; expected "
                 f"vllm-ascend {_STAGE_SINCE} or later, or 'all'"
             )
             raise EplbConfigError(msg)
         options[_STAGE] = settings.load_collection_phase
+    if settings.dynamic:
+        options["dynamic_eplb"] = True
+        options["num_redundant_experts"] = settings.num_redundant_experts
+        # vllm-ascend insists on the variable beside the option; the workers inherit it.
+        os.environ.setdefault("DYNAMIC_EPLB", "true")
     return options
 
 

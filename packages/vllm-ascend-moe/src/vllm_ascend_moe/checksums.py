@@ -54,10 +54,12 @@ def slot_checksums(tensors: Iterable[torch.Tensor], num_slots: int) -> torch.Ten
 
 def _checksum(slot: torch.Tensor) -> torch.Tensor:
     bytes_ = slot.contiguous().reshape(-1).view(torch.uint8)
+    if bytes_.numel() % 4 == 0 and bytes_.storage_offset() % 4:
+        bytes_ = bytes_.clone()  # words must start at a multiple of their size
     words = bytes_.view(torch.int32) if bytes_.numel() % 4 == 0 else bytes_
     total = torch.zeros((), dtype=torch.int64, device=slot.device)
     for start in range(0, words.numel(), _CHUNK):
         part = words[start : start + _CHUNK].to(torch.int64)
         place = torch.arange(start, start + len(part), dtype=torch.int64, device=slot.device)
-        total += (part * (2 * place + 1) * _MULTIPLIER + part).sum()
+        total += (part * (2 * place + 1) * _MULTIPLIER).sum()
     return total

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 if TYPE_CHECKING:
     from vllm_ascend_moe.doctor import Diagnosis
@@ -82,18 +83,25 @@ def _root(
 def _print(found: Diagnosis) -> None:
     console = Console(soft_wrap=True, highlight=False)
     table = Table(show_header=False, box=None, pad_edge=False)
+    table.add_column()
+    table.add_column(overflow="fold")  # whole paths
+
+    def row(name: str, value: str) -> None:
+        # As text: what users wrote may look like markup.
+        table.add_row(Text(name), Text(value))
+
     for name, version in found.versions.items():
-        table.add_row(name, version or "not installed")
+        row(name, version or "not installed")
     for group, names in found.entry_points.items():
-        table.add_row(group, ", ".join(names) or "none")
+        row(group, ", ".join(names) or "none")
     plugins = (
         "unset, all are loaded" if found.vllm_plugins is None else ", ".join(found.vllm_plugins) or "none"
     )
-    table.add_row("VLLM_PLUGINS", plugins)
-    table.add_row("device", found.device or "unknown")
-    table.add_row("state", found.state)
+    row("VLLM_PLUGINS", plugins)
+    row("device", found.device or "unknown")
+    row("state", found.state)
     if found.settings:
-        table.add_row("options", json_.dumps(found.settings))
+        row("options", json_.dumps(found.settings))
     console.print(table)
     for title, lines in (("note", found.notes), ("problem", found.problems)):
         for line in lines:

@@ -79,12 +79,13 @@ def _look_at_plugins(found: Diagnosis, environ: Mapping[str, str]) -> None:
         found.notes.append(
             f"VLLM_PLUGINS is one list for all kinds of plugins, and turns off: {', '.join(off)}"
         )
-    for name, what in ((ENTRY_POINT, "this plugin"), *((name, "its platform") for name in platforms)):
-        if name in off:
-            listed = ",".join([*allowed, name])
-            found.problems.append(
-                f"VLLM_PLUGINS turns off {name}, {what}; set VLLM_PLUGINS={listed}, or unset it"
-            )
+    needed = [name for name in (ENTRY_POINT, *platforms) if name in off]
+    listed = ",".join([*allowed, *needed])
+    for name in needed:
+        what = "this plugin" if name == ENTRY_POINT else "its platform"
+        found.problems.append(
+            f"VLLM_PLUGINS turns off {name}, {what}; set VLLM_PLUGINS={listed}, or unset it"
+        )
 
 
 def _look_at_vllm(found: Diagnosis) -> Kind | None:
@@ -102,18 +103,15 @@ def _look_at_vllm(found: Diagnosis) -> Kind | None:
     except ExpertMapsError as error:
         found.problems.append(str(error))
         return None
-    except (ImportError, OSError, RuntimeError, AttributeError) as error:
+    except (AttributeError, *upstream.IMPORT_ERRORS) as error:
         # A torch_npu without CANN fails here, in ways of its own.
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         found.problems.append(f"vLLM cannot be imported ({type(error).__name__}: {reason})")
         return None
     eplb = (upstream.STOP_TIMEOUT, *upstream.EPLB)
-    by_kind = {
-        "ascend": (*upstream.ASCEND, *upstream.present(upstream.ASCEND_OPTIONAL)),
-        "cpu": (*eplb, *upstream.CPU),
-        "gpu": eplb,
-    }
-    found.problems.extend(upstream.problems((*upstream.WATCHED, *by_kind[kind])))
+    by_kind = {"ascend": upstream.ASCEND, "cpu": (*eplb, *upstream.CPU), "gpu": eplb}
+    optional = upstream.present(upstream.ASCEND_OPTIONAL) if kind == "ascend" else []
+    found.problems.extend(upstream.problems((*upstream.WATCHED, *by_kind[kind], *optional)))
     if found.versions["torch-npu"] and kind != "ascend":
         found.notes.append(f"torch-npu is installed, but vLLM's platform is not Ascend's: {kind} serves")
     return kind

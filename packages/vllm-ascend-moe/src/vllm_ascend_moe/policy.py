@@ -87,7 +87,7 @@ def keep_slots(new: NDArray[np.int32], old: NDArray[np.integer], ep_size: int) -
     Returns:
         [L, P]: the same experts on every rank.
     """
-    kept = np.array(new)
+    kept = np.array(new, order="C")  # the rows below must be views
     slots = new.shape[1] // ep_size
     for row, before in zip(
         kept.reshape(-1, slots), np.asarray(old).reshape(-1, slots), strict=True

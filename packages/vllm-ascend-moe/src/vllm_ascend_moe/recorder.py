@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+import math
 import threading
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -77,13 +78,20 @@ class LoadRecorder:
                 f"{self._shape[0]} and {self._shape[1]}, as the model has: name another record_path"
             )
             raise RecordError(msg)
+        if (counts % 1).any():
+            msg = f"{self.path} holds fractions; expected a record of whole tokens: name another record_path"
+            raise RecordError(msg)
         logger.info("continuing the record %s, which has %d steps", self.path, len(counts))
         return list(counts.astype(np.int64))
 
     @property
     def num_rows(self) -> int:
         """Rows that the file will have after the next write."""
-        return len(self._rows) + len(self._pending)
+        count, most = len(self._rows) + len(self._pending), _most_rows(self._shape)
+        while count > most:
+            half = max(2, count // 2)
+            count -= half // 2
+        return count
 
     def add(self, load: torch.Tensor) -> None:
         """Add a step, and write from time to time.
@@ -126,11 +134,15 @@ class LoadRecorder:
                 logger.exception("the record %s could not be written", self.path)
 
 
+def _most_rows(shape: tuple[int, ...]) -> int:
+    return max(2, min(MAX_ROWS, MAX_NUMBERS // math.prod(shape)))
+
+
 def _bounded(rows: list[NDArray[np.int64]]) -> list[NDArray[np.int64]]:
     """Add up neighbours in the older half until there are few enough rows; recent steps stay single."""
-    most = max(2, min(MAX_ROWS, MAX_NUMBERS // rows[0].size))
+    most = _most_rows(rows[0].shape)
     while len(rows) > most:
-        half = len(rows) // 2
+        half = max(2, len(rows) // 2)
         older = [rows[i] + rows[i + 1] if i + 1 < half else rows[i] for i in range(0, half, 2)]
         rows = older + rows[half:]
     return rows

@@ -9,6 +9,7 @@ follow the weights, never before.
 
 from __future__ import annotations
 
+import hashlib
 from multiprocessing import util
 from typing import TYPE_CHECKING, Any
 
@@ -182,8 +183,9 @@ class Serving:
         require_agreement("placements", digest, detail, self.ranks.cpu_group, error)
         # Paths may differ from node to node.
         paths = {"record_path", "expert_map_path", "replica_weights_path"}
-        options = self.settings.model_dump_json(exclude=paths)
-        require_agreement("options", options, options, self.ranks.cpu_group)
+        options = self.settings.model_dump_json(exclude=paths, exclude_defaults=True)
+        digest = hashlib.sha256(options.encode()).hexdigest()
+        require_agreement("options", digest, options, self.ranks.cpu_group)
 
     def _check_model(self, model: Any) -> None:
         assert self.source is not None

@@ -8,7 +8,7 @@ import difflib
 import os
 from collections.abc import Mapping
 from pathlib import PurePath
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
@@ -35,8 +35,14 @@ class SettingsError(ExpertMapsError):
 
 
 def _as_path(value: object) -> object:
+    if isinstance(value, os.PathLike):
+        return os.fspath(value)
+    return None if _is_unset(value) else value
+
+
+def _is_unset(value: object) -> bool:
     # An empty string is how an unset path arrives from scripts.
-    return os.fspath(value) if isinstance(value, os.PathLike) else value or None
+    return value is None or (isinstance(value, str) and not value)
 
 
 FilePath = Annotated[str | None, BeforeValidator(_as_path)]
@@ -46,7 +52,28 @@ Count = Annotated[int, Field(ge=0, le=2**31 - 1)]
 Interval = Annotated[int, Field(ge=1, le=2**31 - 1)]
 
 
-class Settings(BaseModel):
+class _Options(BaseModel):
+    """The options one by one: their names and types."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    expert_map_path: FilePath = None
+    layout: LayoutName | None = None
+    num_redundant_experts: Count | None = None
+    dynamic: bool | None = None
+    policy: str | None = None
+    record_path: FilePath = None
+    replica_choice: ReplicaChoiceName | None = None
+    replica_weights_path: FilePath = None
+    load_collection_phase: Phase = "all"
+    step_interval: Interval | None = None
+    window_size: Interval | None = None
+    record_interval: Interval = 100
+    log_balancedness: bool | None = None
+    log_balancedness_interval: Interval | None = None
+
+
+class Settings(_Options):
     """What can be asked for, as ``--additional-config '{"expert_maps": {…}}'`` or ``VLLM_ASCEND_MOE_*``.
 
     Attributes:
@@ -70,23 +97,6 @@ class Settings(BaseModel):
         log_balancedness: whether vLLM logs the balancedness; None for vLLM's ``eplb_config``.
         log_balancedness_interval: steps between two such lines; None for vLLM's ``eplb_config``.
     """
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-    expert_map_path: FilePath = None
-    layout: LayoutName | None = None
-    num_redundant_experts: Count | None = None
-    dynamic: bool | None = None
-    policy: str | None = None
-    record_path: FilePath = None
-    replica_choice: ReplicaChoiceName | None = None
-    replica_weights_path: FilePath = None
-    load_collection_phase: Phase = "all"
-    step_interval: Interval | None = None
-    window_size: Interval | None = None
-    record_interval: Interval = 100
-    log_balancedness: bool | None = None
-    log_balancedness_interval: Interval | None = None
 
     @model_validator(mode="after")
     def _agree(self) -> Settings:
@@ -124,6 +134,9 @@ class Settings(BaseModel):
         return "rank_offset" if self.replica_weights_path is None else "weighted"
 
 
+_T = TypeVar("_T", bound=_Options)
+
+
 def read_settings(config: object = None, environ: Mapping[str, str] | None = None) -> Settings:
     """Validate what was given; an option of the config wins over its environment variable.
 
@@ -141,20 +154,31 @@ def read_settings(config: object = None, environ: Mapping[str, str] | None = Non
             f"{CONFIG_KEY} in the additional config is {config!r}; expected an object, {{}} for the defaults"
         )
         raise SettingsError(msg)
-    from_environ = _read_environ(environ or {})
-    unset = {
+    given = _drop_unset(config)
+    from_environ = {
         name: value
-        for name, value in from_environ.items()
-        if config.get(name) is None and config.get(_RIVALS.get(name, name)) is None
+        for name, value in _read_environ(environ or {}).items()
+        if name not in given and _RIVALS.get(name, name) not in given
     }
     # The environment holds strings; the config is JSON, where "4" is not a number.
-    lenient = _validate(unset, strict=False, prefix=ENV_PREFIX)
-    given = lenient.model_dump(include=set(unset))
-    return _validate({**given, **config}, strict=True, prefix=f"{CONFIG_KEY}.")
+    read = _validate(_Options, from_environ, strict=False, prefix=ENV_PREFIX)
+    merged = {**read.model_dump(include=set(from_environ)), **given}
+    return _validate(Settings, merged, strict=True, prefix=f"{CONFIG_KEY}.")
 
 
-def _validate(values: Mapping[str, Any], *, strict: bool, prefix: str) -> Settings:
-    known = Settings.model_fields
+def _drop_unset(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Leave out null where that is the default, and empty paths; what does not exist stays, to be refused."""
+    unset = {name for name, option in Settings.model_fields.items() if option.default is None}
+    paths = {name for name in unset if name.endswith("_path")}
+    return {
+        name: value
+        for name, value in config.items()
+        if not (value is None and name in unset) and not (_is_unset(value) and name in paths)
+    }
+
+
+def _validate(kind: type[_T], values: Mapping[str, Any], *, strict: bool, prefix: str) -> _T:
+    known = kind.model_fields
     for option in values:
         if option not in known:
             msg = (
@@ -163,7 +187,7 @@ def _validate(values: Mapping[str, Any], *, strict: bool, prefix: str) -> Settin
             )
             raise SettingsError(msg)
     try:
-        return Settings.model_validate(dict(values), strict=strict)
+        return kind.model_validate(dict(values), strict=strict)
     except ValidationError as error:
         first = error.errors()[0]
         if not first["loc"]:

@@ -89,6 +89,9 @@ class SlotRule:
             ExpertMapsError: there are no weights for these layers, or they are no shares.
         """
         check_ranks_agree(self.choice, placement, ranks_must_agree=self.ranks_must_agree)
+        if placement.replica_count.max() > MAX_SLOTS:
+            msg = f"an expert has {placement.replica_count.max()} copies; expected at most {MAX_SLOTS}, as vLLM's table has"
+            raise ExpertMapsError(msg)
         if self.choice == "weighted":
             return self._weighted(placement, first_layer)
         copies = placement.logical_to_physical.astype(np.int64)  # [L, E, X]
@@ -123,7 +126,7 @@ class SlotRule:
         ]
         slots = np.stack(tables).transpose(0, 2, 1).astype(np.int64)  # [L, E, rows]
         count = np.where(placement.replica_count > 1, slots.shape[2], 1).astype(np.int64)
-        return slots, count
+        return np.where(np.arange(slots.shape[2]) < count[..., None], slots, -1), count
 
 
 def _fit(weights: NDArray[np.float64], copies: NDArray[np.int32]) -> NDArray[np.float64]:

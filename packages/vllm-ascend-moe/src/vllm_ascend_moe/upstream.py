@@ -31,6 +31,9 @@ if TYPE_CHECKING:
 SUPPORTED_VLLM = SpecifierSet(">=0.30,<0.33", prereleases=True)
 SUPPORTED_VLLM_ASCEND = SpecifierSet(">=0.18,<0.24", prereleases=True)
 
+# What importing fails with where a device's libraries are missing.
+IMPORT_ERRORS = (ImportError, OSError, RuntimeError)
+
 _MARK = "_vllm_ascend_moe_wraps"
 _FUSED_MOE = "vllm.model_executor.layers.fused_moe"
 _EPLB_STATE = "vllm.distributed.eplb.eplb_state"
@@ -232,7 +235,7 @@ def problems(hooks: Iterable[Hook]) -> Iterator[str]:
         try:
             function = _find(hook)[2]
             found = tuple(inspect.signature(function).parameters)
-        except (ImportError, AttributeError, SyntaxError, TypeError, ValueError) as error:
+        except (AttributeError, SyntaxError, TypeError, ValueError, *IMPORT_ERRORS) as error:
             # TypeError and ValueError: what is there is no function, or shows no signature.
             yield f"{hook} is not there ({type(error).__name__}: {error})"
             continue
@@ -247,7 +250,7 @@ def present(hooks: Iterable[Hook]) -> list[Hook]:
     for hook in hooks:
         try:
             spec = importlib.util.find_spec(hook.module)
-        except ModuleNotFoundError:  # a parent is missing
+        except IMPORT_ERRORS:  # a parent is missing, or cannot be imported
             spec = None
         if spec is not None:
             found.append(hook)
