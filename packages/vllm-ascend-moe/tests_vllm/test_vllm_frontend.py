@@ -13,7 +13,7 @@ import tiny_models
 from engine import ENVIRONMENT
 
 from expert_maps import ExpertMapsError, generate_placement, write_placement
-from vllm_ascend_moe import activation, upstream
+from vllm_ascend_moe import activation, frontend, upstream
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -224,3 +224,39 @@ def test_a_function_that_has_changed_is_named() -> None:
     changed = upstream.Hook(upstream.COMMIT.module, upstream.COMMIT.name, ("model_state", "rank"))
     with pytest.raises(upstream.UpstreamError, match=r"_commit_eplb_maps has the parameters .*; expected"):
         upstream.check_hooks([upstream.STEP, changed])
+
+
+def test_what_contradicts_vllms_own_switch(model: Path, tmp_path: Path) -> None:
+    np.save(tmp_path / "weights.npy", np.ones((LAYERS, EXPERTS, 1)))
+    weights = {"replica_weights_path": str(tmp_path / "weights.npy")}
+    refuse("weights hold for one placement", model, weights, enable_eplb=True)
+    refuse("enable_elastic_ep is true", model, {}, enable_elastic_ep=True)
+
+
+def test_on_a_gpu_vllm_decides_for_itself(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(frontend, "platform_kind", lambda: "gpu")
+    refuse("load_collection_phase is prefill; expected 'all'", model, {"load_collection_phase": "prefill"})
+    # It is asked for EPLB before it makes its configuration; on this machine it refuses that.
+    with pytest.raises(ValueError, match="only supported on"):
+        configure(model, {"num_redundant_experts": 4}, tensor_parallel_size=2)
+
+
+def test_other_processes_believe_the_front_end_alone(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    config = configure(model, {"num_redundant_experts": 4}, tensor_parallel_size=2).additional_config
+    monkeypatch.setenv("VLLM_ASCEND_MOE_NUM_REDUNDANT_EXPERTS", "2")
+    found = activation.read_resolved(config)
+    assert found.settings is not None
+    assert found.settings.num_redundant_experts == 4
+    monkeypatch.setenv("VLLM_ASCEND_MOE_ENABLED", "1")
+    assert "has no effect here" in activation.read_resolved({}).reason
+    with pytest.raises(ExpertMapsError, match="was made without the plugin"):
+        activation.read_resolved({"expert_maps": {}})
+
+
+def test_an_engine_after_an_active_one_finds_vllm_as_it_was() -> None:
+    owner, name, real = upstream._find(upstream.COMMIT)
+    upstream.wrap(upstream.COMMIT, lambda original, *args: original(*args))
+    upstream.wrap(upstream.COMMIT, lambda original, *args: original(*args))
+    assert getattr(owner, name) is not real
+    upstream.restore()
+    assert getattr(owner, name) is upstream.original(upstream.COMMIT) is getattr(real, upstream._MARK, real)

@@ -97,7 +97,11 @@ def test_data_parallel_over_http(model: Path, alone: Run, tmp_path: Path) -> Non
     os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") < FOUR_RANKS_GIB * 2**30,
     reason=f"four ranks need {FOUR_RANKS_GIB} GiB of memory",
 )
-def test_tensor_and_data_parallel_over_http(model: Path, alone: Run, tmp_path: Path) -> None:
+@pytest.mark.parametrize("name", ["qwen3_moe", "mixtral"])
+def test_tensor_and_data_parallel_over_http(name: str, tmp_path: Path) -> None:
+    # The first splits its tokens over tensor-parallel ranks, in the second they all see the same.
+    model = getattr(tiny_models, name)(tmp_path / name)
+    alone = run(model, PROMPTS, tmp_path / "alone", max_tokens=MAX_TOKENS)
     record = tmp_path / "load.npz"
     options = config(
         num_redundant_experts=4, dynamic=True, step_interval=16, window_size=16, record_path=str(record)
@@ -110,4 +114,5 @@ def test_tensor_and_data_parallel_over_http(model: Path, alone: Run, tmp_path: P
         assert found[0]["rearrangements"] > 0
         assert len({rank["digest"] for rank in found}) == 1
         assert running.stop() == 0
-    assert read_load(record).total.sum(axis=1).tolist() == [TOKENS * TOP_K] * LAYERS
+    layers, top_k = {"qwen3_moe": (LAYERS, TOP_K), "mixtral": (3, 2)}[name]
+    assert read_load(record).total.sum(axis=1).tolist() == [TOKENS * top_k] * layers

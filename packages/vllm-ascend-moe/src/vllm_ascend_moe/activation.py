@@ -80,6 +80,31 @@ def read_activation(additional_config: object, environ: Mapping[str, str] | None
     return Activation(None, reason)
 
 
+def read_resolved(additional_config: object, environ: Mapping[str, str] | None = None) -> Activation:
+    """Return what the front end has decided; no other process decides by itself, or they might differ.
+
+    Args:
+        additional_config: vLLM's.
+        environ: only for the reason; None for this process's.
+
+    Raises:
+        SettingsError: ``expert_maps`` is there, but no front end has seen it.
+    """
+    config = additional_config if isinstance(additional_config, Mapping) else {}
+    if RESOLVED_KEY in config:
+        return read_activation(config)
+    if CONFIG_KEY in config:
+        msg = (
+            f"{CONFIG_KEY} is in the additional config of a configuration that was made without the plugin; expected "
+            "one made by vLLM's EngineArgs, after vLLM has loaded its plugins"
+        )
+        raise SettingsError(msg)
+    environ = os.environ if environ is None else environ
+    if environ.get(ENV_ENABLED):
+        return Activation(None, f"the front end is inactive, so {ENV_ENABLED} has no effect here")
+    return read_activation({}, environ)
+
+
 def versions() -> dict[str, str | None]:
     """Return the versions that matter, None where a distribution is not installed."""
     names = ("vllm", "torch", "torch-npu", "vllm-ascend", "expert-maps")
@@ -131,6 +156,7 @@ __all__ = [
     "log_active",
     "log_inactive",
     "read_activation",
+    "read_resolved",
     "versions",
     "vllm_version",
 ]

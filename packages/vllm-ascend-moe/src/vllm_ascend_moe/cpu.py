@@ -140,13 +140,15 @@ class _Hooks:
         num_unpadded_tokens: torch.Tensor | None = None,
     ) -> torch.Tensor:
         physical = take_turns(topk_ids, logical_to_physical_map, logical_replica_count)
+        if not record_enabled:  # on a CPU asking costs nothing, and counting does
+            return physical
         counted = physical
         first = self._serving.ranks.tp_rank * len(physical) if self._serving.ranks.splits_tokens else 0
         if self._counted is not None:
             mask = self._counted[first : first + len(physical)]
             counted = physical[: len(mask)].masked_fill(~mask.unsqueeze(1), -1)
         tokens = len(physical) if num_unpadded_tokens is None else num_unpadded_tokens - first
-        record_load(expert_load_view, counted, num_tokens=tokens * record_enabled)
+        record_load(expert_load_view, counted, num_tokens=tokens)
         return physical
 
     def experts_class(self, original: Callable[..., Any], backend: Any) -> list[Any]:
@@ -226,7 +228,8 @@ def _let_int8_move() -> None:
         compressed_tensors_moe_w8a8_int8 as int8,
     )
 
-    int8.CompressedTensorsW8A8Int8MoEMethod.supports_eplb = property(lambda self: True)  # noqa: ARG005
+    method = int8.CompressedTensorsW8A8Int8MoEMethod
+    upstream.replace(method, "supports_eplb", property(lambda self: True))  # noqa: ARG005
 
 
 def _all_gatherv(

@@ -9,6 +9,7 @@ that a placement is checked against, and nothing has been decided yet.
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
@@ -19,10 +20,11 @@ from vllm_ascend_moe.activation import (
     log_active,
     log_inactive,
     read_activation,
+    read_resolved,
 )
 from vllm_ascend_moe.eplb import EplbConfigError
 from vllm_ascend_moe.platforms import Kind, platform_kind
-from vllm_ascend_moe.settings import ENV_ENABLED, Settings
+from vllm_ascend_moe.settings import ENV_ENABLED, Settings, SettingsError, read_settings
 from vllm_ascend_moe.slots import SlotRule
 from vllm_ascend_moe.sources import PlacementSource, find_source
 
@@ -100,7 +102,7 @@ def around_executor_init(
     original: Callable[..., Any], executor: Any, vllm_config: Any, *args: Any, **kwargs: Any
 ) -> Any:
     """Hook: the engine core says that it is active; it has nothing else to do."""
-    activation = read_activation(vllm_config.additional_config)
+    activation = read_resolved(vllm_config.additional_config)
     if activation.is_active:
         if os.getpid() not in _said_in:
             _said_in.add(os.getpid())
@@ -153,9 +155,11 @@ def _prepare(engine_args: Any, model_config: Any, preparation: _Preparation) -> 
         raise EplbConfigError(msg)
     ep_size = _ep_size(engine_args)
     given = engine_args.eplb_config
-    if settings.num_redundant_experts is None and settings.expert_map_path is None:
-        settings = settings.model_copy(update={"num_redundant_experts": given.num_redundant_experts})
     dynamic = engine_args.enable_eplb if settings.dynamic is None else settings.dynamic
+    settings = _with(settings, dynamic=dynamic)
+    if settings.num_redundant_experts is None and settings.expert_map_path is None:
+        settings = _with(settings, num_redundant_experts=given.num_redundant_experts)
+    _check_supported(settings, engine_args, preparation.kind)
     _check_one_rank(settings, ep_size, dynamic=dynamic, kind=preparation.kind)
     source = find_source(settings, num_experts, ep_size)
     redundant = source.placement.num_redundant_experts
@@ -165,20 +169,23 @@ def _prepare(engine_args: Any, model_config: Any, preparation: _Preparation) -> 
             f"{redundant}; leave it out of --eplb-config"
         )
         raise EplbConfigError(msg)
-    settings = settings.model_copy(update={"dynamic": dynamic, "num_redundant_experts": redundant})
+    settings = _with(settings, num_redundant_experts=redundant)
     _check_choice(settings, source, engine_args)
     preparation.activation = replace(preparation.activation, settings=settings)
     preparation.source = source
     if not engine_args.worker_extension_cls:
         _set(engine_args, preparation, "worker_extension_cls", _REPORT)
+    if ep_size > 1:
+        _set(engine_args, preparation, "enable_expert_parallel", value=True)
     if preparation.kind == "ascend" and not engine_args.enable_eplb:
         from vllm_ascend_moe.ascend import ascend_options
 
-        options = {**engine_args.additional_config, "eplb_config": ascend_options(settings, engine_args)}
+        options = {
+            **(engine_args.additional_config or {}),
+            "eplb_config": ascend_options(settings, engine_args),
+        }
         _set(engine_args, preparation, "additional_config", options)
         return
-    if ep_size > 1:
-        _set(engine_args, preparation, "enable_expert_parallel", value=True)
     if not _needs_eplb_state(settings, given, source):
         _set(engine_args, preparation, "enable_eplb", value=False)
         return
@@ -213,8 +220,12 @@ def _complete(config: Any, preparation: _Preparation) -> Any:
 
 
 def _leave_resolved(config: Any, activation: Activation, digest: str | None) -> None:
+    given = config.additional_config or {}
+    if not isinstance(given, Mapping):
+        msg = f"the additional config is a {type(given).__name__}; expected an object, to which the plugin adds its own"
+        raise SettingsError(msg)
     config.additional_config = {
-        **(config.additional_config or {}),
+        **given,
         RESOLVED_KEY: activation.resolved(digest),
     }
 
@@ -231,6 +242,23 @@ def _ep_size(engine_args: Any) -> int:
     for name in sizes:
         product *= getattr(engine_args, name, 1)
     return product
+
+
+def _with(settings: Settings, **changes: object) -> Settings:
+    """Return the settings with some of them changed, validated as if they had been given so."""
+    return read_settings({**settings.model_dump(), **changes})
+
+
+def _check_supported(settings: Settings, engine_args: Any, kind: Kind) -> None:
+    if getattr(engine_args, "enable_elastic_ep", False):
+        msg = "enable_elastic_ep is true; expected false: a placement is for one number of ranks"
+        raise EplbConfigError(msg)
+    if settings.load_collection_phase != "all" and kind == "gpu":
+        msg = (
+            f"load_collection_phase is {settings.load_collection_phase}; expected 'all': vLLM's kernels do not tell "
+            "prompts from what is generated"
+        )
+        raise EplbConfigError(msg)
 
 
 def _check_one_rank(settings: Settings, ep_size: int, *, dynamic: bool, kind: Kind) -> None:

@@ -22,7 +22,9 @@ if TYPE_CHECKING:
     from vllm_ascend_moe.slots import SlotRule
 
 
-def move_experts(target: Placement, name: str, model: Any, model_state: Any, ranks: Ranks) -> None:
+def move_experts(
+    target: Placement, name: str, model: Any, model_state: Any, ranks: Ranks, *, checks: bool = True
+) -> None:
     """Move every layer's experts to where the placement says, and commit that to vLLM's EPLB state.
 
     Args:
@@ -31,6 +33,7 @@ def move_experts(target: Placement, name: str, model: Any, model_state: Any, ran
         model: vLLM's MixtureOfExperts.
         model_state: its part of vLLM's EPLB state, in vLLM's own layout.
         ranks: this worker's.
+        checks: whether bytes are compared; not where weights are dummies, which differ between copies.
 
     Raises:
         EplbConfigError: vLLM has set up other counts.
@@ -42,7 +45,7 @@ def move_experts(target: Placement, name: str, model: Any, model_state: Any, ran
         msg = f"{name} has [layers, slots] {list(wanted.shape)}; expected {list(initial.shape)}, as vLLM has set up"
         raise EplbConfigError(msg)
     # 1. What the loader left in the slots: copies must be alike.
-    experts = expert_checksums(initial.numpy(), _all_checksums(model, ranks))
+    experts = expert_checksums(initial.numpy(), _all_checksums(model, ranks)) if checks else None
     # 2. Move, then commit.
     if not torch.equal(wanted, initial):
         upstream.original(upstream.MOVE_WEIGHTS)(
@@ -55,23 +58,31 @@ def move_experts(target: Placement, name: str, model: Any, model_state: Any, ran
         )
         upstream.original(upstream.COMMIT)(model_state, wanted.to(initial.dtype))
     # 3. Every slot must now hold its expert's bytes.
-    require_checksums(wanted.numpy(), _all_checksums(model, ranks), experts)
+    if experts is not None:
+        require_checksums(wanted.numpy(), _all_checksums(model, ranks), experts)
 
 
 def local_checksums(model: Any) -> NDArray[np.int64]:
     """Return the checksum of every slot of this rank: int64 [L, slots]."""
     slots = model.num_local_physical_experts
-    sums = [slot_checksums(slot_tensors(layer.routed_experts, slots), slots) for layer in model.moe_layers]
+    sums = [slot_checksums(_slot_tensors(model, layer), slots) for layer in range(len(model.moe_layers))]
     return torch.stack(sums).numpy()
+
+
+def _slot_tensors(model: Any, layer: int) -> list[torch.Tensor]:
+    """Return what a layer holds for each slot: all of its parameters, or else what vLLM moves."""
+    module = getattr(model.moe_layers[layer], "routed_experts", None)
+    if module is None:
+        return list(model.expert_weights[layer])
+    return list(slot_tensors(module, model.num_local_physical_experts))
 
 
 def redundant_bytes(model: Any) -> int:
     """Return what this rank's share of the redundant experts takes, in bytes."""
-    slots = model.num_local_physical_experts
     size = sum(
         tensor.numel() * tensor.element_size()
-        for layer in model.moe_layers
-        for tensor in slot_tensors(layer.routed_experts, slots)
+        for layer in range(len(model.moe_layers))
+        for tensor in _slot_tensors(model, layer)
     )
     return int(size * model.num_redundant_experts / model.num_physical_experts)
 

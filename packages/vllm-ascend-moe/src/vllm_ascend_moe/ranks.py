@@ -8,6 +8,7 @@ from typing import Any
 
 from vllm_ascend_moe import upstream
 from vllm_ascend_moe.agreement import gather
+from vllm_ascend_moe.eplb import EplbConfigError
 
 
 class Ranks:
@@ -16,6 +17,9 @@ class Ranks:
     def __init__(self, vllm_config: Any) -> None:  # noqa: ANN401 - vLLM's
         """Keep vLLM's parallel configuration."""
         self._parallel = vllm_config.parallel_config
+        # Whether the ranks of a tensor-parallel group see different tokens (sequence parallelism). vLLM's
+        # configuration only permits it; each layer says whether it does.
+        self.splits_tokens = False
 
     @property
     def tp_size(self) -> int:
@@ -28,10 +32,21 @@ class Ranks:
         pcp = getattr(self._parallel, "prefill_context_parallel_size", 1)
         return int(self._parallel.tensor_parallel_size * self._parallel.data_parallel_size * pcp)
 
-    @property
-    def splits_tokens(self) -> bool:
-        """Whether the ranks of a tensor-parallel group see different tokens (sequence parallelism)."""
-        return bool(getattr(self._parallel, "use_sequence_parallel_moe", False))
+    def read_layers(self, model: Any) -> None:  # noqa: ANN401 - vLLM's
+        """Find out from a model's MoE layers whether tokens are split.
+
+        Raises:
+            EplbConfigError: some layers split them and some do not.
+        """
+        allowed = bool(getattr(self._parallel, "use_sequence_parallel_moe", False))
+        found = {
+            bool(layer.moe_config.is_sequence_parallel) if hasattr(layer, "moe_config") else allowed
+            for layer in model.moe_layers
+        }
+        if len(found) > 1:
+            msg = "some MoE layers split their tokens over tensor-parallel ranks and some do not; expected one of both"
+            raise EplbConfigError(msg)
+        self.splits_tokens = found == {True}
 
     @property
     def share_all_tokens(self) -> bool:

@@ -9,6 +9,7 @@ follow the weights, never before.
 
 from __future__ import annotations
 
+import functools
 import hashlib
 from multiprocessing import util
 from typing import TYPE_CHECKING, Any
@@ -18,7 +19,7 @@ import torch
 from expert_maps import ExpertMapsError
 from vllm_ascend_moe import moving, upstream
 from vllm_ascend_moe._log import logger
-from vllm_ascend_moe.activation import Activation, log_active, read_activation
+from vllm_ascend_moe.activation import Activation, log_active, read_resolved
 from vllm_ascend_moe.agreement import require_agreement
 from vllm_ascend_moe.eplb import EplbConfigError
 from vllm_ascend_moe.frontend import describe, say_inactive
@@ -26,7 +27,7 @@ from vllm_ascend_moe.platforms import platform_kind
 from vllm_ascend_moe.ranks import Ranks
 from vllm_ascend_moe.recorder import LoadRecorder
 from vllm_ascend_moe.settings import VLLM_POLICY
-from vllm_ascend_moe.slots import SlotRule
+from vllm_ascend_moe.slots import SlotRule, settings_weights
 from vllm_ascend_moe.sources import PlacementSource, find_source
 
 if TYPE_CHECKING:
@@ -47,14 +48,18 @@ def around_worker_init(
 ) -> Any:
     """Hook: in a worker, put the other hooks in place before it is made."""
     global _current  # noqa: PLW0603 - a process has one worker, and vLLM's hooks have no other place for it
-    activation = read_activation(vllm_config.additional_config)
+    activation = read_resolved(vllm_config.additional_config)
     if not activation.is_active:
+        # An engine before this one, in the same process, may have been active.
+        upstream.restore()
+        _current = None
         say_inactive(activation)
         return original(worker, vllm_config, *args, **kwargs)
     _current = Serving(vllm_config, activation)
     _current.install()
     result = original(worker, vllm_config, *args, **kwargs)
     _current.follow_shutdown(worker)
+    _current.refuse_reloads(worker)
     return result
 
 
@@ -84,10 +89,15 @@ class Serving:
         self._expected_digest = activation.digest
         self._first_layer = 0
         self._rule: SlotRule | None = None
+        self._weights_digest = "none"
+        self._has_agreed = False
         self._main_state: Any = None
         try:
             num_experts = int(vllm_config.model_config.get_num_experts())
             self.source = find_source(self.settings, num_experts, self.ranks.ep_size)
+            weights = settings_weights(self.settings)
+            if weights is not None:
+                self._weights_digest = hashlib.sha256(weights.tobytes()).hexdigest()
         except ExpertMapsError as error:
             self._error = str(error)
 
@@ -114,9 +124,10 @@ class Serving:
 
             # The layer of one version imports the function into a module of its own.
             hooks = (*upstream.ASCEND, *upstream.present(upstream.ASCEND_OPTIONAL))
-            upstream.check_hooks(hooks)
+            upstream.check_hooks((*hooks, upstream.INITIALIZE_MODEL, upstream.EP_GROUP))
             for hook in hooks:
                 upstream.wrap(hook, around_init_eplb_config)
+            upstream.wrap(upstream.INITIALIZE_MODEL, self._around_initialize_model)
             if not self.config.parallel_config.enable_eplb:
                 return  # vllm-ascend's own EPLB, not vLLM's
         upstream.check_hooks((*upstream.EPLB, *(upstream.CPU if self.kind == "cpu" else ())))
@@ -136,6 +147,21 @@ class Serving:
             from vllm_ascend_moe.cpu import install
 
             install(self)
+
+    def refuse_reloads(self, worker: Any) -> None:
+        """Refuse to load weights anew: vLLM would load them in its own layout, under tables for another."""
+        for name in ("reload_weights", "start_weight_update", "start_draft_weight_update"):
+            if hasattr(worker, name):
+                setattr(worker, name, functools.partial(self._reload, name, getattr(worker, name)))
+
+    def _reload(self, name: str, original: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        if self._main_state is not None:
+            msg = (
+                f"{name} was called while experts stand where the plugin has put them; expected no new weights: vLLM "
+                "loads them in a layout of its own. Start the server again"
+            )
+            raise EplbConfigError(msg)
+        return original(*args, **kwargs)
 
     def follow_shutdown(self, worker: Any) -> None:
         """Write the record when the worker stops, however it does that short of being killed."""
@@ -168,7 +194,11 @@ class Serving:
             return original(*args, **kwargs)  # a draft model
         self._require_same_source()
         model = original(*args, **kwargs)
-        self._check_model(model)
+        if self.kind != "ascend" or self.config.parallel_config.enable_eplb:
+            self._check_model(model)
+        else:
+            assert self.source is not None
+            self._log_active(self.source.digest)
         return model
 
     def _require_same_source(self) -> None:
@@ -184,8 +214,10 @@ class Serving:
         # Paths may differ from node to node.
         paths = {"record_path", "expert_map_path", "replica_weights_path"}
         options = self.settings.model_dump_json(exclude=paths, exclude_defaults=True)
+        options += f" records: {self.settings.record_path is not None}, weights: {self._weights_digest[:12]}"
         digest = hashlib.sha256(options.encode()).hexdigest()
         require_agreement("options", digest, options, self.ranks.cpu_group)
+        self._has_agreed = True
 
     def _check_model(self, model: Any) -> None:
         assert self.source is not None
@@ -199,6 +231,9 @@ class Serving:
         digest = self.source.digest
         if moe is not None:
             digest = self.source.layers(*self.ranks.stage(moe.num_moe_layers)).digest
+        self._log_active(digest)
+
+    def _log_active(self, digest: str) -> None:
         log_active(
             f"worker (expert-parallel rank {self.ranks.ep_rank} of {self.ranks.ep_size})",
             self.config.device_config.device_type,
@@ -223,6 +258,7 @@ class Serving:
             state.policy = make_policy(self.settings.policy)
         model_state = next(reversed(state.model_states.values()))
         if self._main_state is None and model_config is self.config.model_config:
+            self.ranks.read_layers(model)
             self._main_state = model_state
             self._place(model, model_state)
             self._start_recording(model)
@@ -230,10 +266,19 @@ class Serving:
         return result
 
     def _place(self, model: Any, model_state: Any) -> None:
+        if not self._has_agreed:  # a loader that makes its model by itself
+            self._require_same_source()
         assert self.source is not None
         stage = self.ranks.stage(model.num_moe_layers)
         self._first_layer = stage[0]
-        moving.move_experts(self.source.layers(*stage), self.source.name, model, model_state, self.ranks)
+        moving.move_experts(
+            self.source.layers(*stage),
+            self.source.name,
+            model,
+            model_state,
+            self.ranks,
+            checks=self.config.load_config.load_format != "dummy",
+        )
         live = self.live_placement().digest
         require_agreement("live placements", live, "vLLM's EPLB state", self.ranks.cpu_group)
         if model.num_redundant_experts:
@@ -322,8 +367,11 @@ class Serving:
     def _around_prepare_forward(
         self, original: Callable[..., Any], state: Any, *args: Any, **kwargs: Any
     ) -> Any:
-        # Warm-up runs that skip the EPLB step leave their tokens behind.
-        if self._main_state is not None:
+        # Warm-up runs that skip the EPLB step leave their tokens behind. A draft model's forward comes after
+        # the main model's, whose tokens must stay.
+        model_config = kwargs.get("model_config", args[0] if args else None)
+        is_main = model_config is self.config.model_config and self._main_state is not None
+        if is_main and self.settings.record_path is not None:
             self._main_state.expert_load_pass.zero_()
         return original(state, *args, **kwargs)
 

@@ -63,9 +63,7 @@ class SlotRule:
         Raises:
             ExpertMapsError: the file of weights is unreadable or of another shape.
         """
-        weights = None
-        if settings.replica_weights_path is not None:
-            weights = read_replica_weights(settings.replica_weights_path)
+        weights = settings_weights(settings)
         turn = ep_rank if splits_tokens else ep_rank // tp_size
         # The choice by tensor-parallel rank differs within such a group, static only between groups.
         groups = 1 if settings.choice == "tensor_parallel" and tp_size > 1 else ep_size // tp_size
@@ -136,6 +134,16 @@ def _fit(weights: NDArray[np.float64], copies: NDArray[np.int32]) -> NDArray[np.
         return weights[:, :width]
     missing = width - weights.shape[1]
     return np.pad(weights, ((0, 0), (0, missing))) if missing > 0 else weights
+
+
+def settings_weights(settings: Settings) -> NDArray[np.float64] | None:
+    """Return the weights that the settings name, or None.
+
+    Raises:
+        ExpertMapsError: see `read_replica_weights`.
+    """
+    path = settings.replica_weights_path
+    return None if path is None else read_replica_weights(path)
 
 
 def read_replica_weights(path: str) -> NDArray[np.float64]:

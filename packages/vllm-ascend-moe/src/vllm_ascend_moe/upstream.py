@@ -39,6 +39,10 @@ _FUSED_MOE = "vllm.model_executor.layers.fused_moe"
 _EPLB_STATE = "vllm.distributed.eplb.eplb_state"
 
 
+# What `restore` sets back: owner, attribute and vLLM's own value.
+_replaced: list[tuple[Any, str, Any]] = []
+
+
 class UpstreamError(ExpertMapsError):
     """vLLM or vllm-ascend is not as the plugin knows it; the message names what was found and expected."""
 
@@ -305,7 +309,22 @@ def wrap(hook: Hook, around: Callable[..., Any]) -> None:
         return around(inner, *args, **kwargs)
 
     setattr(wrapper, _MARK, inner)
-    setattr(owner, attribute, wrapper)
+    replace(owner, attribute, wrapper, keep=hook in WATCHED)
+
+
+def replace(owner: Any, attribute: str, value: object, *, keep: bool = False) -> None:
+    """Set an attribute of vLLM's, such that `restore` sets it back unless it is kept."""
+    if not keep and not any(entry[:2] == (owner, attribute) for entry in _replaced):
+        function = getattr(owner, attribute)
+        _replaced.append((owner, attribute, getattr(function, _MARK, function)))
+    setattr(owner, attribute, value)
+
+
+def restore() -> None:
+    """Set back what an engine that was active in this process has replaced; what watches stays."""
+    while _replaced:
+        owner, attribute, value = _replaced.pop()
+        setattr(owner, attribute, value)
 
 
 def watch() -> None:
