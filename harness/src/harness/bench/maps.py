@@ -7,7 +7,6 @@ python -m harness.bench.maps [--record FILE]
 
 from __future__ import annotations
 
-import json
 import os
 import platform
 import statistics
@@ -22,7 +21,7 @@ from rich.table import Table
 
 import expert_maps
 from expert_maps import Placement, plan
-from expert_maps.formats.files import write_text
+from harness.bench.records import append_record
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -135,10 +134,7 @@ def main(
     ):
         table.add_row(label, str(result[f"{name}_median_ms"]), str(result[f"{name}_ratio"]))
     Console().print(table)
-    if record is not None:
-        before = record.read_text(encoding="utf-8") if record.exists() else ""
-        write_text(record, before + json.dumps(result) + "\n")
-        typer.echo(f"appended to {record}")
+    append_record(record, result)
 
 
 if __name__ == "__main__":

@@ -27,6 +27,7 @@ from rich.table import Table
 
 from expert_maps import generate_placement, write_placement
 from expert_maps.formats.files import write_text
+from harness.bench.records import append_record
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -170,10 +171,7 @@ def main(
     for name, value in result.items():
         if name.endswith("_ratio"):
             console.print(f"{name.removesuffix('_ratio').replace('_', ' ')}: {value}")
-    if record is not None:
-        before = record.read_text(encoding="utf-8") if record.exists() else ""
-        write_text(record, before + json.dumps(result) + "\n")
-        typer.echo(f"appended to {record}")
+    append_record(record, result)
 
 
 if __name__ == "__main__":

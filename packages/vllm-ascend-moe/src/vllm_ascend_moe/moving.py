@@ -132,14 +132,7 @@ def expert_checksums(rows: NDArray[np.int64], sums: NDArray[np.int64]) -> NDArra
     """
     experts = np.zeros((len(rows), int(rows.max()) + 1), dtype=np.int64)
     np.put_along_axis(experts, rows, sums, axis=1)
-    found = np.argwhere(np.take_along_axis(experts, rows, axis=1) != sums)
-    if found.size:
-        layer, slot = found[0]
-        msg = (
-            f"after loading, slot {slot} of MoE layer {layer} holds other weights than another copy of expert "
-            f"{rows[layer, slot]} ({len(found)} such slots); expected the same bytes"
-        )
-        raise DisagreementError(msg)
+    _compare(rows, sums, experts, "does not hold, after loading, what another copy holds: the weights of")
     return experts
 
 
@@ -154,12 +147,16 @@ def require_checksums(rows: NDArray[np.int64], sums: NDArray[np.int64], experts:
     Raises:
         DisagreementError: a slot holds something else.
     """
+    _compare(rows, sums, experts, "does not hold, after vLLM's rearrangement, the weights of")
+
+
+def _compare(rows: NDArray[np.int64], sums: NDArray[np.int64], experts: NDArray[np.int64], what: str) -> None:
     found = np.argwhere(np.take_along_axis(experts, rows, axis=1) != sums)
     if found.size:
         layer, slot = found[0]
         msg = (
-            f"slot {slot} of MoE layer {layer} does not hold the weights of expert {rows[layer, slot]} after "
-            f"vLLM's rearrangement ({len(found)} such slots); expected its bytes, scales included"
+            f"slot {slot} of MoE layer {layer} {what} expert {rows[layer, slot]} ({len(found)} such slots); "
+            "expected the same bytes, scales included"
         )
         raise DisagreementError(msg)
 
