@@ -25,7 +25,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from expert_maps import generate_placement, write_placement
+from expert_maps import generate_placement, plan, read_load, write_placement
 from expert_maps.formats.files import write_text
 from harness.bench.records import append_record
 
@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
 _PROMPTS, _PROMPT_TOKENS, _NEW_TOKENS = 64, 64, 64
+_REDUNDANT = 4
 _START_SECONDS = 300
 # Two ranks on a machine with few cores and one NUMA node.
 _ENVIRONMENT = {
@@ -97,16 +98,16 @@ def measure(model: Path, rounds: int, repeats: int) -> dict[str, object]:
     """Time all arms in turn, several times over; the result is the record."""
     config = json.loads((model / "config.json").read_text(encoding="utf-8"))
     experts = int(config.get("num_experts") or config["num_local_experts"])
-    layers = int(config["num_hidden_layers"])
     with tempfile.TemporaryDirectory() as folder:
         maps = {ranks: Path(folder) / f"map{ranks}.json" for ranks in (1, 2)}
-        for ranks, path in maps.items():
-            redundant = 4 if ranks > 1 else 0
-            placement = generate_placement(
-                "ring", num_experts=experts, ep_size=ranks, num_redundant_experts=redundant, num_layers=layers
-            )
-            write_placement(placement, path)
         two = {"tensor_parallel_size": 2}
+        # A map as users make it: planned from the load of this very work.
+        record = Path(folder) / "load.npz"
+        _time_arm(model, 1, two | _with({"record_path": str(record)}))
+        planned = plan(read_load(record), num_physical_experts=experts + _REDUNDANT, ep_size=2).placement
+        write_placement(planned, maps[2])
+        linear = generate_placement("linear", num_experts=experts, ep_size=1, num_layers=planned.num_layers)
+        write_placement(linear, maps[1])
         arms: dict[str, dict[str, Any]] = {
             "one_rank_vllm": {},
             "one_rank_plugin": _with({}),
@@ -121,14 +122,14 @@ def measure(model: Path, rounds: int, repeats: int) -> dict[str, object]:
     tokens = _PROMPTS * (_PROMPT_TOKENS + _NEW_TOKENS)
     rates = {name: tokens / statistics.median(times) for name, times in seconds.items()}
     return {
-        "benchmark": "static map, vLLM CPU build, 64 prompts of 64 tokens, 64 generated, float32, eager",
+        "benchmark": "static map planned from recorded load, vLLM CPU build, 64 prompts of 64 tokens, 64 generated, float32, eager",
         **{f"{name}_median_tokens_per_s": round(rate, 1) for name, rate in rates.items()},
         "one_rank_static_map_ratio": round(rates["one_rank_static_map"] / rates["one_rank_plugin"], 3),
         "two_ranks_static_map_ratio": round(rates["two_ranks_static_map"] / rates["two_ranks_plugin"], 3),
         "one_rank_plugin_to_vllm_ratio": round(rates["one_rank_plugin"] / rates["one_rank_vllm"], 3),
         "rounds": rounds * repeats,
         "experts": experts,
-        "layers": layers,
+        "redundant_experts_on_two_ranks": _REDUNDANT,
         "python": platform.python_version(),
         "machine": platform.machine(),
         "cores": os.cpu_count(),
