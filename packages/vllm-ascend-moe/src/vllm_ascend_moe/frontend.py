@@ -67,7 +67,7 @@ def around_create_engine_config(
     """Hook: prepare the arguments, let vLLM make its configuration, complete that."""
     activation = read_activation(engine_args.additional_config)
     if not activation.is_active:
-        _say_inactive(activation)
+        say_inactive(activation)
         return original(engine_args, *args, **kwargs)
     kind = platform_kind()
     upstream.check_versions(ascend=kind == "ascend")
@@ -80,7 +80,7 @@ def around_create_engine_config(
         for name, value in preparation.given.items():
             setattr(engine_args, name, value)
     if not preparation.activation.is_active:
-        _say_inactive(preparation.activation)
+        say_inactive(preparation.activation)
         # Or the environment would activate the other processes.
         _leave_resolved(config, preparation.activation, None)
         return config
@@ -112,7 +112,7 @@ def around_executor_init(
                 "engine core", vllm_config.device_config.device_type, describe(settings), activation.digest
             )
     else:
-        _say_inactive(activation)
+        say_inactive(activation)
     return original(executor, vllm_config, *args, **kwargs)
 
 
@@ -126,10 +126,6 @@ def describe(settings: Settings) -> str:
 
 def say_inactive(activation: Activation) -> None:
     """Say once in this process that the plugin does nothing here."""
-    _say_inactive(activation)
-
-
-def _say_inactive(activation: Activation) -> None:
     if os.getpid() not in _said_in:
         _said_in.add(os.getpid())
         log_inactive(activation)
