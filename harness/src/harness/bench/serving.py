@@ -132,6 +132,7 @@ def measure(model: Path, rounds: int, repeats: int) -> dict[str, object]:
         "redundant_experts_on_two_ranks": _REDUNDANT,
         "python": platform.python_version(),
         "machine": platform.machine(),
+        "omp_num_threads": _ENVIRONMENT["OMP_NUM_THREADS"],
         "cores": os.cpu_count(),
         **_versions(),
     }
