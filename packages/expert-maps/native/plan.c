@@ -1,0 +1,153 @@
+/* SPDX-FileCopyrightText: The expert-maps authors
+ * SPDX-License-Identifier: Apache-2.0
+ *
+ * Plans layer after layer: groups to nodes, then each node's copies to its ranks.
+ */
+#include "plan.h"
+
+static int32_t most_slots(const Problem *problem) {
+    int32_t most = 1;
+    for (int64_t r = 0; r < problem->ranks; r++) {
+        if (problem->capacity[r] > most) most = problem->capacity[r];
+        if (problem->held && problem->held[r] > most) most = problem->held[r];
+    }
+    return most;
+}
+
+static void work_free(Work *w) {
+    void *const arrays[] = {w->node_of,   w->members,    w->local,   w->kept, w->slot,
+                            w->rank_load, w->group_load, w->doubles, w->ints, w->words};
+    layer_free(&w->now);
+    layer_free(&w->saved);
+    for (size_t i = 0; i < sizeof arrays / sizeof *arrays; i++) free(arrays[i]);
+}
+
+static int work_init(Work *w, const Problem *problem) {
+    const size_t groups = (size_t)problem->groups, ranks = (size_t)problem->ranks, experts = (size_t)problem->experts;
+    const size_t both = 4 * (groups + ranks) + 8;
+    size_t held = 1;
+    for (size_t r = 0; problem->held && r < ranks; r++) held += (size_t)problem->held[r];
+    memset(w, 0, sizeof *w);
+    w->ranks_per_node = (int32_t)(problem->ranks / problem->nodes);
+    w->experts_per_node = (int32_t)(problem->experts / problem->nodes);
+    w->node_of = calloc(groups, sizeof *w->node_of);
+    w->members = calloc(experts, sizeof *w->members);
+    w->local = calloc(experts, sizeof *w->local);
+    w->kept = calloc(held, sizeof *w->kept);
+    w->slot = calloc((size_t)problem->slots, sizeof *w->slot);
+    w->rank_load = calloc(ranks, sizeof *w->rank_load);
+    w->group_load = calloc(groups, sizeof *w->group_load);
+    w->doubles = calloc(both, sizeof *w->doubles);
+    w->ints = calloc(both, sizeof *w->ints);
+    w->words = calloc(both, sizeof *w->words);
+    const int32_t stride = most_slots(problem);
+    const int failed = !w->node_of || !w->members || !w->local || !w->kept || !w->slot || !w->rank_load ||
+                       !w->group_load || !w->doubles || !w->ints || !w->words ||
+                       layer_init(&w->now, w->experts_per_node, w->ranks_per_node, stride) ||
+                       layer_init(&w->saved, w->experts_per_node, w->ranks_per_node, stride);
+    if (failed) work_free(w);
+    return failed;
+}
+
+void write_ranks(const Layer *p, const int32_t *members, int32_t *slot, double *rank_load) {
+    for (int32_t r = 0; r < p->num_ranks; r++) {
+        for (int32_t i = 0; i < p->fill[r]; i++) *slot++ = members[slots_of(p, r)[i]];
+        rank_load[r] = p->load[r];
+    }
+}
+
+/* A target that is near from the start leaves few swaps that meet it, and each step would then weigh all. */
+static int descend_in_stages(Layer *p, Goal *goal, double bound, double tolerance) {
+    const double target = goal->target;
+    for (double gap = 0.01; gap > 2 * tolerance; gap /= 2) {
+        goal->target = bound * (1 + gap);
+        if (!descend(p, goal)) { /* no step helps, whatever the target */
+            goal->target = target;
+            return 0;
+        }
+    }
+    goal->target = target;
+    return descend(p, goal);
+}
+
+/* Plan the experts and ranks of `p` below bound * (1 + tolerance) if that can be; returns the bound, raised where
+ * it was not reached and a dearer bound says that it could not be. */
+static double solve(Layer *p, Layer *saved, double bound, const Problem *problem) {
+    const double tolerance = problem->tolerance;
+    const int two_slots = has_two_slots(p);
+    int bounded = 0;
+    replicate(p);
+    if (two_slots) {
+        double largest = 0;
+        for (int32_t e = 0; e < p->num_experts; e++)
+            if (p->share[e] > largest) largest = p->share[e];
+        if (largest > 0.75 * bound) { /* else far from every limit but the mean */
+            bounded = 1;
+            bound = replica_bound(p, bound);
+        }
+        search_counts(p, bound, tolerance);
+    }
+    pack(p);
+    sort_ranks(p);
+    Goal goal = {bound * (1 + tolerance), bound * tolerance * 0.03, 1000 + 30 * (int64_t)p->num_ranks, 1};
+    /* The counts were searched for already, as far as this tolerance is worth it. */
+    if (two_slots && tolerance >= 0.005) goal.recount = 0;
+    if (descend_in_stages(p, &goal, bound, tolerance)) return bound;
+    if (!bounded) bound = replica_bound(p, bound);
+    if (two_slots && bounded && tolerance < 0.005) bound = two_slot_bound(p, bound, peak(p), tolerance);
+    goal.target = bound * (1 + tolerance);
+    layer_shape(saved, p->num_experts, p->num_ranks, p->capacity);
+    kick_and_descend(p, &goal, saved, (int32_t)problem->max_kicks);
+    return bound;
+}
+
+/* Plan one layer anew; returns a load that no placement's hottest rank is below. */
+double plan_from_scratch(Work *w, const Problem *problem, int64_t layer, int32_t *slot, double *rank_load) {
+    const double *load = problem->load + layer * problem->experts;
+    const int32_t ranks = w->ranks_per_node, experts = w->experts_per_node;
+    const double bound = split_over_nodes(w, problem, load) / ranks;
+    double highest = 0;
+    for (int32_t n = 0; n < problem->nodes; n++) {
+        const int32_t *members = w->members + n * experts;
+        Layer *p = &w->now;
+        layer_shape(p, experts, ranks, problem->capacity + n * ranks);
+        for (int32_t i = 0; i < experts; i++) p->weight[i] = load[members[i]];
+        const double own = mean_bound(p), proved = solve(p, &w->saved, own > bound ? own : bound, problem);
+        if (proved > highest) highest = proved;
+        write_ranks(p, members, slot, rank_load);
+        slot += p->num_slots;
+        rank_load += ranks;
+    }
+    /* With one node what is proved holds for the layer; with several only for this split of the groups. */
+    return problem->nodes == 1 ? highest : bound;
+}
+
+int expert_maps_plan(const Problem *problem) {
+    Work w;
+    int64_t *forced = calloc((size_t)problem->layers, sizeof *forced);
+    if (!forced || work_init(&w, problem)) {
+        free(forced);
+        return OUT_OF_MEMORY;
+    }
+    int status = PLANNED;
+    for (int64_t layer = 0; layer < problem->layers; layer++) {
+        double *bound = problem->bound + layer;
+        if (problem->current) *bound = replan(&w, problem, layer, forced + layer);
+        else
+            *bound = plan_from_scratch(&w, problem, layer, problem->slot + layer * problem->slots,
+                                       problem->rank_load + layer * problem->ranks);
+        if (*bound < 0) status = NOT_GROUPED;
+    }
+    work_free(&w);
+    if (status == PLANNED && problem->windows > 1) status = plan_over_time(problem, forced);
+    free(forced);
+    return status;
+}
+
+const char *expert_maps_source_hash(void) {
+#ifdef EXPERT_MAPS_SOURCE_HASH
+    return EXPERT_MAPS_SOURCE_HASH;
+#else
+    return "";
+#endif
+}

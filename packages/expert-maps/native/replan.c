@@ -1,0 +1,130 @@
+/* SPDX-FileCopyrightText: The expert-maps authors
+ * SPDX-License-Identifier: Apache-2.0
+ *
+ * Plans that start from the present placement and move no more slots than allowed.
+ */
+#include "plan.h"
+
+#define NARROWINGS 8 /* of the target, between what is wished for and what there is */
+
+/* Number the present copies as their node does; those of experts that the node does not have are dropped. */
+static void localize(Work *w, const Problem *problem, const int32_t *current) {
+    const int32_t experts = w->experts_per_node;
+    int32_t *kept = w->kept;
+    for (int32_t r = 0; r < problem->ranks; r++) {
+        const int32_t *members = w->members + r / w->ranks_per_node * experts;
+        for (int32_t i = 0; i < problem->held[r]; i++, current++, kept++)
+            *kept = *current >= 0 && members[w->local[*current]] == *current ? w->local[*current] : -1;
+    }
+}
+
+typedef struct {
+    double peak;
+    int64_t moves; /* beyond those that cannot be avoided */
+    int reached;
+} Outcome;
+
+/* Bring every node to the target with at most `budget` moves, and write the answer. */
+static Outcome attempt(Work *w, const Problem *problem, const double *load, double target, double least,
+                       int64_t budget, int32_t *slot, double *rank_load) {
+    const int32_t ranks = w->ranks_per_node, experts = w->experts_per_node;
+    const int32_t *kept = w->kept;
+    const int64_t limit = budget;
+    Outcome outcome = {0, 0, 1};
+    for (int32_t n = 0; n < problem->nodes; n++) {
+        const int32_t *members = w->members + n * experts, *held = problem->held + n * ranks;
+        Layer *p = &w->now;
+        layer_shape(p, experts, ranks, problem->capacity + n * ranks);
+        for (int32_t i = 0; i < experts; i++) p->weight[i] = load[members[i]];
+        start_from(p, kept, held);
+        complete(p);
+        const int32_t forced = arrivals(p);
+        p->moves_left = budget;
+        Goal goal = {target, least, 200 + 10 * (int64_t)ranks, 1};
+        outcome.reached &= descend_by_excess(p, &goal) || (limit == UNLIMITED && descend(p, &goal));
+        if (limit == UNLIMITED) outcome.moves += arrivals(p) - forced;
+        else outcome.moves += budget - p->moves_left;
+        budget = limit == UNLIMITED ? UNLIMITED : p->moves_left;
+        if (peak(p) > outcome.peak) outcome.peak = peak(p);
+        write_ranks(p, members, slot, rank_load);
+        for (int32_t r = 0; r < ranks; r++) kept += held[r];
+        slot += p->num_slots;
+        rank_load += ranks;
+    }
+    return outcome;
+}
+
+/* Find the lowest target that the budget is enough for: a target that is too ambitious spends it on a few ranks. */
+static Outcome within_budget(Work *w, const Problem *problem, const double *load, double wished, int64_t budget,
+                             int32_t *slot, double *rank_load) {
+    const double least = wished * 1e-6;
+    Outcome best = attempt(w, problem, load, wished, least, budget, slot, rank_load);
+    if (best.reached || budget == UNLIMITED) return best;
+    double low = wished, high = best.peak;
+    for (int i = 0; i < NARROWINGS && high > low * (1 + problem->tolerance / 4); i++) {
+        const double target = (low + high) / 2;
+        const Outcome outcome = attempt(w, problem, load, target, least, budget, w->slot, w->rank_load);
+        if (outcome.peak < best.peak) {
+            best = outcome;
+            memcpy(slot, w->slot, sizeof *slot * (size_t)problem->slots);
+            memcpy(rank_load, w->rank_load, sizeof *rank_load * (size_t)problem->ranks);
+        }
+        if (outcome.reached) high = target;
+        else low = target;
+        if (outcome.peak < high) high = outcome.peak;
+    }
+    return best;
+}
+
+static double hottest_load(const Problem *problem, const double *rank_load) {
+    double most = 0;
+    for (int64_t r = 0; r < problem->ranks; r++)
+        if (rank_load[r] > most) most = rank_load[r];
+    return most;
+}
+
+/* Plan one layer from the present placement; returns a load that no placement's hottest rank is below, or -1 where
+ * groups are spread over nodes and the budget does not allow to put that right. Counts the moves that could not be
+ * avoided. */
+double replan(Work *w, const Problem *problem, int64_t layer, int64_t *forced) {
+    const double *load = problem->load + layer * problem->experts;
+    int64_t held = 0;
+    for (int64_t r = 0; r < problem->ranks; r++) held += problem->held[r];
+    const int32_t *current = problem->current + layer * held;
+    int32_t *slot = problem->slot + layer * problem->slots;
+    double *rank_load = problem->rank_load + layer * problem->ranks;
+    const int64_t budget = problem->max_moves < 0 ? UNLIMITED : problem->max_moves;
+    double bound = 0, total = 0;
+    for (int64_t e = 0; e < problem->experts; e++) total += load[e];
+    const int grouped = split_as_before(w, problem, current, load, &bound);
+    bound /= w->ranks_per_node;
+    const double mean = total / (double)problem->ranks;
+    if (mean > bound) bound = mean;
+    *forced = 0;
+    double reached = INFINITY;
+    if (grouped) {
+        localize(w, problem, current);
+        const Outcome best =
+            within_budget(w, problem, load, bound * (1 + problem->tolerance), budget, slot, rank_load);
+        reached = best.peak;
+        *forced = count_arrivals(problem, current, slot) - best.moves;
+        if (best.reached) {
+            keep_places(problem, current, slot);
+            return bound;
+        }
+    }
+    /* The certificate fails: plan anew, and let ranks change names so that little moves. */
+    const double proved = plan_from_scratch(w, problem, layer, w->slot, w->rank_load);
+    if (proved > bound) bound = proved;
+    if (!grouped || hottest_load(problem, w->rank_load) < reached) {
+        relabel(w, problem, current, w->slot, w->rank_load);
+        if (budget == UNLIMITED || count_arrivals(problem, current, w->slot) <= *forced + budget) {
+            memcpy(slot, w->slot, sizeof *slot * (size_t)problem->slots);
+            memcpy(rank_load, w->rank_load, sizeof *rank_load * (size_t)problem->ranks);
+        } else if (!grouped) {
+            return -1;
+        }
+    }
+    keep_places(problem, current, slot);
+    return bound;
+}
