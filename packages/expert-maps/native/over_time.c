@@ -6,7 +6,7 @@
 #include "windows.h"
 
 static void release(Windowed *p, int32_t *node_of, float *weight) {
-    void *const arrays[] = {p->count, p->offset, p->share, p->load, p->heat, p->total,
+    void *const arrays[] = {p->count, p->offset, p->share, p->load, p->tokens, p->total,
                             p->tried, p->on,     p->was,   node_of, weight};
     for (size_t i = 0; i < sizeof arrays / sizeof *arrays; i++) free(arrays[i]);
 }
@@ -14,12 +14,17 @@ static void release(Windowed *p, int32_t *node_of, float *weight) {
 static void take_layer(Windowed *p, const Problem *problem, int64_t layer, int32_t *node_of, float *weight) {
     const double *load = problem->window_load + layer * problem->windows * problem->experts;
     const int32_t windows = p->windows;
+    double all = 0;
     for (int32_t w = 0; w < windows; w++, load += p->num_experts) {
         double mean = 0;
-        for (int32_t e = 0; e < p->num_experts; e++) mean += load[e] / p->num_ranks;
+        for (int32_t e = 0; e < p->num_experts; e++) mean += load[e];
+        mean /= p->num_ranks;
+        all += mean;
+        p->tokens[w] = (float)mean;
         for (int32_t e = 0; e < p->num_experts; e++)
             weight[(size_t)e * windows + w] = mean > 0 ? (float)(load[e] / mean) : 0;
     }
+    for (int32_t w = 0; w < windows; w++) p->tokens[w] = all > 0 ? (float)((double)p->tokens[w] * windows / all) : 0;
     p->slot = problem->slot + layer * problem->slots;
     memset(p->count, 0, sizeof *p->count * (size_t)p->num_experts);
     memset(p->on, 0, sizeof *p->on * (size_t)p->num_ranks * p->words);
@@ -72,14 +77,14 @@ int plan_over_time(const Problem *problem, const int64_t *forced) {
     p.offset = calloc(r, sizeof *p.offset);
     p.share = calloc(e * w, sizeof *p.share);
     p.load = calloc(r * w, sizeof *p.load);
-    p.heat = calloc(r * w, sizeof *p.heat);
+    p.tokens = calloc(w, sizeof *p.tokens);
     p.total = calloc(r, sizeof *p.total);
     p.tried = calloc(r, sizeof *p.tried);
     p.on = calloc(r * p.words, sizeof *p.on);
     p.was = problem->current ? calloc(r * p.words, sizeof *p.was) : NULL;
     p.weight = weight;
     p.node_of_expert = node_of;
-    const int failed = !weight || !p.count || !p.offset || !p.share || !p.load || !p.heat || !p.total || !p.tried || !p.on ||
+    const int failed = !weight || !p.count || !p.offset || !p.share || !p.load || !p.tokens || !p.total || !p.tried || !p.on ||
                        (problem->nodes > 1 && !node_of) || (problem->current && !p.was);
     for (size_t i = 1; !failed && i < r; i++) p.offset[i] = p.offset[i - 1] + p.capacity[i - 1];
     for (size_t i = 0; problem->current && i < r; i++) held += problem->held[i];

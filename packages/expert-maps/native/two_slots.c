@@ -201,7 +201,7 @@ static double folded(Layer *p) {
  * bound than the one before; a looser tolerance also gives up earlier. */
 void search_counts(Layer *p, double bound, double tolerance) {
     int32_t *kept = p->index + p->num_experts + p->num_ranks;
-    const double goal = bound * (1 + tolerance), effort = 0.08 / tolerance;
+    const double goal = bound * (1 + tolerance), effort = 0.06 / tolerance;
     int32_t moves = effort < 6 ? 6 : effort > 60 ? 60 : (int32_t)effort;
     Step *steps = malloc(sizeof *steps * 3 * (size_t)p->num_experts);
     if (!steps) return; /* the counts stay as they are */

@@ -3,13 +3,13 @@
  *
  * Time-aware descent, for the sum over windows of what the window's hottest rank carries.
  *
- * The hottest rank is taken smoothly: a window counts the sum over its ranks of (load / mean) to the 32nd. Nearly all of that is
- * its hottest ranks, but those just below count too, of which any may be the hottest in a window to come.
+ * The hottest rank is taken smoothly: a window counts the sum over its ranks of (load / mean) to the 32nd, times
+ * its tokens. Nearly all of that is its hottest ranks, but those just below count too: any of them may be the hottest in a
+ * window to come.
  */
 #include "windows.h"
 
 static float *loads_of(const Windowed *p, int32_t rank) { return p->load + (size_t)rank * p->windows; }
-static float *heat_of(const Windowed *p, int32_t rank) { return p->heat + (size_t)rank * p->windows; }
 static float *share_of(const Windowed *p, int32_t e) { return p->share + (size_t)e * p->windows; }
 
 static inline float heat(float load) {
@@ -29,7 +29,7 @@ static void sum_loads(Windowed *p, int32_t rank) {
         const float *share = share_of(p, p->slot[p->offset[rank] + i]);
         for (int32_t w = 0; w < p->windows; w++) load[w] += share[w];
     }
-    for (int32_t w = 0; w < p->windows; w++) total += heat_of(p, rank)[w] = heat(load[w]);
+    for (int32_t w = 0; w < p->windows; w++) total += p->tokens[w] * heat(load[w]);
     p->total[rank] = total;
 }
 
@@ -45,7 +45,7 @@ static int32_t cost_of_swap(const Windowed *p, int32_t a, int32_t b, int32_t giv
 static float at_best(const Windowed *p, int32_t a, int32_t b) {
     const float *x = loads_of(p, a), *y = loads_of(p, b);
     float sum = 0;
-    for (int32_t w = 0; w < p->windows; w++) sum += heat((x[w] + y[w]) / 2);
+    for (int32_t w = 0; w < p->windows; w++) sum += p->tokens[w] * heat((x[w] + y[w]) / 2);
     return 2 * sum - p->total[a] - p->total[b];
 }
 
@@ -65,7 +65,7 @@ static void consider_swaps(const Windowed *p, int32_t hot, Change *best) {
                 float sum = 0;
                 for (int32_t w = 0; w < p->windows; w++) {
                     const float d = give[w] - take[w];
-                    sum += heat(hot_load[w] - d) + heat(cold_load[w] + d);
+                    sum += p->tokens[w] * (heat(hot_load[w] - d) + heat(cold_load[w] + d));
                 }
                 if (sum - before >= best->change) continue;
                 const int32_t moves = cost_of_swap(p, hot, cold, a, b);
@@ -88,7 +88,7 @@ static float reassigned(const Windowed *p, int32_t rank, int32_t out, int32_t in
         const float rise = r == rank ? -1 : has_out ? keep : 0, gain = r == rank ? cut : has_in ? cut - 1 : 0;
         const float *load = loads_of(p, r);
         float sum = 0;
-        for (int32_t w = 0; w < p->windows; w++) sum += heat(load[w] + rise * from[w] + gain * to[w]);
+        for (int32_t w = 0; w < p->windows; w++) sum += p->tokens[w] * heat(load[w] + rise * from[w] + gain * to[w]);
         change += sum - p->total[r];
     }
     return change;

@@ -17,8 +17,9 @@ typedef struct {
     int32_t *slot;                 /* [P] */
     int32_t *offset;               /* [R], a rank's first slot */
     float *share;                  /* [E, windows] */
-    float *load, *heat;            /* [R, windows] */
-    float *total;                  /* [R], the sum of its heat */
+    float *load;                   /* [R, windows] */
+    float *total;                  /* [R], what the rank counts in all windows */
+    float *tokens;                 /* [windows], in units of the mean window */
     uint8_t *tried;                /* [R] */
     uint64_t *on, *was;            /* [R, words]; `was` is NULL without a present placement */
     int64_t moves_left;

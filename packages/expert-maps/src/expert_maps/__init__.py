@@ -8,6 +8,7 @@ maps are derived from it, so they cannot disagree.
 
 from __future__ import annotations
 
+from expert_maps.elastic import rescale
 from expert_maps.errors import (
     ExpertMapsError,
     FormatError,
@@ -19,10 +20,18 @@ from expert_maps.errors import (
 from expert_maps.formats import read_load, read_placement, write_placement
 from expert_maps.layouts import LAYOUT_NAMES, LayoutName, generate_placement
 from expert_maps.load import ExpertLoad
-from expert_maps.metrics import balancedness, moves, overall_balancedness, peak_to_mean, rank_load
+from expert_maps.metrics import (
+    balancedness,
+    moves,
+    overall_balancedness,
+    peak_to_mean,
+    rank_load,
+    step_peaks,
+)
 from expert_maps.placement import Placement
 from expert_maps.planning import PlanResult, plan
 from expert_maps.policies import POLICY_NAMES, PolicyName
+from expert_maps.splitting import ReplicaWeights, split_replicas
 
 __version__ = "0.1.0"
 
@@ -39,6 +48,7 @@ __all__ = [
     "PlacementError",
     "PlanResult",
     "PolicyName",
+    "ReplicaWeights",
     "Violation",
     "__version__",
     "balancedness",
@@ -50,5 +60,8 @@ __all__ = [
     "rank_load",
     "read_load",
     "read_placement",
+    "rescale",
+    "split_replicas",
+    "step_peaks",
     "write_placement",
 ]

@@ -5,9 +5,9 @@
 from __future__ import annotations
 
 import operator
-from typing import SupportsIndex
+from typing import SupportsFloat, SupportsIndex, cast
 
-from expert_maps.errors import ExpertMapsError
+from expert_maps.errors import ExpertMapsError, LayoutError
 
 INT32_MAX = 2**31 - 1
 
@@ -23,14 +23,31 @@ def as_count(
 
     Booleans and floats are refused: ``True`` ranks or ``4.0`` experts are mistakes upstream.
     """
-    if isinstance(value, bool) or not isinstance(value, SupportsIndex):
+    # Not `isinstance(value, SupportsIndex)`: run-time protocols cost more than some plans do.
+    if isinstance(value, bool) or not hasattr(type(value), "__index__"):
         msg = f"{name} is {value!r}; expected an integer"
         raise error(msg)
-    number = operator.index(value)
+    number = operator.index(cast("SupportsIndex", value))
     if number < minimum or number > maximum:
         limit = f"at least {minimum}" if number < minimum else f"at most {maximum}"
         msg = f"{name} is {number}; expected {limit}"
         raise error(msg)
+    return number
+
+
+def as_tolerance(value: object) -> float:
+    """Return ``value`` as a float in (0, 1], or raise naming it.
+
+    Raises:
+        LayoutError: it is no such number.
+    """
+    if isinstance(value, bool) or not isinstance(value, SupportsFloat) or isinstance(value, str):
+        msg = f"tolerance is {value!r}; expected a number"
+        raise LayoutError(msg)
+    number = float(value)
+    if not 0 < number <= 1:
+        msg = f"tolerance is {number:g}; expected more than 0 and at most 1: a fraction of the lower bound"
+        raise LayoutError(msg)
     return number
 
 

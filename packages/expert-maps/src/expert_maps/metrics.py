@@ -37,25 +37,42 @@ def rank_load(placement: Placement, load: ArrayLike | ExpertLoad) -> Float64Arra
     Raises:
         LoadError: the load is invalid, or not of the placement's layers and experts.
     """
-    total = (load if isinstance(load, ExpertLoad) else ExpertLoad(load)).total
-    if total.shape != placement.replica_count.shape:
+    trace = load if isinstance(load, ExpertLoad) else ExpertLoad(load)
+    check_shape(placement, trace)
+    share = trace.total / placement.replica_count
+    return sum_ranks(placement, np.take_along_axis(share, placement.physical_to_logical, axis=1))
+
+
+def check_shape(placement: Placement, load: ExpertLoad) -> None:
+    """Refuse a load of other layers or experts than the placement's.
+
+    Raises:
+        LoadError: as said.
+    """
+    if (load.num_layers, load.num_experts) != placement.replica_count.shape:
         msg = (
-            f"load has {total.shape[0]} layers and {total.shape[1]} experts; expected "
+            f"load has {load.num_layers} layers and {load.num_experts} experts; expected "
             f"{placement.num_layers} and {placement.num_logical_experts}, as the placement has"
         )
         raise LoadError(msg)
-    share = total / placement.replica_count
-    per_slot = np.take_along_axis(share, placement.physical_to_logical, axis=1)  # [L, P]
-    # A rank without slots has an empty run, which reduceat cannot sum; running totals can.
-    running = np.concatenate([np.zeros((len(per_slot), 1)), np.cumsum(per_slot, axis=1)], axis=1)
+
+
+def sum_ranks(placement: Placement, per_slot: Float64Array) -> Float64Array:
+    """Sum what the slots of each rank carry: float64 [L, R] from float64 [L, P]."""
     if placement.is_even:
         return per_slot.reshape(len(per_slot), placement.ep_size, -1).sum(axis=2)
+    # A rank without slots has an empty run, which reduceat cannot sum; running totals can.
+    running = np.concatenate([np.zeros((len(per_slot), 1)), np.cumsum(per_slot, axis=1)], axis=1)
     return np.diff(running[:, placement.rank_offsets], axis=1)
 
 
 def balancedness(placement: Placement, load: ArrayLike | ExpertLoad) -> Float64Array:
     """Return mean / max rank load per layer: float64 [L], at most 1; 1 for a layer without load."""
-    loads = rank_load(placement, load)
+    return balancedness_of(rank_load(placement, load))
+
+
+def balancedness_of(loads: Float64Array) -> Float64Array:
+    """Return mean / max per layer, float64 [L], from what `rank_load` returned."""
     peak = loads.max(axis=1)
     return np.divide(loads.mean(axis=1), peak, out=np.ones_like(peak), where=peak > 0)
 
@@ -65,6 +82,22 @@ def overall_balancedness(placement: Placement, load: ArrayLike | ExpertLoad) -> 
     loads = rank_load(placement, load)
     peak = float(loads.max(axis=1).sum())
     return float(loads.mean(axis=1).sum()) / peak if peak > 0 else 1.0
+
+
+def step_peaks(placement: Placement, load: ArrayLike | ExpertLoad) -> Float64Array:
+    """Return the tokens of the hottest rank in each step: float64 [steps, L].
+
+    Their sum over steps is what serving waits for; it is at least the peak of the summed load.
+
+    Args:
+        placement: L layers, E logical experts.
+        load: [L, E], which is one step, or [steps, L, E].
+
+    Raises:
+        LoadError: as `rank_load`.
+    """
+    trace = load if isinstance(load, ExpertLoad) else ExpertLoad(load)
+    return np.stack([rank_load(placement, step).max(axis=1) for step in trace.counts])
 
 
 def peak_to_mean(placement: Placement, load: ArrayLike | ExpertLoad) -> Float64Array:
@@ -88,6 +121,19 @@ class Moves:
     def bytes(self, expert_bytes: int) -> int:
         """Return the bytes that cross the network for experts of ``expert_bytes`` each."""
         return int(self.fetched.sum()) * as_count("expert_bytes", expert_bytes, 0, maximum=2**63 - 1)
+
+
+def arrivals(held: NDArray[np.int32], after: Placement) -> NDArray[np.bool_]:
+    """Say which slots hold an expert that their rank did not hold: bool [L, P].
+
+    Args:
+        held: int32 [L, R, X], the experts that each rank held, padded with −1.
+        after: R ranks.
+    """
+    on_rank = np.zeros((*held.shape[:2], after.num_logical_experts + 1), dtype=bool)
+    np.put_along_axis(on_rank, held, values=True, axis=2)  # −1 marks the extra last column
+    layers = np.arange(after.num_layers)[:, None]
+    return ~on_rank[layers, after.slot_rank, after.physical_to_logical]
 
 
 def moves(before: Placement, after: Placement) -> Moves:

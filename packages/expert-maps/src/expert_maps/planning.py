@@ -5,54 +5,77 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from expert_maps import metrics
-from expert_maps._validation import INT32_MAX, as_count, nearest_multiples
+from expert_maps._validation import INT32_MAX, as_count, as_tolerance, nearest_multiples
 from expert_maps.errors import LayoutError
 from expert_maps.load import ExpertLoad
 from expert_maps.placement import Placement
-from expert_maps.policies import DEFAULT_POLICY, POLICIES, POLICY_NAMES, PolicyName
+from expert_maps.policies import DEFAULT_POLICY, DEFAULT_TOLERANCE, POLICIES, POLICY_NAMES, PolicyName
+from expert_maps.policies.balanced import Start, balanced, check_counts
 from expert_maps.policies.base import Cluster
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
 
     from numpy.typing import ArrayLike, NDArray
 
-# Layers are planned in blocks: large enough that NumPy's overhead per call is spread over many of them,
-# small enough that progress can be shown.
+    Float64Array = NDArray[np.float64]
+    Progress = Callable[[int, int], object]
+
+# Layers are planned in blocks: large enough that the overhead of a call is spread over many of them, small
+# enough that progress can be shown.
 _LAYERS_PER_BLOCK = 64
 
 
 @dataclass(frozen=True)
 class PlanResult:
-    """What `plan` returns.
+    """What `plan` and `rescale` return.
 
     Attributes:
         placement: the plan.
         policy: the name of the policy that made it.
-        rank_load: float64 [L, R], tokens of each rank under the planned load.
-        balancedness: float64 [L], mean / max rank load; 1 is perfect, also for a layer without load.
+        rank_load: float64 [L, R], tokens of each rank under the planned load, summed over its steps.
+        lower_bound: float64 [L], tokens: no placement of these counts has a hottest rank below it. `balanced`
+            proves it; for the other policies it is the mean rank load.
+        moves: what changes from the placement that was planned from; None where there was none.
     """
 
     placement: Placement
     policy: PolicyName
-    rank_load: NDArray[np.float64]
-    balancedness: NDArray[np.float64]
+    rank_load: Float64Array
+    lower_bound: Float64Array
+    moves: metrics.Moves | None = None
+
+    @cached_property
+    def balancedness(self) -> Float64Array:
+        """float64 [L]: mean / max rank load; 1 is perfect, also for a layer without load."""
+        return metrics.balancedness_of(self.rank_load)
 
     @property
-    def max_rank_load(self) -> NDArray[np.float64]:
+    def max_rank_load(self) -> Float64Array:
         """float64 [L]: tokens of the hottest rank."""
-        peak: NDArray[np.float64] = self.rank_load.max(axis=1)
+        peak: Float64Array = self.rank_load.max(axis=1)
         return peak
 
     @property
-    def peak_to_mean(self) -> NDArray[np.float64]:
+    def peak_to_mean(self) -> Float64Array:
         """float64 [L]: max / mean rank load, at least 1."""
         return 1.0 / self.balancedness
+
+    @property
+    def gap(self) -> Float64Array:
+        """float64 [L]: max rank load / lower bound − 1: how much a better plan could gain at most.
+
+        With several steps of load it says little: then not the hottest rank of the sum is planned for.
+        """
+        peak = self.max_rank_load
+        ratio = np.divide(peak, self.lower_bound, out=np.ones_like(peak), where=self.lower_bound > 0)
+        return np.maximum(ratio - 1.0, 0.0)  # rounding may put the peak below its bound
 
 
 def plan(
@@ -63,57 +86,189 @@ def plan(
     policy: PolicyName | str = DEFAULT_POLICY,
     num_groups: int = 1,
     num_nodes: int = 1,
+    tolerance: float | None = None,
+    current: Placement | None = None,
+    max_moves: int | None = None,
+    allow_uneven: bool = False,
     allow_duplicates: bool = False,
-    progress: Callable[[int, int], object] | None = None,
+    progress: Progress | None = None,
 ) -> PlanResult:
     """Plan which experts get copies and on which rank every copy sits.
 
     The result places every expert, none twice on a rank unless that is allowed, and is the same for the
-    same input.
+    same input. An expert's load is taken to be split evenly over its copies.
 
     Args:
-        load: tokens of each logical expert, [L, E] or [steps, L, E]; these policies sum the steps.
+        load: tokens of each logical expert, [L, E] or [steps, L, E]. With several steps ``balanced`` plans for
+            the sum over steps of each step's hottest rank, with short histories drawn towards their mean; steps
+            beyond 16 are added up to at most 16 windows. The other policies plan for the sum of the steps.
         num_physical_experts: P, slots of one layer over all ranks: a multiple of ``ep_size``, from E to
             E · ep_size (with ``allow_duplicates`` without limit).
         ep_size: R.
-        policy: one of `POLICY_NAMES`. ``deepseek`` plans ``deepseek_hierarchical`` where the groups
-            divide by the nodes, else ``deepseek_global``, as DeepSeek EPLB does.
+        policy: one of `POLICY_NAMES`. ``balanced`` searches until a lower bound says that it is good enough.
+            ``deepseek`` plans ``deepseek_hierarchical`` where the groups divide by the nodes, else
+            ``deepseek_global``, as DeepSeek EPLB does.
         num_groups: the router's expert groups; must divide E.
-        num_nodes: servers; must divide ``ep_size``.
+        num_nodes: servers; must divide ``ep_size``. Where the groups divide by the nodes, ``balanced`` keeps each
+            group's experts on one node, and every node has as many groups and slots.
+        tolerance: ``balanced`` stops at a gap of this fraction; None for 0.0004. A looser one searches less,
+            one that is tighter than the default also tries random restarts.
+        current: the placement in use, of the same counts, from which ``balanced`` starts: an expert that
+            stays on its rank keeps its slot. Only where it cannot reach the tolerance from there does it plan anew,
+            and then names the ranks so that little moves.
+        max_moves: slots of a layer that may change, at most; None for any number. Needs ``current``.
+        allow_uneven: accept a P that ``ep_size`` does not divide: the first ranks (of each node) get one slot
+            more. Only ``balanced`` can.
         allow_duplicates: let a policy put an expert twice on a rank, where its algorithm does; then
-            ``deepseek`` is DeepSeek EPLB's own answer, wasted copies included.
+            ``deepseek`` is DeepSeek EPLB's own answer, wasted copies included. ``balanced`` never does.
         progress: called with (layers planned, L) as the work goes on.
 
     Returns:
-        The placement with its balancedness per layer.
+        The placement with its rank loads and lower bound per layer.
 
     Raises:
         LoadError: the load has a wrong shape or type, or a NaN, infinite or negative value.
-        LayoutError: an unknown policy, or counts for which no placement exists.
+        LayoutError: an unknown policy, an option that the policy does not have, or counts for which no placement
+            exists.
     """
-    if policy not in POLICIES:
-        msg = f"policy is {policy!r}; expected one of {', '.join(POLICY_NAMES)}"
-        raise LayoutError(msg)
-    name: PolicyName = policy
+    name = _as_policy(policy)
     trace = load if isinstance(load, ExpertLoad) else ExpertLoad(load)
-    cluster = check_cluster(
-        trace.num_experts,
-        Cluster(num_physical_experts, ep_size, num_groups, num_nodes, allow_duplicates),
+    asked = Cluster(num_physical_experts, ep_size, num_groups, num_nodes, allow_duplicates, allow_uneven)
+    cluster = check_cluster(trace.num_experts, asked)
+    if name != "balanced":
+        _refuse_options(name, cluster, tolerance=tolerance, current=current, max_moves=max_moves)
+        return _plan_by_sum(name, trace, cluster, progress)
+    start = None if current is None else _start(current, trace, cluster, max_moves)
+    if start is None and max_moves is not None:
+        msg = f"max_moves is {max_moves!r}; expected it with current, the placement whose slots are counted"
+        raise LayoutError(msg)
+    result = plan_balanced(trace, cluster, tolerance, start, progress)
+    if current is None:
+        return result
+    return PlanResult(
+        result.placement,
+        name,
+        result.rank_load,
+        result.lower_bound,
+        metrics.moves(current, result.placement),
     )
-    rows = np.empty((trace.num_layers, cluster.num_physical_experts), dtype=np.int64)
-    for start in range(0, trace.num_layers, _LAYERS_PER_BLOCK):
-        block = slice(start, start + _LAYERS_PER_BLOCK)
-        rows[block] = POLICIES[name](trace.total[block], cluster)
-        if progress is not None:
-            progress(min(block.stop, trace.num_layers), trace.num_layers)
+
+
+def plan_balanced(
+    trace: ExpertLoad,
+    cluster: Cluster,
+    tolerance: float | None,
+    start: Start | None = None,
+    progress: Progress | None = None,
+) -> PlanResult:
+    """Plan by `balanced`; ``cluster`` has been checked.
+
+    Raises:
+        LayoutError: as `plan`.
+    """
+    check_counts(trace.num_experts, cluster)
+    gap = DEFAULT_TOLERANCE if tolerance is None else as_tolerance(tolerance)
+    rows = np.empty((trace.num_layers, cluster.num_physical_experts), dtype=np.int32)
+    bound = np.empty(trace.num_layers)
+    for block in _blocks(trace.num_layers, progress):
+        whole = block.start == 0 and block.stop >= trace.num_layers
+        part = trace if whole else ExpertLoad(trace.counts[:, block])
+        here = start if start is None or whole else Start(start.experts[block], start.held, start.max_moves)
+        rows[block], bound[block] = balanced(part, cluster, gap, here)
     placement = Placement(
         rows,
         cluster.ep_size,
         num_logical_experts=trace.num_experts,
-        allow_duplicates=allow_duplicates,
+        slots_per_rank=cluster.slots_per_rank,
+        allow_uneven=cluster.allow_uneven,
+    )
+    return PlanResult(placement, "balanced", metrics.rank_load(placement, trace), bound)
+
+
+def _plan_by_sum(
+    name: PolicyName, trace: ExpertLoad, cluster: Cluster, progress: Progress | None
+) -> PlanResult:
+    rows = np.empty((trace.num_layers, cluster.num_physical_experts), dtype=np.int64)
+    for block in _blocks(trace.num_layers, progress):
+        rows[block] = POLICIES[name](trace.total[block], cluster)
+    placement = Placement(
+        rows,
+        cluster.ep_size,
+        num_logical_experts=trace.num_experts,
+        allow_duplicates=cluster.allow_duplicates,
     )
     loads = metrics.rank_load(placement, trace)
-    return PlanResult(placement, name, loads, metrics.balancedness(placement, trace))
+    return PlanResult(placement, name, loads, loads.mean(axis=1))
+
+
+def _blocks(num_layers: int, progress: Progress | None) -> Iterator[slice]:
+    """Yield the layers in blocks, and tell the progress after each."""
+    for start in range(0, num_layers, _LAYERS_PER_BLOCK):
+        stop = min(start + _LAYERS_PER_BLOCK, num_layers)
+        yield slice(start, stop)
+        if progress is not None:
+            progress(stop, num_layers)
+
+
+def _as_policy(policy: str) -> PolicyName:
+    for name in POLICY_NAMES:
+        if name == policy:
+            return name
+    msg = f"policy is {policy!r}; expected one of {', '.join(POLICY_NAMES)}"
+    raise LayoutError(msg)
+
+
+def _refuse_options(policy: PolicyName, cluster: Cluster, **given: object) -> None:
+    for name, value in given.items():
+        if value is not None:
+            found = "given" if isinstance(value, Placement) else repr(value)
+            msg = f"{name} is {found}; expected none with policy {policy!r}: only 'balanced' has it"
+            raise LayoutError(msg)
+    if cluster.num_physical_experts % cluster.ep_size:
+        msg = (
+            f"num_physical_experts is {cluster.num_physical_experts}; expected a multiple of ep_size "
+            f"{cluster.ep_size} with policy {policy!r}: only 'balanced' plans uneven slots"
+        )
+        raise LayoutError(msg)
+
+
+def _start(current: Placement, trace: ExpertLoad, cluster: Cluster, max_moves: int | None) -> Start:
+    counts = (
+        ("num_layers", trace.num_layers),
+        ("num_logical_experts", trace.num_experts),
+        ("ep_size", cluster.ep_size),
+        ("num_physical_experts", cluster.num_physical_experts),
+    )
+    for name, planned in counts:
+        if getattr(current, name) != planned:
+            msg = (
+                f"{name} of current is {getattr(current, name)}; expected {planned}, as planned "
+                "(`rescale` goes from one number of ranks to another)"
+            )
+            raise LayoutError(msg)
+    if not np.array_equal(current.slots_per_rank, cluster.slots_per_rank):
+        msg = (
+            f"slots_per_rank of current are {current.slots_per_rank.tolist()}; expected "
+            f"{cluster.slots_per_rank.tolist()}, as planned"
+        )
+        raise LayoutError(msg)
+    if max_moves is not None:
+        max_moves = as_count("max_moves", max_moves, 0, error=LayoutError)
+        _refuse_duplicates(current)
+    return Start(current.physical_to_logical, cluster.slots_per_rank.astype(np.int32), max_moves)
+
+
+def _refuse_duplicates(current: Placement) -> None:
+    """Refuse a placement whose second copies cannot stay: replacing them is no question of a budget."""
+    distinct = (current.global_expert_map() >= 0).sum(axis=2)  # [L, R]
+    bad = np.argwhere(distinct < current.slots_per_rank)
+    if bad.size:
+        layer, rank = bad[0].tolist()
+        msg = (
+            f"current has an expert twice on rank {rank} in layer {layer}; expected every expert once on a rank "
+            "where max_moves is given, because the second copy must go"
+        )
+        raise LayoutError(msg)
 
 
 def check_cluster(num_experts: int, cluster: Cluster) -> Cluster:
@@ -133,12 +288,12 @@ def check_cluster(num_experts: int, cluster: Cluster) -> Cluster:
             f"{num_experts} experts at least once, and at most once on each of {ep_size} ranks"
         )
         raise LayoutError(msg)
-    if slots % ep_size:
+    if slots % ep_size and not cluster.allow_uneven:
         counts = (count + num_experts for count in nearest_multiples(slots, num_experts, ep_size))
         nearest = [count for count in counts if count <= most]
         msg = (
             f"num_physical_experts is {slots}; expected a multiple of ep_size {ep_size}, the nearest: "
-            f"{' and '.join(map(str, nearest))}"
+            f"{' and '.join(map(str, nearest))} (or allow_uneven, for ranks with unequally many slots)"
         )
         raise LayoutError(msg)
     if num_experts % groups:
@@ -147,4 +302,4 @@ def check_cluster(num_experts: int, cluster: Cluster) -> Cluster:
     if ep_size % nodes:
         msg = f"num_nodes is {nodes}; expected a divisor of ep_size {ep_size}"
         raise LayoutError(msg)
-    return Cluster(slots, ep_size, groups, nodes, cluster.allow_duplicates)
+    return Cluster(slots, ep_size, groups, nodes, cluster.allow_duplicates, cluster.allow_uneven)

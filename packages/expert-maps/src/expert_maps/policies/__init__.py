@@ -7,20 +7,22 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Literal, get_args
 
 from expert_maps.policies import deepseek
+from expert_maps.policies.balanced import DEFAULT_TOLERANCE
 
 if TYPE_CHECKING:
     from expert_maps.policies.base import Policy
 
-PolicyName = Literal["deepseek", "deepseek_hierarchical", "deepseek_global"]
+PolicyName = Literal["balanced", "deepseek", "deepseek_hierarchical", "deepseek_global"]
 POLICY_NAMES: tuple[PolicyName, ...] = get_args(PolicyName)
 
 # What `expert_maps.plan` plans with where no policy is named.
-DEFAULT_POLICY: PolicyName = "deepseek"
+DEFAULT_POLICY: PolicyName = "balanced"
 
+# Those that plan from a sum of loads alone. `balanced` knows more: windows, a present placement, its own bound.
 POLICIES: dict[PolicyName, Policy] = {
     "deepseek": deepseek.automatic,
     "deepseek_hierarchical": deepseek.hierarchical,
     "deepseek_global": deepseek.globally,
 }
 
-__all__ = ["DEFAULT_POLICY", "POLICIES", "POLICY_NAMES", "PolicyName"]
+__all__ = ["DEFAULT_POLICY", "DEFAULT_TOLERANCE", "POLICIES", "POLICY_NAMES", "PolicyName"]

@@ -7,8 +7,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
+import numpy as np
+
+from expert_maps._rules import split_evenly
+
 if TYPE_CHECKING:
-    import numpy as np
     from numpy.typing import NDArray
 
 
@@ -17,11 +20,13 @@ class Cluster:
     """What a policy plans for; the counts are consistent when a policy sees them.
 
     Attributes:
-        num_physical_experts: P, slots of one layer over all ranks; divides by ``ep_size``.
+        num_physical_experts: P, slots of one layer over all ranks; divides by ``ep_size`` unless
+            ``allow_uneven``.
         ep_size: R.
         num_groups: the router's expert groups; divides E.
         num_nodes: servers of ``ep_size / num_nodes`` ranks each.
         allow_duplicates: whether a policy may put an expert twice on a rank.
+        allow_uneven: whether ranks may have unequally many slots.
     """
 
     num_physical_experts: int
@@ -29,6 +34,18 @@ class Cluster:
     num_groups: int = 1
     num_nodes: int = 1
     allow_duplicates: bool = False
+    allow_uneven: bool = False
+
+    @property
+    def is_hierarchical(self) -> bool:
+        """Whether each group's experts stay on one node, as DeepSeek EPLB decides it."""
+        return self.num_nodes > 1 and self.num_groups % self.num_nodes == 0
+
+    @property
+    def slots_per_rank(self) -> NDArray[np.int64]:
+        """int64 [R]: an equal share each; of what is left over one more on the first ranks (of each node)."""
+        nodes = self.num_nodes if self.is_hierarchical else 1
+        return np.tile(split_evenly(self.num_physical_experts // nodes, self.ep_size // nodes), nodes)
 
 
 class Policy(Protocol):

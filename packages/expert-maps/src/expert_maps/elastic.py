@@ -1,0 +1,131 @@
+# SPDX-FileCopyrightText: The expert-maps authors
+# SPDX-License-Identifier: Apache-2.0
+"""`rescale`: from a placement to one on fewer or more ranks, with as few moves as possible."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from expert_maps import metrics
+from expert_maps._validation import as_count, as_index
+from expert_maps.errors import LayoutError
+from expert_maps.load import ExpertLoad
+from expert_maps.metrics import Moves
+from expert_maps.planning import PlanResult, check_cluster, plan_balanced
+from expert_maps.policies.balanced import Start
+from expert_maps.policies.base import Cluster
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from numpy.typing import ArrayLike, NDArray
+
+    from expert_maps.placement import Placement
+
+    Int32Array = NDArray[np.int32]
+
+
+def rescale(
+    current: Placement,
+    load: ArrayLike | ExpertLoad,
+    *,
+    ep_size: int | None = None,
+    failed_ranks: Iterable[int] = (),
+    num_physical_experts: int | None = None,
+    num_groups: int = 1,
+    num_nodes: int = 1,
+    tolerance: float | None = None,
+    max_moves: int | None = 0,
+    allow_uneven: bool = False,
+) -> PlanResult:
+    """Plan for the ranks that are left, or for more of them, from the placement in use.
+
+    The ranks that stay keep their order and are numbered anew from 0; new ranks come after them. Copies stay where
+    they are as far as the slots allow, and every expert survives. What must move anyway is placed where it balances
+    the load best: experts that were on lost ranks only, and the contents of new slots.
+
+    Args:
+        current: the placement in use, of L layers and E experts.
+        load: as for `plan`.
+        ep_size: ranks afterwards; None for those that do not fail. Fewer: the last ones are given up.
+        failed_ranks: ranks whose copies are lost.
+        num_physical_experts: slots of a layer afterwards; None for as many on a rank as there are now.
+        num_groups: as for `plan`.
+        num_nodes: as for `plan`.
+        tolerance: as for `plan`.
+        max_moves: slots of a layer that may receive another expert beyond those that must, for a better balance; None
+            for any number.
+        allow_uneven: as for `plan`.
+
+    Returns:
+        The plan; its ``moves`` are bool [L, P] over the new slots, ``fetched`` those whose rank did not hold the expert.
+
+    Raises:
+        LoadError: the load is invalid, or not of the placement's layers and experts.
+        LayoutError: a rank does not exist, none is left, or the counts allow no placement.
+    """
+    trace = load if isinstance(load, ExpertLoad) else ExpertLoad(load)
+    metrics.check_shape(current, trace)
+    kept = _surviving(current, failed_ranks)
+    ranks = len(kept) if ep_size is None else as_count("ep_size", ep_size, 1, error=LayoutError)
+    kept = kept[:ranks]
+    if num_physical_experts is None:
+        num_physical_experts = _same_slots(current, ranks)
+    cluster = check_cluster(
+        trace.num_experts, Cluster(num_physical_experts, ranks, num_groups, num_nodes, allow_uneven=allow_uneven)
+    )
+    if max_moves is not None:
+        max_moves = as_count("max_moves", max_moves, 0, error=LayoutError)
+    held = np.zeros(ranks, dtype=np.int32)
+    held[: len(kept)] = current.slots_per_rank[kept]
+    slots = np.concatenate([np.arange(*current.rank_offsets[rank : rank + 2]) for rank in kept])
+    experts = current.physical_to_logical[:, slots]
+    result = plan_balanced(trace, cluster, tolerance, Start(experts, held, max_moves))
+    return PlanResult(
+        result.placement,
+        result.policy,
+        result.rank_load,
+        result.lower_bound,
+        _moves(_padded(experts, held), result.placement),
+    )
+
+
+def _surviving(current: Placement, failed_ranks: Iterable[int]) -> NDArray[np.intp]:
+    failed = {as_index("failed rank", rank, current.ep_size) for rank in failed_ranks}
+    kept = np.array([rank for rank in range(current.ep_size) if rank not in failed], dtype=np.intp)
+    if not kept.size:
+        msg = f"failed_ranks are all {current.ep_size}; expected at least one rank that is left"
+        raise LayoutError(msg)
+    return kept
+
+
+def _same_slots(current: Placement, ranks: int) -> int:
+    per_rank = int(current.slots_per_rank.max())
+    total = per_rank * ranks
+    if total < current.num_logical_experts:
+        needed = -(-current.num_logical_experts // ranks)
+        msg = (
+            f"ep_size is {ranks} with {per_rank} slots a rank, {total} in all; expected at least "
+            f"{current.num_logical_experts}, one for each expert: give num_physical_experts, {needed * ranks} or more"
+        )
+        raise LayoutError(msg)
+    return total
+
+
+def _padded(experts: Int32Array, held: Int32Array) -> Int32Array:
+    """Return the experts that each rank holds, int32 [L, R, X], padded with −1."""
+    padded = np.full((len(experts), len(held), int(held.max())), -1, dtype=np.int32)
+    padded[:, np.arange(padded.shape[2]) < held[:, None]] = experts
+    return padded
+
+
+def _moves(held: Int32Array, after: Placement) -> Moves:
+    """Compare the new slots with what stood in them, or, beyond what a rank had, with nothing."""
+    index = after.slot_index
+    before = np.full(after.physical_to_logical.shape, -1, dtype=np.int32)
+    old = index < held.shape[2]
+    before[:, old] = held[:, after.slot_rank[old], index[old]]
+    arrived = metrics.arrivals(held, after)
+    return Moves(before != after.physical_to_logical, arrived)

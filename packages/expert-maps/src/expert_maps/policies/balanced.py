@@ -1,0 +1,167 @@
+# SPDX-FileCopyrightText: The expert-maps authors
+# SPDX-License-Identifier: Apache-2.0
+"""The project's own policy: a search that knows a lower bound and stops when it is near enough to it.
+
+The search itself is compiled code (``native/``); ``docs/PLANNER.md`` describes it and its sources.
+"""
+
+from __future__ import annotations
+
+import ctypes
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from expert_maps._library import load_library
+from expert_maps.errors import LayoutError
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    from expert_maps.load import ExpertLoad
+    from expert_maps.policies.base import Cluster
+
+    Int32Array = NDArray[np.int32]
+    Float64Array = NDArray[np.float64]
+
+# Half a thousandth is below what a window of load can tell, and is reached in the time of a greedy packing.
+DEFAULT_TOLERANCE = 4e-4
+# Random restarts are worth their time only to those who ask for more than the default.
+_MOST_KICKS = 64
+
+# More windows than these say little more and cost as much again: neighbours are added up.
+MOST_WINDOWS = 16
+
+_PLANNED, _OUT_OF_MEMORY, _NOT_GROUPED = 0, 1, 2
+
+
+@dataclass(frozen=True)
+class Start:
+    """The placement from which a plan starts.
+
+    Attributes:
+        experts: int32 [L, H], the experts that each rank holds now, rank after rank; −1 where a slot is empty.
+        held: int32 [R], how many of them are each rank's; adds up to H.
+        max_moves: slots of a layer that may receive an expert which their rank does not hold, beyond those that
+            cannot be avoided; None for any number.
+    """
+
+    experts: Int32Array
+    held: Int32Array
+    max_moves: int | None = None
+
+
+class _Problem(ctypes.Structure):
+    """``Problem`` of ``native/plan.h``."""
+
+    _fields_ = (
+        *((name, ctypes.c_int64) for name in ("layers", "experts", "ranks", "nodes", "groups", "windows", "slots")),
+        *((name, ctypes.c_void_p) for name in ("capacity", "load", "window_load", "current", "held")),
+        ("max_moves", ctypes.c_int64),
+        ("max_kicks", ctypes.c_int64),
+        ("tolerance", ctypes.c_double),
+        *((name, ctypes.c_void_p) for name in ("slot", "bound", "rank_load")),
+    )
+
+
+def check_counts(num_experts: int, cluster: Cluster) -> None:
+    """Refuse counts for which there is no placement by this policy.
+
+    Raises:
+        LayoutError: more slots than distinct copies, or slots that do not divide by the nodes.
+    """
+    nodes = cluster.num_nodes if cluster.is_hierarchical else 1
+    most = num_experts * (cluster.ep_size // nodes)
+    if cluster.num_physical_experts > most:
+        where = f"on each of {cluster.ep_size} ranks" if nodes == 1 else "on each rank of its node"
+        msg = (
+            f"num_physical_experts is {cluster.num_physical_experts}; expected at most {most}: each of "
+            f"{num_experts} experts once {where}"
+        )
+        raise LayoutError(msg)
+    if cluster.num_physical_experts % nodes:
+        msg = (
+            f"num_physical_experts is {cluster.num_physical_experts}; expected a multiple of num_nodes {nodes}: "
+            "every node has as many groups, and as many slots"
+        )
+        raise LayoutError(msg)
+
+
+def balanced(
+    load: ExpertLoad, cluster: Cluster, tolerance: float, start: Start | None = None
+) -> tuple[Int32Array, Float64Array]:
+    """Plan.
+
+    Args:
+        load: [steps, L, E]; with several steps the sum over steps of the hottest rank is what is planned for.
+        cluster: what to plan for, as `check_counts` accepts it.
+        tolerance: stop a layer once its hottest rank is at most this fraction above the lower bound.
+        start: where the experts are now; None to plan from scratch.
+
+    Returns:
+        physical_to_logical: int32 [L, P].
+        lower_bound: float64 [L], tokens; under the summed load no placement's hottest rank carries less.
+
+    Raises:
+        LayoutError: the present placement has a group on several nodes, which ``max_moves`` cannot put right.
+        MemoryError: there is too little of it.
+    """
+    windows = _windows(load)
+    rows = np.empty((load.num_layers, cluster.num_physical_experts), dtype=np.int32)
+    bound = np.empty(load.num_layers)
+    arrays = {
+        "capacity": cluster.slots_per_rank.astype(np.int32),
+        "load": np.ascontiguousarray(load.total),
+        "window_load": windows,
+        "current": None if start is None else np.ascontiguousarray(start.experts, dtype=np.int32),
+        "held": None if start is None else np.ascontiguousarray(start.held, dtype=np.int32),
+        "slot": rows,
+        "bound": bound,
+        "rank_load": np.empty((load.num_layers, cluster.ep_size)),
+    }
+    problem = _Problem(
+        layers=load.num_layers,
+        experts=load.num_experts,
+        ranks=cluster.ep_size,
+        nodes=cluster.num_nodes if cluster.is_hierarchical else 1,
+        groups=cluster.num_groups if cluster.is_hierarchical else 1,
+        windows=1 if windows is None else windows.shape[1],
+        slots=cluster.num_physical_experts,
+        max_moves=-1 if start is None or start.max_moves is None else start.max_moves,
+        max_kicks=min(int(12 * (DEFAULT_TOLERANCE / tolerance - 1) / 3), _MOST_KICKS)
+        if tolerance < DEFAULT_TOLERANCE
+        else 0,
+        # The descent over windows starts from such a plan, and has no use for the last digits.
+        tolerance=tolerance if windows is None else max(tolerance, 0.01),
+        **{name: None if array is None else array.ctypes.data for name, array in arrays.items()},
+    )
+    status = load_library().expert_maps_plan(ctypes.byref(problem))
+    if status == _OUT_OF_MEMORY:
+        raise MemoryError
+    if status == _NOT_GROUPED:
+        layer = int(np.argmax(bound < 0))
+        msg = (
+            f"current has an expert group on several nodes in layer {layer}; expected each of the "
+            f"{cluster.num_groups} groups on one of {cluster.num_nodes} nodes, or no max_moves"
+        )
+        raise LayoutError(msg)
+    return rows, bound
+
+
+def _windows(load: ExpertLoad) -> Float64Array | None:
+    """Return what the windows to come may look like, float64 [L, windows, E]; None with a single one.
+
+    A short history says little about single windows. So every expert is drawn towards its own mean, by the
+    geometric mean of both, and the more so the fewer windows there are.
+    """
+    if load.num_steps == 1:
+        return None
+    size = -(-load.num_steps // MOST_WINDOWS)
+    counts = load.windows(size).counts if size > 1 else load.counts
+    shrink = min(0.5, 1.6 / len(counts))
+    mean = counts.mean(axis=0)
+    # So that an expert without tokens in a window stays finite, and one without any stays at nothing.
+    floor = 0.02 * mean.mean(axis=-1, keepdims=True) + np.finfo(float).tiny
+    drawn = mean * ((counts + floor) / (mean + floor)) ** (1 - shrink)
+    return np.ascontiguousarray(drawn.transpose(1, 0, 2))
