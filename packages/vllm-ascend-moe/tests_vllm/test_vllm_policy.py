@@ -14,7 +14,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from vllm.distributed.eplb.policy import AbstractEplbPolicy
 
-from expert_maps import POLICY_NAMES, LayoutError, LoadError, Placement, generate_placement, plan
+from expert_maps import (
+    POLICY_NAMES,
+    LayoutError,
+    LoadError,
+    Placement,
+    balancedness,
+    generate_placement,
+    plan,
+)
 from vllm_ascend_moe.policy import keep_slots, make_policy
 
 if TYPE_CHECKING:
@@ -36,8 +44,9 @@ def rebalance(
     nodes: int = 1,
     ranks: int = 4,
     old: torch.Tensor | None = None,
+    max_moves: int | None = None,
 ) -> torch.Tensor:
-    made = make_policy(policy)
+    made = make_policy(policy, max_moves)
     return made.rebalance_experts(torch.from_numpy(weight), replicas, groups, nodes, ranks, old)
 
 
@@ -86,13 +95,39 @@ def test_the_same_load_gives_every_rank_the_same_placement() -> None:
 
 
 def test_an_expert_that_stays_on_its_rank_keeps_its_slot() -> None:
-    fresh = rebalance(load())
+    fresh = rebalance(load(), policy="deepseek")
     # Each rank's experts are those of the plan already, in another order: nothing is to be moved.
     old = fresh.view(3, 4, 5).flip(dims=[2]).reshape(3, 20)
     assert not torch.equal(old, fresh)
-    assert torch.equal(rebalance(load(), old=old), old)
-    other = rebalance(load(seed=1), old=fresh)
-    assert other.tolist() == keep_slots(rebalance(load(seed=1)).numpy(), fresh.numpy(), 4).tolist()
+    assert torch.equal(rebalance(load(), policy="deepseek", old=old), old)
+    other = rebalance(load(seed=1), policy="deepseek", old=fresh)
+    planned = rebalance(load(seed=1), policy="deepseek")
+    assert other.tolist() == keep_slots(planned.numpy(), fresh.numpy(), 4).tolist()
+
+
+def test_balanced_plans_from_the_present_placement_within_its_budget() -> None:
+    weight = load(experts=64)
+    before = rebalance(weight, replicas=72, ranks=8)
+    shifted = weight * np.random.default_rng(5).lognormal(sigma=0.3, size=weight.shape)
+    assert torch.equal(rebalance(weight, replicas=72, ranks=8, old=before), before)
+    placed = Placement(before.numpy(), 8, num_logical_experts=64)
+    kept = balancedness(placed, shifted)
+    for budget in (0, 4, 10):
+        after = rebalance(shifted, replicas=72, ranks=8, old=before, max_moves=budget)
+        assert (after != before).sum(dim=1).max() <= budget
+        wanted = plan(shifted, num_physical_experts=72, ep_size=8, current=placed, max_moves=budget)
+        assert after.tolist() == wanted.placement.physical_to_logical.tolist()
+        assert (balancedness(Placement(after.numpy(), 8, num_logical_experts=64), shifted) >= kept).all()
+    free = rebalance(shifted, replicas=72, ranks=8, old=before)
+    fresh = rebalance(shifted, replicas=72, ranks=8)
+    assert (free != before).sum() < (fresh != before).sum()
+
+
+def test_balanced_plans_anew_where_the_present_placement_is_not_one() -> None:
+    fresh = rebalance(load())
+    twice = fresh.clone()
+    twice[:, 1] = twice[:, 0]
+    assert torch.equal(rebalance(load(), old=twice, max_moves=3).sort(dim=1).values, fresh.sort(dim=1).values)
 
 
 @pytest.mark.parametrize("dtype", [torch.int32, torch.int64, torch.float32])
@@ -116,16 +151,17 @@ def test_what_it_returns_is_a_placement_near_the_old_one(
     slots = data.draw(st.integers(-(-experts // ranks), experts))
     seeds = data.draw(st.integers(0, 2**32 - 1)), data.draw(st.integers(0, 2**32 - 1))
     old, new = (load(layers, experts, seed) for seed in seeds)
-    before = rebalance(old, replicas=slots * ranks, ranks=ranks)
-    after = rebalance(new, replicas=slots * ranks, ranks=ranks, old=before)
-    fresh = rebalance(new, replicas=slots * ranks, ranks=ranks)
+    counts: dict[str, Any] = {"replicas": slots * ranks, "ranks": ranks, "policy": "deepseek"}
+    before = rebalance(old, **counts)
+    after = rebalance(new, **counts, old=before)
+    fresh = rebalance(new, **counts)
     placement = Placement(after.numpy(), ranks, num_logical_experts=experts)
     assert placement.num_layers == layers
     # The plan itself is the planner's: only slots within a rank differ.
     assert torch.equal(after.view(-1, slots).sort(dim=1).values, fresh.view(-1, slots).sort(dim=1).values)
     # The same load again moves nothing.
-    assert torch.equal(rebalance(old, replicas=slots * ranks, ranks=ranks, old=before), before)
-    assert torch.equal(rebalance(new, replicas=slots * ranks, ranks=ranks, old=after), after)
+    assert torch.equal(rebalance(old, **counts, old=before), before)
+    assert torch.equal(rebalance(new, **counts, old=after), after)
 
 
 # Where no plan can be made

@@ -37,6 +37,7 @@ def ascend_options(settings: Settings, engine_args: Any) -> dict[str, Any]:
     without = {
         "layout": settings.layout not in {None, "linear", "ring"},
         "policy": settings.policy is not None,
+        "max_moves": settings.max_moves is not None,
         "replica_choice": settings.choice != "rank_offset" or settings.replica_choice is not None,
         "log_balancedness": settings.log_balancedness is not None,
         "log_balancedness_interval": settings.log_balancedness_interval is not None,

@@ -10,7 +10,8 @@ import numpy as np
 import torch
 from vllm.distributed.eplb.policy import AbstractEplbPolicy
 
-from expert_maps import ExpertMapsError, plan
+from expert_maps import ExpertMapsError, Placement, PlacementError, plan
+from expert_maps._library import load_library
 from expert_maps.policies import DEFAULT_POLICY
 from vllm_ascend_moe._log import logger
 
@@ -18,12 +19,19 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 
-def make_policy(name: str | None = None) -> type[AbstractEplbPolicy]:
+def make_policy(name: str | None = None, max_moves: int | None = None) -> type[AbstractEplbPolicy]:
     """Return a policy of expert-maps behind vLLM's interface.
 
     Args:
         name: one of `expert_maps.POLICY_NAMES`; None for `expert_maps.plan`'s default.
+        max_moves: slots of a layer that one rearrangement may change, with the policy ``balanced``; None for any number.
+
+    Raises:
+        ExpertMapsError: the compiled planner, which ``balanced`` needs, is missing.
     """
+    policy = name or DEFAULT_POLICY
+    if policy == "balanced":
+        load_library()  # so that a missing one is known at the start, not at the first rearrangement
 
     class ExpertMapsPolicy(AbstractEplbPolicy):  # type: ignore[misc] # vLLM is not installed where types are checked
         """Plans every rearrangement; the same load gives every rank the same placement."""
@@ -47,12 +55,16 @@ def make_policy(name: str | None = None) -> type[AbstractEplbPolicy]:
                 num_nodes: servers.
                 num_ranks: R.
                 old_global_expert_indices: [L, P], the present placement; an expert that stays on its rank
-                    keeps its slot. Returned where no plan can be made.
+                    keeps its slot, and ``balanced`` plans from it. Returned where no plan can be made.
 
             Returns:
                 physical_to_logical, int64 [L, P], on the CPU.
             """
             load = weight.cpu().numpy()
+            old = None if old_global_expert_indices is None else old_global_expert_indices.cpu().numpy()
+            current = None
+            if policy == "balanced" and old is not None:
+                current = _as_placement(old, load.shape[1], num_replicas, num_ranks)
             try:
                 result = plan(
                     load,
@@ -61,19 +73,31 @@ def make_policy(name: str | None = None) -> type[AbstractEplbPolicy]:
                     # vLLM counts one group where the router has none, and 0 in some models.
                     num_groups=num_groups if num_groups > 0 and load.shape[1] % num_groups == 0 else 1,
                     num_nodes=num_nodes,
-                    policy=name or DEFAULT_POLICY,
+                    policy=policy,
+                    current=current,
+                    max_moves=None if current is None else max_moves,
                 )
             except ExpertMapsError:
-                if old_global_expert_indices is None:
+                if old is None:
                     raise
                 logger.exception("no plan could be made; the placement stays as it is")
-                return old_global_expert_indices.cpu().long()
+                return torch.from_numpy(old.astype(np.int64))
             rows = result.placement.physical_to_logical
-            if old_global_expert_indices is not None:
-                rows = keep_slots(rows, old_global_expert_indices.cpu().numpy(), num_ranks)
+            if old is not None and current is None:
+                rows = keep_slots(rows, old, num_ranks)
             return torch.from_numpy(rows.astype(np.int64))
 
     return ExpertMapsPolicy
+
+
+def _as_placement(old: NDArray[np.integer], num_experts: int, num_slots: int, ep_size: int) -> Placement | None:
+    """Return the present placement, or None where there is none to start from: other counts, or an invalid one."""
+    if old.shape[1] != num_slots:
+        return None
+    try:
+        return Placement(old, ep_size, num_logical_experts=num_experts)
+    except PlacementError:
+        return None
 
 
 def keep_slots(new: NDArray[np.int32], old: NDArray[np.integer], ep_size: int) -> NDArray[np.int32]:

@@ -255,7 +255,7 @@ class Serving:
         if self.settings.policy != VLLM_POLICY:
             from vllm_ascend_moe.policy import make_policy
 
-            state.policy = make_policy(self.settings.policy)
+            state.policy = make_policy(self.settings.policy, self.settings.max_moves)
         model_state = next(reversed(state.model_states.values()))
         if self._main_state is None and model_config is self.config.model_config:
             self.ranks.read_layers(model)

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
 from expert_maps import POLICY_NAMES, ExpertMapsError, LayoutName
+from expert_maps.policies import DEFAULT_POLICY
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -62,6 +63,7 @@ class _Options(BaseModel):
     num_redundant_experts: Count | None = None
     dynamic: bool | None = None
     policy: str | None = None
+    max_moves: Count | None = None
     record_path: FilePath = None
     replica_choice: ReplicaChoiceName | None = None
     replica_weights_path: FilePath = None
@@ -84,6 +86,8 @@ class Settings(_Options):
         dynamic: whether experts are moved while serving; None for whether vLLM's ``--enable-eplb`` is given.
         policy: how a dynamic placement is planned: a policy of expert-maps, or ``vllm`` for vLLM's own; None
             for expert-maps' default.
+        max_moves: slots of a layer that one rearrangement may change, with the policy ``balanced``; None for any
+            number.
         record_path: an ``.npz`` or ``.npy`` file to write the expert load to, int64 [steps, L, E].
         replica_choice: which copy of an expert a token takes, see `vllm_ascend_moe.replicas`; None for
             ``weighted`` where there are weights, else ``rank_offset``.
@@ -103,6 +107,9 @@ class Settings(_Options):
         policies = (*POLICY_NAMES, VLLM_POLICY)
         if self.policy is not None and self.policy not in policies:
             msg = f"policy is {self.policy!r}; expected one of {', '.join(policies)}{_nearest(self.policy, policies)}"
+            raise ValueError(msg)
+        if self.max_moves is not None and (self.policy or DEFAULT_POLICY) != "balanced":
+            msg = f"max_moves is {self.max_moves} with the policy {self.policy!r}; expected it with 'balanced' only"
             raise ValueError(msg)
         if self.expert_map_path is not None and self.layout is not None:
             msg = (

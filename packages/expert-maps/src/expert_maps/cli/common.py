@@ -37,6 +37,13 @@ AllowUnevenOption = Annotated[
 AllowDuplicatesOption = Annotated[
     bool, typer.Option("--allow-duplicates", help="Accept an expert twice on a rank.")
 ]
+ToleranceOption = Annotated[
+    float | None,
+    typer.Option(
+        "--tolerance",
+        help="The gap at which `balanced` stops, a fraction; 0.0004 if not given. Looser is faster.",
+    ),
+]
 OutputOption = Annotated[
     Path | None,
     typer.Option("--output", "-o", help="Where to write the vllm-ascend expert map; the name ends in .json."),

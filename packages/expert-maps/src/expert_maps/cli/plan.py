@@ -5,32 +5,26 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
-import numpy as np
 import typer
-from rich.table import Table
 
-from expert_maps import metrics
 from expert_maps.cli.common import (
     AllowDuplicatesOption,
+    AllowUnevenOption,
     JsonOption,
     OutputOption,
+    ToleranceOption,
     bad_input,
-    console,
     print_json,
     progress_bar,
+    read_map,
 )
+from expert_maps.cli.report import linear_layout, plan_document, print_plan
+from expert_maps.errors import ExpertMapsError
 from expert_maps.formats import read_load, vllm_ascend, write_placement
-from expert_maps.layouts import generate_placement
 from expert_maps.planning import plan as plan_placement
-from expert_maps.policies import POLICY_NAMES
-
-if TYPE_CHECKING:
-    from expert_maps.load import ExpertLoad
-    from expert_maps.placement import Placement
-    from expert_maps.planning import PlanResult
-
+from expert_maps.policies import DEFAULT_POLICY, POLICY_NAMES
 
 def plan(
     load: Annotated[
@@ -47,7 +41,22 @@ def plan(
     ep_size: Annotated[int, typer.Option("--ep-size", help="Expert-parallel ranks.")],
     groups: Annotated[int, typer.Option("--groups", help="The router's expert groups.")] = 1,
     nodes: Annotated[int, typer.Option("--nodes", help="Servers that the ranks are spread over.")] = 1,
-    policy: Annotated[str, typer.Option("--policy", help=f"One of {', '.join(POLICY_NAMES)}.")] = "deepseek",
+    policy: Annotated[
+        str, typer.Option("--policy", help=f"One of {', '.join(POLICY_NAMES)}.")
+    ] = DEFAULT_POLICY,
+    tolerance: ToleranceOption = None,
+    current: Annotated[
+        Path | None,
+        typer.Option("--current", help="The map in use: plan from it, so that little moves."),
+    ] = None,
+    max_moves: Annotated[
+        int | None,
+        typer.Option("--max-moves", help="Slots of a layer that may change, with --current; any number if not given."),
+    ] = None,
+    expert_bytes: Annotated[
+        int | None,
+        typer.Option("--expert-bytes", help="Bytes of one expert's weights, to add up transfers with --current."),
+    ] = None,
     key: Annotated[
         str | None,
         typer.Option(
@@ -55,18 +64,25 @@ def plan(
         ),
     ] = None,
     output: OutputOption = None,
+    allow_uneven: AllowUnevenOption = False,
     allow_duplicates: AllowDuplicatesOption = False,
     json: JsonOption = False,
 ) -> None:
     """Plan which experts get copies and where they sit, and print balancedness before and after.
 
-    Before is the linear layout without redundant experts. Balancedness is mean / max rank load; 1 is
-    perfect. The total is the ratio of the sums over layers, as vLLM logs it.
+    Before is the map in use (--current), or the linear layout without redundant experts. Balancedness is mean /
+    max rank load; 1 is perfect. The gap is how far the hottest rank is above a proved lower bound: no plan can gain
+    more than that. The total is the ratio of the sums over layers, as vLLM logs it. A load of several steps is
+    planned for the sum over steps of the hottest rank; balancedness over steps is the ratio of those sums.
     """
     with bad_input():
         if output is not None:
             vllm_ascend.check_output_name(output)
         trace = read_load(load, key)
+        before = None if current is None else read_map(current, allow_uneven=allow_uneven)
+        if expert_bytes is not None and before is None:
+            msg = f"--expert-bytes is {expert_bytes}; expected it with --current, the map that is moved from"
+            raise ExpertMapsError(msg)
         with progress_bar("planning layers") as progress:
             result = plan_placement(
                 trace,
@@ -75,63 +91,20 @@ def plan(
                 policy=policy,
                 num_groups=groups,
                 num_nodes=nodes,
+                tolerance=tolerance,
+                current=before,
+                max_moves=max_moves,
+                allow_uneven=allow_uneven,
                 allow_duplicates=allow_duplicates,
                 progress=progress,
             )
+        size = None if expert_bytes is None or result.moves is None else result.moves.bytes(expert_bytes)
         if not trace.total.any():
             typer.echo(f"warning: {load}: every count is 0, there is nothing to balance", err=True)
-        before = generate_placement(
-            "linear", num_experts=trace.num_experts, ep_size=ep_size, num_layers=trace.num_layers
-        )
+        before = before or linear_layout(trace, result.placement.ep_size)
         if output is not None:
             write_placement(result.placement, output)
     if json:
-        print_json(_as_document(trace, before, result, output))
+        print_json(plan_document(trace, before, result, output, size))
     else:
-        _print_table(trace, before, result, output)
-
-
-def _as_document(
-    trace: ExpertLoad, before: Placement, result: PlanResult, output: Path | None
-) -> dict[str, object]:
-    placement = result.placement
-    return {
-        "policy": result.policy,
-        "num_layers": placement.num_layers,
-        "num_logical_experts": placement.num_logical_experts,
-        "num_redundant_experts": placement.num_redundant_experts,
-        "ep_size": placement.ep_size,
-        "balancedness_before": metrics.balancedness(before, trace).tolist(),
-        "balancedness": result.balancedness.tolist(),
-        "overall_balancedness_before": metrics.overall_balancedness(before, trace),
-        "overall_balancedness": metrics.overall_balancedness(placement, trace),
-        "digest": placement.digest,
-        "output": None if output is None else str(output),
-    }
-
-
-def _print_table(trace: ExpertLoad, before: Placement, result: PlanResult, output: Path | None) -> None:
-    placement = result.placement
-    table = Table(
-        title=f"{result.policy}: {placement.num_logical_experts} experts "
-        f"+ {placement.num_redundant_experts} redundant on {placement.ep_size} ranks, "
-        f"{trace.num_steps} step{'s' * (trace.num_steps > 1)} of load",
-        title_justify="left",
-    )
-    for title in ("layer", "before", "after", "max/mean before", "max/mean after", "most copies"):
-        table.add_column(title, justify="right")
-    old = metrics.balancedness(before, trace)
-    copies = placement.replica_count.max(axis=1)
-    for layer, (was, now) in enumerate(zip(old, result.balancedness, strict=True)):
-        table.add_row(
-            str(layer), f"{was:.4f}", f"{now:.4f}", f"{1 / was:.3f}", f"{1 / now:.3f}", str(copies[layer])
-        )
-    was = metrics.overall_balancedness(before, trace)
-    now = metrics.overall_balancedness(placement, trace)
-    table.add_section()
-    table.add_row(
-        "total", f"{was:.4f}", f"{now:.4f}", f"{1 / was:.3f}", f"{1 / now:.3f}", str(np.max(copies))
-    )
-    console.print(table)
-    if output is not None:
-        typer.echo(f"written: {output}")
+        print_plan(trace, before, result, output, size)
