@@ -13,11 +13,11 @@
 
 #define BINS 256
 #define CHOICES 8 /* counts that are looked at one by one; more copies are bounded together */
-#define ROUNDS 160
+#define ROUNDS 80
 
 typedef struct {
     double weight[BINS + 1]; /* multipliers, not normalised */
-    double price;            /* of a slot */
+    double price; /* of a slot */
 } Multipliers;
 
 typedef struct {
@@ -90,9 +90,11 @@ static int is_impossible(const Layer *p, double target, int32_t most, Multiplier
         if (value < -1e-9 * p->num_slots) return 1;
         for (int32_t i = 0; i <= BINS; i++)
             if (fabs(sum[i]) > largest) largest = fabs(sum[i]);
-        const double pace = 1 / sqrt(1.0 + round), step = 3 * pace / largest, free_slots = p->num_slots - used;
-        for (int32_t i = 0; i <= BINS; i++) m->weight[i] = m->weight[i] * exp(-step * sum[i]) + 1e-12;
-        m->price -= 0.1 * pace * (free_slots > 0 ? 1 : free_slots < 0 ? -1 : 0);
+        /* Polyak's step, to a value somewhat below zero. The factors are what converged soonest on trial. */
+        const double unused = p->num_slots - used;
+        const double step = (value + 0.005 * p->num_slots) / (largest * largest + 10 * unused * unused);
+        for (int32_t i = 0; i <= BINS; i++) m->weight[i] = m->weight[i] * exp(-30 * step * sum[i]) + 1e-12;
+        m->price -= 10 * step * unused;
     }
     return 0;
 }
@@ -105,7 +107,7 @@ double two_slot_bound(Layer *p, double low, double high, double tolerance) {
     if (!choices) return low; /* a weaker bound is still one */
     for (int32_t i = 0; i <= BINS; i++) m.weight[i] = 1;
     m.price = 0;
-    for (int step = 0; step < 8 && high > low * (1 + tolerance); step++) {
+    for (int step = 0; step < 6 && high > low * (1 + tolerance); step++) {
         const double middle = (low + high) / 2;
         const Multipliers before = m;
         if (is_impossible(p, middle, most, &m, choices)) {
