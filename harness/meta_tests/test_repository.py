@@ -68,7 +68,7 @@ def test_a_member_is_typed_and_needs_no_newer_python(member: str) -> None:
 
 def test_pinned_files_have_hashes_and_no_addresses() -> None:
     files = sorted((ROOT / "requirements").glob("*.txt"))
-    assert {path.stem for path in files} >= {"dev", "run", "nox", "minimums"}
+    assert {path.stem for path in files} >= {"bench", "dev", "run", "nox", "minimums", "zig"}
     for path in files:
         text = path.read_text(encoding="utf-8")
         assert "://" not in text, path
@@ -86,10 +86,11 @@ def test_minimums_pins_the_lowest_version_that_each_package_allows() -> None:
         assert Version(pinned[requirement.name]) == Version(lowest), entry
 
 
-def test_dev_pins_are_what_run_pins() -> None:
-    dev = pins("dev")
-    for name, version in pins("run").items():
-        assert dev[name] == version, name
+@pytest.mark.parametrize("name", ["bench", "dev"])
+def test_pins_of_more_are_what_run_pins(name: str) -> None:
+    more = pins(name)
+    for package, version in pins("run").items():
+        assert more[package] == version, package
 
 
 def test_versions_agree() -> None:

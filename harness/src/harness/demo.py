@@ -14,6 +14,7 @@ import typer
 
 from expert_maps import ExpertMapsError, LoadError, read_load
 from expert_maps.formats.loads import load_keys
+from expert_maps.policies import DEFAULT_POLICY
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -45,7 +46,7 @@ def main(
     ep_size: Annotated[int | None, typer.Option("--ep-size", help="Expert-parallel ranks.")] = None,
     groups: Annotated[int, typer.Option("--groups", help="The router's expert groups.")] = 1,
     nodes: Annotated[int, typer.Option("--nodes", help="Servers.")] = 1,
-    policy: Annotated[str, typer.Option("--policy", help="A policy of `expert-maps plan`.")] = "deepseek",
+    policy: Annotated[str, typer.Option("--policy", help="A policy of `expert-maps plan`.")] = DEFAULT_POLICY,
     output: Annotated[Path, typer.Option("--output", help="The map to write.")] = Path("expert_map.json"),
 ) -> None:
     """Plan a load, write the map, check it and show a rank of it."""

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     Int32Array = NDArray[np.int32]
 
 
-def rescale(
+def rescale(  # noqa: PLR0913 - options by keyword
     current: Placement,
     load: ArrayLike | ExpertLoad,
     *,
@@ -74,7 +74,8 @@ def rescale(
     if num_physical_experts is None:
         num_physical_experts = _same_slots(current, ranks)
     cluster = check_cluster(
-        trace.num_experts, Cluster(num_physical_experts, ranks, num_groups, num_nodes, allow_uneven=allow_uneven)
+        trace.num_experts,
+        Cluster(num_physical_experts, ranks, num_groups, num_nodes, allow_uneven=allow_uneven),
     )
     if max_moves is not None:
         max_moves = as_count("max_moves", max_moves, 0, error=LayoutError)

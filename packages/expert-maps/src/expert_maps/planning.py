@@ -78,7 +78,7 @@ class PlanResult:
         return np.maximum(ratio - 1.0, 0.0)  # rounding may put the peak below its bound
 
 
-def plan(
+def plan(  # noqa: PLR0913 - options by keyword
     load: ArrayLike | ExpertLoad,
     *,
     num_physical_experts: int,

@@ -104,9 +104,15 @@ def split_replicas(placement: Placement, load: ArrayLike | ExpertLoad) -> Replic
         share,
         bound,
     )
-    counts = (placement.num_layers, placement.num_logical_experts, placement.ep_size, share.shape[1])
+    counts = (
+        placement.num_layers,
+        placement.num_logical_experts,
+        placement.ep_size,
+        placement.num_physical_experts,
+    )
     status = load_library().expert_maps_split(
-        *(ctypes.c_int64(count) for count in counts), *(ctypes.c_void_p(array.ctypes.data) for array in arrays)
+        *(ctypes.c_int64(count) for count in counts),
+        *(ctypes.c_void_p(array.ctypes.data) for array in arrays),
     )
     if status:
         raise MemoryError

@@ -90,7 +90,9 @@ def make_policy(name: str | None = None, max_moves: int | None = None) -> type[A
     return ExpertMapsPolicy
 
 
-def _as_placement(old: NDArray[np.integer], num_experts: int, num_slots: int, ep_size: int) -> Placement | None:
+def _as_placement(
+    old: NDArray[np.integer], num_experts: int, num_slots: int, ep_size: int
+) -> Placement | None:
     """Return the present placement, or None where there is none to start from: other counts, or an invalid one."""
     if old.shape[1] != num_slots:
         return None

@@ -26,6 +26,7 @@ from expert_maps.formats import read_load, vllm_ascend, write_placement
 from expert_maps.planning import plan as plan_placement
 from expert_maps.policies import DEFAULT_POLICY, POLICY_NAMES
 
+
 def plan(
     load: Annotated[
         Path,
@@ -51,11 +52,15 @@ def plan(
     ] = None,
     max_moves: Annotated[
         int | None,
-        typer.Option("--max-moves", help="Slots of a layer that may change, with --current; any number if not given."),
+        typer.Option(
+            "--max-moves", help="Slots of a layer that may change, with --current; any number if not given."
+        ),
     ] = None,
     expert_bytes: Annotated[
         int | None,
-        typer.Option("--expert-bytes", help="Bytes of one expert's weights, to add up transfers with --current."),
+        typer.Option(
+            "--expert-bytes", help="Bytes of one expert's weights, to add up transfers with --current."
+        ),
     ] = None,
     key: Annotated[
         str | None,

@@ -24,7 +24,9 @@ if TYPE_CHECKING:
 
 def linear_layout(trace: ExpertLoad, ep_size: int) -> Placement:
     """Return the layout without redundant experts, which a plan is compared with where none is in use."""
-    return generate_placement("linear", num_experts=trace.num_experts, ep_size=ep_size, num_layers=trace.num_layers)
+    return generate_placement(
+        "linear", num_experts=trace.num_experts, ep_size=ep_size, num_layers=trace.num_layers
+    )
 
 
 def plan_document(

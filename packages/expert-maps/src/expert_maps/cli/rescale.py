@@ -36,10 +36,14 @@ def rescale(
     ] = "",
     physical: Annotated[
         int | None,
-        typer.Option("--physical", help="Slots of a layer afterwards; as many on a rank as now if not given."),
+        typer.Option(
+            "--physical", help="Slots of a layer afterwards; as many on a rank as now if not given."
+        ),
     ] = None,
     groups: Annotated[int, typer.Option("--groups", help="The router's expert groups.")] = 1,
-    nodes: Annotated[int, typer.Option("--nodes", help="Servers that the ranks are spread over, afterwards.")] = 1,
+    nodes: Annotated[
+        int, typer.Option("--nodes", help="Servers that the ranks are spread over, afterwards.")
+    ] = 1,
     tolerance: ToleranceOption = None,
     max_moves: Annotated[
         int, typer.Option("--max-moves", help="Slots of a layer that may change beyond those that must.")

@@ -35,7 +35,9 @@ def weights(
     output: Annotated[
         Path | None,
         typer.Option(
-            "--output", "-o", help="Where to write the weights, float64 [layers, experts, copies]; ends in .npy."
+            "--output",
+            "-o",
+            help="Where to write the weights, float64 [layers, experts, copies]; ends in .npy.",
         ),
     ] = None,
     allow_uneven: AllowUnevenOption = False,

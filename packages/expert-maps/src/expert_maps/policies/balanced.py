@@ -2,7 +2,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The project's own policy: a search that knows a lower bound and stops when it is near enough to it.
 
-The search itself is compiled code (``native/``); ``docs/PLANNER.md`` describes it and its sources.
+The search itself is compiled code (``native/``); ``docs/planner.md`` describes it and its sources.
 """
 
 from __future__ import annotations
@@ -56,7 +56,10 @@ class _Problem(ctypes.Structure):
     """``Problem`` of ``native/plan.h``."""
 
     _fields_ = (
-        *((name, ctypes.c_int64) for name in ("layers", "experts", "ranks", "nodes", "groups", "windows", "slots")),
+        *(
+            (name, ctypes.c_int64)
+            for name in ("layers", "experts", "ranks", "nodes", "groups", "windows", "slots")
+        ),
         *((name, ctypes.c_void_p) for name in ("capacity", "load", "window_load", "current", "held")),
         ("max_moves", ctypes.c_int64),
         ("max_kicks", ctypes.c_int64),
@@ -108,11 +111,13 @@ def balanced(
         MemoryError: there is too little of it.
     """
     windows = _windows(load)
+    # By a power of two, which is exact: a layer's largest load is about 1, and nothing over- or underflows.
+    exponent = np.frexp(load.total.max(axis=1))[1]
     rows = np.empty((load.num_layers, cluster.num_physical_experts), dtype=np.int32)
     bound = np.empty(load.num_layers)
     arrays = {
         "capacity": cluster.slots_per_rank.astype(np.int32),
-        "load": np.ascontiguousarray(load.total),
+        "load": np.ascontiguousarray(np.ldexp(load.total, -exponent[:, None])),
         "window_load": windows,
         "current": None if start is None else np.ascontiguousarray(start.experts, dtype=np.int32),
         "held": None if start is None else np.ascontiguousarray(start.held, dtype=np.int32),
@@ -146,7 +151,7 @@ def balanced(
             f"{cluster.num_groups} groups on one of {cluster.num_nodes} nodes, or no max_moves"
         )
         raise LayoutError(msg)
-    return rows, bound
+    return rows, np.ldexp(bound, exponent)
 
 
 def _windows(load: ExpertLoad) -> Float64Array | None:

