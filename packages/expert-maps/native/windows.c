@@ -49,10 +49,12 @@ static float at_best(const Windowed *p, int32_t a, int32_t b) {
     return 2 * sum - p->total[a] - p->total[b];
 }
 
-static void consider_swaps(const Windowed *p, int32_t hot, Change *best) {
+static void consider_swaps(Windowed *p, int32_t hot, Change *best) {
     const int32_t first = hot / p->ranks_per_node * p->ranks_per_node;
     for (int32_t cold = first; cold < first + p->ranks_per_node; cold++) {
+        p->effort -= p->windows;
         if (cold == hot || at_best(p, hot, cold) >= best->change) continue;
+        p->effort -= 2 * (int64_t)p->capacity[hot] * p->capacity[cold] * p->windows;
         const float *hot_load = loads_of(p, hot), *cold_load = loads_of(p, cold);
         const float before = p->total[hot] + p->total[cold];
         for (int32_t i = 0; i < p->capacity[hot]; i++) {
@@ -99,7 +101,7 @@ static void consider_reassignment(Windowed *p, int32_t rank, int32_t out, int32_
     if (p->node_of_expert && p->node_of_expert[in] != rank / p->ranks_per_node) return;
     const int32_t moves = p->was ? !windowed_in(p->was, p, rank, in) - !windowed_in(p->was, p, rank, out) : 0;
     if (!may_move(p, moves)) return;
-    p->effort--;
+    p->effort -= (int64_t)p->windows * (p->count[out] + p->count[in] + 1);
     const float change = reassigned(p, rank, out, in);
     if (change < best->change) *best = (Change){change, 2, rank, rank, out, in, moves};
 }
@@ -149,7 +151,7 @@ void descend_windows(Windowed *p) {
         Change best = {0, 0, -1, -1, -1, -1, 0};
         for (int kind = 1; kind <= 2 && !best.kind; kind++) {
             memset(p->tried, 0, (size_t)p->num_ranks);
-            for (int32_t n = 0; n < p->num_ranks && !best.kind; n++) {
+            for (int32_t n = 0; n < p->num_ranks && !best.kind && p->effort > 0; n++) {
                 int32_t hot = -1;
                 for (int32_t r = 0; r < p->num_ranks; r++)
                     if (!p->tried[r] && (hot < 0 || p->total[r] > p->total[hot])) hot = r;

@@ -23,7 +23,7 @@ typedef struct {
     uint8_t *tried;                /* [R] */
     uint64_t *on, *was;            /* [R, words]; `was` is NULL without a present placement */
     int64_t moves_left;
-    int64_t effort; /* reassignments that may still be tried */
+    int64_t effort; /* loads that may still be weighed: a search over many windows and ranks has no end of its own */
 } Windowed;
 
 /* A step, and by how much the sum changes. 1: `rank` gives `out` to `other` for `in`; 2: `rank` holds `in` in place of `out`. */
