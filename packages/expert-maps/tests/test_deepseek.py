@@ -61,7 +61,9 @@ def slow_plan(load: NDArray[np.float64], physical: int, ranks: int, groups: int,
 
 
 def test_the_published_example_bit_for_bit() -> None:
-    result = plan(README_LOAD, num_physical_experts=16, ep_size=8, num_groups=4, num_nodes=2)
+    result = plan(
+        README_LOAD, num_physical_experts=16, ep_size=8, policy="deepseek", num_groups=4, num_nodes=2
+    )
     assert result.placement.physical_to_logical.tolist() == README_PLAN
     slots, logical_to_physical, count = deepseek.rebalance_experts(np.array(README_LOAD), 16, 4, 2, 8)
     assert slots.tolist() == README_PLAN
@@ -138,7 +140,7 @@ def test_no_expert_stands_twice_and_groups_stay_on_their_node(
 def test_one_hot_load_reaches_perfect_balance() -> None:
     load = np.zeros((1, 64))
     load[0, 9] = 1000
-    result = plan(load, num_physical_experts=72, ep_size=8)
+    result = plan(load, num_physical_experts=72, ep_size=8, policy="deepseek")
     assert result.balancedness.tolist() == [1.0]
     assert result.placement.replica_count[0, 9] == 8
 
@@ -147,11 +149,11 @@ def test_groups_that_do_not_divide_by_nodes_are_planned_globally_or_refused() ->
     load = np.random.default_rng(0).random((2, 12))
     options = {"num_physical_experts": 16, "ep_size": 4, "num_groups": 3, "num_nodes": 2}
     globally = plan(load, num_physical_experts=16, ep_size=4, policy="deepseek_global")
-    assert plan(load, **options).placement == globally.placement  # type: ignore[arg-type]
+    assert plan(load, policy="deepseek", **options).placement == globally.placement  # type: ignore[arg-type]
     with pytest.raises(LayoutError, match="num_groups is 3; expected a multiple of num_nodes 2"):
         plan(load, policy="deepseek_hierarchical", **options)  # type: ignore[arg-type]
 
 
 def test_more_copies_than_a_node_can_hold_are_refused() -> None:
     with pytest.raises(LayoutError, match="num_physical_experts is 8; expected at most 4"):
-        plan([[1, 2]], num_physical_experts=8, ep_size=4, num_groups=2, num_nodes=2)
+        plan([[1, 2]], num_physical_experts=8, ep_size=4, policy="deepseek", num_groups=2, num_nodes=2)

@@ -44,23 +44,43 @@ def test_every_policy_keeps_the_contract(drawn: Counts, seed: int, kind: str, po
     assert again.placement == result.placement
 
 
-def test_steps_are_summed() -> None:
+def test_balanced_is_the_default_policy() -> None:
+    load = np.random.default_rng(0).random((2, 16))
+    usual = plan(load, num_physical_experts=20, ep_size=4)
+    assert usual.policy == "balanced"
+    assert usual.placement == plan(load, num_physical_experts=20, ep_size=4, policy="balanced").placement
+
+
+@pytest.mark.parametrize("policy", [name for name in POLICY_NAMES if name != "balanced"])
+def test_steps_are_summed_by_policies_that_know_no_time(policy: str) -> None:
     steps = np.random.default_rng(0).random((7, 2, 16))
-    one = plan(steps, num_physical_experts=20, ep_size=4)
-    assert one.placement == plan(steps.sum(axis=0), num_physical_experts=20, ep_size=4).placement
-    assert one.placement == plan(ExpertLoad(steps), num_physical_experts=20, ep_size=4).placement
+    one = plan(steps, num_physical_experts=20, ep_size=4, policy=policy)
+    summed = plan(steps.sum(axis=0), num_physical_experts=20, ep_size=4, policy=policy)
+    assert one.placement == summed.placement
+    assert (
+        one.placement == plan(ExpertLoad(steps), num_physical_experts=20, ep_size=4, policy=policy).placement
+    )
+    np.testing.assert_allclose(one.rank_load, summed.rank_load)
+    # They prove nothing: the bound is the mean.
+    np.testing.assert_array_equal(one.lower_bound, one.rank_load.mean(axis=1))
+    np.testing.assert_allclose(one.gap, one.peak_to_mean - 1, rtol=0, atol=1e-12)
 
 
-def test_layers_are_independent_and_progress_is_told() -> None:
+@pytest.mark.parametrize("policy", ["balanced", "deepseek"])
+def test_layers_are_independent_and_progress_is_told(policy: str) -> None:
     load = np.random.default_rng(0).random((150, 16))
     told: list[tuple[int, int]] = []
     result = plan(
-        load, num_physical_experts=20, ep_size=4, progress=lambda done, total: told.append((done, total))
+        load,
+        num_physical_experts=20,
+        ep_size=4,
+        policy=policy,
+        progress=lambda done, total: told.append((done, total)),
     )
     assert told[-1] == (150, 150)
     assert told == sorted(told)
     for layer in (0, 77, 149):
-        alone = plan(load[layer : layer + 1], num_physical_experts=20, ep_size=4)
+        alone = plan(load[layer : layer + 1], num_physical_experts=20, ep_size=4, policy=policy)
         np.testing.assert_array_equal(
             alone.placement.physical_to_logical[0], result.placement.physical_to_logical[layer]
         )
@@ -69,10 +89,10 @@ def test_layers_are_independent_and_progress_is_told() -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"policy": "best"}, "policy is 'best'; expected one of deepseek, "),
+        ({"policy": "best"}, "policy is 'best'; expected one of balanced, deepseek, "),
         ({"num_physical_experts": 15}, "num_physical_experts is 15; expected 16 … 64"),
         ({"num_physical_experts": 68}, "num_physical_experts is 68; expected 16 … 64"),
-        ({"num_physical_experts": 21}, "multiple of ep_size 4, the nearest: 20 and 24"),
+        ({"num_physical_experts": 21}, r"multiple of ep_size 4, the nearest: 20 and 24 \(or allow_uneven"),
         ({"num_physical_experts": 20.0}, "num_physical_experts is 20.0; expected an integer"),
         ({"ep_size": 0}, "ep_size is 0"),
         ({"num_groups": 3}, "num_groups is 3; expected a divisor of the 16 experts"),

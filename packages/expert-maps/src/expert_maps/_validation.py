@@ -51,12 +51,12 @@ def as_tolerance(value: object) -> float:
     return number
 
 
-def as_index(name: str, value: object, size: int) -> int:
-    """Return ``value`` as an int in [0, size), or raise naming it."""
-    number = as_count(name, value, minimum=-INT32_MAX)
+def as_index(name: str, value: object, size: int, error: type[ExpertMapsError] = ExpertMapsError) -> int:
+    """Return ``value`` as an int in [0, size), or raise ``error`` naming it."""
+    number = as_count(name, value, minimum=-INT32_MAX, error=error)
     if not 0 <= number < size:
         msg = f"{name} is {number}; expected one of 0 … {size - 1}"
-        raise ExpertMapsError(msg)
+        raise error(msg)
     return number
 
 

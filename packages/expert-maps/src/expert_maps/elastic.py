@@ -94,7 +94,7 @@ def rescale(  # noqa: PLR0913 - options by keyword
 
 
 def _surviving(current: Placement, failed_ranks: Iterable[int]) -> NDArray[np.intp]:
-    failed = {as_index("failed rank", rank, current.ep_size) for rank in failed_ranks}
+    failed = {as_index("failed rank", rank, current.ep_size, error=LayoutError) for rank in failed_ranks}
     kept = np.array([rank for rank in range(current.ep_size) if rank not in failed], dtype=np.intp)
     if not kept.size:
         msg = f"failed_ranks are all {current.ep_size}; expected at least one rank that is left"

@@ -1,0 +1,97 @@
+# SPDX-FileCopyrightText: The expert-maps authors
+# SPDX-License-Identifier: Apache-2.0
+"""Expert groups that stay on nodes."""
+
+from __future__ import annotations
+
+from itertools import combinations
+
+import numpy as np
+import pytest
+from balanced_cases import Problem, grouped_problems, nodes_of_group, realistic_load
+from hypothesis import given, settings
+
+from expert_maps import LayoutError, plan
+
+
+@settings(deadline=None)
+@given(grouped_problems())
+def test_every_group_is_on_one_node_and_nodes_are_alike(problem: Problem) -> None:
+    result = problem.plan(problem.load())
+    placement = result.placement
+    for layer in range(problem.layers):
+        homes = [
+            nodes_of_group(placement, layer, group, problem.groups, problem.nodes)
+            for group in range(problem.groups)
+        ]
+        assert all(len(home) == 1 for home in homes)
+        filled = [homes.count({node}) for node in range(problem.nodes)]
+        assert filled == [problem.groups // problem.nodes] * problem.nodes
+    per_node = placement.slots_per_rank.reshape(problem.nodes, -1)
+    assert (per_node == per_node[0]).all()
+    assert per_node.sum(axis=1).tolist() == [problem.slots // problem.nodes] * problem.nodes
+    assert np.ptp(per_node) <= 1
+    assert (result.lower_bound <= result.max_rank_load * (1 + 1e-9)).all()
+    assert (result.lower_bound * (1 + 1e-9) >= result.rank_load.mean(axis=1)).all()
+    assert problem.plan(problem.load()).placement == placement
+
+
+def test_the_bound_knows_that_groups_stay_together() -> None:
+    rng = np.random.default_rng(0)
+    for _ in range(20):
+        load = rng.lognormal(sigma=1.5, size=(1, 24))
+        groups = load.reshape(6, 4).sum(axis=1)
+        halves = [
+            max(groups[list(half)].sum(), groups.sum() - groups[list(half)].sum())
+            for half in combinations(range(6), 3)
+        ]
+        result = plan(load, num_physical_experts=32, ep_size=4, num_groups=6, num_nodes=2, tolerance=1e-6)
+        flat = plan(load, num_physical_experts=32, ep_size=4)
+        assert result.lower_bound[0] <= min(halves) / 2 * (1 + 1e-9)
+        # Up to a quarter of the tolerance, and the mean where that is enough.
+        assert result.lower_bound[0] >= min(halves) / 2 * (1 - 1e-6)
+        assert result.max_rank_load[0] >= flat.lower_bound[0] * (1 - 1e-9)
+
+
+def test_a_realistic_load_comes_near_to_the_constrained_bound() -> None:
+    load = realistic_load(12, 256, seed=3)
+    counts = {"num_physical_experts": 288, "ep_size": 32, "num_groups": 8, "num_nodes": 4}
+    result = plan(load, **counts)  # type: ignore[arg-type]
+    peer = plan(load, **counts, policy="deepseek")  # type: ignore[arg-type]
+    assert result.gap.mean() <= 0.0005
+    assert (result.max_rank_load <= peer.max_rank_load * 1.0004).all()
+
+
+def test_groups_that_do_not_divide_by_nodes_are_planned_flat() -> None:
+    load = realistic_load(3, 24)
+    flat = plan(load, num_physical_experts=32, ep_size=4)
+    for groups in (1, 3):
+        grouped = plan(load, num_physical_experts=32, ep_size=4, num_groups=groups, num_nodes=2)
+        assert grouped.placement == flat.placement
+        np.testing.assert_array_equal(grouped.lower_bound, flat.lower_bound)
+    many_on_one = plan(load, num_physical_experts=32, ep_size=4, num_groups=6, num_nodes=1)
+    assert many_on_one.placement == flat.placement
+
+
+def test_uneven_slots_are_alike_on_every_node() -> None:
+    load = realistic_load(2, 24)
+    result = plan(load, num_physical_experts=30, ep_size=8, num_groups=4, num_nodes=2, allow_uneven=True)
+    assert result.placement.slots_per_rank.tolist() == [4, 4, 4, 3] * 2
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (
+            {"num_physical_experts": 56},
+            "num_physical_experts is 56; expected at most 48: .* once on each rank of its node",
+        ),
+        ({"num_physical_experts": 31, "allow_uneven": True}, "31; expected a multiple of num_nodes 2"),
+        ({"num_nodes": 3}, "num_nodes is 3; expected a divisor of ep_size 4"),
+        ({"num_groups": 5}, "num_groups is 5; expected a divisor of the 24 experts"),
+    ],
+)
+def test_counts_that_no_node_can_hold_are_named(options: dict[str, object], message: str) -> None:
+    arguments: dict[str, object] = {"num_physical_experts": 32, "ep_size": 4, "num_groups": 4, "num_nodes": 2}
+    with pytest.raises(LayoutError, match=message):
+        plan(np.ones((2, 24)), **arguments | options)  # type: ignore[arg-type]
