@@ -185,20 +185,29 @@ static uint32_t next_random(uint32_t *state) {
     return *state ^= *state << 5;
 }
 
-/* Swap a few experts at random, the hottest rank's among them, and descend again; keep what is better. */
+static void kick(Layer *p, uint32_t *random, int32_t a, int32_t b, int recount) {
+    if (a == b || !p->fill[a] || !p->fill[b]) return;
+    const int32_t given = slots_of(p, a)[next_random(random) % p->fill[a]];
+    const int32_t taken = slots_of(p, b)[next_random(random) % p->fill[b]];
+    if (recount && next_random(random) % 3 == 0) { /* b's expert in place of a's, which is left elsewhere */
+        if (p->count[given] < 2 || p->count[taken] >= p->most_copies || holds(p, a, taken)) return;
+        drop_copy(p, a, given);
+        add_copy(p, a, taken);
+    } else if (may_swap(p, a, b, given, taken)) {
+        apply_swap(p, a, b, given, taken);
+    }
+}
+
+/* Change a few slots at random, one of the hottest rank's among them, and descend again; keep what is better. */
 int kick_and_descend(Layer *p, Goal *goal, Layer *saved, int32_t kicks) {
     uint32_t random = 2463534242u;
     for (; kicks > 0 && peak(p) > goal->target && goal->steps > 0 && p->num_ranks > 1; kicks--) {
         copy_state(saved, p);
         const double before = peak(p);
+        const int recount = p->num_slots > p->num_experts;
         for (int i = 0; i < 3; i++) {
-            const int32_t n = p->num_ranks;
-            const int32_t a = i ? (int32_t)(next_random(&random) % n) : hottest(p);
-            const int32_t b = (int32_t)(next_random(&random) % n);
-            if (a == b || !p->fill[a] || !p->fill[b]) continue;
-            const int32_t given = slots_of(p, a)[next_random(&random) % p->fill[a]];
-            const int32_t taken = slots_of(p, b)[next_random(&random) % p->fill[b]];
-            if (may_swap(p, a, b, given, taken)) apply_swap(p, a, b, given, taken);
+            const int32_t a = i ? (int32_t)(next_random(&random) % p->num_ranks) : hottest(p);
+            kick(p, &random, a, (int32_t)(next_random(&random) % p->num_ranks), recount);
         }
         if (!descend(p, goal) && peak(p) > before) copy_state(p, saved);
     }

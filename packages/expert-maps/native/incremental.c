@@ -5,21 +5,55 @@
  */
 #include "plan.h"
 
-/* The copy on this rank whose loss hurts least: one of several copies, the lightest, if there is one;
- * else, where `sole` allows, the lightest expert of all. -1 if there is none. */
-static int32_t dispensable(const Layer *p, int32_t rank, int sole) {
+/* One copy of each expert that is kept for it, as far as the ranks have room: a matching of experts to ranks. */
+typedef struct {
+    int32_t *rank; /* [E], where that copy is; -1 for none */
+    int32_t *used; /* [R], how many a rank keeps */
+    int32_t *seen; /* [R], the search that was here last */
+} Keep;
+
+/* Keep a copy of the expert, moving what others keep where that makes room; zero if it cannot be. */
+static int keep_one(const Layer *p, Keep *k, int32_t expert, int32_t search) {
+    const int32_t *holder = holders_of(p, expert);
+    for (int32_t i = 0; i < p->count[expert]; i++) {
+        const int32_t r = holder[i];
+        if (k->seen[r] == search) continue;
+        k->seen[r] = search;
+        int found = k->used[r] < p->capacity[r];
+        if (found) k->used[r]++;
+        for (int32_t j = 0; j < p->fill[r] && !found; j++) {
+            const int32_t other = slots_of(p, r)[j];
+            found = k->rank[other] == r && keep_one(p, k, other, search);
+        }
+        if (!found) continue;
+        k->rank[expert] = r;
+        return 1;
+    }
+    return 0;
+}
+
+static Keep keep_all(const Layer *p) {
+    Keep k = {p->index, p->index + p->num_experts, p->index + p->num_experts + p->num_ranks};
+    for (int32_t e = 0; e < p->num_experts; e++) k.rank[e] = -1;
+    for (int32_t r = 0; r < p->num_ranks; r++) k.used[r] = k.seen[r] = 0;
+    for (int32_t e = 0; e < p->num_experts; e++) keep_one(p, &k, e, e + 1);
+    return k;
+}
+
+/* The copy on this rank whose loss hurts least: one of several copies, the lightest; without one, the lightest
+ * expert. -1 if there is none. What is kept for its expert stays. */
+static int32_t dispensable(const Layer *p, int32_t rank, const Keep *keep) {
     int32_t best = -1;
     double least = INFINITY;
-    for (int pass = 0; pass < 1 + sole && best < 0; pass++)
-        for (int32_t i = 0; i < p->fill[rank]; i++) {
-            const int32_t e = slots_of(p, rank)[i], c = p->count[e];
-            if (c < 2 && !pass) continue;
-            const double harm = c < 2 ? p->weight[e] : p->weight[e] / (c - 1) - p->share[e];
-            if (harm < least) {
-                least = harm;
-                best = e;
-            }
+    for (int32_t i = 0; i < p->fill[rank]; i++) {
+        const int32_t e = slots_of(p, rank)[i], c = p->count[e];
+        if (keep ? keep->rank[e] == rank : c < 2) continue;
+        const double harm = c < 2 ? p->weight[e] : p->weight[e] / (c - 1) - p->share[e];
+        if (harm < least) {
+            least = harm;
+            best = e;
         }
+    }
     return best;
 }
 
@@ -64,7 +98,7 @@ static int32_t make_place(Layer *p) {
     int32_t best = -1;
     double least = INFINITY;
     for (int32_t r = 0; r < p->num_ranks; r++) {
-        const int32_t e = dispensable(p, r, 0);
+        const int32_t e = dispensable(p, r, NULL);
         if (e < 0) continue;
         const double harm = p->weight[e] / (p->count[e] - 1) - p->share[e] + 1e-3 * p->load[r];
         if (harm < least) {
@@ -72,7 +106,7 @@ static int32_t make_place(Layer *p) {
             best = r;
         }
     }
-    drop_copy(p, best, dispensable(p, best, 0));
+    drop_copy(p, best, dispensable(p, best, NULL));
     return best;
 }
 
@@ -87,8 +121,13 @@ static int32_t most_wanted(const Layer *p, int32_t rank) {
 /* Make the present copies a placement: no rank has too many, no expert is missing, no slot is empty. All
  * arrivals that this takes are unavoidable. */
 void complete(Layer *p) {
-    for (int32_t r = 0; r < p->num_ranks; r++)
-        while (p->fill[r] > p->capacity[r]) drop_copy(p, r, dispensable(p, r, 1));
+    int overfull = 0;
+    for (int32_t r = 0; r < p->num_ranks; r++) overfull |= p->fill[r] > p->capacity[r];
+    if (overfull) {
+        const Keep keep = keep_all(p);
+        for (int32_t r = 0; r < p->num_ranks; r++)
+            while (p->fill[r] > p->capacity[r]) drop_copy(p, r, dispensable(p, r, &keep));
+    }
     sort_descending(p->weight, p->num_experts, p->index + p->num_ranks, p->radix);
     int32_t *heaviest_first = p->index + p->num_ranks;
     for (int32_t i = 0; i < p->num_experts; i++) {

@@ -5,6 +5,8 @@
  */
 #include "plan.h"
 
+#define SMALL 128 /* slots */
+
 static int32_t most_slots(const Problem *problem) {
     int32_t most = 1;
     for (int64_t r = 0; r < problem->ranks; r++) {
@@ -97,7 +99,9 @@ static double solve(Layer *p, Layer *saved, double bound, const Problem *problem
     if (two_slots && bounded && tolerance < 0.005) bound = two_slot_bound(p, bound, peak(p), tolerance);
     goal.target = bound * (1 + tolerance);
     layer_shape(saved, p->num_experts, p->num_ranks, p->capacity);
-    kick_and_descend(p, &goal, saved, (int32_t)problem->max_kicks);
+    /* Restarts of small problems cost next to nothing, and there a descent is soonest caught. */
+    const int64_t few = 4096 / p->num_slots, kicks = problem->max_kicks > few ? problem->max_kicks : few;
+    kick_and_descend(p, &goal, saved, (int32_t)(p->num_slots <= SMALL ? kicks : problem->max_kicks));
     return bound;
 }
 
@@ -122,11 +126,32 @@ double plan_from_scratch(Work *w, const Problem *problem, int64_t layer, int32_t
     return problem->nodes == 1 ? highest : bound;
 }
 
+/* Whether every layer places every expert, and none twice on a rank: what is returned is checked, not trusted. `last`
+ * is [experts] and starts below every rank. */
+static int is_placement(const Problem *problem, int64_t *last) {
+    const int32_t *slot = problem->slot;
+    for (int64_t layer = 0; layer < problem->layers; layer++) {
+        const int64_t base = layer * problem->ranks + 1;
+        int64_t missing = problem->experts;
+        for (int64_t r = 0; r < problem->ranks; r++)
+            for (int32_t i = 0; i < problem->capacity[r]; i++) {
+                const int32_t e = *slot++;
+                if (e < 0 || e >= problem->experts || last[e] == base + r) return 0;
+                missing -= last[e] < base;
+                last[e] = base + r;
+            }
+        if (missing) return 0;
+    }
+    return 1;
+}
+
 int expert_maps_plan(const Problem *problem) {
     Work w;
     int64_t *forced = calloc((size_t)problem->layers, sizeof *forced);
-    if (!forced || work_init(&w, problem)) {
+    int64_t *last = calloc((size_t)problem->experts, sizeof *last);
+    if (!forced || !last || work_init(&w, problem)) {
         free(forced);
+        free(last);
         return OUT_OF_MEMORY;
     }
     int status = PLANNED;
@@ -140,7 +165,9 @@ int expert_maps_plan(const Problem *problem) {
     }
     work_free(&w);
     if (status == PLANNED && problem->windows > 1) status = plan_over_time(problem, forced);
+    if (status == PLANNED && !is_placement(problem, last)) status = BROKEN;
     free(forced);
+    free(last);
     return status;
 }
 

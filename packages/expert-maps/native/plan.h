@@ -29,7 +29,7 @@ typedef struct {
     double *rank_load;          /* out: [layers, ranks] */
 } Problem;
 
-enum { PLANNED = 0, OUT_OF_MEMORY = 1, NOT_GROUPED = 2 };
+enum { PLANNED = 0, OUT_OF_MEMORY = 1, NOT_GROUPED = 2, BROKEN = 3 };
 
 /* Room for one layer at a time. */
 typedef struct {

@@ -127,13 +127,13 @@ def test_a_tighter_tolerance_is_worth_its_time() -> None:
     assert gaps[0] > gaps[1] > gaps[2]
 
 
-def test_random_restarts_come_only_with_a_tolerance_below_the_default() -> None:
-    load = np.random.default_rng(0).lognormal(size=(30, 24))  # hard to level: two slots a rank
+def test_large_problems_are_restarted_only_with_a_tolerance_below_the_default() -> None:
+    load = np.random.default_rng(0).lognormal(size=(10, 256))  # hard to level: four slots a rank
     usual, tight = (
-        plan(load, num_physical_experts=32, ep_size=16, tolerance=tolerance) for tolerance in (None, 1e-6)
+        plan(load, num_physical_experts=288, ep_size=72, tolerance=tolerance) for tolerance in (None, 1e-6)
     )
     assert tight.max_rank_load.sum() < usual.max_rank_load.sum()
-    same = plan(load, num_physical_experts=32, ep_size=16, tolerance=DEFAULT_TOLERANCE)
+    same = plan(load, num_physical_experts=288, ep_size=72, tolerance=DEFAULT_TOLERANCE)
     assert same.placement == usual.placement
 
 

@@ -94,7 +94,8 @@ def optimum(load: NDArray[np.float64], capacity: NDArray[np.int64]) -> float:
         constraints=LinearConstraint(np.array(rows), low, high),
         integrality=integrality,
         bounds=Bounds(0, 1),
-        options={"mip_rel_gap": 1e-9},
+        # With presolve HiGHS has called 1.604 the optimum of (8, 4, 9, "lognormal"), seed 0, which is 1.574.
+        options={"mip_rel_gap": 1e-9, "presolve": False},
     )
     assert found.status == 0, found.message
     return float(found.fun) * unit

@@ -87,7 +87,7 @@ def rescale(  # noqa: PLR0913 - options by keyword
     return PlanResult(
         result.placement,
         result.policy,
-        result.rank_load,
+        trace,
         result.lower_bound,
         _moves(_padded(experts, held), result.placement),
     )

@@ -92,10 +92,28 @@ class Placement:
         if not is_valid(table, per_rank, experts, **flags):
             slots = Slots.from_flat(table.ravel(), np.broadcast_to(per_rank, (num_layers, ranks)))
             raise PlacementError(find_violations(slots, experts, **flags))
-        object.__setattr__(self, "physical_to_logical", _frozen(table.astype(np.int32)))
-        object.__setattr__(self, "ep_size", ranks)
+        self._set(table.astype(np.int32), ranks, experts, per_rank.astype(np.int32))
+
+    def _set(self, table: Int32Array, ep_size: int, experts: int, slots_per_rank: Int32Array) -> None:
+        object.__setattr__(self, "physical_to_logical", _frozen(table))
+        object.__setattr__(self, "ep_size", ep_size)
         object.__setattr__(self, "num_logical_experts", experts)
-        object.__setattr__(self, "slots_per_rank", _frozen(per_rank.astype(np.int32)))
+        object.__setattr__(self, "slots_per_rank", _frozen(slots_per_rank))
+
+    @classmethod
+    def from_checked(
+        cls, physical_to_logical: Int32Array, num_logical_experts: int, slots_per_rank: Int32Array
+    ) -> Placement:
+        """Take over what has been checked already: the planner checks its own answers in a fraction of the time.
+
+        Args:
+            physical_to_logical: int32 [L, P], by the constructor's rules; not copied.
+            num_logical_experts: E.
+            slots_per_rank: int32 [R]; not copied.
+        """
+        placement = cls.__new__(cls)
+        placement._set(physical_to_logical, len(slots_per_rank), num_logical_experts, slots_per_rank)
+        return placement
 
     @classmethod
     def from_rank_lists(

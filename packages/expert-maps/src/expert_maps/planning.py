@@ -39,7 +39,7 @@ class PlanResult:
     Attributes:
         placement: the plan.
         policy: the name of the policy that made it.
-        rank_load: float64 [L, R], tokens of each rank under the planned load, summed over its steps.
+        load: what was planned for.
         lower_bound: float64 [L], tokens: no placement of these counts has a hottest rank below it. `balanced`
             proves it; for the other policies it is the mean rank load.
         moves: what changes from the placement that was planned from; None where there was none.
@@ -47,9 +47,14 @@ class PlanResult:
 
     placement: Placement
     policy: PolicyName
-    rank_load: Float64Array
+    load: ExpertLoad
     lower_bound: Float64Array
     moves: metrics.Moves | None = None
+
+    @cached_property
+    def rank_load(self) -> Float64Array:
+        """float64 [L, R]: tokens of each rank under the planned load, summed over its steps."""
+        return metrics.rank_load(self.placement, self.load)
 
     @cached_property
     def balancedness(self) -> Float64Array:
@@ -148,7 +153,7 @@ def plan(  # noqa: PLR0913 - options by keyword
     return PlanResult(
         result.placement,
         name,
-        result.rank_load,
+        trace,
         result.lower_bound,
         metrics.moves(current, result.placement),
     )
@@ -175,14 +180,8 @@ def plan_balanced(
         part = trace if whole else ExpertLoad(trace.counts[:, block])
         here = start if start is None or whole else Start(start.experts[block], start.held, start.max_moves)
         rows[block], bound[block] = balanced(part, cluster, gap, here)
-    placement = Placement(
-        rows,
-        cluster.ep_size,
-        num_logical_experts=trace.num_experts,
-        slots_per_rank=cluster.slots_per_rank,
-        allow_uneven=cluster.allow_uneven,
-    )
-    return PlanResult(placement, "balanced", metrics.rank_load(placement, trace), bound)
+    placement = Placement.from_checked(rows, trace.num_experts, cluster.slots_per_rank.astype(np.int32))
+    return PlanResult(placement, "balanced", trace, bound)
 
 
 def _plan_by_sum(
@@ -197,8 +196,7 @@ def _plan_by_sum(
         num_logical_experts=trace.num_experts,
         allow_duplicates=cluster.allow_duplicates,
     )
-    loads = metrics.rank_load(placement, trace)
-    return PlanResult(placement, name, loads, loads.mean(axis=1))
+    return PlanResult(placement, name, trace, trace.total.sum(axis=1) / cluster.ep_size)
 
 
 def _blocks(num_layers: int, progress: Progress | None) -> Iterator[slice]:

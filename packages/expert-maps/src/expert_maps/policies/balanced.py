@@ -33,7 +33,7 @@ _MOST_KICKS = 64
 # More windows than these say little more and cost as much again: neighbours are added up.
 MOST_WINDOWS = 16
 
-_PLANNED, _OUT_OF_MEMORY, _NOT_GROUPED = 0, 1, 2
+_PLANNED, _OUT_OF_MEMORY, _NOT_GROUPED, _BROKEN = range(4)
 
 
 @dataclass(frozen=True)
@@ -109,6 +109,7 @@ def balanced(
     Raises:
         LayoutError: the present placement has a group on several nodes, which ``max_moves`` cannot put right.
         MemoryError: there is too little of it.
+        AssertionError: the answer is not what it should be; it is never returned.
     """
     windows = _windows(load)
     # By a power of two, which is exact: a layer's largest load is about 1, and nothing over- or underflows.
@@ -144,6 +145,9 @@ def balanced(
     status = load_library().expert_maps_plan(ctypes.byref(problem))
     if status == _OUT_OF_MEMORY:
         raise MemoryError
+    if status == _BROKEN:
+        msg = "the planner's answer is no placement: please report this load and these counts"
+        raise AssertionError(msg)
     if status == _NOT_GROUPED:
         layer = int(np.argmax(bound < 0))
         msg = (
