@@ -91,10 +91,12 @@ static double solve(Layer *p, Layer *saved, double bound, const Problem *problem
     }
     pack(p);
     sort_ranks(p);
-    Goal goal = {bound * (1 + tolerance), bound * tolerance * 0.03, 1000 + 30 * (int64_t)p->num_ranks, 1};
+    /* A loose tolerance is had for little more if a fifth of it is left: the mean over layers is what users see. */
+    const double aim = tolerance < 0.005 ? tolerance : 0.8 * tolerance;
+    Goal goal = {bound * (1 + aim), bound * tolerance * 0.03, 1000 + 30 * (int64_t)p->num_ranks, 1};
     /* The counts were searched for already, as far as this tolerance is worth it. */
     if (two_slots && tolerance >= 0.005) goal.recount = 0;
-    if (descend_in_stages(p, &goal, bound, tolerance)) return bound;
+    if (descend_in_stages(p, &goal, bound, aim) || peak(p) <= bound * (1 + tolerance)) return bound;
     if (!bounded) bound = replica_bound(p, bound);
     if (two_slots && bounded && tolerance < 0.005) bound = two_slot_bound(p, bound, peak(p), tolerance);
     goal.target = bound * (1 + tolerance);

@@ -112,7 +112,9 @@ class Placement:
             slots_per_rank: int32 [R]; not copied.
         """
         placement = cls.__new__(cls)
-        placement._set(physical_to_logical, len(slots_per_rank), num_logical_experts, slots_per_rank)
+        placement._set(  # noqa: SLF001 - its own class
+            physical_to_logical, len(slots_per_rank), num_logical_experts, slots_per_rank
+        )
         return placement
 
     @classmethod
