@@ -91,8 +91,8 @@ static double solve(Layer *p, Layer *saved, double bound, const Problem *problem
     }
     pack(p);
     sort_ranks(p);
-    /* A loose tolerance is had for little more if a fifth of it is left: the mean over layers is what users see. */
-    const double aim = tolerance < 0.005 ? tolerance : 0.8 * tolerance;
+    /* A loose tolerance is had for little more if a tenth of it is left: the mean over layers is what users see. */
+    const double aim = tolerance < 0.005 ? tolerance : 0.9 * tolerance;
     Goal goal = {bound * (1 + aim), bound * tolerance * 0.03, 1000 + 30 * (int64_t)p->num_ranks, 1};
     /* The counts were searched for already, as far as this tolerance is worth it. */
     if (two_slots && tolerance >= 0.005) goal.recount = 0;

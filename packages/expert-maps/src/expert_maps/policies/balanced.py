@@ -139,7 +139,7 @@ def balanced(
         if tolerance < DEFAULT_TOLERANCE
         else 0,
         # The descent over windows starts from such a plan, and has no use for the last digits.
-        tolerance=tolerance if windows is None else max(tolerance, 0.0125),
+        tolerance=tolerance if windows is None else max(tolerance, 0.01 / 0.9),
         **{name: None if array is None else array.ctypes.data for name, array in arrays.items()},
     )
     status = load_library().expert_maps_plan(ctypes.byref(problem))
