@@ -173,13 +173,13 @@ def plan_balanced(
     """
     check_counts(trace.num_experts, cluster)
     gap = DEFAULT_TOLERANCE if tolerance is None else as_tolerance(tolerance)
-    rows = np.empty((trace.num_layers, cluster.num_physical_experts), dtype=np.int32)
-    bound = np.empty(trace.num_layers)
+    parts = []
     for block in _blocks(trace.num_layers, progress):
         whole = block.start == 0 and block.stop >= trace.num_layers
         part = trace if whole else ExpertLoad(trace.counts[:, block])
         here = start if start is None or whole else Start(start.experts[block], start.held, start.max_moves)
-        rows[block], bound[block] = balanced(part, cluster, gap, here)
+        parts.append(balanced(part, cluster, gap, here))
+    rows, bound = parts[0] if len(parts) == 1 else map(np.concatenate, zip(*parts, strict=True))
     placement = Placement.from_checked(rows, trace.num_experts, cluster.slots_per_rank.astype(np.int32))
     return PlanResult(placement, "balanced", trace, bound)
 
