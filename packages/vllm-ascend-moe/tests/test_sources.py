@@ -159,8 +159,11 @@ def test_a_file_without_the_models_last_experts_is_refused_in_one_line(map_file:
 
 def test_a_file_with_an_expert_twice_on_a_rank_is_refused(map_file: str, tmp_path: Path) -> None:
     document = json.loads((tmp_path / "map.json").read_text())
-    slots = document["layer_list"][1]["device_list"][0]["device_expert"]
-    slots[0] = slots[1]
+    devices = [device["device_expert"] for device in document["layer_list"][1]["device_list"]]
+    slots, every = devices[0], [expert for device in devices for expert in device]
+    # An expert without another copy, so that it is missing then too.
+    sole = next(slot for slot, expert in enumerate(slots) if every.count(expert) == 1)
+    slots[sole] = slots[sole - 1]
     (tmp_path / "map.json").write_text(json.dumps(document))
     with pytest.raises(PlacementError) as details:
         read_expert_map(map_file, 16, 4)

@@ -77,6 +77,12 @@ def balancedness_of(loads: Float64Array) -> Float64Array:
     return np.divide(loads.mean(axis=1), peak, out=np.ones_like(peak), where=peak > 0)
 
 
+def gap_of(peak: Float64Array, bound: Float64Array) -> Float64Array:
+    """Return peak / bound − 1, elementwise; 0 where rounding puts a peak below its bound, and without load."""
+    ratio = np.divide(peak, bound, out=np.ones_like(peak), where=bound > 0)
+    return np.maximum(ratio - 1.0, 0.0)
+
+
 def overall_balancedness(placement: Placement, load: ArrayLike | ExpertLoad) -> float:
     """Return the ratio of the sums over layers of mean and max rank load, as vLLM logs it."""
     loads = rank_load(placement, load)

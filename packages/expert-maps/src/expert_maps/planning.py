@@ -78,9 +78,7 @@ class PlanResult:
 
         With several steps of load it says little: then not the hottest rank of the sum is planned for.
         """
-        peak = self.max_rank_load
-        ratio = np.divide(peak, self.lower_bound, out=np.ones_like(peak), where=self.lower_bound > 0)
-        return np.maximum(ratio - 1.0, 0.0)  # rounding may put the peak below its bound
+        return metrics.gap_of(self.max_rank_load, self.lower_bound)
 
 
 def plan(  # noqa: PLR0913 - options by keyword

@@ -54,9 +54,7 @@ class ReplicaWeights:
     @property
     def gap(self) -> Float64Array:
         """float64 [L]: max rank load / lower bound − 1; only rounding is left."""
-        peak = self.max_rank_load
-        ratio = np.divide(peak, self.lower_bound, out=np.ones_like(peak), where=self.lower_bound > 0)
-        return np.maximum(ratio - 1.0, 0.0)
+        return metrics.gap_of(self.max_rank_load, self.lower_bound)
 
     def routing_table(self, layer: int, ep_rank: int, *, rows: int = 128) -> NDArray[np.int32]:
         """Return the table by which the copies take turns: int32 [rows, E], see `Placement.weighted_routing_table`.
