@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from scipy.optimize import Bounds, LinearConstraint, milp
 
-from expert_maps import plan
+from expert_maps import Placement, plan
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -89,23 +89,30 @@ def optimum(load: NDArray[np.float64], capacity: NDArray[np.int64]) -> float:
     integrality[-1] = 0
     aim = np.zeros(width)
     aim[-1] = 1
-    found = milp(
-        aim,
-        constraints=LinearConstraint(np.array(rows), low, high),
-        integrality=integrality,
-        bounds=Bounds(0, 1),
-        # With presolve HiGHS has called 1.604 the optimum of (8, 4, 9, "lognormal"), seed 0, which is 1.574.
-        options={"mip_rel_gap": 1e-9, "presolve": False},
-    )
-    assert found.status == 0, found.message
-    return float(found.fun) * unit
+    # HiGHS has called what is not the best the optimum: 1.604 for 1.574 in (8, 4, 9, "lognormal") with presolve, and in
+    # older releases 3.333 for 3 in (5, 5, 10, "ties") without. What it finds is a placement either way.
+    found = [
+        milp(
+            aim,
+            constraints=LinearConstraint(np.array(rows), low, high),
+            integrality=integrality,
+            bounds=Bounds(0, 1),
+            options={"mip_rel_gap": 1e-9, "presolve": presolve},
+        )
+        for presolve in (True, False)
+    ]
+    assert all(answer.status == 0 for answer in found), [answer.message for answer in found]
+    return min(float(answer.fun) for answer in found) * unit
 
 
 @cache
 def solved(experts: int, ranks: int, slots: int, kind: str, seed: int) -> tuple[PlanResult, float]:
     load = draw(kind, experts, seed)
     result = plan(load[None], num_physical_experts=slots, ep_size=ranks, allow_uneven=True, tolerance=1e-6)
-    return result, optimum(load, result.placement.slots_per_rank.astype(np.int64))
+    # The plan is a placement too, and checked to be one: where it is cooler the solver was wrong.
+    Placement(result.placement.physical_to_logical, ranks, num_logical_experts=experts, allow_uneven=True)
+    best = optimum(load, result.placement.slots_per_rank.astype(np.int64))
+    return result, min(best, float(result.max_rank_load[0]))
 
 
 @pytest.mark.parametrize("case", CASES)
@@ -113,17 +120,16 @@ def test_the_bound_is_below_the_optimum_and_the_plan_near_to_it(case: tuple[int,
     for seed in SEEDS:
         result, best = solved(*case, seed)
         assert result.lower_bound[0] <= best * (1 + 1e-6)  # what the solver rounds
-        assert result.max_rank_load[0] >= best * (1 - 1e-6)
         if result.gap[0] <= 1e-6:
             assert result.max_rank_load[0] == pytest.approx(best, rel=2e-6)
-        assert result.max_rank_load[0] <= best * 1.15
+        assert result.max_rank_load[0] <= best * 1.02
 
 
 def test_most_plans_are_optimal_and_all_are_near_in_the_mean() -> None:
     found = [solved(*case, seed) for case in CASES for seed in SEEDS]
     above = np.array([result.max_rank_load[0] / best - 1 for result, best in found])
-    assert (above < 1e-6).mean() >= 0.5
-    assert above.mean() <= 0.025
+    assert (above < 1e-6).mean() >= 0.85
+    assert above.mean() <= 0.001
 
 
 def test_looser_tolerances_keep_what_they_promise() -> None:
@@ -155,4 +161,4 @@ def test_groups_on_nodes_are_near_to_the_constrained_optimum(seed: int) -> None:
     result = plan(load[None], num_physical_experts=12, ep_size=4, num_groups=4, num_nodes=2, tolerance=1e-6)
     best = grouped_optimum(load, 4, np.array([3, 3]))
     assert result.lower_bound[0] <= best * (1 + 1e-6)
-    assert best * (1 - 1e-6) <= result.max_rank_load[0] <= best * 1.15
+    assert result.max_rank_load[0] <= best * 1.02
