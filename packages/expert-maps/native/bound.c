@@ -23,7 +23,8 @@ static int32_t replicas_above(const Layer *p, double size, int32_t *of_price, in
     int32_t above = 0;
     memset(of_price, 0, sizeof *of_price * ((size_t)budget + 1));
     for (int32_t e = 0; e < p->num_experts; e++) {
-        if (p->weight[e] <= size) continue;
+        /* A hair's breadth, as below: else a load that is above by rounding alone could never be split below. */
+        if (p->weight[e] * (1 - 1e-12) <= size) continue;
         above++;
         const double copies = ceil(p->weight[e] / size * (1 - 1e-12));
         if (copies <= p->most_copies && copies - 1 <= budget) of_price[(int32_t)copies - 1]++;

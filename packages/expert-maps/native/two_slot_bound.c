@@ -93,7 +93,10 @@ static int is_impossible(const Layer *p, double target, int32_t most, Multiplier
         /* Polyak's step, to a value somewhat below zero. The factors are what converged soonest on trial. */
         const double unused = p->num_slots - used;
         const double step = (value + 0.005 * p->num_slots) / (largest * largest + 10 * unused * unused);
-        for (int32_t i = 0; i <= BINS; i++) m->weight[i] = m->weight[i] * exp(-30 * step * sum[i]) + 1e-12;
+        for (int32_t i = 0; i <= BINS; i++) {
+            const double change = -30 * step * sum[i];
+            m->weight[i] = m->weight[i] * exp(change < 50 ? change : 50) + 1e-12;
+        }
         m->price -= 10 * step * unused;
     }
     return 0;

@@ -206,7 +206,7 @@ void search_counts(Layer *p, double bound, double tolerance) {
     Step *steps = malloc(sizeof *steps * 3 * (size_t)p->num_experts);
     if (!steps) return; /* the counts stay as they are */
     double reached = folded(p), target = bound + 0.5 * (reached - bound);
-    while (reached > goal && moves > 0) {
+    for (int tries = 0; tries < 64 && reached > goal && moves > 0; tries++) {
         if (target < goal) target = goal;
         memcpy(kept, p->count, (size_t)p->num_experts * sizeof *kept);
         const int ok = reach(p, steps, target, &moves);

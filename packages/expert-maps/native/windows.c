@@ -13,6 +13,7 @@ static float *loads_of(const Windowed *p, int32_t rank) { return p->load + (size
 static float *share_of(const Windowed *p, int32_t e) { return p->share + (size_t)e * p->windows; }
 
 static inline float heat(float load) {
+    if (load > 15) load = 15; /* beyond it the power overflows, and no plan is any good */
     const float x2 = load * load, x4 = x2 * x2, x8 = x4 * x4, x16 = x8 * x8;
     return x16 * x16;
 }

@@ -44,7 +44,11 @@ def as_tolerance(value: object) -> float:
     if isinstance(value, bool) or not isinstance(value, SupportsFloat) or isinstance(value, str):
         msg = f"tolerance is {value!r}; expected a number"
         raise LayoutError(msg)
-    number = float(value)
+    try:
+        number = float(value)
+    except (OverflowError, TypeError, ValueError) as error:
+        msg = f"tolerance is {value!r}; expected a number"
+        raise LayoutError(msg) from error
     if not 0 < number <= 1:
         msg = f"tolerance is {number:g}; expected more than 0 and at most 1: a fraction of the lower bound"
         raise LayoutError(msg)

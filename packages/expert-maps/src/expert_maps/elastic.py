@@ -56,7 +56,8 @@ def rescale(  # noqa: PLR0913 - options by keyword
         num_nodes: as for `plan`.
         tolerance: as for `plan`.
         max_moves: slots of a layer that may receive another expert beyond those that must, for a better balance; None
-            for any number.
+            for any number. A second copy on a rank must go. With groups on nodes, a placement that has a group on several
+            of them can only be put right without a limit.
         allow_uneven: as for `plan`.
 
     Returns:
@@ -72,7 +73,7 @@ def rescale(  # noqa: PLR0913 - options by keyword
     ranks = len(kept) if ep_size is None else as_count("ep_size", ep_size, 1, error=LayoutError)
     kept = kept[:ranks]
     if num_physical_experts is None:
-        num_physical_experts = _same_slots(current, ranks)
+        num_physical_experts = _same_slots(current, kept, ranks)
     cluster = check_cluster(
         trace.num_experts,
         Cluster(num_physical_experts, ranks, num_groups, num_nodes, allow_uneven=allow_uneven),
@@ -102,9 +103,10 @@ def _surviving(current: Placement, failed_ranks: Iterable[int]) -> NDArray[np.in
     return kept
 
 
-def _same_slots(current: Placement, ranks: int) -> int:
+def _same_slots(current: Placement, kept: NDArray[np.intp], ranks: int) -> int:
+    """As many slots as the ranks that stay have now, and as many on a new one as the largest has."""
     per_rank = int(current.slots_per_rank.max())
-    total = per_rank * ranks
+    total = int(current.slots_per_rank[kept].sum()) + per_rank * (ranks - len(kept))
     if total < current.num_logical_experts:
         needed = -(-current.num_logical_experts // ranks)
         msg = (

@@ -113,7 +113,7 @@ def peak_to_mean(placement: Placement, load: ArrayLike | ExpertLoad) -> Float64A
 
 @dataclass(frozen=True)
 class Moves:
-    """What changes from one placement to another of the same counts.
+    """What changes from one placement to another.
 
     Attributes:
         changed: bool [L, P], slots that hold another expert than before.

@@ -40,8 +40,8 @@ class PlanResult:
         placement: the plan.
         policy: the name of the policy that made it.
         load: what was planned for.
-        lower_bound: float64 [L], tokens: no placement of these counts has a hottest rank below it. `balanced`
-            proves it; for the other policies it is the mean rank load.
+        lower_bound: float64 [L], tokens: no placement of these counts, with groups on nodes none that keeps each
+            group on one node, has a hottest rank below it. `balanced` proves it; for the other policies it is the mean rank load.
         moves: what changes from the placement that was planned from; None where there was none.
     """
 
@@ -106,7 +106,7 @@ def plan(  # noqa: PLR0913 - options by keyword
             the sum over steps of each step's hottest rank, with short histories drawn towards their mean; steps
             beyond 16 are added up to at most 16 windows. The other policies plan for the sum of the steps.
         num_physical_experts: P, slots of one layer over all ranks: a multiple of ``ep_size``, from E to
-            E · ep_size (with ``allow_duplicates`` without limit).
+            E · ep_size (with ``allow_duplicates`` the other policies take more).
         ep_size: R.
         policy: one of `POLICY_NAMES`. ``balanced`` searches until a lower bound says that it is good enough.
             ``deepseek`` plans ``deepseek_hierarchical`` where the groups divide by the nodes, else
@@ -114,12 +114,14 @@ def plan(  # noqa: PLR0913 - options by keyword
         num_groups: the router's expert groups; must divide E.
         num_nodes: servers; must divide ``ep_size``. Where the groups divide by the nodes, ``balanced`` keeps each
             group's experts on one node, and every node has as many groups and slots.
-        tolerance: ``balanced`` stops at a gap of this fraction; None for 0.0004. A looser one searches less,
-            one that is tighter than the default also tries random restarts.
+        tolerance: ``balanced`` stops a layer at a gap of this fraction, more than 0 and at most 1; None for
+            0.0004. From 0.005 on it searches less and aims at nine tenths of it; below the default it also tries random
+            restarts, as it always does up to 128 slots. With several steps it says only how the search starts.
         current: the placement in use, of the same counts, from which ``balanced`` starts: an expert that
             stays on its rank keeps its slot. Only where it cannot reach the tolerance from there does it plan anew,
             and then names the ranks so that little moves.
-        max_moves: slots of a layer that may change, at most; None for any number. Needs ``current``.
+        max_moves: slots of a layer that may change, at most; None for any number. Needs ``current``, without an
+            expert twice on a rank.
         allow_uneven: accept a P that ``ep_size`` does not divide: the first ranks (of each node) get one slot
             more. Only ``balanced`` can.
         allow_duplicates: let a policy put an expert twice on a rank, where its algorithm does; then
@@ -131,8 +133,9 @@ def plan(  # noqa: PLR0913 - options by keyword
 
     Raises:
         LoadError: the load has a wrong shape or type, or a NaN, infinite or negative value.
-        LayoutError: an unknown policy, an option that the policy does not have, or counts for which no placement
-            exists.
+        LayoutError: an unknown policy, an option that the policy does not have, counts for which no placement
+            exists, or a ``current`` that ``max_moves`` does not allow to put right.
+        ExpertMapsError: the compiled planner is missing.
     """
     name = _as_policy(policy)
     trace = load if isinstance(load, ExpertLoad) else ExpertLoad(load)

@@ -41,7 +41,7 @@ ToleranceOption = Annotated[
     float | None,
     typer.Option(
         "--tolerance",
-        help="The gap at which `balanced` stops, a fraction; 0.0004 if not given. Looser is faster.",
+        help="The gap at which `balanced` stops, a fraction up to 1; 0.0004 if not given. Looser is faster.",
     ),
 ]
 OutputOption = Annotated[

@@ -76,7 +76,7 @@ def plan(
     """Plan which experts get copies and where they sit, and print balancedness before and after.
 
     Before is the map in use (--current), or the linear layout without redundant experts. Balancedness is mean /
-    max rank load; 1 is perfect. The gap is how far the hottest rank is above a proved lower bound: no plan can gain
+    max rank load; 1 is perfect. The gap, for a load of one step, is how far the hottest rank is above a proved lower bound: no plan can gain
     more than that. The total is the ratio of the sums over layers, as vLLM logs it. A load of several steps is
     planned for the sum over steps of the hottest rank; balancedness over steps is the ratio of those sums.
     """
@@ -84,7 +84,11 @@ def plan(
         if output is not None:
             vllm_ascend.check_output_name(output)
         trace = read_load(load, key)
-        before = None if current is None else read_map(current, allow_uneven=allow_uneven)
+        before = (
+            None
+            if current is None
+            else read_map(current, allow_uneven=allow_uneven, allow_duplicates=allow_duplicates)
+        )
         if expert_bytes is not None and before is None:
             msg = f"--expert-bytes is {expert_bytes}; expected it with --current, the map that is moved from"
             raise ExpertMapsError(msg)

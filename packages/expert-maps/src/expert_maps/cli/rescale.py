@@ -46,7 +46,12 @@ def rescale(
     ] = 1,
     tolerance: ToleranceOption = None,
     max_moves: Annotated[
-        int, typer.Option("--max-moves", help="Slots of a layer that may change beyond those that must.")
+        int,
+        typer.Option(
+            "--max-moves",
+            min=-1,
+            help="Slots of a layer that may change beyond those that must; -1 for any number.",
+        ),
     ] = 0,
     expert_bytes: Annotated[
         int | None, typer.Option("--expert-bytes", help="Bytes of one expert's weights, to add up transfers.")
@@ -75,7 +80,7 @@ def rescale(
             num_groups=groups,
             num_nodes=nodes,
             tolerance=tolerance,
-            max_moves=max_moves,
+            max_moves=None if max_moves < 0 else max_moves,
             allow_uneven=allow_uneven,
         )
         size = None if expert_bytes is None or result.moves is None else result.moves.bytes(expert_bytes)

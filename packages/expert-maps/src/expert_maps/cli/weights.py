@@ -37,7 +37,7 @@ def weights(
         typer.Option(
             "--output",
             "-o",
-            help="Where to write the weights, float64 [layers, experts, copies]; ends in .npy.",
+            help=r"Where to write the weights, float64 \[layers, experts, copies]; ends in .npy.",
         ),
     ] = None,
     allow_uneven: AllowUnevenOption = False,

@@ -27,7 +27,9 @@ if TYPE_CHECKING:
 
 # Half a thousandth is below what a window of load can tell, and is reached in the time of a greedy packing.
 DEFAULT_TOLERANCE = 4e-4
-# Random restarts are worth their time only to those who ask for more than the default.
+# What is less is rounding.
+_LEAST_TOLERANCE = 1e-9
+# Beyond small problems, restarts are worth their time only to those who ask for more than the default.
 _MOST_KICKS = 64
 
 # More windows than these say little more and cost as much again: neighbours are added up.
@@ -104,13 +106,14 @@ def balanced(
 
     Returns:
         physical_to_logical: int32 [L, P].
-        lower_bound: float64 [L], tokens; under the summed load no placement's hottest rank carries less.
+        lower_bound: float64 [L], tokens; under the summed load no such placement's hottest rank carries less.
 
     Raises:
         LayoutError: the present placement has a group on several nodes, which ``max_moves`` cannot put right.
         MemoryError: there is too little of it.
         AssertionError: the answer is not what it should be; it is never returned.
     """
+    tolerance = max(tolerance, _LEAST_TOLERANCE)
     windows = _windows(load)
     # By a power of two, which is exact: a layer's largest load is about 1, and nothing over- or underflows.
     exponent = np.frexp(load.total.max(axis=1))[1]
@@ -135,9 +138,7 @@ def balanced(
         windows=1 if windows is None else windows.shape[1],
         slots=cluster.num_physical_experts,
         max_moves=-1 if start is None or start.max_moves is None else start.max_moves,
-        max_kicks=min(int(12 * (DEFAULT_TOLERANCE / tolerance - 1) / 3), _MOST_KICKS)
-        if tolerance < DEFAULT_TOLERANCE
-        else 0,
+        max_kicks=int(min(max(4 * (DEFAULT_TOLERANCE / tolerance - 1), 0), _MOST_KICKS)),
         # The descent over windows starts from such a plan, and has no use for the last digits.
         tolerance=tolerance if windows is None else max(tolerance, 0.01 / 0.9),
         **{name: None if array is None else array.ctypes.data for name, array in arrays.items()},
