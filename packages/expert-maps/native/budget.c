@@ -71,8 +71,7 @@ static void consider_swaps(const Layer *p, int32_t hot, double target, Step *bes
                 const double d = give[i] - take[j];
                 const double gain = before - excess(p->load[hot] - d, target) - excess(p->load[cold] + d, target);
                 if (gain <= best->worth / 2) continue; /* the cheapest swap has a price of a half */
-                if ((p->count[given] > 1 && holds(p, cold, given)) || (p->count[taken] > 1 && holds(p, hot, taken)))
-                    continue;
+                if (!fits(p, cold, given) || !fits(p, hot, taken)) continue;
                 const int moves = swap_moves(p, hot, cold, given, taken);
                 if (moves > p->moves_left || gain / price(moves) <= best->worth) continue;
                 *best = (Step){gain / price(moves), 1, cold, given, taken};

@@ -12,9 +12,7 @@ int swap_moves(const Layer *p, int32_t hot, int32_t cold, int32_t given, int32_t
 }
 
 static int may_swap(const Layer *p, int32_t hot, int32_t cold, int32_t given, int32_t taken) {
-    if (given == taken || (p->count[given] > 1 && holds(p, cold, given))) return 0;
-    if (p->count[taken] > 1 && holds(p, hot, taken)) return 0;
-    return p->moves_left == UNLIMITED || swap_moves(p, hot, cold, given, taken) <= p->moves_left;
+    return given != taken && fits(p, cold, given) && fits(p, hot, taken);
 }
 
 void apply_swap(Layer *p, int32_t hot, int32_t cold, int32_t given, int32_t taken) {
@@ -77,11 +75,6 @@ typedef struct {
     int32_t rank, dropped, added;
 } Reassignment;
 
-static int may_reassign(const Layer *p, int32_t rank, int32_t dropped, int32_t added) {
-    if (holds(p, rank, added)) return 0;
-    return p->moves_left == UNLIMITED || arrival(p, rank, added) - arrival(p, rank, dropped) <= p->moves_left;
-}
-
 /* The load of the hottest touched rank if `rank` held `added` in place of `dropped`; ranks that only get
  * lighter are left out. At least `limit` where it would be more. */
 static double reassigned(const Layer *p, int32_t rank, int32_t dropped, int32_t added, double limit) {
@@ -110,7 +103,7 @@ static void relieve(const Layer *p, int32_t hot, double target, Reassignment *be
             double own = cooled;
             if (holds(p, hot, a)) own += p->weight[a] / (p->count[a] - 1) - p->share[a];
             for (int32_t k = 0; k < p->count[a] && own < best->value; k++) {
-                if (holder[k] == hot || !may_reassign(p, holder[k], a, added)) continue;
+                if (holder[k] == hot || holds(p, holder[k], added)) continue;
                 const double others = reassigned(p, holder[k], a, added, best->value);
                 const double value = others > own ? others : own;
                 if (value < best->value) *best = (Reassignment){value, holder[k], a, added};
@@ -127,7 +120,7 @@ static void exchange(const Layer *p, int32_t hot, double target, Reassignment *b
         if (p->count[dropped] < 2) continue;
         for (int32_t b = 0; b < p->num_experts; b++) {
             if (p->count[b] >= p->most_copies || p->weight[b] / (p->count[b] + 1) >= p->share[dropped]) continue;
-            if (!may_reassign(p, hot, dropped, b)) continue;
+            if (holds(p, hot, b)) continue;
             const double value = reassigned(p, hot, dropped, b, best->value);
             if (value < best->value) *best = (Reassignment){value, hot, dropped, b};
             if (best->value <= target) return;
@@ -135,8 +128,8 @@ static void exchange(const Layer *p, int32_t hot, double target, Reassignment *b
     }
 }
 
-static int reassign_once(Layer *p, int32_t hot, const Goal *goal, double at_most) {
-    Reassignment best = {at_most, -1, -1, -1};
+static int reassign_once(Layer *p, int32_t hot, const Goal *goal) {
+    Reassignment best = {p->load[hot] - goal->least, -1, -1, -1};
     relieve(p, hot, goal->target, &best);
     if (best.value > goal->target) exchange(p, hot, goal->target, &best);
     if (best.rank < 0) return 0;
@@ -145,16 +138,14 @@ static int reassign_once(Layer *p, int32_t hot, const Goal *goal, double at_most
     return 1;
 }
 
-/* Improve the hottest rank until the target is met (nonzero), or no step helps (zero). */
+/* Improve the hottest rank until the target is met (nonzero), or no step helps (zero). Moves are not limited: with a
+ * budget it is descend_by_excess that plans. */
 int descend(Layer *p, Goal *goal) {
     while (goal->steps-- > 0) {
         const int32_t hot = hottest(p);
-        const double at_most = p->load[hot] - goal->least;
         if (p->load[hot] <= goal->target) return 1;
-        /* Where moves count, one slot that settles it is better than the two of a swap. */
-        if (p->moves_left != UNLIMITED && reassign_once(p, hot, goal, goal->target)) continue;
         if (swap_once(p, hot, goal)) continue;
-        if (goal->recount && reassign_once(p, hot, goal, at_most)) continue;
+        if (goal->recount && reassign_once(p, hot, goal)) continue;
         break;
     }
     return peak(p) <= goal->target;

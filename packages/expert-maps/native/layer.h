@@ -59,6 +59,11 @@ static inline void put_in_set(uint64_t *set, const Layer *p, int32_t rank, int32
 
 static inline int holds(const Layer *p, int32_t rank, int32_t expert) { return in_set(p->on, p, rank, expert); }
 
+/* Whether the rank can take a copy of the expert; a single copy is on its own rank only. */
+static inline int fits(const Layer *p, int32_t rank, int32_t expert) {
+    return p->count[expert] == 1 || !holds(p, rank, expert);
+}
+
 /* Moves that an expert's arrival on a rank costs; its departure gives them back. */
 static inline int arrival(const Layer *p, int32_t rank, int32_t expert) {
     return p->tracked && !in_set(p->was, p, rank, expert);
@@ -117,8 +122,5 @@ double two_slot_bound(Layer *p, double low, double high, double tolerance);
 /* bound.c */
 double mean_bound(const Layer *p);
 double replica_bound(Layer *p, double bound);
-
-
-
 
 #endif

@@ -42,7 +42,7 @@ typedef struct {
     int32_t *slot;      /* [slots], an answer to compare with */
     double *rank_load;  /* [ranks], its loads */
     double *group_load; /* [groups] */
-    double *doubles;    /* scratch of assign_groups, and of relabel */
+    double *doubles;    /* scratch of nodes.c */
     int32_t *ints;
     uint64_t *words;
 } Work;

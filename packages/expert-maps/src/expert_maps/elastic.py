@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -85,13 +86,7 @@ def rescale(  # noqa: PLR0913 - options by keyword
     slots = np.concatenate([np.arange(*current.rank_offsets[rank : rank + 2]) for rank in kept])
     experts = current.physical_to_logical[:, slots]
     result = plan_balanced(trace, cluster, tolerance, Start(experts, held, max_moves))
-    return PlanResult(
-        result.placement,
-        result.policy,
-        trace,
-        result.lower_bound,
-        _moves(_padded(experts, held), result.placement),
-    )
+    return replace(result, moves=_moves(_padded(experts, held), result.placement))
 
 
 def _surviving(current: Placement, failed_ranks: Iterable[int]) -> NDArray[np.intp]:

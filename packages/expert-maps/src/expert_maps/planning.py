@@ -4,7 +4,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import TYPE_CHECKING
 
@@ -151,13 +151,7 @@ def plan(  # noqa: PLR0913 - options by keyword
     result = plan_balanced(trace, cluster, tolerance, start, progress)
     if current is None:
         return result
-    return PlanResult(
-        result.placement,
-        name,
-        trace,
-        result.lower_bound,
-        metrics.moves(current, result.placement),
-    )
+    return replace(result, moves=metrics.moves(current, result.placement))
 
 
 def plan_balanced(

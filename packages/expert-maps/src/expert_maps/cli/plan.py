@@ -16,11 +16,10 @@ from expert_maps.cli.common import (
     OutputOption,
     ToleranceOption,
     bad_input,
-    print_json,
     progress_bar,
     read_map,
 )
-from expert_maps.cli.report import linear_layout, plan_document, print_plan
+from expert_maps.cli.report import linear_layout, print_result
 from expert_maps.errors import ExpertMapsError
 from expert_maps.formats import read_load, vllm_ascend, write_placement
 from expert_maps.planning import plan as plan_placement
@@ -113,7 +112,4 @@ def plan(
         before = before or linear_layout(trace, result.placement.ep_size)
         if output is not None:
             write_placement(result.placement, output)
-    if json:
-        print_json(plan_document(trace, before, result, output, size))
-    else:
-        print_plan(trace, before, result, output, size)
+    print_result(trace, before, result, output, size, as_json=json)

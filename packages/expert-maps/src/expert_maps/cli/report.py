@@ -11,7 +11,7 @@ import typer
 from rich.table import Table
 
 from expert_maps import metrics
-from expert_maps.cli.common import console
+from expert_maps.cli.common import console, print_json
 from expert_maps.layouts import generate_placement
 
 if TYPE_CHECKING:
@@ -29,7 +29,23 @@ def linear_layout(trace: ExpertLoad, ep_size: int) -> Placement:
     )
 
 
-def plan_document(
+def print_result(
+    trace: ExpertLoad,
+    before: Placement,
+    result: PlanResult,
+    output: Path | None,
+    moved_bytes: int | None,
+    *,
+    as_json: bool,
+) -> None:
+    """Print a plan beside the placement before it: as a table, or as one JSON object."""
+    if as_json:
+        print_json(_document(trace, before, result, output, moved_bytes))
+    else:
+        _print_table(trace, before, result, output, moved_bytes)
+
+
+def _document(
     trace: ExpertLoad, before: Placement, result: PlanResult, output: Path | None, moved_bytes: int | None
 ) -> dict[str, object]:
     """Return what `--json` prints: plain numbers and lists, one entry a layer."""
@@ -60,7 +76,7 @@ def plan_document(
     return document
 
 
-def print_plan(
+def _print_table(
     trace: ExpertLoad, before: Placement, result: PlanResult, output: Path | None, moved_bytes: int | None
 ) -> None:
     """Print a line for each layer, and what holds for all of them."""
