@@ -23,6 +23,7 @@ from vllm_ascend_moe.ops import npu_dynamic_quant, npu_moe_init_routing_v2
     st.integers(0, 2),
     st.integers(0, 1),
     st.sampled_from([-1, 1]),
+    st.sampled_from([npu_moe_init_routing_v2.twin, npu_moe_init_routing_v2.fast]),
     st.integers(0, 2**32),
 )
 def test_it_is_the_obvious_loop(
@@ -34,6 +35,7 @@ def test_it_is_the_obvious_loop(
     count_type: int,
     row_idx_type: int,
     quant_mode: int,
+    implementation: Any,  # noqa: ANN401 - the op's
     seed: int,
 ) -> None:
     start = data.draw(st.integers(0, experts - 1))
@@ -42,7 +44,7 @@ def test_it_is_the_obvious_loop(
     ids = torch.randint(-1, experts, (tokens, k), generator=torch.Generator().manual_seed(seed)).to(
         torch.int32
     )
-    rows, row_idx, counts, scale = npu_moe_init_routing_v2.twin(
+    rows, row_idx, counts, scale = implementation(
         x,
         ids,
         expert_num=experts,

@@ -26,7 +26,7 @@ from vllm_ascend_moe._log import logger
 from vllm_ascend_moe.eplb import EplbConfigError
 from vllm_ascend_moe.limits import LimitError
 from vllm_ascend_moe.modular_experts import AscendExperts
-from vllm_ascend_moe.ops import record_load, take_turns
+from vllm_ascend_moe.ops import take_turns_and_record
 from vllm_ascend_moe.router import AscendRouter
 from vllm_ascend_moe.routing import RoutingConfig
 
@@ -139,17 +139,23 @@ class _Hooks:
         record_enabled: torch.Tensor,
         num_unpadded_tokens: torch.Tensor | None = None,
     ) -> torch.Tensor:
-        physical = take_turns(topk_ids, logical_to_physical_map, logical_replica_count)
-        if not record_enabled:  # on a CPU asking costs nothing, and counting does
-            return physical
-        counted = physical
-        first = self._serving.ranks.tp_rank * len(physical) if self._serving.ranks.splits_tokens else 0
-        if self._counted is not None:
-            mask = self._counted[first : first + len(physical)]
-            counted = physical[: len(mask)].masked_fill(~mask.unsqueeze(1), -1)
-        tokens = len(physical) if num_unpadded_tokens is None else num_unpadded_tokens - first
-        record_load(expert_load_view, counted, num_tokens=tokens)
-        return physical
+        # On a CPU asking costs nothing, and counting does.
+        tokens = 0
+        counted = None
+        if record_enabled:
+            splits = self._serving.ranks.splits_tokens
+            first = self._serving.ranks.tp_rank * len(topk_ids) if splits else 0
+            tokens = len(topk_ids) if num_unpadded_tokens is None else int(num_unpadded_tokens) - first
+            if self._counted is not None:
+                counted = self._counted[first : first + len(topk_ids)]
+        return take_turns_and_record(
+            topk_ids,
+            logical_to_physical_map,
+            logical_replica_count,
+            expert_load_view,
+            num_tokens=tokens,
+            counted=counted,
+        )
 
     def experts_class(self, original: Callable[..., Any], backend: Any) -> list[Any]:
         """Offer the Ascend experts alone where vLLM would offer its CPU's."""

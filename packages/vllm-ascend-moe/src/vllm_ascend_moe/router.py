@@ -10,7 +10,7 @@ from vllm.model_executor.layers.fused_moe.config import get_routing_method_type
 from vllm.model_executor.layers.fused_moe.router.base_router import BaseRouter
 from vllm.v1.worker.ubatching import dbo_current_ubatch_id
 
-from vllm_ascend_moe.ops import map_to_physical, record_load, take_turns
+from vllm_ascend_moe.ops import map_and_record, take_turns_and_record
 from vllm_ascend_moe.routing import RoutingConfig, select_experts
 
 if TYPE_CHECKING:
@@ -96,10 +96,14 @@ class AscendRouter(BaseRouter):  # type: ignore[misc] # vLLM is not installed wh
                 state.should_record_tensor,
                 tokens,
             )
-        if self.routing_table is not None:
-            physical = map_to_physical(topk_ids, self.routing_table)
-        else:
-            physical = take_turns(topk_ids, state.logical_to_physical_map, state.logical_replica_count)
         # A switch on the device, so that a captured graph obeys it: recording nothing is recording 0 tokens.
-        record_load(state.expert_load_view, physical, num_tokens=tokens * state.should_record_tensor)
-        return physical
+        recorded = tokens * state.should_record_tensor
+        if self.routing_table is not None:
+            return map_and_record(topk_ids, self.routing_table, state.expert_load_view, num_tokens=recorded)
+        return take_turns_and_record(
+            topk_ids,
+            state.logical_to_physical_map,
+            state.logical_replica_count,
+            state.expert_load_view,
+            num_tokens=recorded,
+        )

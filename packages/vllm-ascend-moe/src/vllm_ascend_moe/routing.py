@@ -5,12 +5,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
+
+import torch
 
 from vllm_ascend_moe import limits, ops
-
-if TYPE_CHECKING:
-    import torch
+from vllm_ascend_moe.ops.gating_top_k import choose_experts
 
 ScoringFunc = Literal["softmax", "sigmoid"]
 
@@ -67,6 +67,18 @@ def select_experts(
         ids: int32 [T, K], logical.
     """
     softmax = config.scoring_func == "softmax"
+    if ops.can_use_kernel(router_logits):
+        return choose_experts(
+            router_logits if router_logits.dtype == torch.float32 else router_logits.float(),
+            config.top_k,
+            bias=correction_bias,
+            k_group=config.topk_group,
+            group_count=config.num_expert_group,
+            sum_of_two=correction_bias is not None,
+            softmax=softmax,
+            normalise=config.renormalize,
+            scaling=config.routed_scaling_factor,
+        )[:2]
     # The op only rescales sigmoid's weights, always; and its documentation allows renorm 0 alone. What it
     # does not do is done here.
     by_op = softmax != config.renormalize

@@ -1,14 +1,15 @@
 # SPDX-FileCopyrightText: The expert-maps authors
 # SPDX-License-Identifier: Apache-2.0
-"""The ops of the MoE layer, one in a file: torch_npu's signatures, and plain-torch twins off the NPU."""
+"""The ops of the MoE layer, one in a file: torch_npu's signatures; off the NPU plain-torch twins and kernels."""
 
 from __future__ import annotations
 
-from vllm_ascend_moe.ops._op import OPS, Op, registered_ops
+from vllm_ascend_moe.ops._op import OPS, Op, can_use_kernel, registered_ops
 from vllm_ascend_moe.ops.dynamic_quant import npu_dynamic_quant
 from vllm_ascend_moe.ops.gating_top_k import npu_moe_gating_top_k
 from vllm_ascend_moe.ops.grouped_matmul import npu_grouped_matmul
 from vllm_ascend_moe.ops.init_routing import npu_moe_init_routing_v2
+from vllm_ascend_moe.ops.map_and_record import map_and_record, take_turns_and_record
 from vllm_ascend_moe.ops.map_experts import map_to_physical, take_turns
 from vllm_ascend_moe.ops.record_load import record_load
 from vllm_ascend_moe.ops.swiglu import npu_swiglu
@@ -17,6 +18,8 @@ from vllm_ascend_moe.ops.token_unpermute import npu_moe_token_unpermute
 __all__ = [
     "OPS",
     "Op",
+    "can_use_kernel",
+    "map_and_record",
     "map_to_physical",
     "npu_dynamic_quant",
     "npu_grouped_matmul",
@@ -27,4 +30,5 @@ __all__ = [
     "record_load",
     "registered_ops",
     "take_turns",
+    "take_turns_and_record",
 ]

@@ -1,6 +1,6 @@
 # SPDX-FileCopyrightText: The expert-maps authors
 # SPDX-License-Identifier: Apache-2.0
-"""How an op is called: torch_npu's on an NPU, its plain-torch twin elsewhere, by one signature."""
+"""How an op is called: torch_npu's on an NPU, a kernel or the plain-torch twin elsewhere, by one signature."""
 
 from __future__ import annotations
 
@@ -28,14 +28,16 @@ class Op(Generic[P, R]):
     """An op of torch_npu.
 
     Called with tensors on an NPU it is `torch.ops.npu.<name>`, which torch_npu registers when it is
-    loaded (and a tensor cannot be on an NPU before that); this module never imports torch_npu. With any
-    other tensors it is the twin. Either way it takes the schema's arguments: those that the twin does not
-    have may be passed with their default, and are refused with another value.
+    loaded (and a tensor cannot be on an NPU before that); this module never imports torch_npu. With tensors
+    on a CPU it is the fast function, if there is one, with any others the twin. Either way it takes the
+    schema's arguments: those that the twin does not have may be passed with their default, and are refused
+    with another value.
 
     Attributes:
         name: torch_npu's name.
         schema: torch_npu's schema, as its newest tested wheel declares it.
         twin: the plain-torch function.
+        fast: the same for tensors on a CPU, by a kernel; None where the twin is fast enough.
     """
 
     def __init__(self, schema: str, twin: Callable[P, R]) -> None:
@@ -43,6 +45,7 @@ class Op(Generic[P, R]):
         self.name = schema.partition("(")[0]
         self.schema = schema
         self.twin = twin
+        self.fast: Callable[P, R] | None = None
         self.__doc__ = twin.__doc__
 
     def __call__(self, *args: P.args, **kwargs: P.kwargs) -> R:
@@ -50,7 +53,14 @@ class Op(Generic[P, R]):
         if _registered.get() or _device_type(args[0]) == "npu":
             result: R = getattr(torch.ops.npu, self.name)(*args, **kwargs)
             return result
+        if self.fast is not None and can_use_kernel(args[0]):
+            return self.fast(*args, **self._known(kwargs))
         return self.run_twin(*args, **kwargs)
+
+    def on_cpu(self, fast: Callable[P, R]) -> Callable[P, R]:
+        """Make a function, of the twin's signature, the one for tensors on a CPU."""
+        self.fast = fast
+        return fast
 
     def run_twin(self, *args: P.args, **kwargs: P.kwargs) -> R:
         """Run the twin with arguments of the schema.
@@ -59,10 +69,14 @@ class Op(Generic[P, R]):
             ValueError: an argument that the twin does not have is not at its default.
             TypeError: the schema has no such argument.
         """
-        if not kwargs.keys() <= self._twin_parameters:
-            for name in sorted(kwargs.keys() - self._twin_parameters):
-                self._require_default(name, kwargs.pop(name))
-        return self.twin(*args, **kwargs)
+        return self.twin(*args, **self._known(kwargs))
+
+    def _known(self, kwargs: Any) -> Any:  # noqa: ANN401 - P's keyword arguments, fewer of them
+        if kwargs.keys() <= self._twin_parameters:
+            return kwargs
+        for name in sorted(kwargs.keys() - self._twin_parameters):
+            self._require_default(name, kwargs[name])
+        return {name: value for name, value in kwargs.items() if name in self._twin_parameters}
 
     @functools.cached_property
     def __signature__(self) -> inspect.Signature:
@@ -121,6 +135,16 @@ def registered_ops() -> Iterator[None]:
         yield
     finally:
         _registered.reset(token)
+
+
+def can_use_kernel(tensor: object) -> bool:
+    """Return whether a kernel for a CPU can read a tensor: a real one, of which no graph is being made."""
+    return (
+        type(tensor) is torch.Tensor
+        and tensor.is_cpu
+        and not _registered.get()
+        and not torch.compiler.is_compiling()
+    )
 
 
 def _device_type(first: object) -> str:

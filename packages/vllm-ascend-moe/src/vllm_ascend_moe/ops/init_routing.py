@@ -12,7 +12,13 @@ from vllm_ascend_moe.ops._op import op, refuse
 from vllm_ascend_moe.ops.dynamic_quant import npu_dynamic_quant
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
+
+    # (expert_idx, start, end) → active entries, counts [end − start], token and entry of each sorted row, and
+    # the row of each entry.
+    Sort = Callable[
+        [torch.Tensor, int, int], tuple[int, torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]
+    ]
 
 _NAME = "npu_moe_init_routing_v2"
 
@@ -68,8 +74,73 @@ def npu_moe_init_routing_v2(
     Raises:
         ValueError: an argument that this twin does not take.
     """
-    num_tokens, top_k = expert_idx.shape
-    entries = num_tokens * top_k
+    return _init_routing(
+        _sort,
+        x,
+        expert_idx,
+        scale,
+        offset,
+        active_num,
+        expert_num,
+        drop_pad_mode,
+        expert_tokens_num_type,
+        expert_tokens_num_flag,
+        quant_mode,
+        active_expert_range,
+        row_idx_type,
+    )
+
+
+@npu_moe_init_routing_v2.on_cpu
+def _fast(
+    x: torch.Tensor,
+    expert_idx: torch.Tensor,
+    *,
+    scale: torch.Tensor | None = None,
+    offset: torch.Tensor | None = None,
+    active_num: int = -1,
+    expert_capacity: int = -1,  # noqa: ARG001 - as in the twin
+    expert_num: int = -1,
+    drop_pad_mode: int = 0,
+    expert_tokens_num_type: int = 0,
+    expert_tokens_num_flag: bool = False,
+    quant_mode: int = -1,
+    active_expert_range: Sequence[int] = (),
+    row_idx_type: int = 0,
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
+    return _init_routing(
+        _sort_by_counting,
+        x,
+        expert_idx,
+        scale,
+        offset,
+        active_num,
+        expert_num,
+        drop_pad_mode,
+        expert_tokens_num_type,
+        expert_tokens_num_flag,
+        quant_mode,
+        active_expert_range,
+        row_idx_type,
+    )
+
+
+def _init_routing(  # noqa: PLR0917 - the op's
+    sort: Sort,
+    x: torch.Tensor,
+    expert_idx: torch.Tensor,
+    scale: torch.Tensor | None,
+    offset: torch.Tensor | None,
+    active_num: int,
+    expert_num: int,
+    drop_pad_mode: int,
+    expert_tokens_num_type: int,
+    expert_tokens_num_flag: bool,  # noqa: FBT001
+    quant_mode: int,
+    active_expert_range: Sequence[int],
+    row_idx_type: int,
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
+    entries = expert_idx.numel()
     start, end = active_expert_range or (0, expert_num)
     _refuse_unsupported(
         scale, offset, active_num, entries, drop_pad_mode, expert_tokens_num_type, quant_mode, row_idx_type
@@ -77,35 +148,56 @@ def npu_moe_init_routing_v2(
     if not 0 <= start < end <= expert_num:
         expected = f"0 ≤ start < end ≤ expert_num ({expert_num})"
         raise refuse(_NAME, "active_expert_range", [start, end], expected)
-    # 1. Sort the entries by expert, inactive ones last; a stable sort keeps the order of tokens.
+    # 1. Sort the entries by expert; within an expert in the order of tokens.
+    active, counts, source, order, row = sort(expert_idx, start, end)
+    # 2. Copy the rows; what is past them stays undefined, as on the device.
+    rows, row_scale = x, scale
+    if quant_mode == 1:
+        rows, row_scale = npu_dynamic_quant.twin(x)
+    expanded_x = rows.new_empty(entries, x.shape[1])
+    torch.index_select(rows, 0, source[:active], out=expanded_x[:active])
+    expanded_scale = torch.empty(entries, dtype=torch.float32, device=x.device)
+    if row_scale is not None:
+        expanded_scale[:active] = row_scale.index_select(0, source[:active])
+    # 3. The way back, and the counts.
+    row_idx = order.to(torch.int32) if row_idx_type == 1 else row
+    if not expert_tokens_num_flag:
+        return expanded_x, row_idx, counts[:0].sum(), expanded_scale
+    tokens = _count(counts, expert_tokens_num_type, start, expert_num)
+    return expanded_x, row_idx, tokens, expanded_scale
+
+
+def _sort(
+    expert_idx: torch.Tensor, start: int, end: int
+) -> tuple[int, torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Sort stably by expert, inactive entries last."""
+    top_k = expert_idx.shape[1]
     flat = expert_idx.reshape(-1)
     inactive = (flat < start) | (flat >= end)
     key = torch.where(inactive, end - start, flat - start)
     order = torch.argsort(key, stable=True)
     counts = torch.bincount(key, minlength=end - start + 1)[: end - start]
     active = int(counts.sum())
-    source = order[:active].div(top_k, rounding_mode="floor") if top_k else order[:active]
-    # 2. Copy the rows; what is past them stays undefined, as on the device.
-    rows, row_scale = x, scale
-    if quant_mode == 1:
-        rows, row_scale = npu_dynamic_quant.twin(x)
-    expanded_x = rows.new_empty(entries, x.shape[1])
-    torch.index_select(rows, 0, source, out=expanded_x[:active])
-    expanded_scale = torch.empty(entries, dtype=torch.float32, device=x.device)
-    if row_scale is not None:
-        expanded_scale[:active] = row_scale.index_select(0, source)
-    # 3. The way back.
-    if row_idx_type == 1:
-        row_idx = order.to(torch.int32)
-    else:
-        row_idx = torch.full((entries,), -1, dtype=torch.int32, device=x.device)
-        row_idx[order[:active]] = torch.arange(active, dtype=torch.int32, device=x.device)
-    tokens = (
-        _count(counts, expert_tokens_num_type, start, expert_num)
-        if expert_tokens_num_flag
-        else counts[:0].sum()
+    source = order.div(top_k, rounding_mode="floor") if top_k else order
+    row = torch.full_like(flat, -1, dtype=torch.int32)
+    row[order[:active]] = torch.arange(active, dtype=torch.int32, device=row.device)
+    return active, counts, source, order, row
+
+
+def _sort_by_counting(
+    expert_idx: torch.Tensor, start: int, end: int
+) -> tuple[int, torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Do the same by a kernel, on a CPU."""
+    from vllm_ascend_moe.kernels import init_routing as kernel
+
+    counts = torch.empty(end - start, dtype=torch.int64)
+    # Three in one: source, order, row.
+    indices = torch.empty(3, expert_idx.numel(), dtype=torch.int32)
+    source, order, row = indices.unbind(0)
+    active = kernel.sort_by_expert(
+        expert_idx.contiguous().numpy(), start, counts.numpy(), source.numpy(), order.numpy(), row.numpy()
     )
-    return expanded_x, row_idx, tokens, expanded_scale
+    return active, counts, source, order, row
 
 
 def _refuse_unsupported(

@@ -1,0 +1,29 @@
+# SPDX-FileCopyrightText: The expert-maps authors
+# SPDX-License-Identifier: Apache-2.0
+"""How the kernels for a CPU are compiled. Importing this module loads Numba."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, ParamSpec, TypeVar
+
+import numba
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+
+def compiled(function: Callable[P, R]) -> Callable[P, R]:
+    """Compile a function at its first call and keep the result on disk for other processes.
+
+    Indices are not checked, so a kernel must not be handed what its caller has not checked; the interpreter's
+    lock is free while it runs.
+    """
+    options = {"nogil": True, "error_model": "numpy"}
+    try:
+        return numba.njit(cache=True, **options)(function)
+    except RuntimeError:
+        # Neither this folder nor the user's cache can be written: each process compiles for itself.
+        return numba.njit(**options)(function)

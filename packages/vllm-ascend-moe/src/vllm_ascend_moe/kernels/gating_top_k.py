@@ -1,0 +1,154 @@
+# SPDX-FileCopyrightText: The expert-maps authors
+# SPDX-License-Identifier: Apache-2.0
+"""Top-k of each token's scores, within its best groups, in one pass. Importing this module loads Numba."""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from vllm_ascend_moe.kernels._jit import compiled
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+
+@compiled
+def insert(
+    values: NDArray[np.float32], names: NDArray[np.int32], held: int, value: np.float32, name: int
+) -> None:
+    """Put a value into a descending list of which ``held`` places are taken; of a full one the last falls out.
+
+    Equal values keep the order in which they came. A NaN stays where it is put, at the end.
+    """
+    place = min(held, len(values) - 1)
+    while place > 0 and values[place - 1] < value:
+        values[place] = values[place - 1]
+        names[place] = names[place - 1]
+        place -= 1
+    values[place] = value
+    names[place] = name
+
+
+@compiled
+def keep_groups(
+    choice: NDArray[np.float32],
+    sum_of_two: bool,  # noqa: FBT001 - Numba's functions take arguments by position
+    best: NDArray[np.float32],
+    best_ids: NDArray[np.int32],
+    kept: NDArray[np.bool_],
+) -> None:
+    """Mark a token's best groups.
+
+    Args:
+        choice: [E], what is chosen by.
+        sum_of_two: whether a group's score is the sum of its two best, rather than its best.
+        best: [groups that are kept], scratch.
+        best_ids: as many, scratch.
+        kept: [G], written.
+    """
+    size = len(choice) // len(kept)
+    for group in range(len(kept)):
+        first = second = np.float32(-np.inf)
+        for expert in range(group * size, (group + 1) * size):
+            second = max(second, min(first, choice[expert]))
+            first = max(first, choice[expert])
+        score = first + second if sum_of_two else first
+        if group < len(best) or score > best[len(best) - 1]:
+            insert(best, best_ids, group, score, group)
+    kept[:] = False
+    for place in range(len(best_ids)):
+        kept[best_ids[place]] = True
+
+
+@compiled
+def keep_experts(
+    choice: NDArray[np.float32],
+    kept: NDArray[np.bool_],
+    best: NDArray[np.float32],
+    best_ids: NDArray[np.int32],
+) -> None:
+    """List a token's K best experts, best first.
+
+    The first K are taken whatever they are, so that the ids are K different experts even where all scores
+    are −inf or NaN.
+
+    Args:
+        choice: [E], what is chosen by.
+        kept: [G], whether a group's experts may be chosen.
+        best: [K], written.
+        best_ids: [K], written.
+    """
+    size = len(choice) // len(kept)
+    held = 0
+    last = np.float32(-np.inf)
+    for group in range(len(kept)):
+        if kept[group]:
+            for expert in range(group * size, (group + 1) * size):
+                if choice[expert] > last or held < len(best):
+                    insert(best, best_ids, held, choice[expert], expert)
+                    held += 1
+                    if held >= len(best):
+                        last = best[len(best) - 1]
+
+
+@compiled
+def choose_experts(
+    scores: NDArray[np.float32],
+    bias: NDArray[np.float32],
+    group_count: int,
+    k_group: int,
+    sum_of_two: bool,  # noqa: FBT001
+    exponential: bool,  # noqa: FBT001
+    normalise: bool,  # noqa: FBT001
+    scaling: float,
+    eps: float,
+    weights: NDArray[np.float32],
+    ids: NDArray[np.int32],
+) -> None:
+    """Choose each token's K experts by score plus bias, and weigh them by score.
+
+    ``torch.topk`` sorts pairs in memory; here the best K so far stay in cache, and almost every other expert
+    costs one comparison with the last of them.
+
+    Args:
+        scores: [T, E].
+        bias: [E], or [0] for none.
+        group_count: G, which divides E.
+        k_group: groups a token chooses from, with at least K experts in them.
+        sum_of_two: whether a group's score is the sum of its two best, rather than its best.
+        exponential: whether the scores are logits and a weight is their exponential; only with ``normalise``.
+        normalise: whether a token's weights are divided by their sum.
+        scaling: multiplies the weights last.
+        eps: added to the sum that is divided by.
+        weights: [T, K], written.
+        ids: [T, K], written, best first; of equal scores the lower id.
+    """
+    num_tokens, num_experts = scores.shape
+    top_k = ids.shape[1]
+    biased = np.empty(num_experts, np.float32)
+    best, best_ids = np.empty(top_k, np.float32), np.empty(top_k, np.int32)
+    group_best, group_ids = np.empty(k_group, np.float32), np.empty(k_group, np.int32)
+    kept = np.ones(group_count, np.bool_)
+    for token in range(num_tokens):
+        choice = scores[token]
+        if len(bias) > 0:
+            for expert in range(num_experts):
+                biased[expert] = choice[expert] + bias[expert]
+            choice = biased
+        if k_group < group_count:
+            keep_groups(choice, sum_of_two, group_best, group_ids, kept)
+        keep_experts(choice, kept, best, best_ids)
+        total = 0.0
+        for place in range(top_k):
+            weight = scores[token, best_ids[place]]
+            if exponential:
+                weight = math.exp(weight - best[0])
+            weights[token, place] = weight
+            total += weight
+        factor = scaling / (total + eps) if normalise else scaling
+        for place in range(top_k):
+            ids[token, place] = best_ids[place]
+            weights[token, place] *= factor
