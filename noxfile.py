@@ -39,6 +39,17 @@ OLDEST_TESTS = "test_vllm_oldest.py"
 ENV = {"OMP_NUM_THREADS": "1", "PYTHONHASHSEED": "0"}
 
 
+def npu_python() -> str | None:
+    """Return the interpreter to use where there is an NPU: NPU_PYTHON, or the first on the PATH; None elsewhere."""
+    if given := os.environ.get("NPU_PYTHON"):
+        return given
+    on_path = [found for name in ("python3", "python") if (found := shutil.which(name))]
+    return next(iter(on_path), None) if any(Path("/dev").glob("davinci[0-9]*")) else None
+
+
+NPU_PYTHON = npu_python()
+
+
 def install(session: nox.Session, requirements: str, *members: str, torch: bool = False) -> None:
     """Install pinned requirements by hash, then members of the workspace from this checkout."""
     session.install("--require-hashes", "-r", f"requirements/{requirements}.txt")
@@ -77,7 +88,13 @@ def lint(session: nox.Session) -> None:
     session.run("ruff", "format", "--check", ".")
     packages = [part for name in ("expert_maps", "vllm_ascend_moe", "harness") for part in ("-p", name)]
     session.run("mypy", *packages)
-    tests = (f"{CORE}/tests", f"{PLUGIN}/tests", f"{PLUGIN}/tests_vllm", f"{HARNESS}/meta_tests")
+    tests = (
+        f"{CORE}/tests",
+        f"{PLUGIN}/tests",
+        f"{PLUGIN}/tests_vllm",
+        f"{HARNESS}/meta_tests",
+        f"{HARNESS}/accuracy_tests",
+    )
     for files in ("noxfile.py", f"{CORE}/hatch_build.py", *tests):
         session.run("mypy", files)
 
@@ -135,6 +152,21 @@ def planner_bench(session: nox.Session) -> None:
     outputs = ["--table", f"{folder}/planner.md", "--plot", f"{folder}/planner.svg", "--record", str(record)]
     session.run("python", "-m", "harness.bench.planner", *outputs, *session.posargs, env=ENV)
     shutil.copyfile(record, folder / "records" / record.name)
+
+
+# torch_npu only works beside the CANN that it was installed for: no new environment where there is an NPU.
+@nox.session(venv_backend="none" if NPU_PYTHON else None)
+def npu_bench(session: nox.Session) -> None:
+    """Time the routing ops on an NPU, a GPU or the CPU; `-- --compare` against the records, `-- --short` as in CI."""
+    command = ["-m", "harness.bench.npu", *session.posargs]
+    if NPU_PYTHON:
+        sources = [str(Path(member, "src").absolute()) for member in (CORE, PLUGIN, HARNESS)]
+        path = os.pathsep.join([*sources, *filter(None, [os.environ.get("PYTHONPATH")])])
+        session.run(NPU_PYTHON, *command, env={**ENV, "PYTHONPATH": path}, external=True)
+        return
+    session.install("--require-hashes", "--no-deps", "-r", "requirements/bench.txt")
+    install_vllm(session)
+    session.run("python", *command, env=ENV)
 
 
 @nox.session

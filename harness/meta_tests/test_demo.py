@@ -83,7 +83,7 @@ def test_the_loops_of_the_benchmark_agree_with_what_is_timed(slots: NDArray[np.i
 
 
 def test_kept_benchmark_records_are_readable_and_complete() -> None:
-    records = sorted((ROOT / "harness" / "bench" / "records").glob("*.jsonl"))
+    records = sorted((ROOT / "harness" / "bench" / "records").rglob("*.jsonl"))
     assert records
     for path in records:
         for line in path.read_text(encoding="utf-8").splitlines():

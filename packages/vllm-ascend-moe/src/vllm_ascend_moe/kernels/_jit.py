@@ -21,7 +21,7 @@ def compiled(function: Callable[P, R]) -> Callable[P, R]:
     Indices are not checked, so a kernel must not be handed what its caller has not checked; the interpreter's
     lock is free while it runs.
     """
-    options = {"nogil": True, "error_model": "numpy"}
+    options = {"nogil": True, "error_model": "numpy", "forceinline": True}
     try:
         return numba.njit(cache=True, **options)(function)
     except RuntimeError:

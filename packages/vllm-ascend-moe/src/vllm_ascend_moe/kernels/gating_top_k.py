@@ -14,6 +14,9 @@ from vllm_ascend_moe.kernels._jit import compiled
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
+# Floats of a vector register that most CPUs have.
+_LANES = 8
+
 
 @compiled
 def insert(
@@ -64,34 +67,96 @@ def keep_groups(
 
 
 @compiled
+def floor_of_best(
+    choice: NDArray[np.float32],
+    kept: NDArray[np.bool_],
+    first: NDArray[np.float32],
+    second: NDArray[np.float32],
+    top_k: int,
+) -> np.float32:
+    """Return a value that at least K experts reach, or −inf.
+
+    The experts are dealt out to as many lanes as fit a vector register. The least of the lanes' best values is
+    reached by an expert of each lane, the least of their second best by two. One pass without a branch.
+
+    Args:
+        choice: [E], what is chosen by.
+        kept: [G], whether a group's experts may be chosen.
+        first: [lanes], scratch.
+        second: [lanes], scratch.
+        top_k: K.
+    """
+    for lane in range(_LANES):
+        first[lane] = second[lane] = -np.inf
+    if top_k > 2 * _LANES:
+        return np.float32(-np.inf)
+    size = len(choice) // len(kept)
+    for group in range(len(kept)):
+        if kept[group]:
+            for start in range(group * size, (group + 1) * size - _LANES + 1, _LANES):
+                if top_k > _LANES:
+                    for lane in range(_LANES):
+                        value = choice[start + lane]
+                        less = value if value < first[lane] else first[lane]
+                        second[lane] = less if less > second[lane] else second[lane]
+                        first[lane] = value if value > first[lane] else first[lane]
+                else:
+                    for lane in range(_LANES):
+                        value = choice[start + lane]
+                        first[lane] = value if value > first[lane] else first[lane]
+    least = second if top_k > _LANES else first
+    floor = least[0]
+    for lane in range(1, _LANES):
+        floor = min(floor, least[lane])
+    return floor
+
+
+@compiled
 def keep_experts(
     choice: NDArray[np.float32],
     kept: NDArray[np.bool_],
+    floor: np.float32,
+    candidates: NDArray[np.int32],
     best: NDArray[np.float32],
     best_ids: NDArray[np.int32],
 ) -> None:
     """List a token's K best experts, best first.
 
-    The first K are taken whatever they are, so that the ids are K different experts even where all scores
-    are −inf or NaN.
+    Few experts reach the floor, and they are picked out without a branch: a branch on what is not known
+    beforehand costs more than all else here.
 
     Args:
         choice: [E], what is chosen by.
         kept: [G], whether a group's experts may be chosen.
+        floor: what experts below need not be looked at.
+        candidates: [E + 1], scratch.
         best: [K], written.
         best_ids: [K], written.
     """
     size = len(choice) // len(kept)
-    held = 0
-    last = np.float32(-np.inf)
+    found = 0
     for group in range(len(kept)):
         if kept[group]:
             for expert in range(group * size, (group + 1) * size):
-                if choice[expert] > last or held < len(best):
-                    insert(best, best_ids, held, choice[expert], expert)
-                    held += 1
-                    if held >= len(best):
-                        last = best[len(best) - 1]
+                candidates[found] = expert
+                found += choice[expert] >= floor
+    if found < len(best):
+        # NaN reaches no floor. The ids are to be K different experts even so: the first ones that there are.
+        found = 0
+        for group in range(len(kept)):
+            if kept[group]:
+                for expert in range(group * size, (group + 1) * size):
+                    candidates[found] = expert
+                    found += 1
+    held = 0
+    last = np.float32(-np.inf)
+    for place in range(found):
+        value = choice[candidates[place]]
+        if value > last or held < len(best):
+            insert(best, best_ids, held, value, candidates[place])
+            held += 1
+            if held >= len(best):
+                last = best[len(best) - 1]
 
 
 @compiled
@@ -110,8 +175,8 @@ def choose_experts(
 ) -> None:
     """Choose each token's K experts by score plus bias, and weigh them by score.
 
-    ``torch.topk`` sorts pairs in memory; here the best K so far stay in cache, and almost every other expert
-    costs one comparison with the last of them.
+    ``torch.topk`` sorts pairs in memory; here the best K so far stay in cache, and only experts that reach a
+    floor found before are compared with them.
 
     Args:
         scores: [T, E].
@@ -132,6 +197,8 @@ def choose_experts(
     best, best_ids = np.empty(top_k, np.float32), np.empty(top_k, np.int32)
     group_best, group_ids = np.empty(k_group, np.float32), np.empty(k_group, np.int32)
     kept = np.ones(group_count, np.bool_)
+    first, second = np.empty(_LANES, np.float32), np.empty(_LANES, np.float32)
+    candidates = np.empty(num_experts + 1, np.int32)
     for token in range(num_tokens):
         choice = scores[token]
         if len(bias) > 0:
@@ -140,7 +207,8 @@ def choose_experts(
             choice = biased
         if k_group < group_count:
             keep_groups(choice, sum_of_two, group_best, group_ids, kept)
-        keep_experts(choice, kept, best, best_ids)
+        floor = floor_of_best(choice, kept, first, second, top_k)
+        keep_experts(choice, kept, floor, candidates, best, best_ids)
         total = 0.0
         for place in range(top_k):
             weight = scores[token, best_ids[place]]

@@ -1,0 +1,183 @@
+# SPDX-FileCopyrightText: The expert-maps authors
+# SPDX-License-Identifier: Apache-2.0
+"""The products: one for all experts of a rank, and a rank's whole share of the layer."""
+
+from __future__ import annotations
+
+import functools
+import zlib
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch.nn import functional
+
+from harness.bench.npu import peers
+from harness.bench.npu.cases import Case, Family, Implementation, activations, top_ids
+from harness.bench.npu.checking import require_close, require_count, tolerance
+from vllm_ascend_moe import ops
+from vllm_ascend_moe.experts import ExpertWeights, apply_experts
+
+if TYPE_CHECKING:
+    from harness.bench.npu.cases import Outputs, Run, Tensors
+    from harness.bench.npu.devices import Kind
+    from harness.bench.npu.models import Model
+
+# One output, rows grouped, by counts.
+_GROUPING: dict[str, Any] = {"split_item": 2, "group_type": 0, "group_list_type": 1}
+
+
+@functools.lru_cache(maxsize=1)
+def _weights(model: Model) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return a rank's experts as vLLM keeps them: w13 [L, 2·I, H] and w2 [L, H, I].
+
+    One expert is drawn; the others are its columns, moved on by another number each: no two are the same, and
+    a gigabyte takes a second to make.
+    """
+    generator = torch.Generator().manual_seed(zlib.crc32(model.name.encode()))
+    dtype: torch.dtype = getattr(torch, model.dtype)
+    found = []
+    for rows, columns in (
+        (2 * model.intermediate_size, model.hidden_size),
+        (model.hidden_size, model.intermediate_size),
+    ):
+        one = (torch.randn(rows, columns, generator=generator) / columns**0.5).to(dtype)
+        whole = torch.empty(model.local_experts, rows, columns, dtype=dtype)
+        for expert in range(model.local_experts):
+            whole[expert] = one.roll(expert, dims=1)
+        found.append(whole)
+    return found[0], found[1]
+
+
+class GroupedMatmul(Family):
+    """Each expert's rows times its matrix."""
+
+    op = "grouped_matmul"
+    about = "rows [T·K, H] by expert times gate and up of E/ep_size experts, [H, 2·I] each"
+
+    def make(self, case: Case) -> dict[str, torch.Tensor]:
+        """Return sorted rows, how many each expert has, and the weights as views [L, H, 2·I]."""
+        model = case.model
+        counts = torch.bincount(top_ids(case, model.local_experts).view(-1), minlength=model.local_experts)
+        rows = activations(case, int(counts.sum()), model.hidden_size)
+        return {"rows": rows, "counts": counts, "w13": _weights(model)[0].transpose(1, 2)}
+
+    def reference(self, case: Case, tensors: Tensors) -> Outputs:
+        """Multiply by expert, in float32; of float32 inputs in float64."""
+        wide = torch.float64 if case.dtype == torch.float32 else torch.float32
+        parts = torch.split(tensors["rows"], tensors["counts"].tolist())
+        return (
+            torch.cat([part.to(wide) @ w.to(wide) for part, w in zip(parts, tensors["w13"], strict=True)]),
+        )
+
+    def check(self, case: Case, tensors: Tensors, found: Outputs, wanted: Outputs) -> None:  # noqa: ARG002
+        """Compare within the rounding of the dtype; the products are of size one."""
+        require_count(found, ("rows",))
+        near = tolerance(case.dtype)
+        require_close("rows", found[0], wanted[0], relative=near, absolute=near)
+
+    def implementations(self, kind: Kind) -> list[Implementation]:
+        """Return the twin, torch_npu's op, and a loop."""
+        found = [Implementation("torch", "the plain-torch twin: one call on a CPU", _twin)]
+        if kind == "npu":
+            found.append(Implementation("npu", "torch_npu's op", _npu))
+        return [*found, Implementation("loop", "a product for each expert", _loop, is_peer=True)]
+
+    def bytes_moved(self, case: Case) -> int:
+        """Read rows and the matrices of experts that have some, write rows."""
+        model = case.model
+        used = min(model.local_experts, case.entries)
+        inner, outer = model.hidden_size, 2 * model.intermediate_size
+        return (case.entries * (inner + outer) + used * inner * outer) * case.dtype.itemsize
+
+    def flops(self, case: Case) -> int:
+        """Count a multiplication and an addition for each entry of a row and column."""
+        return 4 * case.entries * case.model.hidden_size * case.model.intermediate_size
+
+
+class WholeMoe(Family):
+    """A rank's share of the layer: sort, multiply, gate, multiply, add up."""
+
+    op = "moe"
+    about = (
+        "hidden [T, H], weights and ids [T, K] → [T, H], on a rank's E/ep_size experts: what a rank computes "
+        "where each rank has T tokens and the load is even"
+    )
+
+    def make(self, case: Case) -> dict[str, torch.Tensor]:
+        """Return hidden states, routing among the local experts, and their weights as vLLM keeps them."""
+        w13, w2 = _weights(case.model)
+        ids = top_ids(case, case.model.local_experts)
+        weights = torch.rand(ids.shape, generator=case.generator())
+        return {
+            "hidden": activations(case, case.tokens, case.model.hidden_size),
+            "ids": ids,
+            "weights": weights / weights.sum(-1, keepdim=True),
+            "w13": w13,
+            "w2": w2,
+        }
+
+    def reference(self, case: Case, tensors: Tensors) -> Outputs:
+        """Go through the experts, in float32; of float32 inputs in float64."""
+        wide = torch.float64 if case.dtype == torch.float32 else torch.float32
+        hidden, ids, weights = tensors["hidden"].to(wide), tensors["ids"], tensors["weights"].to(wide)
+        total = torch.zeros_like(hidden)
+        for expert, (w13, w2) in enumerate(zip(tensors["w13"], tensors["w2"], strict=True)):
+            token, k = (ids == expert).nonzero(as_tuple=True)
+            gate, up = (hidden[token] @ w13.T.to(wide)).chunk(2, dim=-1)
+            output = (functional.silu(gate) * up) @ w2.T.to(wide)
+            total.index_add_(0, token, output * weights[token, k].unsqueeze(1))
+        return (total,)
+
+    def check(self, case: Case, tensors: Tensors, found: Outputs, wanted: Outputs) -> None:  # noqa: ARG002
+        """Compare within the rounding of three products, by the size of what is added up."""
+        require_count(found, ("hidden",))
+        near = tolerance(case.dtype)
+        size = float(wanted[0].square().mean().sqrt())
+        require_close("hidden", found[0], wanted[0], relative=near, absolute=2 * near * size)
+
+    def implementations(self, kind: Kind) -> list[Implementation]:
+        """Return this project's layer and vLLM's."""
+        about = "apply_experts, on torch_npu's ops" if kind == "npu" else "apply_experts, which serves"
+        return [Implementation("apply_experts", about, _apply), *peers.experts(kind)]
+
+    def bytes_moved(self, case: Case) -> int:
+        """Read hidden states, routing and the experts that are used, write hidden states."""
+        model = case.model
+        used = min(model.local_experts, case.entries)
+        weights = used * 3 * model.hidden_size * model.intermediate_size
+        return (2 * case.tokens * model.hidden_size + weights) * case.dtype.itemsize + 8 * case.entries
+
+    def flops(self, case: Case) -> int:
+        """Count the three products of each entry."""
+        return 6 * case.entries * case.model.hidden_size * case.model.intermediate_size
+
+
+def _twin(_: Case, tensors: Tensors) -> Run:
+    rows, weight, counts = tensors["rows"], tensors["w13"], tensors["counts"]
+    return lambda: tuple(ops.npu_grouped_matmul.twin([rows], [weight], group_list=counts, **_GROUPING))
+
+
+def _npu(_: Case, tensors: Tensors) -> Run:
+    rows, weight, counts = tensors["rows"], tensors["w13"], tensors["counts"]
+    op = torch.ops.npu.npu_grouped_matmul
+    return lambda: tuple(op([rows], [weight], group_list=counts, **_GROUPING))
+
+
+def _loop(_: Case, tensors: Tensors) -> Run:
+    rows, weight, counts = tensors["rows"], tensors["w13"], tensors["counts"]
+
+    def run() -> Outputs:
+        output = rows.new_empty(len(rows), weight.shape[2])
+        start = 0
+        for expert, count in enumerate(counts.tolist()):
+            torch.mm(rows[start : start + count], weight[expert], out=output[start : start + count])
+            start += count
+        return (output,)
+
+    return run
+
+
+def _apply(_: Case, tensors: Tensors) -> Run:
+    weights = ExpertWeights(tensors["w13"].transpose(1, 2), tensors["w2"].transpose(1, 2))
+    hidden, probs, ids = tensors["hidden"], tensors["weights"], tensors["ids"]
+    return lambda: (apply_experts(hidden, probs, ids, weights),)
