@@ -34,3 +34,15 @@ def test_defaults_that_the_twin_lacks_are_taken_and_other_values_refused() -> No
         ops.npu_dynamic_quant(x, group_index=torch.zeros(1))  # type: ignore[call-arg]
     with pytest.raises(TypeError, match=r"npu_swiglu\(\) got an unexpected keyword argument 'axis'"):
         ops.npu_swiglu(x, axis=1)  # type: ignore[call-arg]
+
+
+def test_kernels_are_used_on_a_cpu_unless_twins_are_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    x = torch.zeros(1, 8)
+    monkeypatch.setattr(ops.npu_moe_gating_top_k, "fast", lambda *_, **__: "kernel")
+    monkeypatch.setattr(ops.npu_moe_gating_top_k, "twin", lambda *_, **__: "twin")
+    found: list[object] = [ops.npu_moe_gating_top_k(x, 1)]
+    with ops.twins_only():
+        assert not ops.can_use_kernel(x)
+        found.append(ops.npu_moe_gating_top_k(x, 1))
+    found.append(ops.npu_moe_gating_top_k(x, 1))
+    assert found == ["kernel", "twin", "kernel"]

@@ -4,7 +4,7 @@
 
 from __future__ import annotations
 
-from vllm_ascend_moe.ops._op import OPS, Op, can_use_kernel, registered_ops
+from vllm_ascend_moe.ops._op import OPS, Op, can_use_kernel, registered_ops, twins_only
 from vllm_ascend_moe.ops.dynamic_quant import npu_dynamic_quant
 from vllm_ascend_moe.ops.gating_top_k import npu_moe_gating_top_k
 from vllm_ascend_moe.ops.grouped_matmul import npu_grouped_matmul
@@ -31,4 +31,5 @@ __all__ = [
     "registered_ops",
     "take_turns",
     "take_turns_and_record",
+    "twins_only",
 ]

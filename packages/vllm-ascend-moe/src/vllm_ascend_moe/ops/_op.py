@@ -21,6 +21,9 @@ R = TypeVar("R")
 # Whether calls go to torch.ops.npu whatever the device: the emulated device and the contract set it.
 _registered: ContextVar[bool] = ContextVar("registered", default=False)
 
+# Whether twins run where kernels could.
+_twins: ContextVar[bool] = ContextVar("twins", default=False)
+
 OPS: dict[str, Op[..., Any]] = {}
 
 
@@ -137,12 +140,23 @@ def registered_ops() -> Iterator[None]:
         _registered.reset(token)
 
 
+@contextlib.contextmanager
+def twins_only() -> Iterator[None]:
+    """Run the plain-torch twins where a kernel could be used."""
+    token = _twins.set(True)
+    try:
+        yield
+    finally:
+        _twins.reset(token)
+
+
 def can_use_kernel(tensor: object) -> bool:
     """Return whether a kernel for a CPU can read a tensor: a real one, of which no graph is being made."""
     return (
         type(tensor) is torch.Tensor
         and tensor.is_cpu
         and not _registered.get()
+        and not _twins.get()
         and not torch.compiler.is_compiling()
     )
 
