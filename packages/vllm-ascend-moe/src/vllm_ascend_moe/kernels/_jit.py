@@ -21,9 +21,12 @@ def compiled(function: Callable[P, R]) -> Callable[P, R]:
     Indices are not checked, so a kernel must not be handed what its caller has not checked; the interpreter's
     lock is free while it runs.
     """
-    options = {"nogil": True, "error_model": "numpy", "forceinline": True}
     try:
-        return numba.njit(cache=True, **options)(function)
+        return _compile(function, cache=True)
     except RuntimeError:
         # Neither this folder nor the user's cache can be written: each process compiles for itself.
-        return numba.njit(**options)(function)
+        return _compile(function, cache=False)
+
+
+def _compile(function: Callable[P, R], *, cache: bool) -> Callable[P, R]:
+    return numba.njit(cache=cache, nogil=True, error_model="numpy", forceinline=True)(function)
