@@ -154,6 +154,34 @@ def planner_bench(session: nox.Session) -> None:
     shutil.copyfile(record, folder / "records" / record.name)
 
 
+@nox.session
+def train_tiny(session: nox.Session) -> None:
+    """Train both embedded models anew, below build/tiny; `-- qwen3-moe` or `-- deepseek` one of them."""
+    install_vllm(session)
+    for name in session.posargs or ("qwen3-moe", "deepseek"):
+        output = ["--output", f"build/tiny/{name}"]
+        session.run("python", "-m", "harness.tiny", "train", name, *output, env=ENV)
+
+
+@nox.session
+def accuracy(session: nox.Session) -> None:
+    """Ask a small model the same questions with and without EPLB, and judge; `-- compare A B` and so on, `-- test`."""
+    # What both files pin agrees; lm-eval names a torch, which is there.
+    session.install("--require-hashes", "--no-deps", "-r", "requirements/accuracy.txt")
+    install_vllm(session)
+    if session.posargs[:1] == ["test"]:
+        tests = [
+            *sorted(map(str, Path(HARNESS, "meta_tests").glob("test_accuracy_*.py"))),
+            f"{HARNESS}/accuracy_tests",
+        ]
+        session.run("pytest", *(session.posargs[1:] or tests), "-W", "default", env=ENV)
+        return
+    arguments = list(session.posargs)
+    if not arguments or arguments[0].startswith("-"):
+        arguments.insert(0, "run")
+    session.run("python", "-m", "harness.accuracy", *arguments, env=ENV)
+
+
 # torch_npu only works beside the CANN that it was installed for: no new environment where there is an NPU.
 @nox.session(venv_backend="none" if NPU_PYTHON else None)
 def npu_bench(session: nox.Session) -> None:
@@ -333,4 +361,17 @@ def lock(session: nox.Session) -> None:
     options[options.index("3.10")] = "3.11"
     options += ["--no-emit-package", "torch", "--overrides", str(never)]
     command = ["uv", "pip", "compile", *options, "--group", "vllm", "--output-file", "requirements/vllm.txt"]
+    session.run(*command, *session.posargs, env={"UV_CUSTOM_COMPILE_COMMAND": "nox -s lock"})
+    # Installed beside it, so what both need is pinned alike.
+    options += ["--constraints", "requirements/vllm.txt"]
+    command = [
+        "uv",
+        "pip",
+        "compile",
+        *options,
+        "--group",
+        "accuracy",
+        "--output-file",
+        "requirements/accuracy.txt",
+    ]
     session.run(*command, *session.posargs, env={"UV_CUSTOM_COMPILE_COMMAND": "nox -s lock"})

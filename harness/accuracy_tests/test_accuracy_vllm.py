@@ -1,0 +1,175 @@
+# SPDX-FileCopyrightText: The expert-maps authors
+# SPDX-License-Identifier: Apache-2.0
+"""The embedded model through vLLM's CPU build and lm-eval: three arms, one of them killed and run again."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from expert_maps import read_placement
+from harness.accuracy import proof
+from harness.accuracy.config import load_config
+from harness.accuracy.records import read_record
+from harness.accuracy.server import serve
+
+ROOT = Path(__file__).resolve().parents[2]
+QUESTIONS = 24
+ARMS = ("baseline", "eplb-static", "eplb-dynamic")
+
+
+def command(output: Path, *arguments: str) -> list[str]:
+    words = ["--questions", str(QUESTIONS), "--output", str(output), "--margin", "15", *arguments]
+    return [sys.executable, "-m", "harness.accuracy", "run", *words]
+
+
+def run(output: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        command(output, *arguments), cwd=ROOT, check=False, capture_output=True, text=True, timeout=900
+    )
+
+
+def lines(path: Path) -> int:
+    return path.read_bytes().count(b"\n") if path.exists() else 0
+
+
+def others() -> set[str]:
+    """Processes whose environment names the harness's endpoints."""
+    found = set()
+    for path in Path("/proc").glob("[0-9]*/environ"):
+        try:
+            content = path.read_bytes()
+        except OSError:
+            continue
+        if b"VLLM_SERVER_DEV_MODE=1" in content and b"ACCURACY_TEST=1" in content:
+            found.add(path.parent.name)
+    return found
+
+
+@pytest.fixture(scope="module")
+def results(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The records of a run whose second arm was killed, and went on."""
+    output = tmp_path_factory.mktemp("results")
+    folder = output / "tiny-moe"
+    journal = folder / "work" / "eplb-static" / "journal.jsonl"
+    log = output / "first.log"
+    with log.open("w", encoding="utf-8") as stream:
+        process = subprocess.Popen(
+            command(output, "--concurrency", "2"),
+            cwd=ROOT,
+            stdout=stream,
+            stderr=stream,
+            env={**os.environ, "ACCURACY_TEST": "1"},
+        )
+        deadline = time.monotonic() + 600
+        while process.poll() is None and lines(journal) < 8 and time.monotonic() < deadline:
+            time.sleep(0.02)
+        # The harness, the guard, the server and its workers.
+        assert len(others()) > 3
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+    known = lines(journal)
+    assert 8 <= known < QUESTIONS, log.read_text(encoding="utf-8")
+    deadline = time.monotonic() + 90
+    while others() and time.monotonic() < deadline:
+        time.sleep(0.5)
+    assert not others()
+    done = run(output, "--concurrency", "2")
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "baseline: complete, from the run that was cut off" in done.stderr
+    assert f"eplb-static: questions: {known} of {QUESTIONS} are there" in done.stderr
+    for name in ARMS[1:]:
+        assert f"{name}: no worse" in done.stdout
+    return folder
+
+
+def summary(folder: Path, arm: str) -> dict[str, Any]:
+    found: dict[str, Any] = json.loads((folder / arm / "summary.json").read_text(encoding="utf-8"))
+    return found
+
+
+def test_all_arms_answer_alike(results: Path) -> None:
+    records = [read_record(results / arm) for arm in ARMS]
+    assert [len(record.questions) for record in records] == [QUESTIONS] * len(ARMS)
+    texts = [[question.text for question in record.questions] for record in records]
+    assert texts[0] == texts[1] == texts[2]
+    # The model knows its task, and lm-eval finds the answers.
+    assert records[0].summary.num_correct > QUESTIONS * 0.9
+    first = records[0].logprobs
+    assert first is not None
+    for record in records[1:]:
+        assert record.logprobs is not None
+        for one, other in zip(first, record.logprobs, strict=True):
+            assert one.doc_hash == other.doc_hash
+            np.testing.assert_allclose(one.logprobs, other.logprobs, atol=5e-5)
+    # Greedy texts of a model that knows its task are likely to it.
+    values = np.concatenate([one.logprobs for one in first if one.logprobs])
+    assert values.max() <= 0
+    assert np.median(values) > -0.1
+
+
+def test_the_arms_were_what_they_say(results: Path) -> None:
+    baseline, static, dynamic = (summary(results, arm)["placement"] for arm in ARMS)
+    assert not baseline["eplb_active"]
+    assert (baseline["num_redundant_experts"], baseline["rearrangements"]) == (0, 0)
+    planned = read_placement(results / "eplb-static" / "expert_map.json")
+    assert static["eplb_active"]
+    assert static["digest"] == static["digest_at_end"] == planned.digest
+    assert not (planned.physical_to_logical == planned.physical_to_logical[0]).all()
+    assert dynamic["eplb_active"]
+    assert dynamic["rearrangements"] > 0
+    assert dynamic["digest"] != dynamic["digest_at_end"]
+    for found in (baseline, static, dynamic):
+        assert found["ep_size"] == 2
+        assert found["replica_checksums"] == "equal"
+        assert found["faults"] == []
+    for found in (static, dynamic):
+        assert found["num_redundant_experts"] == 4
+
+
+def test_records_say_what_acted_and_not_where(results: Path) -> None:
+    for arm in ARMS:
+        found = summary(results, arm)
+        assert found["versions"]["vllm"].startswith("0.")
+        for name in ("torch", "lm_eval", "transformers", "python", "vllm_ascend_moe", "expert_maps"):
+            assert found["versions"][name], name
+        assert found["versions"]["torch_npu"] is None
+        assert found["dtype"] == "float32"
+        text = json.dumps(found)
+        assert str(ROOT) not in text
+        assert str(results) not in text
+        assert "accuracy/tiny-moe" in found["server"]["arguments"]
+    assert (
+        summary(results, "eplb-static")["load"]["balancedness"]
+        > summary(results, "baseline")["load"]["balancedness"]
+    )
+
+
+def test_a_server_without_the_plugin_is_no_eplb_arm_and_lives_on(tmp_path: Path) -> None:
+    config = load_config(str(ROOT / "accuracy" / "models" / "tiny-moe.yaml"))
+    arguments = [word for word in config.server.arguments if "tensor-parallel" not in word]
+    environment = {**config.server.environment, "VLLM_SERVER_DEV_MODE": "1"}
+    with serve(
+        str(ROOT / config.model),
+        [*arguments, "--dtype", "float32"],
+        tmp_path / "server.log",
+        environment=environment,
+        startup_seconds=300,
+    ) as server:
+        done = run(tmp_path / "results", "--arm", "eplb-static", "--base-url", f"eplb-static={server.url}")
+        assert done.returncode == 1
+        assert done.stderr.count("error: ") == 1
+        assert "expert_maps in --additional-config" in done.stderr
+        assert summary(tmp_path / "results" / "tiny-moe", "eplb-static")["status"] == "failed"
+        assert proof.read_state(server, needed=False) is None
+        body = {"model": server.model, "prompt": "Question:", "max_tokens": 1}
+        assert server.post("/v1/completions", body)["choices"]

@@ -1,0 +1,431 @@
+# SPDX-FileCopyrightText: The expert-maps authors
+# SPDX-License-Identifier: Apache-2.0
+"""A whole run, with a server that is none in the place of vLLM's; what asks goes through lm-eval where it is here."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections import Counter
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pytest
+import yaml
+from fake_server import ENVIRONMENT, EXPERTS, LAYERS, RANKS, Fake, install, reports
+
+from expert_maps import generate_placement, read_placement
+from harness.accuracy.records import read_record
+from harness.accuracy.versions import model_identity, shown
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+ROOT = Path(__file__).resolve().parents[2]
+GSM8K = ROOT.parent / "shared" / "data" / "gsm8k"
+QUESTIONS = 30
+needs_lm_eval = pytest.mark.skipif(
+    importlib.util.find_spec("lm_eval") is None, reason="lm-eval is not installed; nox -s accuracy -- test"
+)
+needs_gsm8k = pytest.mark.skipif(not (GSM8K / "test.jsonl").exists(), reason="GSM8K is not here")
+
+
+class Bench:
+    """A folder with data, a configuration and the fake server."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.output = folder / "results"
+        self.results = self.output / "small"
+        self.environment = install(folder / "fake")
+        self.orders: dict[str, Any] = {"log": str(folder / "answered.jsonl"), "pid": str(folder / "pid")}
+        model = folder / "model"
+        model.mkdir()
+        (model / "config.json").write_text("{}", encoding="utf-8")
+        for name, count in (("test", QUESTIONS), ("train", 8)):
+            lines = [
+                json.dumps({"question": f"What is {name} {number}?", "answer": f"So.\n#### {number % 7}"})
+                for number in range(count)
+            ]
+            (model / f"{name}.jsonl").write_text("\n".join(lines) + "\n", encoding="utf-8")
+        self.config: dict[str, Any] = {
+            "name": "small",
+            "model": str(model),
+            "dtype": "float32",
+            "concurrency": 4,
+            "startup_seconds": 60,
+            "task": {
+                "name": "gsm8k",
+                "dataset": "problems",
+                "data": {"test": "{model}/test.jsonl", "train": "{model}/train.jsonl"},
+                "num_fewshot": 0,
+                "max_tokens": 16,
+            },
+            "expected": {"accuracy": None, "reason": "a test"},
+            "arms": {
+                "baseline": {
+                    "role": "baseline",
+                    "record_load": True,
+                    "additional_config": {"expert_maps": {}},
+                },
+                "eplb-static": {
+                    "role": "eplb",
+                    "plan": {"load_of": "baseline", "num_redundant_experts": 2, "ep_size": 2},
+                },
+            },
+        }
+
+    def command(self, *arguments: object) -> list[str]:
+        self.config["server"] = {"environment": {ENVIRONMENT: json.dumps(self.orders), **self.environment}}
+        path = self.folder / "small.yaml"
+        path.write_text(yaml.safe_dump(self.config, sort_keys=False), encoding="utf-8")
+        words = ["--model", str(path), "--output", str(self.output), *map(str, arguments)]
+        return [sys.executable, "-m", "harness.accuracy", "run", *words]
+
+    def run(self, *arguments: object) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            self.command(*arguments),
+            cwd=self.folder,
+            check=False,
+            capture_output=True,
+            text=True,
+            timeout=300,
+        )
+
+    def answered(self) -> Counter[str]:
+        path = Path(self.orders["log"])
+        return Counter(path.read_text(encoding="utf-8").splitlines() if path.exists() else [])
+
+    def questions(self) -> int:
+        return sum(count for prompt, count in self.answered().items() if "forced" not in prompt)
+
+    def summary(self, arm: str) -> dict[str, Any]:
+        found: dict[str, Any] = json.loads((self.results / arm / "summary.json").read_text(encoding="utf-8"))
+        return found
+
+    def server_is_gone(self) -> bool:
+        process = int(Path(self.orders["pid"]).read_text(encoding="utf-8"))
+        deadline = time.monotonic() + 20
+        while time.monotonic() < deadline:
+            try:
+                os.kill(process, 0)
+            except ProcessLookupError:
+                return True
+            time.sleep(0.05)
+        return False
+
+
+@pytest.fixture
+def bench(tmp_path: Path) -> Bench:
+    return Bench(tmp_path)
+
+
+@needs_lm_eval
+def test_all_arms_are_asked_recorded_and_judged(bench: Bench) -> None:
+    done = bench.run("--margin", 15)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert done.stdout.count("| dataset | version | metric | mode | model |") == 2
+    assert "eplb-static: no worse" in done.stdout
+    baseline, arm = (read_record(bench.results / name) for name in ("baseline", "eplb-static"))
+    assert [question.index for question in baseline.questions] == list(range(QUESTIONS))
+    assert baseline.questions == arm.questions
+    assert 0 < baseline.summary.num_correct < QUESTIONS
+    assert baseline.logprobs is not None
+    assert [one.logprobs for one in baseline.logprobs] == [one.logprobs for one in arm.logprobs or ()]
+    # One for each token, which the fake makes of each letter.
+    assert [len(one.logprobs) for one in baseline.logprobs] == [len(one.text) for one in baseline.questions]
+    assert not baseline.summary.placement.eplb_active
+    assert arm.summary.placement.eplb_active
+    assert arm.summary.placement.num_redundant_experts == 2
+    assert arm.summary.placement.replica_checksums == "equal"
+    planned = read_placement(bench.results / "eplb-static" / "expert_map.json")
+    assert planned.digest == arm.summary.placement.digest
+    assert arm.summary.versions.vllm == "0.0.fake"
+    assert bench.server_is_gone()
+    # Where it was made stays there.
+    for name in ("baseline", "eplb-static"):
+        words = bench.summary(name)["server"]["arguments"]
+        assert str(bench.folder) not in " ".join(words)
+        assert bench.summary(name)["server"]["started_by_harness"] is True
+    load = bench.summary("baseline")["load"]
+    assert len(load["rank_load"]) == LAYERS
+    assert sum(load["rank_load"][0]) == sum(range(1, 1 + EXPERTS))
+
+
+@needs_lm_eval
+@pytest.mark.parametrize("arm", ["baseline", "eplb-static"])
+def test_killed_and_run_again_gives_the_same_and_asks_no_answered_question(
+    bench: Bench, tmp_path: Path, arm: str
+) -> None:
+    other = tmp_path / "whole"
+    other.mkdir()
+    whole = Bench(other)
+    assert whole.run("--margin", 15).returncode == 0
+    bench.orders["delay"] = 0.15
+    journal = bench.results / "work" / arm / "journal.jsonl"
+    with subprocess.Popen(
+        bench.command("--margin", 15), cwd=bench.folder, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+    ) as process:
+        while process.poll() is None and not (journal.exists() and journal.read_bytes().count(b"\n") >= 9):
+            time.sleep(0.01)
+        process.send_signal(signal.SIGKILL)
+    assert process.returncode == -signal.SIGKILL
+    assert bench.server_is_gone()
+    assert bench.summary(arm)["status"] == "incomplete"
+    known = journal.read_bytes().count(b"\n")
+    assert 9 <= known < QUESTIONS
+    before = bench.questions()
+    # The delay stays: it is told through the environment, which is part of who was asked.
+    done = bench.run("--margin", 15)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert f"{arm}: questions: {known} of {QUESTIONS} are there" in done.stderr
+    if arm != "baseline":
+        assert "baseline: complete, from the run that was cut off" in done.stderr
+    expected = QUESTIONS - known if arm != "baseline" else 2 * QUESTIONS - known
+    assert bench.questions() - before == expected
+    for name in ("baseline", "eplb-static"):
+        for file in ("questions.jsonl", "logprobs.jsonl"):
+            assert (bench.results / name / file).read_bytes() == (whole.results / name / file).read_bytes()
+        same = ("status", "value", "num_questions", "num_correct", "task", "placement", "load")
+        assert {key: bench.summary(name)[key] for key in same} == {
+            key: whole.summary(name)[key] for key in same
+        }
+
+
+@needs_lm_eval
+def test_a_run_that_is_complete_begins_anew(bench: Bench) -> None:
+    for times in (1, 2):
+        assert bench.run("--arm", "baseline").returncode == 0
+        assert bench.questions() == times * QUESTIONS
+
+
+@needs_lm_eval
+def test_a_journal_of_another_configuration_is_not_used(bench: Bench) -> None:
+    bench.orders["delay"] = 0.2
+    journal = bench.results / "work" / "baseline" / "journal.jsonl"
+    with subprocess.Popen(
+        bench.command("--arm", "baseline"),
+        cwd=bench.folder,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    ) as process:
+        while process.poll() is None and not (journal.exists() and journal.read_bytes().count(b"\n") >= 4):
+            time.sleep(0.01)
+        process.terminate()
+        assert process.wait(60) == 130
+    assert bench.server_is_gone()
+    assert bench.summary("baseline")["reason"] == "the run was interrupted"
+    before = bench.questions()
+    (bench.folder / "model" / "config.json").write_text('{"other": true}', encoding="utf-8")
+    assert bench.run("--arm", "baseline").returncode == 0
+    assert bench.questions() - before == QUESTIONS
+
+
+@needs_lm_eval
+@pytest.mark.parametrize(
+    ("orders", "said"),
+    [
+        ({"no_plugin": True}, "VLLM_SERVER_DEV_MODE=1"),
+        ({"ignores_map": True}, "EPLB is active with 0 redundant experts"),
+    ],
+)
+def test_an_arm_without_eplb_is_not_asked_anything(bench: Bench, orders: dict[str, Any], said: str) -> None:
+    load = bench.folder / "load.npz"
+    np.savez(load, load=np.ones((1, LAYERS, EXPERTS)))
+    bench.config["arms"]["eplb-static"]["plan"] = {
+        "load": str(load),
+        "num_redundant_experts": 2,
+        "ep_size": 2,
+    }
+    bench.orders |= orders
+    done = bench.run("--arm", "eplb-static")
+    assert done.returncode == 1
+    assert done.stderr.count("error: ") == 1
+    assert "arm eplb-static was not asked anything" in done.stderr
+    assert said in done.stderr
+    assert bench.answered() == Counter()
+    summary = bench.summary("eplb-static")
+    assert summary["status"] == "failed"
+    assert said in summary["reason"]
+    assert summary["value"] is None
+    assert bench.server_is_gone()
+
+
+@needs_lm_eval
+def test_a_dynamic_arm_that_never_moved_is_none(bench: Bench) -> None:
+    bench.config["arms"]["eplb-static"] = {
+        "role": "eplb",
+        "dynamic": True,
+        "additional_config": {"expert_maps": {"num_redundant_experts": 2, "dynamic": True}},
+    }
+    done = bench.run()
+    assert done.returncode == 1
+    assert "no experts moved while the questions were asked" in done.stderr
+    assert bench.summary("eplb-static")["status"] == "failed"
+    assert bench.summary("eplb-static")["value"] is None
+    assert bench.summary("baseline")["status"] == "complete"
+
+
+@needs_lm_eval
+def test_a_server_that_dies_at_the_start_is_shown(bench: Bench) -> None:
+    bench.orders["dies"] = "not enough memory for 2 ranks"
+    done = bench.run()
+    assert done.returncode == 1
+    assert "exit code 3 before it answered" in done.stderr
+    assert "not enough memory for 2 ranks" in done.stderr
+    assert "Traceback" not in done.stderr
+    assert bench.summary("baseline")["status"] == "failed"
+    assert bench.answered() == Counter()
+
+
+@needs_lm_eval
+def test_an_arm_that_is_planned_needs_a_load(bench: Bench) -> None:
+    done = bench.run("--arm", "eplb-static")
+    assert done.returncode == 2
+    assert "load.npz, which is absent" in done.stderr
+
+
+@pytest.fixture
+def fakes() -> Iterator[dict[str, Fake]]:
+    with Fake() as baseline, Fake() as arm:
+        baseline.report = reports(generate_placement("linear", num_experts=8, ep_size=RANKS, num_layers=2))
+        arm.report = reports(
+            generate_placement("ring", num_experts=8, ep_size=RANKS, num_layers=2, num_redundant_experts=2)
+        )
+        yield {"baseline": baseline, "eplb-static": arm}
+
+
+def urls(fakes: dict[str, Fake]) -> list[str]:
+    return [word for name, fake in fakes.items() for word in ("--base-url", f"{name}={fake.url}")]
+
+
+@needs_lm_eval
+def test_servers_that_run_already_are_asked(bench: Bench, fakes: dict[str, Fake]) -> None:
+    done = bench.run("--margin", 15, *urls(fakes))
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert not Path(bench.orders["pid"]).exists()
+    for name, fake in fakes.items():
+        assert (
+            len([path for path, body in fake.bodies if path == "/v1/completions" and "echo" not in body])
+            == QUESTIONS
+        )
+        summary = bench.summary(name)
+        assert summary["server"] == {"arguments": [], "environment": {}, "started_by_harness": False}
+        assert summary["versions"]["torch"] is None
+        assert fake.url not in json.dumps(summary)
+
+
+@needs_lm_eval
+def test_a_running_server_without_the_endpoint_is_told_how_to_start(
+    bench: Bench, fakes: dict[str, Fake]
+) -> None:
+    fakes["eplb-static"].report = None
+    done = bench.run(*urls(fakes))
+    assert done.returncode == 1
+    assert "VLLM_SERVER_DEV_MODE=1" in done.stderr
+    assert [path for path, _ in fakes["eplb-static"].bodies] == ["/collective_rpc"]
+
+
+@needs_lm_eval
+def test_replicas_that_differ_make_it_worse(bench: Bench, fakes: dict[str, Fake]) -> None:
+    report = fakes["eplb-static"].report
+    assert report is not None
+    report[0]["slot_checksums"][1][0] = "other"
+    done = bench.run("--margin", 15, *urls(fakes))
+    assert done.returncode == 1
+    assert "eplb-static: worse" in done.stdout
+    assert bench.summary("eplb-static")["placement"]["replica_checksums"] == "differ"
+
+
+@needs_lm_eval
+@needs_gsm8k
+@pytest.mark.parametrize(
+    ("task", "shots", "chat", "path"),
+    [
+        ("gsm8k", 5, False, "/v1/completions"),
+        ("gsm8k", 0, True, "/v1/chat/completions"),
+        ("gsm8k_cot_llama", 8, False, "/v1/completions"),
+        ("gsm8k_cot_llama", 8, True, "/v1/chat/completions"),
+    ],
+)
+def test_stock_tasks_are_asked_from_local_files(
+    bench: Bench, fakes: dict[str, Fake], task: str, shots: int, chat: bool, path: str
+) -> None:
+    bench.config["task"] |= {"name": task, "num_fewshot": shots, "chat_template": chat}
+    done = bench.run("--margin", 40, "--questions", 12, "--data", GSM8K, *urls(fakes))
+    assert done.returncode == 0, done.stdout + done.stderr
+    record = read_record(bench.results / "eplb-static")
+    assert len(record.questions) == 12
+    assert record.summary.task.num_fewshot == shots
+    bodies = [body for where, body in fakes["baseline"].bodies if where == path and "echo" not in body]
+    assert len(bodies) == 12
+    first = bodies[0]
+    assert first["temperature"] == 0
+    assert first["max_tokens"] == 16
+    prompt = json.dumps(first["messages"], ensure_ascii=False) if chat else first["prompt"]
+    assert any("Janet" in json.dumps(body, ensure_ascii=False) for body in bodies)
+    assert prompt.count("Question:" if task == "gsm8k" else "Problem:") == shots + 1
+    if chat:
+        assert len(first["messages"]) == 2 * shots + 1
+    for question in record.questions:
+        # lm-eval's scoring beside a plain reading of what was said.
+        said = question.text.rsplit(" ", maxsplit=1)[-1]
+        right = question.target.rsplit(" ", maxsplit=1)[-1].replace(",", "")
+        assert question.correct == (said == right)
+
+
+def test_bad_input_is_one_line_and_exit_code_2(bench: Bench) -> None:
+    for words in (
+        ["--model", "absent"],
+        ["--arm", "absent"],
+        ["--base-url", "absent=http://127.0.0.1:1"],
+        ["--base-url", "baseline"],
+        ["--data", bench.folder / "absent"],
+        ["--checkpoint", bench.folder / "absent"],
+        ["--margin", "-1"],
+    ):
+        done = bench.run(*words)
+        assert done.returncode == 2, words
+        assert done.stderr.startswith("error: "), words
+        assert len(done.stderr.splitlines()) == 1, words
+    assert not bench.output.exists()
+
+
+def test_two_runs_at_once_are_refused(bench: Bench) -> None:
+    import fcntl
+
+    bench.results.mkdir(parents=True)
+    folder = os.open(bench.results, os.O_RDONLY)
+    fcntl.flock(folder, fcntl.LOCK_EX)
+    done = bench.run()
+    os.close(folder)
+    if importlib.util.find_spec("lm_eval") is None:
+        assert done.returncode == 2
+        assert "lm-eval cannot be imported" in done.stderr
+    else:
+        assert done.returncode == 1
+        assert "is in use" in done.stderr
+
+
+def test_paths_are_not_recorded(tmp_path: Path) -> None:
+    words = ["--model", f"{tmp_path}/model", f'{{"path": "{tmp_path}/work/x.npz"}}', "--other=/elsewhere/y"]
+    folders = {tmp_path: "", tmp_path / "work": "work"}
+    assert shown(words, folders) == ["--model", "model", '{"path": "work/x.npz"}', "--other=/elsewhere/y"]
+
+
+def test_a_checkpoint_is_told_from_another(tmp_path: Path) -> None:
+    for name in ("a", "b"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "config.json").write_text("{}", encoding="utf-8")
+        (tmp_path / name / "model.safetensors").write_bytes(b"weights")
+    first, second = (model_identity(str(tmp_path / name)) for name in ("a", "b"))
+    assert first == second
+    (tmp_path / "b" / "model.safetensors").write_bytes(b"weightS")
+    assert model_identity(str(tmp_path / "b")) != first
+    assert model_identity("some/model") == {"name": "some/model"}

@@ -1,0 +1,137 @@
+# SPDX-FileCopyrightText: The expert-maps authors
+# SPDX-License-Identifier: Apache-2.0
+"""`accuracy run`, `compare A B`, `report FOLDER…`, `power`: does EPLB change answers?
+
+Exit code 0: no worse. 1: worse. 3: undecided, with the number of questions that would decide. 2: bad input.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import sys
+from pathlib import Path  # noqa: TC003 - typer reads annotations at run time
+from typing import Annotated
+
+import typer
+
+from expert_maps import ExpertMapsError
+from expert_maps.formats.files import write_text
+from harness.accuracy.compare import Options, as_json, compare, render
+from harness.accuracy.power import Aim, table
+from harness.accuracy.report import PAGE, PLOT, gather, page
+from harness.accuracy.table import sizes_table
+from harness.accuracy.verdict import MARGIN_POINTS
+
+app = typer.Typer(help=__doc__, no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
+
+Margin = Annotated[float, typer.Option("--margin", help="Largest loss that is accepted, in points.")]
+Largest = Annotated[
+    float | None, typer.Option("--largest", help="Limit of |Δ log-probability|; by dtype without it.")
+]
+Mean = Annotated[float | None, typer.Option("--mean", help="Limit of its mean; by dtype without it.")]
+Identical = Annotated[
+    float | None,
+    typer.Option("--identical", help="Share of texts that must stay the same; by dtype without it."),
+]
+
+
+@app.command("compare")
+def compare_command(
+    first: Annotated[Path, typer.Argument(help="Record of the baseline.")],
+    second: Annotated[Path, typer.Argument(help="Record of the arm.")],
+    margin: Margin = MARGIN_POINTS,
+    largest: Largest = None,
+    mean: Mean = None,
+    identical: Identical = None,
+    *,
+    repeat: Annotated[
+        bool, typer.Option("--repeat", help="The second is the baseline once more: what rounding does alone.")
+    ] = False,
+    as_object: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
+) -> None:
+    """Judge two records of the same questions: is the second no worse than the first?"""
+    options = Options(margin, largest, mean, identical, repeat)
+    try:
+        found = compare(first, second, options)
+    except (ExpertMapsError, ValueError) as error:
+        raise _refuse(error) from error
+    typer.echo(json.dumps(as_json(found), ensure_ascii=False) if as_object else render(found))
+    raise typer.Exit(found.verdict.exit_code)
+
+
+@app.command("report")
+def report_command(
+    folders: Annotated[
+        list[Path], typer.Argument(help="Folders of models, each with a folder for each arm.")
+    ],
+    margin: Margin = MARGIN_POINTS,
+    largest: Largest = None,
+    mean: Mean = None,
+    identical: Identical = None,
+) -> None:
+    """Write report.md and report.png into the folder of each model."""
+    options = Options(margin, largest, mean, identical)
+    try:
+        gathered = [(folder, gather(folder, options)) for folder in folders]
+        drawable = importlib.util.find_spec("matplotlib") is not None
+        for folder, arms in gathered:
+            if drawable:
+                from harness.accuracy.plots import draw
+
+                draw(arms, folder / PLOT)
+            write_text(folder / PAGE, page(arms, PLOT if drawable else None))
+            typer.echo(f"wrote {folder / PAGE}{f' and {PLOT}' if drawable else ''}")
+    except (ExpertMapsError, ValueError, OSError) as error:
+        raise _refuse(error) from error
+    if not drawable:
+        typer.echo("no plot: matplotlib is not installed", err=True)
+
+
+@app.command("power")
+def power_command(
+    margin: Annotated[
+        list[float] | None, typer.Option("--margin", help="In points; may be repeated. 1 and 2 without it.")
+    ] = None,
+    discordance: Annotated[
+        list[float] | None,
+        typer.Option(
+            "--discordance",
+            help="Share of questions whose outcome differs, in %; may be repeated. 1, 2, 3 and 5 without it.",
+        ),
+    ] = None,
+    alpha: Annotated[float, typer.Option("--alpha", help="Most chance of a wrong verdict.")] = 0.05,
+    power: Annotated[float, typer.Option("--power", help="Least chance of the right one.")] = 0.8,
+) -> None:
+    """Say how many questions a margin needs; what the columns are is written in `harness.accuracy.power`."""
+    aim = Aim(alpha, power)
+    margins = [points / 100 for points in margin or (1.0, 2.0)]
+    discordances = [percent / 100 for percent in discordance or (1.0, 2.0, 3.0, 5.0)]
+    try:
+        typer.echo(sizes_table(table(margins, discordances, aim), aim), nl=False)
+    except ValueError as error:
+        raise _refuse(error) from error
+
+
+def _refuse(error: Exception) -> typer.Exit:
+    typer.echo(f"error: {error}", err=True)
+    return typer.Exit(2)
+
+
+def main() -> None:
+    """Run the command line; what only `run` needs is imported for it, and for the list of commands."""
+    command = next((argument for argument in sys.argv[1:] if not argument.startswith("-")), None)
+    if command in {None, "run"}:
+        try:
+            from harness.accuracy.run import run_command
+        except ImportError as error:
+            if command == "run":
+                typer.echo(f"error: `run` cannot be imported: {error}", err=True)
+                sys.exit(2)
+        else:
+            app.command("run")(run_command)
+    app()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,292 @@
+# SPDX-FileCopyrightText: The expert-maps authors
+# SPDX-License-Identifier: Apache-2.0
+"""What is run: a model, a task and the arms that are compared, as a YAML file of `accuracy/models`."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from expert_maps import ExpertMapsError
+from expert_maps.formats.files import read_bytes
+
+MODELS = Path("accuracy/models")
+# The key under which the plugin finds its options in vLLM's additional config.
+EXPERT_MAPS = "expert_maps"
+BASELINE = "baseline"
+# Only the harness knows these paths, so a file may not set them.
+_OWN_OPTIONS = {"record_load": "record_path", "plan": "expert_map_path"}
+# The harness chooses these when it starts a server.
+_OWN_ARGUMENTS = ("--model", "--host", "--port", "--dtype", "--additional-config", "--served-model-name")
+
+Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
+Count = Annotated[int, Field(ge=1)]
+
+
+class ConfigError(ExpertMapsError):
+    """A configuration is absent, malformed or contradicts itself; the message names the field."""
+
+
+class _Strict(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class Expected(_Strict):
+    """What others have measured.
+
+    Attributes:
+        accuracy: in percent; None where nothing fitting is published.
+        source: where it is published.
+        reason: why there is none, or how that measurement differs from this task.
+    """
+
+    accuracy: Annotated[float, Field(ge=0, le=100)] | None = None
+    source: str | None = None
+    reason: str | None = None
+
+    @model_validator(mode="after")
+    def _is_founded(self) -> Expected:
+        if self.accuracy is not None and not self.source:
+            msg = f"accuracy is {self.accuracy} without a source; expected where it is published"
+            raise ValueError(msg)
+        if self.accuracy is None and not self.reason:
+            msg = "accuracy is null without a reason; expected why there is none"
+            raise ValueError(msg)
+        return self
+
+
+class Data(_Strict):
+    """Local JSONL files with `question` and `answer`; ``{model}`` stands for the folder of the checkpoint."""
+
+    test: str
+    train: str
+
+
+class Task(_Strict):
+    """A task of lm-eval, and how it is asked.
+
+    Attributes:
+        name: of lm-eval's task.
+        dataset: what tables call it.
+        data: local files; None for the hub's.
+        num_fewshot: worked examples before a question.
+        chat_template: whether the server applies its chat template (chat completions, few-shot as turns).
+        chat_template_kwargs: passed on to the template.
+        max_tokens: most tokens of an answer.
+        filter: which of the task's filters finds the number in an answer.
+    """
+
+    name: Literal["gsm8k", "gsm8k_cot_llama"]
+    dataset: Name
+    data: Data | None = None
+    num_fewshot: Annotated[int, Field(ge=0, le=64)]
+    chat_template: bool = False
+    chat_template_kwargs: dict[str, Any] = {}
+    max_tokens: Count
+    filter: Literal["strict-match", "flexible-extract"] = "strict-match"
+
+
+class Plan(_Strict):
+    """A placement planned before the arm is served.
+
+    Attributes:
+        load_of: the arm whose recorded load is planned for.
+        load: a file of load, instead of an arm.
+        num_redundant_experts: of a layer, over all ranks.
+        ep_size: ranks.
+    """
+
+    load_of: Name | None = None
+    load: str | None = None
+    num_redundant_experts: Annotated[int, Field(ge=1)]
+    ep_size: Annotated[int, Field(ge=2)]
+
+    @model_validator(mode="after")
+    def _has_a_load(self) -> Plan:
+        if (self.load_of is None) == (self.load is None):
+            msg = "a plan needs load_of (an arm) or load (a file), and not both"
+            raise ValueError(msg)
+        return self
+
+
+class Serving(_Strict):
+    """How a server is started: arguments of ``vllm serve`` and environment variables."""
+
+    arguments: tuple[str, ...] = ()
+    environment: dict[str, str] = {}
+
+    @model_validator(mode="after")
+    def _leaves_the_rest(self) -> Serving:
+        for argument in self.arguments:
+            if argument.partition("=")[0] in _OWN_ARGUMENTS:
+                msg = f"arguments hold {argument!r}, which the harness sets"
+                raise ValueError(msg)
+        return self
+
+
+class Arm(Serving):
+    """One side of the comparison.
+
+    Attributes:
+        role: what must be proven of its server: that EPLB is active, or that it is not.
+        additional_config: vLLM's, as an object; the plugin's options stand under ``expert_maps``.
+        record_load: whether the plugin records the expert load.
+        plan: the placement to serve, where it is planned here.
+        num_redundant_experts: what the server must report; None for any number above 0.
+        dynamic: whether experts must have moved while serving.
+    """
+
+    role: Literal["baseline", "eplb"]
+    additional_config: dict[str, Any] = {}
+    record_load: bool = False
+    plan: Plan | None = None
+    num_redundant_experts: Annotated[int, Field(ge=1)] | None = None
+    dynamic: bool = False
+
+    @model_validator(mode="after")
+    def _agrees(self) -> Arm:
+        options = self.additional_config.get(EXPERT_MAPS, {})
+        if not isinstance(options, dict):
+            msg = f"additional_config.{EXPERT_MAPS} is {options!r}; expected an object"
+            raise ValueError(msg)  # noqa: TRY004 - pydantic shows ValueErrors
+        for field, option in _OWN_OPTIONS.items():
+            if option in options:
+                msg = f"{option} is set in {EXPERT_MAPS}; use {field}, for which the harness finds a path"
+                raise ValueError(msg)
+        if self.role == "baseline" and (self.plan or self.dynamic or self.num_redundant_experts):
+            msg = "a baseline has a plan, moving or redundant experts; expected none of them"
+            raise ValueError(msg)
+        return self
+
+    def additional(self, *, record: Path | None, expert_map: Path | None) -> dict[str, Any]:
+        """Return vLLM's additional config with the paths of this run; empty where there is nothing to say."""
+        paths = {"record_path": record, "expert_map_path": expert_map}
+        options = {name: str(path) for name, path in paths.items() if path is not None}
+        if not options:
+            return self.additional_config
+        return {
+            **self.additional_config,
+            EXPERT_MAPS: {**self.additional_config.get(EXPERT_MAPS, {}), **options},
+        }
+
+
+class ModelConfig(_Strict):
+    """A file of `accuracy/models`.
+
+    Attributes:
+        name: of the folder of results.
+        model: a folder of a checkpoint, or a name on the hub.
+        dtype: of the weights and activations.
+        concurrency: requests in flight at a time.
+        logprobs: whether each arm also scores the baseline's texts token by token.
+        startup_seconds: most seconds until a server answers.
+        request_seconds: most seconds for one answer.
+        task: what is asked.
+        expected: what others have measured.
+        server: how all arms are served.
+        arms: what is compared with the arm ``baseline``, in the order in which they run.
+    """
+
+    name: Name
+    model: str
+    dtype: Literal["float32", "bfloat16", "float16", "auto"]
+    concurrency: Annotated[int, Field(ge=1, le=4096)] = 32
+    logprobs: bool = True
+    startup_seconds: Annotated[float, Field(gt=0)] = 600
+    request_seconds: Annotated[float, Field(gt=0)] = 1800
+    task: Task
+    expected: Expected
+    server: Serving = Serving()
+    arms: dict[Name, Arm]
+
+    @model_validator(mode="after")
+    def _has_a_baseline(self) -> ModelConfig:
+        first = next(iter(self.arms), None)
+        if first != BASELINE or self.arms[BASELINE].role != BASELINE:
+            msg = f"the first arm is {first!r}; expected {BASELINE!r}, of the role {BASELINE!r}"
+            raise ValueError(msg)
+        others = [name for name, arm in self.arms.items() if arm.role == BASELINE and name != BASELINE]
+        if others:
+            msg = f"arm {others[0]!r} has the role {BASELINE!r} too; expected one baseline"
+            raise ValueError(msg)
+        for name, arm in self.arms.items():
+            source = arm.plan.load_of if arm.plan else None
+            if source is not None and not (source in self.arms and self.arms[source].record_load):
+                msg = f"arm {name!r} is planned from the load of {source!r}; expected an arm with record_load"
+                raise ValueError(msg)
+        return self
+
+    def choose(self, names: list[str] | None) -> list[str]:
+        """Return the arms to run, in the file's order.
+
+        Raises:
+            ConfigError: there is no arm of a name.
+        """
+        for name in names or ():
+            self.require_arm(name)
+        return [name for name in self.arms if not names or name in names]
+
+    def require_arm(self, name: str) -> Arm:
+        """Return an arm.
+
+        Raises:
+            ConfigError: there is none of that name.
+        """
+        if name not in self.arms:
+            msg = f"arm is {name!r}; expected one of {', '.join(self.arms)}"
+            raise ConfigError(msg)
+        return self.arms[name]
+
+
+def load_config(model: str) -> ModelConfig:
+    """Read a configuration.
+
+    Args:
+        model: the name of a file of `accuracy/models`, or a path that ends in .yaml or .yml.
+
+    Raises:
+        ConfigError: see the class.
+        FormatError: the file cannot be read.
+    """
+    import yaml
+
+    path = Path(model)
+    if path.suffix not in {".yaml", ".yml"}:
+        path = MODELS / f"{model}.yaml"
+        if not path.exists():
+            known = ", ".join(sorted(found.stem for found in MODELS.glob("*.yaml"))) or "none"
+            msg = f"model is {model!r}; expected a .yaml file or one of {MODELS}: {known}"
+            raise ConfigError(msg)
+    try:
+        document = yaml.safe_load(read_bytes(path))
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        msg = f"{path}: not valid YAML: {' '.join(str(error).split())}"
+        raise ConfigError(msg) from error
+    if not isinstance(document, dict):
+        msg = f"{path}: holds {type(document).__name__}; expected a mapping"
+        raise ConfigError(msg)
+    return parse_config(document, str(path))
+
+
+def parse_config(document: dict[str, Any], source: str) -> ModelConfig:
+    """Validate what a file holds.
+
+    Raises:
+        ConfigError: see the class.
+    """
+    try:
+        # By way of JSON: YAML's lists are pydantic's tuples there, and dates or other objects are refused.
+        return ModelConfig.model_validate_json(json.dumps(document), strict=True)
+    except TypeError as error:
+        msg = f"{source}: {error}; expected plain text and numbers"
+        raise ConfigError(msg) from error
+    except ValidationError as error:
+        first = error.errors()[0]
+        place = ".".join(map(str, first["loc"])) or "the file"
+        reason = str(first.get("ctx", {}).get("error") or first["msg"])
+        found = "" if first["type"] in {"missing", "value_error"} else f" is {first['input']!r}"
+        msg = f"{source}: {place}{found}: {reason}"
+        raise ConfigError(msg) from error

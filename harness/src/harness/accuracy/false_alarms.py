@@ -1,0 +1,128 @@
+# SPDX-FileCopyrightText: The expert-maps authors
+# SPDX-License-Identifier: Apache-2.0
+"""Does the gate pass when nothing is wrong? Harmless changes, each judged against the same baseline.
+
+python -m harness.accuracy.false_alarms [--model NAME] [--questions N] [--seeds N] [--bfloat16-seeds N]
+
+A seed stands for an order of the questions, how many are handed over at a time, a random valid placement, and a replica
+choice with random weights; seeds go through numbers of ranks and of redundant experts in turn. See
+`harness.accuracy.harmless`.
+
+Exit code 0: no alarm. 1: an alarm. 2: bad input, or vLLM did not start.
+"""
+
+from __future__ import annotations
+
+from itertools import groupby
+from pathlib import Path  # noqa: TC003 - typer reads annotations at run time
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from expert_maps import ExpertMapsError
+from harness.accuracy import offline, proof, trials
+from harness.accuracy.config import BASELINE
+from harness.accuracy.false_alarms_page import Judged, as_json, page
+from harness.accuracy.harmless import Change, draw
+from harness.accuracy.offline import Trial
+from harness.accuracy.run import DEFAULT_MODEL, RESULTS, SCRATCH
+from harness.accuracy.verdict import judge
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from harness.accuracy.offline import Engine
+    from harness.accuracy.records import Record
+    from harness.accuracy.settings import RunSettings
+
+NAME = "false_alarms"
+
+
+def examine(settings: RunSettings, seeds: int) -> tuple[Record, list[Judged]]:
+    """Measure the baseline, then each seed's change; engines are shared by the seeds of a shape.
+
+    Raises:
+        ExpertMapsError: an engine did not start or did not serve.
+    """
+    baseline, _ = trials.measure_baseline(settings)
+    changes = sorted((draw(seed, settings.dtype) for seed in range(seeds)), key=_shape_first)
+    judged = []
+    for shape, some in groupby(changes, key=lambda change: change.shape):
+        settings.say(f"{shape.ranks} ranks, {shape.redundant} redundant experts: starting vLLM")
+        with offline.engine(settings, *shape.arguments, additional=shape.additional) as engine:
+            for one in _judge_all(settings, engine, baseline, list(some)):
+                settings.say(f"seed {one.change.seed}: {one.verdict.line}")
+                judged.append(one)
+    return baseline, sorted(judged, key=lambda one: one.change.seed)
+
+
+def _shape_first(change: Change) -> tuple[int, int, int]:
+    return change.shape.ranks, change.shape.redundant, change.seed
+
+
+def _judge_all(
+    settings: RunSettings, engine: Engine, baseline: Record, changes: list[Change]
+) -> Iterator[Judged]:
+    for change in changes:
+        digest = None if change.shape.is_repeat else _place(engine, change)
+        role = BASELINE if change.shape.is_repeat else "eplb"
+        trial = Trial(f"seed-{change.seed}", role, change.shape.arguments, change.order)
+        record = offline.measure(engine, settings, trial, baseline).record
+        if record.summary.placement.digest != digest:
+            msg = f"seed {change.seed} was served with {record.summary.placement.digest}; expected {digest}"
+            raise ExpertMapsError(msg)
+        yield Judged(change, digest, record.summary.value, judge(baseline, record, repeat=digest is None))
+
+
+def _place(engine: Engine, change: Change) -> str:
+    """Move the engine's experts to the seed's placement; its digest.
+
+    Raises:
+        ProofError: the engine has no placement.
+    """
+    live = proof.read_state(engine)
+    if live is None or live.placement is None:
+        msg = "the engine reports no placement; expected EPLB to be active"
+        raise proof.ProofError(msg)
+    target = change.placement(live.placement.num_logical_experts, live.placement.num_layers)
+    weights = change.weights(target)
+    rows = target.physical_to_logical.tolist()
+    engine.call("place_experts", rows, change.choice, None if weights is None else weights.tolist())
+    return target.digest
+
+
+def false_alarms_command(
+    model: Annotated[
+        str, typer.Option("--model", help="A name in accuracy/models, or a .yaml file.")
+    ] = DEFAULT_MODEL,
+    questions: Annotated[
+        int, typer.Option("--questions", min=1, help="The first so many.")
+    ] = trials.QUESTIONS,
+    seeds: Annotated[int, typer.Option("--seeds", min=1, help="In the model's dtype.")] = 28,
+    bfloat16_seeds: Annotated[int, typer.Option("--bfloat16-seeds", min=0, help="Further ones.")] = 7,
+    output: Annotated[
+        Path, typer.Option("--output", help="Folder of results; the model's name is added.")
+    ] = RESULTS,
+    scratch: Annotated[Path, typer.Option("--scratch", help="Folder for the records of each arm.")] = SCRATCH,
+) -> None:
+    """Judge harmless changes: order, batches, placements, replica choice and ranks must not raise an alarm."""
+    try:
+        settings = trials.settings_for(model, scratch / NAME, questions)
+        with settings.locked():
+            baseline, judged = examine(settings, seeds)
+            if bfloat16_seeds:
+                half = trials.settings_for(model, scratch / f"{NAME}-bfloat16", questions, "bfloat16")
+                judged += examine(half, bfloat16_seeds)[1]
+        folder = output / settings.config.name
+        trials.write_both(folder, NAME, page(baseline, judged), as_json(baseline, judged))
+        typer.echo(f"wrote {folder / NAME}.md and .json")
+    except (ExpertMapsError, ValueError) as error:
+        typer.echo(f"error: {error}", err=True)
+        raise typer.Exit(2) from error
+    raise typer.Exit(1 if any(one.is_alarm for one in judged) else 0)
+
+
+if __name__ == "__main__":
+    app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
+    app.command(help=__doc__)(false_alarms_command)
+    app()

@@ -1,0 +1,56 @@
+# SPDX-FileCopyrightText: The expert-maps authors
+# SPDX-License-Identifier: Apache-2.0
+"""A process between the harness and a server: however the harness ends, the server and its workers end too.
+
+python -m harness.accuracy.guard SECONDS COMMAND …
+
+The harness holds the other end of this process's standard input. When it closes, be it because the harness says so
+or because it was killed, the server gets SIGTERM and, after SECONDS, its process group SIGKILL.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import select
+import signal
+import subprocess
+import sys
+import time
+
+_POLL_SECONDS = 0.2
+
+
+def guard(seconds: float, command: list[str]) -> int:
+    """Run the command until it ends or standard input closes; nothing of its process group outlives this."""
+    process = subprocess.Popen(command, stdin=subprocess.DEVNULL, start_new_session=True)  # noqa: S603 - the harness's own command
+    try:
+        while process.poll() is None:
+            ready, _, _ = select.select([0], [], [], _POLL_SECONDS)
+            if ready and not os.read(0, 1):
+                _end(process, seconds)
+    finally:
+        # Workers may outlive their leader.
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+    # As shells say it: 128 and the number of the signal.
+    return process.returncode if process.returncode >= 0 else 128 - process.returncode
+
+
+def _end(process: subprocess.Popen[bytes], seconds: float) -> None:
+    process.terminate()
+    deadline = time.monotonic() + seconds
+    while process.poll() is None and time.monotonic() < deadline:
+        time.sleep(_POLL_SECONDS)
+    if process.poll() is None:
+        os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+
+
+if __name__ == "__main__":
+    # What is sent to the terminal's group is for the harness, which then closes the pipe.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    # An end of file in place of the pipe.
+    signal.signal(signal.SIGTERM, lambda *_: os.dup2(os.open(os.devnull, os.O_RDONLY), 0))
+    sys.exit(guard(float(sys.argv[1]), sys.argv[2:]))

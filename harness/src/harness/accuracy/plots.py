@@ -1,0 +1,204 @@
+# SPDX-FileCopyrightText: The expert-maps authors
+# SPDX-License-Identifier: Apache-2.0
+"""Four panels, a line for each arm: accuracy, changed texts, log-probabilities, load. Needs matplotlib."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from harness.accuracy.report import limits_shown
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+    from pathlib import Path
+
+    from harness.accuracy.report import ReportedArm
+
+# Okabe and Ito's colours, which stay apart for colour-blind readers.
+_BLUE, _ORANGE, _GREEN, _RED, _GREY = "#0072B2", "#E69F00", "#009E73", "#D55E00", "#777777"
+_VERDICTS = {"no worse": _GREEN, "worse": _RED, "undecided": _ORANGE}
+# A logarithm has no zero: what is equal is drawn on the edge.
+_LEAST = 1e-10
+
+
+def draw(arms: Sequence[ReportedArm], path: Path) -> None:
+    """Write the plot, of the form that the path's suffix names.
+
+    Args:
+        arms: from `report.gather`; the baseline first.
+        path: for example of a `.png`.
+    """
+    import matplotlib as mpl
+
+    mpl.use("agg")
+    mpl.rcParams.update({"svg.hashsalt": "expert-maps", "font.size": 9, "axes.titlesize": 10})
+    from matplotlib import pyplot as plt
+
+    height = 2 * (0.34 * len(arms) + 1.0) + 0.6
+    figure, axes = plt.subplots(2, 2, figsize=(11, height), sharey=True, squeeze=False)
+    panels: Sequence[Callable[[Any, Sequence[ReportedArm]], None]] = (_accuracy, _texts, _logprobs, _load)
+    for axis, panel in zip(axes.flat, panels, strict=True):
+        axis.grid(visible=True, axis="x", color="#dddddd", linewidth=0.6)
+        axis.set_axisbelow(True)
+        panel(axis, arms)
+        for side in ("top", "right", "left"):
+            axis.spines[side].set_visible(False)
+        axis.tick_params(axis="y", length=0)
+    axes[0, 0].set_yticks(range(len(arms)), [arm.name for arm in arms])
+    axes[0, 0].set_ylim(len(arms) - 0.5, -0.5)
+    first = arms[0].summary
+    task = (
+        f"{first.task.dataset}, {first.num_questions} questions, {first.task.num_fewshot}-shot, {first.dtype}"
+    )
+    figure.suptitle(f"{first.model}: {task}", fontsize=11, fontweight="bold", x=0.01, ha="left")
+    figure.tight_layout(rect=(0.0, 0.0, 1.0, 1.0 - 0.08 / height), h_pad=1.6, w_pad=2.0)
+    figure.savefig(path, metadata={"Date": None} if path.suffix == ".svg" else None, dpi=150)
+    plt.close(figure)
+
+
+def _colour(arm: ReportedArm) -> str:
+    return _BLUE if arm.comparison is None else _VERDICTS[arm.comparison.verdict.answer]
+
+
+def _absent(axis: Any, row: int, why: str) -> None:  # noqa: ANN401 - matplotlib is not there where types are checked
+    axis.annotate(
+        why,
+        (0.5, row),
+        xycoords=("axes fraction", "data"),
+        ha="center",
+        va="center",
+        color=_GREY,
+        style="italic",
+    )
+
+
+def _accuracy(axis: Any, arms: Sequence[ReportedArm]) -> None:  # noqa: ANN401 - as above
+    """Accuracy with its interval, in the colour of the verdict; the baseline as a line."""
+    axis.set_title("accuracy, % (95 % interval)", loc="left")
+    for row, arm in enumerate(arms):
+        value, interval = arm.summary.value, arm.interval
+        if value is None or interval is None:
+            _absent(axis, row, f"{arm.summary.status}: no value")
+            continue
+        colour = _colour(arm)
+        axis.plot(interval, [row, row], color=colour, linewidth=2.2, solid_capstyle="butt", alpha=0.6)
+        axis.plot(value, row, marker="o", color=colour, markersize=7, linestyle="none")
+        answer = "" if arm.comparison is None else f", {arm.comparison.verdict.answer}"
+        axis.annotate(
+            f"{value:.2f}{answer}",
+            (value, row),
+            xytext=(0, 6),
+            textcoords="offset points",
+            ha="center",
+            fontsize=8,
+        )
+    if arms[0].summary.value is not None:
+        axis.axvline(arms[0].summary.value, color=_BLUE, linewidth=0.8, linestyle=":")
+    axis.margins(x=0.12)
+
+
+def _texts(axis: Any, arms: Sequence[ReportedArm]) -> None:  # noqa: ANN401 - as above
+    """Share of texts that changed, as bars, against what rounding explains."""
+    axis.set_title("changed texts, %", loc="left")
+    limit = limits_shown(arms).get("identical texts")
+    shares = [0.0]
+    for row, arm in enumerate(arms):
+        if arm.comparison is None:
+            _absent(axis, row, "reference" if row == 0 else "not compared")
+            continue
+        pairs = arm.comparison.verdict.pairs
+        count = pairs.outcomes.questions - pairs.identical
+        share = 100 * count / pairs.outcomes.questions
+        shares.append(share)
+        axis.barh(row, share, height=0.5, color=_BLUE, alpha=0.75)
+        axis.annotate(
+            f"{count} of {pairs.outcomes.questions}",
+            (share, row),
+            xytext=(5, 0),
+            textcoords="offset points",
+            va="center",
+            fontsize=8,
+        )
+    if limit is not None:
+        _limit(axis, 100 * (1 - limit), "limit", _RED)
+        shares.append(100 * (1 - limit))
+    axis.set_xlim(0, max(*shares, 0.1) * 1.3)
+
+
+def _logprobs(axis: Any, arms: Sequence[ReportedArm]) -> None:  # noqa: ANN401 - as above
+    """Largest and mean difference on a logarithm, each with its limit."""
+    axis.set_title("|Δ log-probability| of the baseline's texts", loc="left")
+    axis.set_xscale("log")
+    looks = (("largest", "D", _BLUE), ("mean", "o", _ORANGE))
+    seen = []
+    for row, arm in enumerate(arms):
+        found = None if arm.comparison is None else arm.comparison.verdict.pairs.differences
+        if found is None:
+            why = "not compared" if arm.comparison is None else "not measured"
+            _absent(axis, row, "reference" if row == 0 else why)
+            continue
+        for name, marker, colour in looks:
+            value = max(float(getattr(found, name)), _LEAST)
+            seen.append(value)
+            axis.plot(
+                value,
+                row,
+                marker=marker,
+                color=colour,
+                markersize=7,
+                linestyle="none",
+                clip_on=False,
+                zorder=3,
+            )
+    limits = limits_shown(arms)
+    for name, _, colour in looks:
+        limit = limits.get(f"log-probabilities, {name}")
+        if limit is not None:
+            seen.append(limit)
+            _limit(axis, limit, f"{name}: limit", colour)
+    if seen:
+        axis.set_xlim(max(min(seen) / 4, _LEAST), max(seen) * 6)
+    from matplotlib.lines import Line2D
+
+    handles = [Line2D([], [], marker=m, color=c, linestyle="none", label=name) for name, m, c in looks]
+    axis.legend(
+        handles=handles, loc="lower right", frameon=False, ncols=2, bbox_to_anchor=(1.0, 1.0), borderpad=0
+    )
+
+
+def _load(axis: Any, arms: Sequence[ReportedArm]) -> None:  # noqa: ANN401 - as above
+    """Every rank of every layer as a tick, the hottest of a layer as a dot; balancedness beside."""
+    axis.set_title("rank load / mean of its layer; right: balancedness", loc="left")
+    for row, arm in enumerate(arms):
+        loads, balance = arm.rank_load, arm.summary.load.balancedness
+        if balance is not None:
+            axis.annotate(
+                f"{balance:.3f}",
+                (1.0, row),
+                xycoords=("axes fraction", "data"),
+                ha="right",
+                va="center",
+                fontweight="bold",
+            )
+        if loads is None:
+            _absent(axis, row, "not recorded")
+            continue
+        axis.plot(loads.ravel(), [row] * loads.size, "|", color=_BLUE, markersize=13, alpha=0.5)
+        axis.plot(loads.max(axis=1), [row] * len(loads), "o", color=_RED, markersize=5, alpha=0.8)
+    axis.axvline(1.0, color=_GREY, linewidth=0.8, linestyle=":")
+    low, high = axis.get_xlim()
+    # Room for the numbers beside.
+    axis.set_xlim(low, high + 0.14 * (high - low))
+
+
+def _limit(axis: Any, value: float, text: str, colour: str) -> None:  # noqa: ANN401 - as above
+    axis.axvline(value, color=colour, linewidth=1.2, linestyle="--")
+    axis.annotate(
+        text,
+        (value, 0.0),
+        xycoords=("data", "axes fraction"),
+        xytext=(3, 3),
+        textcoords="offset points",
+        color=colour,
+        fontsize=8,
+    )

@@ -1,0 +1,216 @@
+# SPDX-FileCopyrightText: The expert-maps authors
+# SPDX-License-Identifier: Apache-2.0
+"""All arms of a model on one page: accuracy, agreement, log-probabilities, load."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from expert_maps.formats.files import describe
+from harness.accuracy.compare import Comparison, Options, compare_records, notes
+from harness.accuracy.limits import LIMITS
+from harness.accuracy.records import SUMMARY, read_record
+from harness.accuracy.schema import RecordError
+from harness.accuracy.statistics import accuracy_interval
+from harness.accuracy.table import NONE, criteria_table, field_table, markdown
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from pathlib import Path
+
+    from numpy.typing import NDArray
+
+    from harness.accuracy.records import Record
+    from harness.accuracy.schema import Summary
+
+PAGE, PLOT = "report.md", "report.png"
+
+
+@dataclass(frozen=True)
+class ReportedArm:
+    """An arm of a report.
+
+    Attributes:
+        record: what was recorded.
+        comparison: with the baseline; None for the baseline itself, and where either is not complete.
+    """
+
+    record: Record
+    comparison: Comparison | None
+
+    @property
+    def summary(self) -> Summary:
+        """Of the record."""
+        return self.record.summary
+
+    @property
+    def name(self) -> str:
+        """Of the arm."""
+        return self.summary.arm
+
+    @property
+    def interval(self) -> tuple[float, float] | None:
+        """Exact 95 % interval of the accuracy, in percent; None without a value."""
+        if self.summary.value is None:
+            return None
+        low, high = accuracy_interval(self.summary.num_correct, self.summary.num_questions)
+        return 100 * low, 100 * high
+
+    @property
+    def rank_load(self) -> NDArray[np.float64] | None:
+        """Load of the ranks over the mean of their layer, float64 [L, R]; None where it was not recorded."""
+        if not self.summary.load.rank_load:
+            return None
+        loads = np.array(self.summary.load.rank_load, dtype=np.float64)
+        mean = loads.mean(axis=1, keepdims=True)
+        return np.divide(loads, mean, out=np.ones_like(loads), where=mean > 0)
+
+
+def gather(folder: Path, options: Options | None = None) -> list[ReportedArm]:
+    """Read a model's folder and judge every arm against the baseline.
+
+    Args:
+        folder: holds a folder for each arm.
+        options: how to judge.
+
+    Returns:
+        The baseline first, the others by their start.
+
+    Raises:
+        RecordError: there is no record, not one baseline, or a record is malformed or of other questions.
+        FormatError: a file cannot be read.
+        ValueError: an option is out of range.
+    """
+    if not folder.is_dir():
+        msg = f"{describe(folder)}: no such folder; expected a model's folder with a folder for each arm"
+        raise RecordError(msg)
+    records = [read_record(path.parent) for path in sorted(folder.glob(f"*/{SUMMARY}"))]
+    baselines = [record for record in records if record.summary.role == "baseline"]
+    if len(baselines) != 1:
+        msg = f"{describe(folder)}: {len(records)} records, {len(baselines)} of them baselines; expected one baseline"
+        raise RecordError(msg)
+    (baseline,) = baselines
+    others = sorted((one for one in records if one is not baseline), key=lambda one: one.summary.started)
+    arms = [ReportedArm(baseline, None)]
+    for record in others:
+        complete = {baseline.summary.status, record.summary.status} == {"complete"}
+        arms.append(ReportedArm(record, compare_records(baseline, record, options) if complete else None))
+    return arms
+
+
+def page(arms: Sequence[ReportedArm], plot: str | None) -> str:
+    """Return the page of Markdown.
+
+    Args:
+        arms: from `gather`.
+        plot: address of the plot as seen from the page; None for none.
+    """
+    first = arms[0].summary
+    parts = [f"# Accuracy of {first.model}\n", _ABOUT.format(dtype=first.dtype, shots=first.task.num_fewshot)]
+    if plot is not None:
+        parts.append(f"![Accuracy, agreement, log-probabilities and load of every arm]({plot})\n")
+    parts += ["## Accuracy\n", _accuracy(arms), "## Agreement\n", _agreement(arms), "## Load\n", _load(arms)]
+    parts.append("## Tables\n")
+    parts += [
+        part for arm in arms for part in (f"{arm.name} ({arm.summary.role}):\n", field_table(arm.summary))
+    ]
+    for arm in arms:
+        if arm.comparison is not None:
+            lines = [f"- note: {note}\n" for note in notes(arm.comparison)]
+            parts += [f"## {arm.name}\n", f"{arm.comparison.verdict.line}\n"]
+            parts += [criteria_table(arm.comparison.verdict), "".join(lines)]
+        elif arm.summary.status != "complete":
+            parts.append(f"## {arm.name}\n\n{arm.summary.status}: {arm.summary.reason}\n")
+    parts += ["## Runs\n", _runs(arms)]
+    return "\n".join(part for part in parts if part)
+
+
+def _accuracy(arms: Sequence[ReportedArm]) -> str:
+    rows = []
+    for arm in arms:
+        summary, comparison = arm.summary, arm.comparison
+        value, interval = NONE, NONE
+        if summary.value is not None and arm.interval is not None:
+            low, high = arm.interval
+            value, interval = f"{summary.value:.2f}", f"{low:.2f} to {high:.2f}"
+        row = [arm.name, str(summary.num_questions), value, interval]
+        if comparison is None:
+            answer = "baseline" if summary.role == "baseline" else "not judged"
+            answer = answer if summary.status == "complete" else summary.status
+            rows.append([*row, *[NONE] * 4, answer])
+            continue
+        verdict = comparison.verdict
+        seen, (low, high) = verdict.pairs.outcomes, verdict.interval
+        difference = f"{100 * seen.difference:+.2f} ({low:+.2f} to {high:+.2f})"
+        counts = [str(seen.losses), str(seen.gains)]
+        rows.append([*row, difference, *counts, f"{verdict.loss_limit:.2f}", verdict.answer])
+    columns = ["arm", "questions", "accuracy, %", "95 % interval", "difference, points (95 %)"]
+    return markdown([*columns, "lost", "gained", "loss at most, points", "verdict"], rows, right=1)
+
+
+def _agreement(arms: Sequence[ReportedArm]) -> str:
+    rows = []
+    for arm in arms:
+        if arm.comparison is None:
+            continue
+        pairs = arm.comparison.verdict.pairs
+        share = 100 * pairs.identical / pairs.outcomes.questions
+        found = pairs.differences
+        shown = (
+            [pairs.why_not or NONE, NONE, NONE]
+            if found is None
+            else [f"{found.largest:.1e}", f"{found.mean:.1e}", f"{found.tokens}"]
+        )
+        rows.append([arm.name, f"{pairs.identical} ({share:.2f} %)", *shown])
+    if not rows:
+        return "No arm was compared.\n"
+    columns = ["arm", "identical texts", "largest Δ log-probability", "mean", "tokens"]
+    return markdown(columns, rows, right=1)
+
+
+def _load(arms: Sequence[ReportedArm]) -> str:
+    rows = []
+    for arm in arms:
+        placement, balance, loads = arm.summary.placement, arm.summary.load.balancedness, arm.rank_load
+        counts = (placement.ep_size, placement.num_redundant_experts, placement.rearrangements)
+        hottest = NONE if loads is None else f"{loads.max():.3f} (layer {int(loads.max(axis=1).argmax())})"
+        digest = f"{placement.digest:.12}" if placement.digest else NONE
+        shown = [NONE if count is None else str(count) for count in counts]
+        shown += [NONE if balance is None else f"{balance:.4f}", hottest, placement.replica_checksums, digest]
+        rows.append([arm.name, *shown])
+    columns = ["arm", "ranks", "redundant", "rearrangements", "balancedness", "hottest rank / mean"]
+    return markdown([*columns, "replicas", "digest"], rows, right=1)
+
+
+def _runs(arms: Sequence[ReportedArm]) -> str:
+    rows = []
+    for arm in arms:
+        summary = arm.summary
+        versions = ", ".join(f"{name} {value}" for name, value in summary.versions if value is not None)
+        commit = f"{summary.git.commit or NONE:.12}{' and changes' if summary.git.dirty else ''}"
+        machine = ", ".join(f"{name} {value}" for name, value in summary.environment.items())
+        rows.append([arm.name, summary.started, f"{summary.seconds:.0f}", commit, versions, machine])
+    return markdown(["arm", "started", "seconds", "commit", "versions", "environment"], rows)
+
+
+def limits_shown(arms: Sequence[ReportedArm]) -> dict[str, float]:
+    """Return the limits of the first verdict by criterion, else those of the dtype; for the plot."""
+    for arm in arms:
+        if arm.comparison is not None:
+            criteria = arm.comparison.verdict.criteria
+            return {one.name: one.bound for one in criteria if one.bound is not None}
+    known = LIMITS.get(arms[0].summary.dtype)
+    if known is None:
+        return {}
+    return {"log-probabilities, largest": known.largest, "log-probabilities, mean": known.mean}
+
+
+_ABOUT = """\
+Written by `accuracy report`; do not edit. {dtype}, {shots}-shot. Every arm answers the same questions as the baseline
+and is judged in pairs. Intervals of an accuracy are exact (Clopper and Pearson), those of a difference Tango's; "loss
+at most" is the exact one-sided 95 % limit that the verdict asks for. Log-probabilities are those of the baseline's
+texts under each arm. Balancedness is mean / max rank load, 1 is perfect. {{dash}} stands for what was not measured.
+""".replace("{{dash}}", NONE)

@@ -1,0 +1,291 @@
+# SPDX-FileCopyrightText: The expert-maps authors
+# SPDX-License-Identifier: Apache-2.0
+"""`accuracy run`: serve the arms of a model one after the other, put the same questions to each, and judge."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import signal
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich.console import Console
+
+from expert_maps import ExpertMapsError
+from expert_maps.formats.files import write_text
+from harness.accuracy import versions
+from harness.accuracy.compare import Options, compare_records, notes
+from harness.accuracy.config import BASELINE, ConfigError, load_config
+from harness.accuracy.journal import key_of
+from harness.accuracy.records import SUMMARY, read_record
+from harness.accuracy.server import check_url
+from harness.accuracy.settings import RunSettings
+from harness.accuracy.table import criteria_table, field_table
+from harness.accuracy.verdict import MARGIN_POINTS
+
+if TYPE_CHECKING:
+    from types import FrameType
+
+    from harness.accuracy.config import ModelConfig
+    from harness.accuracy.records import Record
+
+DEFAULT_MODEL = "tiny-moe"
+RESULTS, SCRATCH = Path("accuracy/results"), Path("build/accuracy")
+# Enough for an arm in which nothing differs to be no worse by 3 points: 0.05 ** (1 / 120) = 1 − 0.0247.
+SHORT_QUESTIONS, SHORT_MARGIN = 120, 3.0
+_FAILED, _BAD_INPUT, _INTERRUPTED = 1, 2, 130
+_STATE = "state.json"
+
+
+def run_command(
+    model: Annotated[
+        str, typer.Option("--model", help="A name in accuracy/models, or a .yaml file.")
+    ] = DEFAULT_MODEL,
+    arm: Annotated[list[str] | None, typer.Option("--arm", help="Only this arm; may be repeated.")] = None,
+    questions: Annotated[
+        int | None, typer.Option("--questions", min=1, help="Only the first so many.")
+    ] = None,
+    short: Annotated[
+        bool, typer.Option("--short", help=f"{SHORT_QUESTIONS} questions, margin {SHORT_MARGIN:g}.")
+    ] = False,
+    base_url: Annotated[
+        list[str] | None,
+        typer.Option("--base-url", help="ARM=URL of a server that runs already; may be repeated."),
+    ] = None,
+    checkpoint: Annotated[
+        str | None, typer.Option("--checkpoint", help="Another folder of the checkpoint.")
+    ] = None,
+    data: Annotated[
+        Path | None, typer.Option("--data", help="A folder with train.jsonl and test.jsonl.")
+    ] = None,
+    output: Annotated[
+        Path | None,
+        typer.Option("--output", help=f"Folder of records; {RESULTS}, with fewer questions {SCRATCH}."),
+    ] = None,
+    concurrency: Annotated[
+        int | None, typer.Option("--concurrency", min=1, help="Requests in flight; the model's if not given.")
+    ] = None,
+    margin: Annotated[
+        float | None, typer.Option("--margin", help=f"Accepted loss in points; {MARGIN_POINTS:g}.")
+    ] = None,
+    dtype: Annotated[str | None, typer.Option("--dtype", help="Of weights and activations.")] = None,
+    resume: Annotated[
+        bool, typer.Option("--resume/--no-resume", help="Go on with a run that was cut off.")
+    ] = True,
+    startup_timeout: Annotated[
+        float | None, typer.Option("--startup-timeout", min=1, help="Seconds until a server answers.")
+    ] = None,
+    attempts: Annotated[int, typer.Option("--attempts", min=1, help="Tries of a request.")] = 8,
+) -> None:
+    """Ask the arms of a model the same questions, keep a record of each, and judge them in pairs.
+
+    Exit code 0: no worse. 1: worse, or an arm could not be run. 2: bad input. 3: undecided.
+    """
+    try:
+        config = load_config(model)
+        count = SHORT_QUESTIONS if short and questions is None else questions
+        settings = RunSettings(
+            config=config,
+            model=checkpoint or config.model,
+            dtype=dtype or config.dtype,
+            count=count,
+            base_urls=parse_base_urls(base_url or [], config),
+            output=output or (RESULTS if count is None else SCRATCH),
+            concurrency=concurrency or config.concurrency,
+            startup_seconds=startup_timeout or config.startup_seconds,
+            attempts=attempts,
+            console=Console(stderr=True),
+            data=find_data(config, checkpoint or config.model, data),
+        )
+        names = config.choose(arm)
+        accepted = margin if margin is not None else SHORT_MARGIN if short else MARGIN_POINTS
+        if not 0 < accepted < 100:  # noqa: PLR2004 - percent
+            msg = f"margin is {accepted:g} points; expected more than 0 and less than 100"
+            raise ConfigError(msg)
+        _require_lm_eval()
+    except ExpertMapsError as error:
+        typer.echo(f"error: {error}", err=True)
+        raise typer.Exit(_BAD_INPUT) from error
+    previous = signal.signal(signal.SIGTERM, _interrupt)
+    try:
+        with settings.locked():
+            code = run_arms(settings, names, accepted, resume=resume)
+    except KeyboardInterrupt:
+        typer.echo("interrupted; run it again to go on", err=True)
+        raise typer.Exit(_INTERRUPTED) from None
+    except ExpertMapsError as error:
+        typer.echo(f"error: {error}", err=True)
+        raise typer.Exit(_BAD_INPUT if isinstance(error, ConfigError) else _FAILED) from error
+    finally:
+        signal.signal(signal.SIGTERM, previous)
+    raise typer.Exit(code)
+
+
+def _interrupt(_number: int, _frame: FrameType | None) -> None:
+    """Treat SIGTERM as Ctrl-C, so that servers are stopped and the record says what happened."""
+    raise KeyboardInterrupt
+
+
+def _require_lm_eval() -> None:
+    try:
+        import lm_eval  # noqa: F401 - only whether it is there
+    except ImportError as error:
+        msg = f"lm-eval cannot be imported ({error}); expected it, as requirements/accuracy.txt pins it"
+        raise ConfigError(msg) from error
+
+
+def parse_base_urls(texts: list[str], config: ModelConfig) -> dict[str, str]:
+    """Read ``ARM=URL``.
+
+    Raises:
+        ConfigError: it is something else, or names an arm twice or one that is not there.
+        ServerError: the URL is none.
+    """
+    found: dict[str, str] = {}
+    for text in texts:
+        name, equals, url = text.partition("=")
+        if not equals or not url:
+            msg = f"base URL is {text!r}; expected ARM=URL, for example {BASELINE}=http://127.0.0.1:8000"
+            raise ConfigError(msg)
+        config.require_arm(name)
+        if name in found:
+            msg = f"arm {name!r} has two base URLs; expected one"
+            raise ConfigError(msg)
+        found[name] = check_url(url)
+    return found
+
+
+def find_data(config: ModelConfig, model: str, folder: Path | None) -> dict[str, Path] | None:
+    """Return the absolute paths of the splits; None for the hub's data.
+
+    Raises:
+        ConfigError: a file is absent.
+    """
+    if folder is not None:
+        paths = {"train": folder / "train.jsonl", "test": folder / "test.jsonl"}
+    elif config.task.data is not None:
+        written = {"train": config.task.data.train, "test": config.task.data.test}
+        paths = {split: Path(text.replace("{model}", model)) for split, text in written.items()}
+    else:
+        return None
+    for split, path in paths.items():
+        if not path.is_file():
+            msg = f"the {split} data {path} is no file; expected JSONL with question and answer"
+            raise ConfigError(msg)
+    return {split: path.absolute() for split, path in paths.items()}
+
+
+@dataclass
+class _State:
+    """Which arms a run that was cut off had finished.
+
+    Attributes:
+        path: of the file.
+        fingerprint: of everything that the run was given.
+        done: names of arms.
+    """
+
+    path: Path
+    fingerprint: str
+    done: list[str]
+
+    @classmethod
+    def load(cls, settings: RunSettings, *, resume: bool) -> _State:
+        """Take up the state of a run of the same configuration; anything else is thrown away."""
+        fingerprint = key_of(
+            config=settings.config.model_dump(mode="json"),
+            model=versions.model_identity(settings.model),
+            dtype=settings.dtype,
+            count=settings.count,
+            base_urls=settings.base_urls,
+            data={split: str(path) for split, path in (settings.data or {}).items()},
+        )
+        path = settings.work / _STATE
+        found: Any = None
+        if resume and path.exists():
+            try:
+                found = json.loads(path.read_text(encoding="utf-8"))
+            except ValueError:
+                found = None
+        if not isinstance(found, dict) or found.get("fingerprint") != fingerprint:
+            shutil.rmtree(settings.work, ignore_errors=True)
+            found = {"done": []}
+        state = cls(path, fingerprint, list(found["done"]))
+        settings.make_folder(settings.work)
+        state.save()
+        return state
+
+    def save(self) -> None:
+        """Write it."""
+        write_text(self.path, json.dumps({"fingerprint": self.fingerprint, "done": self.done}) + "\n")
+
+    def finish(self, settings: RunSettings) -> None:
+        """The run is complete: the next one begins anew."""
+        self.path.unlink(missing_ok=True)
+        for journal in settings.work.glob("*/journal.jsonl"):
+            journal.unlink()
+
+
+def run_arms(settings: RunSettings, names: list[str], margin: float, *, resume: bool) -> int:
+    """Run arms and print what came of them; the exit code.
+
+    Raises:
+        ExpertMapsError: an arm could not be run; those after it were not.
+    """
+    from harness.accuracy.arm import run_arm
+
+    state = _State.load(settings, resume=resume)
+    baseline = None if BASELINE in names else _kept_baseline(settings)
+    records: dict[str, Record] = {}
+    for name in names:
+        folder = settings.folder / name
+        if name in state.done and (folder / SUMMARY).exists():
+            settings.say(f"{name}: complete, from the run that was cut off")
+        else:
+            state.done = [one for one in state.done if one != name]
+            state.save()
+            run_arm(settings, name, baseline)
+            state.done.append(name)
+            state.save()
+        records[name] = read_record(folder)
+        if name == BASELINE:
+            baseline = records[name]
+    state.finish(settings)
+    return report(records, baseline, margin)
+
+
+def _kept_baseline(settings: RunSettings) -> Record | None:
+    """Return the baseline of an earlier run; None where there is no complete one."""
+    folder = settings.folder / BASELINE
+    if not (folder / SUMMARY).exists():
+        return None
+    record = read_record(folder)
+    return record if record.summary.status == "complete" else None
+
+
+def report(records: dict[str, Record], baseline: Record | None, margin: float) -> int:
+    """Print a table an arm and the verdicts; return the exit code, that of the worst verdict."""
+    codes = [0]
+    for name, record in records.items():
+        summary = record.summary
+        typer.echo(
+            f"\n{summary.model}, {name} ({summary.role}, {summary.dtype})\n\n{field_table(summary)}", nl=False
+        )
+    for name, record in records.items():
+        if name == BASELINE:
+            continue
+        if baseline is None:
+            typer.echo(f"\n{name}: not judged, there is no complete record of the baseline")
+            continue
+        comparison = compare_records(baseline, record, Options(margin=margin))
+        verdict = comparison.verdict
+        found = "".join(f"\nnote: {note}" for note in notes(comparison))
+        typer.echo(
+            f"\n{name} beside the baseline\n\n{criteria_table(verdict)}{found}\n{name}: {verdict.line}"
+        )
+        codes.append(verdict.exit_code)
+    # Worse outweighs undecided.
+    return _FAILED if _FAILED in codes else max(codes)

@@ -1,0 +1,255 @@
+# SPDX-FileCopyrightText: The expert-maps authors
+# SPDX-License-Identifier: Apache-2.0
+"""vLLM's OpenAI server: started on loopback, waited for, and stopped in any case; or one that runs already."""
+
+from __future__ import annotations
+
+import contextlib
+import http.client
+import importlib.metadata
+import json
+import os
+import shutil
+import socket
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.parse
+import urllib.request
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from expert_maps import ExpertMapsError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping, Sequence
+
+LOOPBACK = "127.0.0.1"
+SHOWN_LINES = 20
+_STOP_SECONDS = 60.0
+_POLL_SECONDS = 0.5
+_HEALTH_SECONDS = 5.0
+# Of another process's server: it should be there.
+_RUNNING_SECONDS = 30.0
+_MAX_ERROR = 300
+
+
+class ServerError(ExpertMapsError):
+    """A server did not come up, died, or refused; the message shows what it said last."""
+
+
+class RefusedError(ServerError):
+    """A server answered with an error.
+
+    Attributes:
+        status: HTTP's.
+    """
+
+    def __init__(self, status: int, message: str) -> None:
+        """Keep the status."""
+        super().__init__(message)
+        self.status = status
+
+
+@dataclass(frozen=True)
+class Server:
+    """A server that answers.
+
+    Attributes:
+        url: without a slash at the end, and without ``/v1``.
+        model: the name under which it serves.
+        log: what it prints; None for a server that was there already.
+        process: its guard; None likewise.
+    """
+
+    url: str
+    model: str
+    log: Path | None = None
+    process: subprocess.Popen[bytes] | None = field(default=None, repr=False)
+
+    @property
+    def is_own(self) -> bool:
+        """Whether the harness started it."""
+        return self.process is not None
+
+    def require_alive(self) -> None:
+        """Say so if the server has ended.
+
+        Raises:
+            ServerError: it has.
+        """
+        if self.process is not None and self.process.poll() is not None:
+            msg = f"the server ended with exit code {self.process.returncode}{last_lines(self.log)}"
+            raise ServerError(msg)
+
+    def get(self, path: str, seconds: float = 60) -> Any:  # noqa: ANN401 - JSON
+        """Get JSON; see `fetch`."""
+        return fetch(f"{self.url}{path}", seconds=seconds)
+
+    def post(self, path: str, body: object, seconds: float = 600) -> Any:  # noqa: ANN401 - JSON
+        """Post JSON and return the answer; see `fetch`."""
+        return fetch(f"{self.url}{path}", body, seconds)
+
+
+def fetch(url: str, body: object = None, seconds: float = 60) -> Any:  # noqa: ANN401 - JSON
+    """Get, or with a body post, JSON; None for an empty answer.
+
+    Raises:
+        RefusedError: the answer is an error, or no JSON.
+        ServerError: there is no answer.
+    """
+    content = None if body is None else json.dumps(body).encode()
+    request = urllib.request.Request(url, data=content, headers={"Content-Type": "application/json"})  # noqa: S310 - see check_url
+    try:
+        with urllib.request.urlopen(request, timeout=seconds) as response:  # noqa: S310 - as above
+            answer = response.read()
+            return json.loads(answer) if answer.strip() else None
+    except urllib.error.HTTPError as error:
+        said = " ".join(error.read(4 * _MAX_ERROR).decode(errors="replace").split())[:_MAX_ERROR]
+        msg = f"{url} answered {error.code}: {said}"
+        raise RefusedError(error.code, msg) from error
+    except ValueError as error:
+        msg = f"{url} answered with something that is no JSON"
+        raise RefusedError(200, msg) from error
+    except (OSError, http.client.HTTPException) as error:
+        msg = f"{url} does not answer: {getattr(error, 'reason', None) or error}"
+        raise ServerError(msg) from error
+
+
+def check_url(text: str) -> str:
+    """Return the base address of a server, without ``/v1``.
+
+    Raises:
+        ServerError: it is none.
+    """
+    parts = urllib.parse.urlsplit(text)
+    if parts.scheme not in {"http", "https"} or not parts.hostname or parts.query or parts.username:
+        msg = f"base URL is {text!r}; expected one like http://127.0.0.1:8000"
+        raise ServerError(msg)
+    return text.rstrip("/").removesuffix("/v1")
+
+
+def attach(url: str, seconds: float = _RUNNING_SECONDS) -> Server:
+    """Find a server that runs already; the first model it lists is asked.
+
+    Raises:
+        ServerError: it does not answer, or serves nothing.
+    """
+    _wait_for_health(url, None, None, seconds)
+    return Server(url, _served_model(url))
+
+
+def _served_model(url: str) -> str:
+    try:
+        return str(fetch(f"{url}/v1/models")["data"][0]["id"])
+    except (LookupError, TypeError) as error:
+        msg = f"{url}/v1/models lists no model; expected a server of vLLM's"
+        raise ServerError(msg) from error
+
+
+def command(model: str, port: int, arguments: Sequence[str]) -> list[str]:
+    """Return the command that serves a model on loopback.
+
+    `vllm serve` where vLLM is installed as such; its CPU build has the modules without the metadata that this
+    command needs, and the same server under another name.
+    """
+    place = ["--host", LOOPBACK, "--port", str(port), *arguments]
+    vllm = shutil.which("vllm", path=str(Path(sys.executable).parent)) or shutil.which("vllm")
+    with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+        if vllm and importlib.metadata.version("vllm"):
+            return [vllm, "serve", model, *place]
+    return [sys.executable, "-m", "vllm.entrypoints.openai.api_server", "--model", model, *place]
+
+
+def free_port() -> int:
+    """Return a port on loopback that nothing listens on."""
+    with socket.socket() as probe:
+        probe.bind((LOOPBACK, 0))
+        return int(probe.getsockname()[1])
+
+
+@contextlib.contextmanager
+def serve(
+    model: str,
+    arguments: Sequence[str],
+    log: Path,
+    *,
+    environment: Mapping[str, str],
+    startup_seconds: float,
+    stop_seconds: float = _STOP_SECONDS,
+) -> Iterator[Server]:
+    """Serve for the time of a `with` block.
+
+    Args:
+        model: a folder or a name on the hub.
+        arguments: of ``vllm serve``, beside model, host and port.
+        log: a file for what it prints; written anew.
+        environment: variables beside this process's own; VLLM_ variables of this process are left out, so that
+            a record names all that acted.
+        startup_seconds: most seconds until it answers.
+        stop_seconds: most seconds to stop by itself.
+
+    Raises:
+        ServerError: it did not come up.
+    """
+    port = free_port()
+    with start(command(model, port, arguments), log, environment, stop_seconds) as process:
+        url = f"http://{LOOPBACK}:{port}"
+        _wait_for_health(url, process, log, startup_seconds)
+        yield Server(url, _served_model(url), log, process)
+
+
+@contextlib.contextmanager
+def start(
+    words: Sequence[str], log: Path, environment: Mapping[str, str], stop_seconds: float
+) -> Iterator[subprocess.Popen[bytes]]:
+    """Run a command under a guard for the time of a `with` block; see `harness.accuracy.guard`."""
+    inherited = {name: value for name, value in os.environ.items() if not name.startswith("VLLM_")}
+    guard = [sys.executable, "-m", "harness.accuracy.guard", str(stop_seconds), *words]
+    with log.open("wb") as stream:
+        process = subprocess.Popen(  # noqa: S603 - this interpreter and the server
+            guard,
+            stdin=subprocess.PIPE,
+            stdout=stream,
+            stderr=subprocess.STDOUT,
+            env={**inherited, **environment},
+            start_new_session=True,
+        )
+    try:
+        yield process
+    finally:
+        assert process.stdin is not None
+        process.stdin.close()
+        # The guard kills what does not stop by itself, and then ends.
+        process.wait()
+
+
+def _wait_for_health(
+    url: str, process: subprocess.Popen[bytes] | None, log: Path | None, seconds: float
+) -> None:
+    deadline = time.monotonic() + seconds
+    while True:
+        try:
+            fetch(f"{url}/health", seconds=_HEALTH_SECONDS)
+        except ServerError as error:
+            reason = error
+        else:
+            return
+        if process is not None and process.poll() is not None:
+            msg = f"the server ended with exit code {process.returncode} before it answered{last_lines(log)}"
+            raise ServerError(msg)
+        if time.monotonic() > deadline:
+            place = last_lines(log) if log else f": {reason}"
+            msg = f"the server was not healthy after {seconds:g} s{place}"
+            raise ServerError(msg)
+        time.sleep(_POLL_SECONDS)
+
+
+def last_lines(log: Path | None) -> str:
+    """Return what a server printed last, ready to follow a message; nothing without a log."""
+    if log is None or not log.exists():
+        return ""
+    lines = log.read_text(encoding="utf-8", errors="replace").splitlines()[-SHOWN_LINES:]
+    return "".join(["; it said last:", *(f"\n  {line}" for line in lines)]) if lines else "; it said nothing"
