@@ -1,12 +1,13 @@
 # SPDX-FileCopyrightText: The expert-maps authors
 # SPDX-License-Identifier: Apache-2.0
-"""`accuracy run`, `compare A B`, `report FOLDER…`, `power`: does EPLB change answers?
+"""Does EPLB change what a model says?
 
 Exit code 0: no worse. 1: worse. 3: undecided, with the number of questions that would decide. 2: bad input.
 """
 
 from __future__ import annotations
 
+import importlib
 import importlib.util
 import json
 import sys
@@ -118,18 +119,26 @@ def _refuse(error: Exception) -> typer.Exit:
     return typer.Exit(2)
 
 
+# Commands that need more than this module: vLLM, lm-eval. Their modules are imported for them and for the list.
+_HEAVY = {
+    "run": ("harness.accuracy.run", "run_command"),
+    "sensitivity": ("harness.accuracy.sensitivity", "sensitivity_command"),
+    "false-alarms": ("harness.accuracy.false_alarms", "false_alarms_command"),
+}
+
+
 def main() -> None:
-    """Run the command line; what only `run` needs is imported for it, and for the list of commands."""
-    command = next((argument for argument in sys.argv[1:] if not argument.startswith("-")), None)
-    if command in {None, "run"}:
+    """Run the command line."""
+    asked = next((argument for argument in sys.argv[1:] if not argument.startswith("-")), None)
+    for name, (module, function) in _HEAVY.items():
+        if asked not in {None, name}:
+            continue
         try:
-            from harness.accuracy.run import run_command
+            app.command(name)(getattr(importlib.import_module(module), function))
         except ImportError as error:
-            if command == "run":
-                typer.echo(f"error: `run` cannot be imported: {error}", err=True)
+            if asked == name:
+                typer.echo(f"error: `{name}` cannot be imported: {error}", err=True)
                 sys.exit(2)
-        else:
-            app.command("run")(run_command)
     app()
 
 
