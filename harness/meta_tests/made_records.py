@@ -4,17 +4,17 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from harness.accuracy.records import read_record, texts_digest, write_record
+from harness.accuracy.records import Record, read_record, texts_digest, write_record
 from harness.accuracy.schema import Forced, Question, Summary, task_version
 
 if TYPE_CHECKING:
     from collections.abc import Collection
-    from pathlib import Path
-
-    from harness.accuracy.records import Record
 
 CONFIGURATION = {"task": "words", "num_fewshot": 0, "max_tokens": 64}
 TOKENS = 3
@@ -138,3 +138,21 @@ def make(folder: Path, arm: Arm) -> Record:
     target = folder / arm.name
     write_record(target, Summary.model_validate(summary_of(arm)), questions_of(arm), logprobs_of(arm))
     return read_record(target)
+
+
+def record(arm: Arm) -> Record:
+    """Return the record of an arm without writing it."""
+    logprobs = logprobs_of(arm)
+    summary = Summary.model_validate(summary_of(arm))
+    return Record(Path(arm.name), summary, tuple(questions_of(arm)), tuple(logprobs) if logprobs else None)
+
+
+def compare(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
+    """Run the command `compare`."""
+    return subprocess.run(
+        [sys.executable, "-m", "harness.accuracy", "compare", *map(str, arguments)],
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=120,
+    )

@@ -358,7 +358,9 @@ def test_the_page_of_alarms_counts_them(tmp_path: Path) -> None:
     text = alarms_page(baseline, judged)
     assert "**1 alarms in 2 harmless changes**" in text
     assert "worse: log-probabilities, largest, log-probabilities, mean" in text
-    assert alarms_as_json(baseline, judged)["alarms"] == 1
+    found = alarms_as_json(baseline, judged)
+    assert (found["changes"], found["alarms"]) == (2, 1)
+    assert found["dtypes"]["float32"]["rate_upper_limit_95"] == rate_limit(1, 2)
 
 
 def test_the_limit_of_a_rate_is_exact() -> None:

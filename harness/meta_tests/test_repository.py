@@ -127,6 +127,10 @@ def test_a_tracked_file_holds_no_absolute_home_path() -> None:
     pattern = re.compile(r"/(?:home|Users|root)/\w")
     for name in filter(None, tracked.stdout.split("\0")):
         path = ROOT / name
-        if path.suffix in {".npz", ".npy", ".png", ".safetensors"} or not path.exists() or path == Path(__file__).resolve():
+        if (
+            path.suffix in {".npz", ".npy", ".png", ".safetensors"}
+            or not path.exists()
+            or path == Path(__file__).resolve()
+        ):
             continue
         assert not pattern.search(path.read_text(encoding="utf-8")), name

@@ -55,7 +55,7 @@ def compare_command(
     options = Options(margin, largest, mean, identical, repeat)
     try:
         found = compare(first, second, options)
-    except (ExpertMapsError, ValueError) as error:
+    except (ExpertMapsError, ValueError, OSError) as error:
         raise _refuse(error) from error
     typer.echo(json.dumps(as_json(found), ensure_ascii=False) if as_object else render(found))
     raise typer.Exit(found.verdict.exit_code)
@@ -115,7 +115,8 @@ def power_command(
 
 
 def _refuse(error: Exception) -> typer.Exit:
-    typer.echo(f"error: {error}", err=True)
+    # A name of a file may hold line breaks.
+    typer.echo(f"error: {' '.join(str(error).splitlines())}", err=True)
     return typer.Exit(2)
 
 

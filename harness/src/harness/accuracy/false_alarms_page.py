@@ -60,11 +60,10 @@ def page(baseline: Record, judged: Sequence[Judged]) -> str:
         f"{summary.environment.get('cores')} cores.\n"
     )
     result = (
-        f"**{alarms} alarms in {len(judged)} harmless changes**, {undecided} undecided; so the rate is at most "
-        f"{100 * rate_limit(alarms, len(judged)):.1f} % (95 %, exact). The baseline has {summary.value:.2f} %, on 2 "
-        "ranks without redundant experts. Each seed asks in an order of its own, so many questions at a time, of "
-        "experts that it places at random, with a replica choice of its own. One rank, or no redundant experts, is no "
-        "EPLB: such an arm is judged as the baseline once more.\n"
+        f"**{alarms} alarms in {len(judged)} harmless changes**, {undecided} undecided. The baseline has "
+        f"{summary.value:.2f} %, on {summary.placement.ep_size or 1} ranks without redundant experts. Each seed asks in "
+        "an order of its own, so many questions at a time, of experts that it places at random, with a replica choice "
+        "of its own. One rank is no EPLB: such an arm is judged as the baseline once more.\n"
     )
     parts = [f"# Does the gate pass when nothing is wrong? {summary.model}\n", written, result]
     parts += [_by_dtype(judged), "## Each seed\n", _by_seed(judged)]
@@ -72,16 +71,32 @@ def page(baseline: Record, judged: Sequence[Judged]) -> str:
 
 
 def _by_dtype(judged: Sequence[Judged]) -> str:
-    columns = ["dtype", "seeds", "alarms", "largest |Δ logprob|", "largest mean", "fewest identical texts"]
-    columns.append("limits")
+    columns = [
+        "dtype",
+        "seeds",
+        "alarms",
+        "rate (95 %)",
+        "largest Δ logprob",
+        "largest mean Δ",
+        "fewest identical texts",
+        "limits",
+    ]
     rows = []
-    for dtype in dict.fromkeys(one.change.shape.dtype for one in judged):
-        some = [one for one in judged if one.change.shape.dtype == dtype]
-        alarms = str(sum(one.is_alarm for one in some))
+    for dtype, some in _split(judged).items():
+        alarms = sum(one.is_alarm for one in some)
         largest, mean = (f"{max(_values(some, name)):.1e}" for name in (_LARGEST, _MEAN))
         texts = f"{min(_values(some, _TEXTS)):.2%}"
-        rows.append([dtype, str(len(some)), alarms, largest, mean, texts, limits_line(dtype)])
+        rate = f"at most {rate_limit(alarms, len(some)):.1%}"
+        rows.append([dtype, str(len(some)), str(alarms), rate, largest, mean, texts, limits_line(dtype)])
     return markdown(columns, rows)
+
+
+def _split(judged: Sequence[Judged]) -> dict[str, list[Judged]]:
+    """Return the outcomes of each dtype: the same seed in two dtypes is not two changes."""
+    found: dict[str, list[Judged]] = {}
+    for one in judged:
+        found.setdefault(one.change.shape.dtype, []).append(one)
+    return found
 
 
 def _values(some: Sequence[Judged], name: str) -> list[float]:
@@ -119,14 +134,21 @@ def _by_seed(judged: Sequence[Judged]) -> str:
 
 def as_json(baseline: Record, judged: Sequence[Judged]) -> dict[str, Any]:
     """Return the same as an object of JSON, with every criterion of every seed."""
-    alarms = sum(one.is_alarm for one in judged)
     return {
         "format": 1,
         **environment(baseline),
         "baseline": baseline.summary.value,
         "changes": len(judged),
-        "alarms": alarms,
-        "rate_upper_limit_95": rate_limit(alarms, len(judged)),
+        "alarms": sum(one.is_alarm for one in judged),
+        "dtypes": {
+            dtype: {
+                "changes": len(some),
+                "alarms": alarms,
+                "rate_upper_limit_95": rate_limit(alarms, len(some)),
+            }
+            for dtype, some in _split(judged).items()
+            for alarms in [sum(one.is_alarm for one in some)]
+        },
         "seeds": [
             {
                 **one.change.as_json(),

@@ -4,8 +4,10 @@
 
 from __future__ import annotations
 
+import io
 from typing import TYPE_CHECKING, Any
 
+from expert_maps.formats.files import write_bytes
 from harness.accuracy.report import limits_shown
 
 if TYPE_CHECKING:
@@ -19,6 +21,8 @@ _BLUE, _ORANGE, _GREEN, _RED, _GREY = "#0072B2", "#E69F00", "#009E73", "#D55E00"
 _VERDICTS = {"no worse": _GREEN, "worse": _RED, "undecided": _ORANGE}
 # A logarithm has no zero: what is equal is drawn on the edge.
 _LEAST = 1e-10
+# Behind text, so that lines do not cross it.
+_PAPER = {"facecolor": "white", "edgecolor": "none", "alpha": 0.85, "pad": 0.8}
 
 
 def draw(arms: Sequence[ReportedArm], path: Path) -> None:
@@ -27,6 +31,9 @@ def draw(arms: Sequence[ReportedArm], path: Path) -> None:
     Args:
         arms: from `report.gather`; the baseline first.
         path: for example of a `.png`.
+
+    Raises:
+        FormatError: it cannot be written.
     """
     import matplotlib as mpl
 
@@ -45,15 +52,18 @@ def draw(arms: Sequence[ReportedArm], path: Path) -> None:
             axis.spines[side].set_visible(False)
         axis.tick_params(axis="y", length=0)
     axes[0, 0].set_yticks(range(len(arms)), [arm.name for arm in arms])
-    axes[0, 0].set_ylim(len(arms) - 0.5, -0.5)
+    axes[0, 0].set_ylim(len(arms) - 0.3, -0.5)  # names of limits stand below the last arm
     first = arms[0].summary
     task = (
         f"{first.task.dataset}, {first.num_questions} questions, {first.task.num_fewshot}-shot, {first.dtype}"
     )
     figure.suptitle(f"{first.model}: {task}", fontsize=11, fontweight="bold", x=0.01, ha="left")
     figure.tight_layout(rect=(0.0, 0.0, 1.0, 1.0 - 0.08 / height), h_pad=1.6, w_pad=2.0)
-    figure.savefig(path, metadata={"Date": None} if path.suffix == ".svg" else None, dpi=150)
+    drawn = io.BytesIO()
+    form = path.suffix.removeprefix(".")
+    figure.savefig(drawn, format=form, metadata={"Date": None} if form == "svg" else None, dpi=150)
     plt.close(figure)
+    write_bytes(path, drawn.getvalue())
 
 
 def _colour(arm: ReportedArm) -> str:
@@ -91,6 +101,7 @@ def _accuracy(axis: Any, arms: Sequence[ReportedArm]) -> None:  # noqa: ANN401 -
             textcoords="offset points",
             ha="center",
             fontsize=8,
+            bbox=_PAPER,
         )
     if arms[0].summary.value is not None:
         axis.axvline(arms[0].summary.value, color=_BLUE, linewidth=0.8, linestyle=":")
@@ -118,6 +129,7 @@ def _texts(axis: Any, arms: Sequence[ReportedArm]) -> None:  # noqa: ANN401 - as
             textcoords="offset points",
             va="center",
             fontsize=8,
+            bbox=_PAPER,
         )
     if limit is not None:
         _limit(axis, 100 * (1 - limit), "limit", _RED)
@@ -127,9 +139,9 @@ def _texts(axis: Any, arms: Sequence[ReportedArm]) -> None:  # noqa: ANN401 - as
 
 def _logprobs(axis: Any, arms: Sequence[ReportedArm]) -> None:  # noqa: ANN401 - as above
     """Largest and mean difference on a logarithm, each with its limit."""
-    axis.set_title("|Δ log-probability| of the baseline's texts", loc="left")
+    axis.set_title("|Δ log-probability|, baseline's texts", loc="left")
     axis.set_xscale("log")
-    looks = (("largest", "D", _BLUE), ("mean", "o", _ORANGE))
+    looks = (("largest", "D", _BLUE, 8), ("mean", "o", _ORANGE, 5))
     seen = []
     for row, arm in enumerate(arms):
         found = None if arm.comparison is None else arm.comparison.verdict.pairs.differences
@@ -137,7 +149,7 @@ def _logprobs(axis: Any, arms: Sequence[ReportedArm]) -> None:  # noqa: ANN401 -
             why = "not compared" if arm.comparison is None else "not measured"
             _absent(axis, row, "reference" if row == 0 else why)
             continue
-        for name, marker, colour in looks:
+        for name, marker, colour, size in looks:
             value = max(float(getattr(found, name)), _LEAST)
             seen.append(value)
             axis.plot(
@@ -145,24 +157,38 @@ def _logprobs(axis: Any, arms: Sequence[ReportedArm]) -> None:  # noqa: ANN401 -
                 row,
                 marker=marker,
                 color=colour,
-                markersize=7,
+                markersize=size,
                 linestyle="none",
                 clip_on=False,
                 zorder=3,
             )
+        if found.largest == 0:
+            axis.annotate(
+                "equal", (_LEAST, row), xytext=(8, 0), textcoords="offset points", va="center", fontsize=8
+            )
     limits = limits_shown(arms)
-    for name, _, colour in looks:
+    for name, _, colour, _ in looks:
         limit = limits.get(f"log-probabilities, {name}")
         if limit is not None:
             seen.append(limit)
             _limit(axis, limit, f"{name}: limit", colour)
     if seen:
-        axis.set_xlim(max(min(seen) / 4, _LEAST), max(seen) * 6)
+        axis.set_xlim(min(seen) / 4, max(seen) * 6)
     from matplotlib.lines import Line2D
 
-    handles = [Line2D([], [], marker=m, color=c, linestyle="none", label=name) for name, m, c in looks]
+    handles = [
+        Line2D([], [], marker=marker, color=colour, markersize=size, linestyle="none", label=name)
+        for name, marker, colour, size in looks
+    ]
     axis.legend(
-        handles=handles, loc="lower right", frameon=False, ncols=2, bbox_to_anchor=(1.0, 1.0), borderpad=0
+        handles=handles,
+        loc="lower right",
+        frameon=False,
+        ncols=2,
+        bbox_to_anchor=(1.0, 1.0),
+        borderpad=0,
+        handletextpad=0.2,
+        columnspacing=1.0,
     )
 
 

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, TypeVar
 
 from pydantic import BaseModel, ValidationError
 
+from expert_maps.errors import FormatError
 from expert_maps.formats.files import describe, read_bytes, read_json, write_text
 from harness.accuracy.schema import Forced, Question, RecordError, Summary
 
@@ -63,9 +64,13 @@ def write_record(
         FormatError: a file cannot be written.
     """
     _check(Record(folder, summary, tuple(questions), None if logprobs is None else tuple(logprobs)))
-    folder.mkdir(parents=True, exist_ok=True)
-    for name in (SUMMARY, LOGPROBS, QUESTIONS):
-        (folder / name).unlink(missing_ok=True)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        for name in (SUMMARY, LOGPROBS, QUESTIONS):
+            (folder / name).unlink(missing_ok=True)
+    except OSError as error:
+        msg = f"{describe(folder)}: cannot be made ready for a record: {error.strerror}"
+        raise FormatError(msg) from error
     write_text(folder / QUESTIONS, _lines(questions))
     if logprobs is not None:
         write_text(folder / LOGPROBS, _lines(logprobs))
@@ -118,6 +123,8 @@ def _parse(kind: type[_Row], text: str, place: str) -> _Row:
         first = error.errors()[0]
         field = ".".join(map(str, first["loc"]))
         reason = str(first.get("ctx", {}).get("error") or first["msg"])
+        if first["type"] == "json_invalid":
+            reason = f"not valid JSON: {reason}"
         shown = "" if isinstance(first["input"], dict | list) else f" is {first['input']!r:.80}"
         msg = f"{place}: {field}{shown}: {reason}" if field else f"{place}: {reason}"
         raise RecordError(msg) from error

@@ -5,14 +5,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from expert_maps.formats.files import describe
 from harness.accuracy.compare import Comparison, Options, compare_records, notes
 from harness.accuracy.limits import LIMITS
-from harness.accuracy.records import SUMMARY, read_record
+from harness.accuracy.records import QUESTIONS, SUMMARY, read_record
 from harness.accuracy.schema import RecordError
 from harness.accuracy.statistics import accuracy_interval
 from harness.accuracy.table import NONE, criteria_table, field_table, markdown
@@ -87,7 +87,9 @@ def gather(folder: Path, options: Options | None = None) -> list[ReportedArm]:
     if not folder.is_dir():
         msg = f"{describe(folder)}: no such folder; expected a model's folder with a folder for each arm"
         raise RecordError(msg)
-    records = [read_record(path.parent) for path in sorted(folder.glob(f"*/{SUMMARY}"))]
+    # Questions without a summary are a record that was cut off while it was written: refused, not left out.
+    found = {path.parent for name in (SUMMARY, QUESTIONS) for path in folder.glob(f"*/{name}")}
+    records = [read_record(path) for path in sorted(found)]
     baselines = [record for record in records if record.summary.role == "baseline"]
     if len(baselines) != 1:
         msg = f"{describe(folder)}: {len(records)} records, {len(baselines)} of them baselines; expected one baseline"
@@ -191,9 +193,17 @@ def _runs(arms: Sequence[ReportedArm]) -> str:
         summary = arm.summary
         versions = ", ".join(f"{name} {value}" for name, value in summary.versions if value is not None)
         commit = f"{summary.git.commit or NONE:.12}{' and changes' if summary.git.dirty else ''}"
-        machine = ", ".join(f"{name} {value}" for name, value in summary.environment.items())
+        machine = ", ".join(_flat(summary.environment))
         rows.append([arm.name, summary.started, f"{summary.seconds:.0f}", commit, versions, machine])
     return markdown(["arm", "started", "seconds", "commit", "versions", "environment"], rows)
+
+
+def _flat(facts: dict[str, Any]) -> list[str]:
+    """Return names with values, those of inner objects too."""
+    shown = []
+    for name, value in facts.items():
+        shown += _flat(value) if isinstance(value, dict) else [f"{name} {NONE if value is None else value}"]
+    return shown
 
 
 def limits_shown(arms: Sequence[ReportedArm]) -> dict[str, float]:

@@ -136,7 +136,11 @@ def page(parts: Sequence[Part]) -> str:
     ]
     texts += [_by_fault(parts), "## The arms without a fault\n", _clean(parts)]
     texts += ["## Each trial\n", _by_trial(parts)]
-    return "\n".join(texts) + "\n" + "".join(f"Limits in {limits_line(part.dtype)}.  \n" for part in parts)
+    return (
+        "\n".join(texts)
+        + "\n"
+        + "".join(f"Limits of Δ logprob in {limits_line(part.dtype)}.  \n" for part in parts)
+    )
 
 
 def _by_itself(parts: Sequence[Part]) -> str:

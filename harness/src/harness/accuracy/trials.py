@@ -12,7 +12,7 @@ from rich.console import Console
 
 from expert_maps import plan, read_load
 from expert_maps.formats.files import write_text
-from harness.accuracy import offline, versions
+from harness.accuracy import offline
 from harness.accuracy.arm import LOAD_FILE
 from harness.accuracy.config import BASELINE, EXPERT_MAPS, ConfigError, load_config
 from harness.accuracy.limits import limits_for
@@ -130,7 +130,7 @@ def environment(record: Record) -> dict[str, Any]:
         "task": summary.task.model_dump(include={"dataset", "version", "num_fewshot"}),
         "questions": summary.num_questions,
         "versions": summary.versions.model_dump(),
-        "git": versions.git(),
+        "git": summary.git.model_dump(),
         "environment": summary.environment,
     }
 
@@ -139,7 +139,7 @@ def limits_line(dtype: str) -> str:
     """Name the limits of a dtype."""
     found = limits_for(dtype)
     return (
-        f"{dtype}: largest |Δ log-probability| {found.largest:.1e}, mean {found.mean:.1e}, "
+        f"{dtype}: largest Δ {found.largest:.1e}, mean {found.mean:.1e}, "
         f"identical texts {100 * found.identical:g} %"
     )
 

@@ -1,0 +1,297 @@
+# SPDX-FileCopyrightText: The expert-maps authors
+# SPDX-License-Identifier: Apache-2.0
+"""The verdict: what fails fails by name, a gain never does, and what was not measured is said."""
+
+from __future__ import annotations
+
+import json
+import math
+from typing import TYPE_CHECKING, Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from made_records import TOKENS, Arm, compare, eplb, make, record, summary_of
+from scipy.stats import binom
+
+from harness.accuracy.compare import Options, compare_records
+from harness.accuracy.limits import LIMITS, limits_for
+from harness.accuracy.records import Record
+from harness.accuracy.schema import Forced, RecordError
+from harness.accuracy.verdict import EXIT_CODES, judge
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from harness.accuracy.verdict import Criterion, Verdict
+
+GSM8K = 1319
+LARGEST, MEAN = "log-probabilities, largest", "log-probabilities, mean"
+
+
+def judged(arm: Arm, baseline: Arm | None = None, **options: Any) -> Verdict:  # noqa: ANN401 - those of judge
+    before = baseline or Arm(questions=arm.questions)
+    return judge(record(before), record(arm), **options)
+
+
+def failed(verdict: Verdict) -> list[str]:
+    return [one.name for one in verdict.criteria if one.outcome == "fail"]
+
+
+def criterion(verdict: Verdict, name: str) -> Criterion:
+    return next(one for one in verdict.criteria if one.name == name)
+
+
+@pytest.mark.parametrize(
+    ("arm", "code", "start"),
+    [
+        (eplb(), 0, "no worse: loss at most 0.75 points, margin 1.00; 0 lost and 0 gained of 400 questions"),
+        (eplb(wrong=range(30)), 1, "worse: McNemar (p = "),
+        # 0.99^299 is the first below 5 %.
+        (eplb(questions=100), 3, "undecided: 199 more questions: loss at most 2.95 points"),
+    ],
+)
+def test_exit_codes_and_last_line(tmp_path: Path, arm: Arm, code: int, start: str) -> None:
+    folders = [make(tmp_path, one).folder for one in (Arm(questions=arm.questions), arm)]
+    done = compare(*folders)
+    assert (done.returncode, done.stderr) == (code, "")
+    lines = done.stdout.splitlines()
+    assert lines[-1].startswith(start)
+    version = summary_of(arm)["task"]["version"]
+    value = 100 * (1 - len(set(arm.wrong)) / arm.questions)
+    assert lines.count("| dataset | version | metric | mode | model |") == 2
+    assert f"| words | {version} | accuracy | gen | {value:.2f} |" in lines
+    assert f"| words | {version} | accuracy | gen | 100.00 |" in lines
+    found = json.loads(compare(*folders, "--json").stdout)
+    assert (found["exit_code"], found["line"]) == (code, lines[-1])
+    assert EXIT_CODES[found["verdict"]] == code
+
+
+def test_as_many_more_questions_as_it_says_decide() -> None:
+    first = judged(eplb(questions=100))
+    assert first.answer == "undecided"
+    assert first.more is not None
+    assert judged(eplb(questions=100 + first.more)).answer == "no worse"
+    assert judged(eplb(questions=99 + first.more)).answer == "undecided"
+
+
+def test_no_loss_in_1319_bounds_the_loss_at_a_quarter_of_a_point() -> None:
+    verdict = judged(eplb(questions=GSM8K))
+    assert verdict.loss_limit == pytest.approx(100 * (1 - 0.05 ** (1 / GSM8K)), abs=1e-4)
+    assert verdict.line.startswith("no worse: loss at most 0.23 points")
+
+
+@pytest.mark.parametrize(("losses", "answer"), [(4, "no worse"), (5, "worse")])
+def test_mcnemar_decides_at_five_losses(losses: int, answer: str) -> None:
+    # 2^-4 is above 5 %, 2^-5 below; the loss of either surely lies below a point.
+    verdict = judged(eplb(questions=GSM8K, wrong=range(losses)))
+    assert verdict.answer == answer
+    assert verdict.loss_limit < 1
+    assert failed(verdict) == ([] if answer == "no worse" else ["McNemar"])
+    assert verdict.pairs.lost == tuple(range(losses))
+
+
+def test_a_loss_that_surely_exceeds_the_margin_fails_by_name() -> None:
+    verdict = judged(eplb(wrong=range(20)))
+    assert failed(verdict) == ["McNemar", "loss"]
+    assert "loss (at most " in verdict.line
+
+
+@pytest.mark.parametrize("gains", [1, 5, 50, 400])
+def test_a_gain_is_no_worse(gains: int) -> None:
+    verdict = judged(eplb(), Arm(wrong=range(gains)))
+    assert verdict.answer == "no worse"
+    assert verdict.interval[1] > 0
+
+
+@settings(max_examples=20, deadline=None)
+@given(losses=st.integers(0, 30), more=st.integers(0, 30), questions=st.integers(60, 200))
+def test_accuracy_that_did_not_fall_never_fails(losses: int, more: int, questions: int) -> None:
+    gained = range(losses, 2 * losses + more)
+    if gained.stop > questions:
+        return
+    baseline = Arm(questions=questions, wrong=gained)
+    # A wide margin, because how many more questions it needs takes long to say of a narrow one.
+    verdict = judged(eplb(questions=questions, wrong=range(losses)), baseline, margin=5)
+    assert failed(verdict) == []
+    seen = verdict.pairs.outcomes
+    assert (seen.losses, seen.gains) == (losses, losses + more)
+
+
+@pytest.mark.parametrize(
+    ("changes", "reason"),
+    [
+        ({"role": "baseline"}, "its role is baseline"),
+        ({"placement.eplb_active": False}, "the plugin was not active"),
+        ({"placement.digest": None}, "no digest of its placement"),
+        (
+            {"placement.num_redundant_experts": 0, "placement.digest": "a" * 64},
+            "neither redundant experts nor a move",
+        ),
+        (
+            {
+                "placement.num_redundant_experts": 0,
+                "placement.digest": "a" * 64,
+                "placement.digest_at_end": "a" * 64,
+                "placement.rearrangements": 3,
+            },
+            "neither redundant experts nor a move",
+        ),
+    ],
+)
+def test_an_arm_in_which_eplb_did_not_act_is_worse(changes: dict[str, Any], reason: str) -> None:
+    verdict = judged(eplb(changes=changes))
+    assert failed(verdict) == ["EPLB acted"]
+    assert verdict.exit_code == 1
+    assert f"worse: EPLB acted (no EPLB arm: {reason}" in verdict.line
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        # Experts that only stand elsewhere, from the beginning or later.
+        {"placement.num_redundant_experts": 0},
+        {
+            "placement.num_redundant_experts": 0,
+            "placement.digest": "a" * 64,
+            "placement.rearrangements": 1,
+        },
+    ],
+)
+def test_a_move_is_eplb(changes: dict[str, Any]) -> None:
+    verdict = judged(eplb(changes=changes))
+    assert criterion(verdict, "EPLB acted").outcome == "pass"
+    assert verdict.answer == "no worse"
+
+
+def test_a_baseline_with_eplb_is_none() -> None:
+    verdict = judged(eplb(), Arm(changes={"placement.eplb_active": True}))
+    assert failed(verdict) == ["EPLB acted"]
+    assert "active in the baseline" in verdict.line
+
+
+def test_a_baseline_beside_itself() -> None:
+    again = Arm(name="again")
+    assert failed(judged(again)) == ["EPLB acted"]
+    verdict = judged(again, repeat=True)
+    assert verdict.answer == "no worse"
+    assert verdict.line.endswith("not measured: EPLB acted, replicas equal")
+    assert failed(judged(eplb(), repeat=True)) == ["EPLB acted"]
+
+
+@pytest.mark.parametrize(
+    ("found", "outcome"), [("equal", "pass"), ("differ", "fail"), ("not read", "not measured")]
+)
+def test_checksums_of_replicas(found: str, outcome: str) -> None:
+    verdict = judged(eplb(changes={"placement.replica_checksums": found}))
+    assert criterion(verdict, "replicas equal").outcome == outcome
+    assert verdict.answer == ("worse" if outcome == "fail" else "no worse")
+    assert ("replicas equal" in verdict.line) == (outcome != "pass")
+
+
+@pytest.mark.parametrize("which", [0, 1])
+def test_what_contradicts_a_configuration_fails(which: int) -> None:
+    fault = {"placement.faults": ["rank 2 has another digest"]}
+    arms = [Arm(changes=fault if which == 0 else {}), eplb(changes=fault if which == 1 else {})]
+    verdict = judged(arms[1], arms[0])
+    assert failed(verdict) == ["as declared"]
+    assert "rank 2 has another digest" in verdict.line
+
+
+@pytest.mark.parametrize("dtype", LIMITS)
+def test_limits_of_log_probabilities_by_dtype(dtype: str) -> None:
+    limits = LIMITS[dtype]
+
+    def fails(shift: float) -> list[str]:
+        changes = {"dtype": dtype}
+        return failed(judged(eplb(shift=shift, changes=changes), Arm(changes=changes)))
+
+    # Every token is off by as much.
+    assert fails(0.9 * limits.mean) == fails(-0.9 * limits.mean) == []
+    assert fails(1.1 * limits.mean) == fails(-1.1 * limits.mean) == [MEAN]
+    assert fails(1.1 * limits.largest) == fails(-1.1 * limits.largest) == [LARGEST, MEAN]
+
+
+@pytest.mark.parametrize("dtype", LIMITS)
+def test_one_token_is_found_and_named(dtype: str) -> None:
+    changes = {"dtype": dtype}
+    # So many that one token alone does not exceed the limit of the mean.
+    questions = math.ceil(2 * LIMITS[dtype].largest / LIMITS[dtype].mean / TOKENS)
+    options: dict[str, Any] = {"questions": questions, "changes": changes}
+    baseline, arm = record(Arm(**options)), record(eplb(**options))
+    assert arm.logprobs is not None
+    rows = list(arm.logprobs)
+    off = [-0.5] * (TOKENS - 1) + [-0.5 - 1.1 * LIMITS[dtype].largest]
+    rows[123] = Forced(doc_hash=rows[123].doc_hash, forced_from=rows[123].forced_from, logprobs=off)
+    verdict = judge(baseline, Record(arm.folder, arm.summary, arm.questions, tuple(rows)))
+    assert failed(verdict) == [LARGEST]
+    assert criterion(verdict, LARGEST).value.endswith(f"of {TOKENS * questions:,} tokens, question 123")
+    assert criterion(verdict, LARGEST).measured == pytest.approx(1.1 * LIMITS[dtype].largest)
+
+
+def test_a_dtype_without_limits_needs_all_of_them() -> None:
+    changes = {"dtype": "float8"}
+    baseline, arm = record(Arm(changes=changes)), record(eplb(shift=0.4, changes=changes))
+    for options in (Options(), Options(largest=1.0, mean=1.0)):
+        with pytest.raises(ValueError, match="dtype is 'float8'; expected one of"):
+            compare_records(baseline, arm, options)
+    given_ = Options(largest=0.5, mean=0.5, identical=0.9)
+    assert compare_records(baseline, arm, given_).verdict.answer == "no worse"
+    assert limits_for("float32", mean=0.5).largest == LIMITS["float32"].largest
+
+
+@pytest.mark.parametrize("arms", [(None, 0.0), (0.0, None), (None, None)])
+def test_what_was_not_measured_is_named(arms: tuple[float | None, float | None]) -> None:
+    verdict = judged(eplb(shift=arms[1]), Arm(shift=arms[0]))
+    assert verdict.answer == "no worse"
+    assert verdict.line.endswith(f"not measured: {LARGEST}, {MEAN}")
+    absent = [name for name, shift in zip(("baseline", "static"), arms, strict=True) if shift is None]
+    assert criterion(verdict, MEAN).value == f"no log-probabilities of {' and '.join(absent)}"
+
+
+def test_log_probabilities_of_other_texts_are_not_compared() -> None:
+    baseline, arm = record(Arm()), record(eplb(shift=9.0))
+    assert arm.logprobs is not None
+    assert failed(judge(baseline, arm)) == [LARGEST, MEAN]
+    others = tuple(
+        Forced(doc_hash=row.doc_hash, forced_from="other", logprobs=row.logprobs) for row in arm.logprobs
+    )
+    verdict = judge(baseline, Record(arm.folder, arm.summary, arm.questions, others))
+    assert criterion(verdict, LARGEST).outcome == "not measured"
+    assert criterion(verdict, LARGEST).value == "baseline and static scored different texts"
+    # Nor are those of both arms, where the baseline has other texts now.
+    verdict = judge(record(Arm(changed=[7])), record(eplb(changed=[7], shift=9.0)))
+    assert criterion(verdict, LARGEST).value == "the texts that were scored are not those of baseline"
+
+
+def test_another_number_of_tokens_is_refused() -> None:
+    baseline, arm = record(Arm()), record(eplb())
+    assert arm.logprobs is not None
+    rows = list(arm.logprobs)
+    rows[3] = Forced(doc_hash="doc3", forced_from=rows[3].forced_from, logprobs=[-0.5] * (TOKENS + 1))
+    with pytest.raises(RecordError, match="4 log-probabilities of question 3; expected 3"):
+        judge(baseline, Record(arm.folder, arm.summary, arm.questions, tuple(rows)))
+
+
+@pytest.mark.parametrize("questions", [100, 400, GSM8K])
+@pytest.mark.parametrize("dtype", LIMITS)
+def test_texts_may_change_as_often_as_chance_explains(questions: int, dtype: str) -> None:
+    rate = 1 - LIMITS[dtype].identical
+    allowed = next(k for k in range(questions) if binom.cdf(k, questions, rate) >= 0.99)
+
+    def fails(count: int) -> list[str]:
+        changes = {"dtype": dtype}
+        arm = eplb(questions=questions, changed=range(count), changes=changes)
+        return failed(judged(arm, Arm(questions=questions, changes=changes)))
+
+    assert fails(allowed) == []
+    assert fails(allowed + 1) == ["identical texts"]
+
+
+def test_the_margin_decides() -> None:
+    arm = eplb(questions=100)
+    assert judged(arm, margin=2.9).answer == "undecided"
+    assert judged(arm, margin=3.0).answer == "no worse"
+    for margin in (0, 100, -1, float("nan")):
+        with pytest.raises(ValueError, match=r"margin is .* points; expected more than 0"):
+            judged(arm, margin=margin)
