@@ -194,7 +194,7 @@ def _logprobs(axis: Any, arms: Sequence[ReportedArm]) -> None:  # noqa: ANN401 -
 
 def _load(axis: Any, arms: Sequence[ReportedArm]) -> None:  # noqa: ANN401 - as above
     """Every rank of every layer as a tick, the hottest of a layer as a dot; balancedness beside."""
-    axis.set_title("rank load / mean of its layer; right: balancedness", loc="left")
+    axis.set_title("rank load / its layer's mean, hottest as a dot; right: balancedness", loc="left")
     for row, arm in enumerate(arms):
         loads, balance = arm.rank_load, arm.summary.load.balancedness
         if balance is not None:
