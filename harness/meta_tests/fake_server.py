@@ -9,6 +9,7 @@ report of the placement that its arguments ask for.
 from __future__ import annotations
 
 import contextlib
+import copy
 import hashlib
 import json
 import os
@@ -89,6 +90,11 @@ class Fake:
         self.retry_after: str | None = None
         self.report: list[dict[str, Any]] | None = None
         self.log: Path | None = None
+        self.names = ["fake"]
+        # Whether each answer to a question moves experts.
+        self.moves = False
+        # Whether the workers' report cannot be read any more once questions have been answered.
+        self.forgets = False
         self.lock = threading.Lock()
         self._http = _Http(("127.0.0.1", 0), _handler(self))
 
@@ -157,7 +163,7 @@ class _Handler(BaseHTTPRequestHandler):
         known = {
             "/health": {},
             "/version": {"version": "0.0.fake"},
-            "/v1/models": {"data": [{"id": "fake"}]},
+            "/v1/models": {"data": [{"id": name} for name in self.fake.names]},
         }
         self._send(200, known[self.path]) if self.path in known else self._send(404, {})
 
@@ -166,12 +172,23 @@ class _Handler(BaseHTTPRequestHandler):
         with self.fake.lock:
             self.fake.bodies.append((self.path, body))
         if self.path == "/collective_rpc":
-            found = {"results": self.fake.report}
-            self._send(404 if self.fake.report is None else 200, {} if self.fake.report is None else found)
+            moved = sum(count for prompt, count in self.fake.answered.items() if prompt != "forced")
+            if self.fake.report is None or (self.fake.forgets and self.fake.answered["forced"]):
+                self._send(404 if self.fake.report is None else 500, {})
+                return
+            added = moved if self.fake.moves else 0
+            rows = copy.deepcopy(self.fake.report)
+            for one in rows if added else []:
+                one["rearrangements"] += added if one["settings"]["dynamic"] else 0
+            self._send(200, {"results": rows})
             return
         self._answer(body)
 
     def _answer(self, body: dict[str, Any]) -> None:
+        # As vLLM does.
+        if len(body.get("stop") or ()) > 4:
+            self._send(400, {"error": "stop should have at most 4 items"})
+            return
         forced = bool(body.get("echo")) or self.path == "/tokenize"
         prompt = "forced" if forced else str(body.get("prompt") or json.dumps(body.get("messages")))
         before = self.fake.took(prompt)
@@ -230,6 +247,13 @@ def _option(name: str) -> str | None:
     return words[words.index(name) + 1] if name in words else None
 
 
+def _names() -> list[str]:
+    """Return the names under which the model is to be served."""
+    words = sys.argv[sys.argv.index("--served-model-name") + 1 :] if "--served-model-name" in sys.argv else []
+    end = next((place for place, word in enumerate(words) if word.startswith("--")), len(words))
+    return words[:end] or ["fake"]
+
+
 def main() -> None:
     """Serve as the arguments and the variable say."""
     orders: dict[str, Any] = json.loads(os.environ.get(ENVIRONMENT, "{}"))
@@ -245,6 +269,8 @@ def main() -> None:
     options = json.loads(_option("--additional-config") or "{}").get("expert_maps")
     fake = Fake()
     fake.delay = orders.get("delay", 0.0)
+    fake.names = orders.get("names", _names())
+    fake.moves, fake.forgets = bool(orders.get("moves")), bool(orders.get("forgets"))
     fake.log = Path(orders["log"]) if "log" in orders else None
     if options is not None and not orders.get("no_plugin"):
         fake.report = _report(options, orders)

@@ -18,6 +18,8 @@ if TYPE_CHECKING:
 
 CONFIGURATION = {"task": "words", "num_fewshot": 0, "max_tokens": 64}
 TOKENS = 3
+# Of a model that is sure of it.
+LOGPROB = -2e-4
 
 
 @dataclass(frozen=True)
@@ -127,7 +129,7 @@ def logprobs_of(arm: Arm) -> list[Forced] | None:
         return None
     # Those of an arm are of the baseline's texts, none of which is changed.
     source = texts_digest(question.text for question in questions_of(Arm(questions=arm.questions)))
-    values = [-0.5 + arm.shift] * TOKENS
+    values = [LOGPROB + arm.shift] * TOKENS
     return [
         Forced(doc_hash=f"doc{index}", forced_from=source, logprobs=values) for index in range(arm.questions)
     ]

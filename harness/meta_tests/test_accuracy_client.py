@@ -5,8 +5,11 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
+import math
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -20,8 +23,10 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from fake_server import Fake, answer_to
 
+from harness.accuracy.asking import _read, cut
 from harness.accuracy.client import AskError, Job, Limits, _retry_after, ask_all
 from harness.accuracy.journal import Journal, JournalError, key_of
+from harness.accuracy.logprobs import _continuation
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
@@ -276,3 +281,44 @@ def test_steps_of_a_job_count_as_one(fake: Fake, path: Path) -> None:
     journal.close()
     assert fake.most <= 2
     assert all(one["logprobs"] == found[0]["logprobs"] for one in found)
+
+
+def test_what_ends_an_answer_cuts_it_though_a_server_takes_four() -> None:
+    stops = ["a", "b", "c", "d", "END", "LAST"]
+    answer = {"text": "one END two LAST", "finish_reason": "length"}
+    assert cut(answer, stops) == {"text": "one ", "finish_reason": "stop"}
+    assert cut({"text": "one", "finish_reason": "length"}, ["x", ""]) == {
+        "text": "one",
+        "finish_reason": "length",
+    }
+
+
+@pytest.mark.parametrize(
+    ("values", "said"),
+    [
+        ([None, -1.0, math.nan, -2.0], "log-probability 2 is nan; expected a number"),
+        ([None, -1.0, None, -2.0], "log-probability 2 is None"),
+        ([None, -1.0, -math.inf, -2.0], "log-probability 2 is -inf"),
+        ([None, -1.0, True, -2.0], "log-probability 2 is True"),
+        ([None, -1.0, 3.5, -2.0], "log-probability 2 is 3.5"),
+        ([None, -1.0, -2.0], "3 log-probabilities; expected 4"),
+        (None, "None as log-probabilities; expected 4"),
+        ({}, "{} as log-probabilities; expected 4"),
+    ],
+)
+def test_log_probabilities_that_are_none_are_refused(values: object, said: str) -> None:
+    with pytest.raises(AskError, match=re.escape(said)):
+        _continuation({"choices": [{"logprobs": {"token_logprobs": values}}]}, 2, 1)
+
+
+def test_answers_in_half_characters_are_kept(tmp_path: Path) -> None:
+    found = _read("/x", {"choices": [{"text": "a \ud83d b", "finish_reason": "stop"}]})
+    assert found["text"] == "a ? b"
+    with pytest.raises(AskError, match="finish_reason 5; expected a string"):
+        _read("/x", {"choices": [{"text": "a", "finish_reason": 5}]})
+    with contextlib.closing(Journal(tmp_path / "j")) as journal:
+        journal.add("key", {"text": "\ud83d"})
+    with contextlib.closing(Journal(tmp_path / "j")) as journal:
+        assert journal.get("key") == {"text": "\ud83d"}
+        journal.clear()
+        assert len(journal) == 0

@@ -6,13 +6,16 @@ from __future__ import annotations
 
 import copy
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import yaml
+from fake_server import reports
 
-from expert_maps import ExpertMapsError
+from expert_maps import ExpertMapsError, generate_placement
 from harness.accuracy.config import BASELINE, EXPERT_MAPS, ConfigError, load_config, parse_config
+from harness.accuracy.proof import agree, require_arm
 from harness.accuracy.run import find_data, parse_base_urls
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -76,6 +79,35 @@ def test_deepseek_r1_is_served_with_16_redundant_experts_on_16_ranks() -> None:
     assert {arm.num_redundant_experts for arm in config.arms.values() if arm.role == "eplb"} == {16}
 
 
+@pytest.mark.parametrize("name", ["deepseek-r1-w8a8", "qwen3-235b-a22b", "qwen3-30b-a3b"])
+def test_arms_for_npus_can_be_served_and_proven(name: str, tmp_path: Path) -> None:
+    ascend = pytest.importorskip("vllm_ascend_moe.ascend")
+    settings = pytest.importorskip("vllm_ascend_moe.settings")
+    config = load_config(str(ROOT / "accuracy" / "models" / f"{name}.yaml"))
+    ranks = next(word for word in config.server.arguments if word.startswith("--tensor-parallel-size="))
+    for arm in config.arms.values():
+        # vllm-ascend moves experts without the plugin, which could not tell.
+        assert not arm.dynamic
+        path = None if arm.plan is None else tmp_path / "map.json"
+        options = arm.additional(record=None, expert_map=path)[EXPERT_MAPS]
+        found = ascend.ascend_options(settings.Settings(**options), SimpleNamespace(additional_config=None))
+        if arm.plan is None:
+            assert found == {}
+            continue
+        assert found == {"expert_map_path": str(path)}
+        plan = arm.plan
+        assert plan.layout is not None
+        assert f"--tensor-parallel-size={plan.ep_size}" == ranks
+        planned = generate_placement(
+            plan.layout,
+            num_experts=plan.num_experts or 0,
+            ep_size=plan.ep_size,
+            num_layers=plan.num_layers or 0,
+            num_redundant_experts=plan.num_redundant_experts,
+        )
+        require_arm(arm, agree(reports(planned)), planned)
+
+
 def test_the_embedded_arms_are_static_and_dynamic_on_two_ranks() -> None:
     for name in ("tiny-moe", "tiny-deepseek"):
         config = load_config(str(ROOT / "accuracy" / "models" / f"{name}.yaml"))
@@ -107,13 +139,33 @@ def test_the_embedded_arms_are_static_and_dynamic_on_two_ranks() -> None:
         (("arms",), {}, "first arm"),
         (("arms", "baseline", "record_load"), False, "record_load"),
         (("arms", "eplb", "plan", "load_of"), "elsewhere", "'elsewhere'"),
-        (("arms", "eplb", "plan", "load"), "load.npz", "not both"),
+        (("arms", "eplb", "plan", "load"), "load.npz", "one of load_of"),
+        (("arms", "eplb", "plan", "layout"), "ring", "one of load_of"),
+        (("arms", "eplb", "plan", "num_layers"), 4, "num_layers 4; expected both with a layout"),
+        (
+            ("arms", "eplb", "plan"),
+            {"layout": "ring", "num_experts": 8, "num_redundant_experts": 2, "ep_size": 2},
+            "num_layers None; expected both",
+        ),
+        (("arms", "work"), {"role": "eplb"}, "an arm is called 'work'"),
+        (
+            ("arms", "eplb", "additional_config"),
+            {"expert_maps": {"num_redundant_expert": 4}},
+            "num_redundant",
+        ),
+        (("model",), "", "model"),
+        (("request_seconds",), float("inf"), "request_seconds"),
         (("arms", "eplb", "plan", "ep_size"), 1, "ep_size"),
         (("arms", "eplb", "additional_config"), {"expert_maps": {"record_path": "x.npz"}}, "record_path"),
         (("arms", "eplb", "additional_config"), {"expert_maps": []}, "expected an object"),
         (("server", "arguments"), ["--port=1"], "--port=1"),
         (("server", "arguments"), ["--host", "0.0.0.0"], "--host"),  # noqa: S104 - refused
+        # argparse takes these for --host and --served-model-name.
+        (("server", "arguments"), ["--hos=0.0.0.0"], "--hos"),
+        (("server", "arguments"), ["--served_model_name=x"], "--served_model_name"),
+        (("server", "arguments"), ["--x=\0"], "NUL"),
         (("server", "environment"), {"OMP_NUM_THREADS": 1}, "OMP_NUM_THREADS"),
+        (("server", "environment"), {"A=B": "1"}, "A=B"),
     ],
 )
 def test_what_is_wrong_is_named(path: tuple[str, ...], value: Any, said: str) -> None:  # noqa: ANN401 - JSON
@@ -126,6 +178,7 @@ def test_what_is_wrong_is_named(path: tuple[str, ...], value: Any, said: str) ->
     [
         ("a: [", "not valid YAML"),
         ("- a", "expected a mapping"),
+        ("name: a\nname: b", "the key 'name' stands twice"),
         ("", "expected a mapping"),
         ("name: 2020-01-01", "not JSON serializable"),
         ("!!python/object/apply:os.system ['true']", "not valid YAML"),
@@ -173,6 +226,10 @@ def test_base_urls_are_of_arms() -> None:
         "baseline=ftp://x",
         "baseline=http://",
         "baseline=x",
+        "baseline=http://[::1",
+        "baseline=http://x:abc",
+        "baseline=http://x:99999",
+        "baseline=http://x y:1",
     ):
         with pytest.raises(ExpertMapsError):
             parse_base_urls([wrong], config)

@@ -59,6 +59,7 @@ def test_an_arm_that_is_what_it_says_may_be_asked() -> None:
         (Arm(role="eplb"), reports(LINEAR), "0 redundant experts.*expected at least 1"),
         (Arm(role="eplb", num_redundant_experts=4), reports(RING), "2 redundant experts.*expected 4"),
         (DYNAMIC, reports(RING), "does not move experts"),
+        (EPLB, reports(RING, settings={"dynamic": True}), "moves experts; expected an arm without"),
         (BASELINE, reports(RING), "baseline serves with EPLB: 2 redundant"),
         (BASELINE, reports(LINEAR, settings={"dynamic": True}), "baseline serves with EPLB"),
     ],
@@ -167,6 +168,32 @@ def test_faults_of_an_arm() -> None:
     assert f"changed from {RING.digest[:12]} to {LINEAR.digest[:12]}" in find_faults(EPLB, still, moved)[0]
     assert "could not be read at the end" in find_faults(EPLB, still, None)[0]
     assert find_faults(BASELINE, None, None) == []
+    # Which a run before this one saw.
+    assert find_faults(DYNAMIC, before, before, earlier=2) == []
+    assert Evidence(before, before, [], 2).rearrangements == 2
+    # There and back again.
+    assert "moved 3 times in a static arm" in find_faults(EPLB, still, replace(still, rearrangements=3))[0]
+    assert "with EPLB at the end" in find_faults(BASELINE, None, still)[0]
+    assert find_faults(BASELINE, None, agree(reports(LINEAR))) == []
+
+
+def test_a_report_that_is_none_is_refused(fake: Fake) -> None:
+    broken: list[dict[str, Any]] = [
+        {"physical_to_logical": []},
+        {"num_redundant_experts": None},
+        {"ep_size": "2"},
+    ]
+    for changes in broken:
+        fake.report = ring(**changes)
+        with pytest.raises(ProofError, match=r"malformed|expected"):
+            read_state(attach(fake.url))
+    fake.report = ring()
+    del fake.report[0]["rearrangements"]
+    with pytest.raises(ProofError, match="malformed"):
+        read_state(attach(fake.url))
+    fake.report = ring(slot_checksums=[[None] * 5] * 2)
+    with pytest.raises(ProofError, match="slots without a checksum"):
+        read_state(attach(fake.url), checksums=True)
 
 
 def test_a_record_says_what_was_read() -> None:
@@ -181,6 +208,7 @@ def test_a_record_says_what_was_read() -> None:
         "ep_size": 2,
         "replica_checksums": "equal",
         "faults": [],
+        "dynamic": True,
     }
     nothing = Evidence(None, None).as_record()
     assert nothing["eplb_active"] is False

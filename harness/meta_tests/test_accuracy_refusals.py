@@ -84,7 +84,14 @@ BROKEN: dict[str, tuple[Break, str]] = {
     "cut log-probabilities": (cutting(LOGPROBS), "logprobs.jsonl, line 400: not valid JSON"),
     "a log-probability of −∞": (setting(LOGPROBS, 9, logprobs=[float("-inf")]), "line 10: "),
     "log-probabilities twice": (setting(LOGPROBS, 9, doc_hash="doc8"), "doc_hash 'doc8' stands twice"),
-    "log-probabilities too few": (without_last(LOGPROBS), "399 questions, of which 0 are not in"),
+    "log-probabilities too few": (
+        without_last(LOGPROBS),
+        "logprobs.jsonl: lacks 1 of the 400 questions of questions.jsonl, and holds 0 that are not in it; expected",
+    ),
+    "log-probabilities of another question": (
+        setting(LOGPROBS, 9, doc_hash="x"),
+        "logprobs.jsonl: lacks 1 of the 400 questions of questions.jsonl, and holds 1 that are not in it; expected",
+    ),
     "log-probabilities of two texts": (setting(LOGPROBS, 9, forced_from="x"), "forced_from has 2 values"),
 }
 

@@ -4,9 +4,11 @@
 
 from __future__ import annotations
 
+import dataclasses
 import importlib.util
 import json
-from typing import TYPE_CHECKING
+import shutil
+from typing import TYPE_CHECKING, Any
 
 import pytest
 from made_records import TOKENS, Arm, eplb, make
@@ -16,8 +18,11 @@ from typer.testing import CliRunner
 from expert_maps import ExpertMapsError
 from harness.accuracy.__main__ import app
 from harness.accuracy.compare import Options
+from harness.accuracy.limits import LIMITS
 from harness.accuracy.records import QUESTIONS, SUMMARY
-from harness.accuracy.report import PAGE, PLOT, gather, page
+from harness.accuracy.report import PAGE, PLOT, gather, limits_shown, page
+from harness.accuracy.schema import RecordError
+from harness.accuracy.table import points
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -142,6 +147,91 @@ def test_what_is_no_folder_of_a_model_is_refused(tmp_path: Path) -> None:
         gather(tmp_path)
 
 
+@pytest.mark.parametrize(
+    ("source", "copy", "reason"),
+    [
+        (
+            "d-static",
+            "d-copy",
+            "folders 'd-copy' and 'd-static' both hold arm 'd-static'; expected every arm once",
+        ),
+        ("baseline", "old", "folders 'baseline' and 'old' both hold arm 'baseline'; expected every arm once"),
+    ],
+)
+def test_an_arm_that_is_there_twice_is_refused(folder: Path, source: str, copy: str, reason: str) -> None:
+    shutil.copytree(folder / source, folder / copy)
+    with pytest.raises(RecordError) as caught:
+        gather(folder)
+    assert str(caught.value) == f"{folder}: {reason}"
+
+
+def test_a_folder_of_another_name_than_its_arm_is_refused(folder: Path) -> None:
+    (folder / "d-static").rename(folder / "renamed")
+    with pytest.raises(RecordError) as caught:
+        gather(folder)
+    assert str(caught.value) == (
+        f"{folder}: folder 'renamed' holds arm 'd-static'; expected a folder of the arm's name"
+    )
+
+
+def test_limits_out_of_range_are_refused_where_no_arm_is_judged(tmp_path: Path) -> None:
+    make(tmp_path, Arm())
+    with pytest.raises(ValueError, match="largest is -1; expected"):
+        gather(tmp_path, Options(largest=-1.0))
+
+
+def test_line_breaks_do_not_break_the_page(tmp_path: Path) -> None:
+    """Reasons and notes come from other programs."""
+    make(tmp_path, Arm())
+    reason = "it stopped:\n\n## Load\n| a | b |\r\n\tlast\u2028words"
+    stopped = {**UNFINISHED, "reason": reason, "started": "2025-01-01T00:00:00+00:00"}
+    make(tmp_path, eplb(name="stopped", changes=stopped))
+    other = {"environment": {"machine": "x86\n\n64|y"}, "versions.vllm": "1\n# 2"}
+    make(tmp_path, eplb(name="other", changes=other))
+    text = page(gather(tmp_path), None)
+    assert "\nfailed: it stopped: ## Load | a | b | last words\n" in text
+    assert "\n- note: vllm is 1.0 and 1 # 2\n" in text
+    assert section(text, "Runs")["other"][-1] == "machine x86 64/y"
+    assert [line for line in text.splitlines() if line.startswith("#")] == [
+        "# Accuracy of made-up",
+        "## Accuracy",
+        "## Agreement",
+        "## Load",
+        "## Tables",
+        "## stopped",
+        "## other",
+        "## Runs",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("value", "signed", "shown"),
+    [
+        (-0.004, False, "0.00"),
+        (-0.004, True, "+0.00"),
+        (-0.0, True, "+0.00"),
+        (-0.006, False, "-0.01"),
+        (0.126, True, "+0.13"),
+    ],
+)
+def test_no_number_is_minus_zero(value: float, signed: bool, shown: str) -> None:
+    assert points(value, signed=signed) == shown
+
+
+def test_a_page_has_no_minus_zero(tmp_path: Path) -> None:
+    make(tmp_path, Arm(wrong=range(11)))
+    make(tmp_path, eplb())
+    arms = gather(tmp_path)
+    assert arms[1].comparison is not None
+    verdict = dataclasses.replace(arms[1].comparison.verdict, loss_limit=-0.001, interval=(-0.002, 5.0))
+    comparison = dataclasses.replace(arms[1].comparison, verdict=verdict)
+    row = section(page([arms[0], dataclasses.replace(arms[1], comparison=comparison)], None), "Accuracy")[
+        "static"
+    ]
+    assert row[3] == "+2.75 (+0.00 to +5.00)"
+    assert row[6] == "0.00"
+
+
 def test_a_record_that_was_cut_off_is_not_left_out(folder: Path) -> None:
     (folder / "d-static" / SUMMARY).unlink()
     with pytest.raises(ExpertMapsError, match=r"d-static: holds no summary\.json"):
@@ -183,8 +273,8 @@ def test_the_command_refuses_with_2_and_a_line(folder: Path) -> None:
     assert not (folder / PAGE).exists()
 
 
-def drawn(arms: list[ReportedArm], path: Path, monkeypatch: pytest.MonkeyPatch) -> list[list[str]]:
-    """Draw arms; return the texts of each panel: names at the left, then those inside."""
+def figure_of(arms: list[ReportedArm], path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:  # noqa: ANN401 - matplotlib's
+    """Draw arms; return the figure, for the caller to close."""
     from matplotlib import pyplot as plt
 
     from harness.accuracy.plots import draw
@@ -192,7 +282,14 @@ def drawn(arms: list[ReportedArm], path: Path, monkeypatch: pytest.MonkeyPatch) 
     with monkeypatch.context() as patch:
         patch.setattr(plt, "close", lambda _: None)
         draw(arms, path)
-    figure = plt.gcf()
+    return plt.gcf()
+
+
+def drawn(arms: list[ReportedArm], path: Path, monkeypatch: pytest.MonkeyPatch) -> list[list[str]]:
+    """Draw arms; return the texts of each panel: names at the left, then those inside."""
+    from matplotlib import pyplot as plt
+
+    figure = figure_of(arms, path, monkeypatch)
     found = [
         [*(label.get_text() for label in axis.get_yticklabels()), *(text.get_text() for text in axis.texts)]
         for axis in figure.axes
@@ -209,11 +306,11 @@ def test_the_plot_shows_every_arm_in_every_panel(folder: Path, monkeypatch: pyte
     for panel in (accuracy, logprobs):
         assert panel[: len(ORDER)] == ORDER
     assert accuracy[len(ORDER) :] == [
+        "failed: no value",
         "99.75",
         "100.00, no worse",
         "99.50, undecided",
         "92.50, worse",
-        "failed: no value",
     ]
     assert texts == [
         "reference",
@@ -227,10 +324,10 @@ def test_the_plot_shows_every_arm_in_every_panel(folder: Path, monkeypatch: pyte
         "reference",
         "not measured",
         "not compared",
-        "largest: limit",
         "mean: limit",
+        "largest: limit",
     ]
-    assert load.count("0.571") == 4
+    assert load.count("0.5714") == 4
     assert load.count("not recorded") == 1
 
 
@@ -244,3 +341,71 @@ def test_a_baseline_alone_and_equal_arms_are_drawn(tmp_path: Path, monkeypatch: 
     assert "equal" in drawn(gather(tmp_path), tmp_path / PLOT, monkeypatch)[2]
     with pytest.raises(ExpertMapsError, match="there is no folder"):
         drawn(gather(tmp_path), tmp_path / "none" / PLOT, monkeypatch)
+
+
+def test_limits_that_were_asked_for_are_shown_where_no_arm_was_compared(tmp_path: Path) -> None:
+    make(tmp_path, Arm())
+    names = ("log-probabilities, largest", "log-probabilities, mean")
+    shown = limits_shown(gather(tmp_path, Options(largest=0.5)))
+    assert shown == dict(zip(names, (0.5, LIMITS["float32"].mean), strict=True))
+    make(tmp_path, Arm(changes={"dtype": "float8"}))
+    assert limits_shown(gather(tmp_path)) == {}
+    assert limits_shown(gather(tmp_path, Options(mean=0.25))) == {names[1]: 0.25}
+
+
+LONG = "eplb-static-of-" + "a-very-long-name-" * 3 + "2"
+LAYOUTS = {
+    "names": [Arm(), eplb(shift=1e-6), eplb(name=LONG), eplb(name=LONG + "-$x", shift=0.5)],
+    "wide": [Arm(), eplb(name="W" * 54, shift=1e-6, changes={"load.balancedness": 0.9999})],
+    "equal": [Arm(), eplb(shift=0.0)],
+    "alone": [Arm()],
+    "worse": [Arm(), eplb(changed=range(400), shift=3.0)],
+}
+
+
+@pytest.mark.skipif(not HAS_MATPLOTLIB, reason="matplotlib is not installed")
+@pytest.mark.parametrize(
+    "options",
+    [Options(), Options(largest=1e-3, mean=9e-4), Options(largest=0.0, mean=0.0), Options(largest=1e3)],
+)
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_every_text_of_the_plot_has_its_room(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, layout: str, options: Options
+) -> None:
+    """Texts of a panel stay beside its axis' ends, and no title reaches a legend, or the end of the figure."""
+    from matplotlib import pyplot as plt
+
+    for arm in LAYOUTS[layout]:
+        make(tmp_path, arm)
+    figure = figure_of(gather(tmp_path, options), tmp_path / PLOT, monkeypatch)
+    figure.canvas.draw()  # places are those of the file's resolution until then
+    plt.close(figure)
+    right = figure.bbox.x1
+    for axis in figure.axes:
+        inside = axis.get_window_extent()
+        assert inside.width > 0.3 * right
+        boxes = {text.get_text(): text.get_window_extent() for text in axis.texts}
+        for text, box in boxes.items():
+            assert inside.x0 - 1 <= box.x0 < box.x1 <= inside.x1 + 1, text
+        if {"largest: limit", "mean: limit"} <= set(boxes):
+            assert not boxes["largest: limit"].overlaps(boxes["mean: limit"])
+        title = axis._left_title.get_window_extent()
+        assert title.x1 <= right
+        if axis.get_title(loc="right"):
+            assert title.x1 < axis._right_title.get_window_extent().x0
+        if axis.get_legend() is not None:
+            assert title.x1 < axis.get_legend().get_window_extent().x0
+        assert not any(label.get_text() for label in axis.get_xminorticklabels())
+        names = axis.get_yticklabels()
+        assert all(len(label.get_text()) <= 21 and label.get_window_extent().x0 >= 0 for label in names)
+        # What says why nothing is drawn is not crossed by lines.
+        assert all(text.get_bbox_patch() is not None for text in axis.texts if text.get_style() == "italic")
+
+
+@pytest.mark.skipif(not HAS_MATPLOTLIB, reason="matplotlib is not installed")
+def test_long_names_keep_their_ends_in_the_plot(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    make(tmp_path, Arm())
+    for end in ("1", "2"):
+        make(tmp_path, eplb(name=f"{LONG}-{end}"))
+    names = drawn(gather(tmp_path), tmp_path / PLOT, monkeypatch)[0][1:3]
+    assert names == ["eplb-stati…-name-2-1", "eplb-stati…-name-2-2"]

@@ -272,6 +272,129 @@ def test_a_dynamic_arm_that_never_moved_is_none(bench: Bench) -> None:
     assert bench.summary("baseline")["status"] == "complete"
 
 
+def stop_after(bench: Bench, arm: str, answers: int) -> None:
+    """Run until an arm has so many answers, then kill the run."""
+    journal = bench.results / "work" / arm / "journal.jsonl"
+    with subprocess.Popen(
+        bench.command("--margin", 15), cwd=bench.folder, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+    ) as process:
+        while process.poll() is None and not (
+            journal.exists() and journal.read_bytes().count(b"\n") >= answers
+        ):
+            time.sleep(0.01)
+        process.send_signal(signal.SIGKILL)
+    assert process.returncode == -signal.SIGKILL
+    assert bench.server_is_gone()
+
+
+@needs_lm_eval
+@pytest.mark.parametrize("answers", [9, QUESTIONS + 5])
+def test_a_dynamic_arm_that_was_cut_off_can_be_finished(bench: Bench, answers: int) -> None:
+    bench.config["arms"]["eplb-static"] = {
+        "role": "eplb",
+        "dynamic": True,
+        "additional_config": {"expert_maps": {"num_redundant_experts": 2, "dynamic": True}},
+    }
+    bench.orders |= {"delay": 0.1, "moves": True}
+    stop_after(bench, "eplb-static", answers)
+    done = bench.run("--margin", 15)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert bench.summary("eplb-static")["placement"]["rearrangements"] > 0
+    # Nothing is asked twice, though after all answers nothing moves any more.
+    assert max(bench.answered()[prompt] for prompt in bench.answered() if "forced" not in prompt) <= 2
+
+
+@needs_lm_eval
+def test_an_arm_may_follow_the_baseline_in_a_run_of_its_own(bench: Bench) -> None:
+    assert bench.run("--arm", "baseline").returncode == 0
+    done = bench.run("--arm", "eplb-static", "--margin", 15)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "eplb-static: no worse" in done.stdout
+    assert bench.questions() == 2 * QUESTIONS
+    # Other questions than the baseline's are refused before a server is started.
+    done = bench.run("--arm", "eplb-static", "--questions", 12, "--output", bench.output)
+    assert done.returncode == 2
+    assert f"answered {QUESTIONS} questions; expected 12" in done.stderr
+
+
+@needs_lm_eval
+def test_an_arm_without_a_baseline_is_undecided(bench: Bench, fakes: dict[str, Fake]) -> None:
+    done = bench.run("--arm", "eplb-static", "--base-url", f"eplb-static={fakes['eplb-static'].url}")
+    assert done.returncode == 3
+    assert "eplb-static: not judged" in done.stdout
+
+
+@needs_lm_eval
+@pytest.mark.parametrize("change", ["data", "weights"])
+def test_what_was_answered_to_something_else_is_not_taken(bench: Bench, change: str) -> None:
+    bench.orders["delay"] = 0.1
+    stop_after(bench, "eplb-static", 4)
+    name, content = {
+        "data": ("test.jsonl", json.dumps({"question": "Another?", "answer": "#### 1"}) + "\n"),
+        "weights": ("weights.bin", "others"),
+    }[change]
+    with (bench.folder / "model" / name).open("a", encoding="utf-8") as stream:
+        stream.write(content)
+    done = bench.run("--margin", 15)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "from the run that was cut off" not in done.stderr
+
+
+@needs_lm_eval
+@pytest.mark.parametrize(
+    ("lines", "said"),
+    [
+        (["{"], "line 1"),
+        (["[]"], "expected a JSON object with question and answer"),
+        ([], "0 different questions; expected at least 1"),
+        ([{"question": "a", "answer": "1"}], "expected '#### NUMBER'"),
+        ([{"question": "a", "answer": "#### 1"}] * 2, "line 2: the same question as in line 1"),
+    ],
+)
+def test_data_is_checked_before_a_server_is_started(bench: Bench, lines: list[Any], said: str) -> None:
+    text = "".join(f"{one if isinstance(one, str) else json.dumps(one)}\n" for one in lines)
+    (bench.folder / "model" / "test.jsonl").write_text(text, encoding="utf-8")
+    done = bench.run()
+    assert done.returncode == 2
+    assert said in done.stderr
+    assert "Traceback" not in done.stderr
+    assert not Path(bench.orders["pid"]).exists()
+
+
+@needs_lm_eval
+def test_more_examples_than_there_are_is_refused(bench: Bench) -> None:
+    bench.config["task"]["num_fewshot"] = 9
+    done = bench.run()
+    assert done.returncode == 2
+    assert "8 different questions; expected at least 9" in done.stderr
+
+
+@needs_lm_eval
+def test_a_placement_by_name_is_served_without_a_load(bench: Bench) -> None:
+    bench.config["arms"]["eplb-static"]["plan"] = {
+        "layout": "ring",
+        "num_experts": EXPERTS,
+        "num_layers": LAYERS,
+        "num_redundant_experts": 2,
+        "ep_size": RANKS,
+    }
+    done = bench.run("--margin", 15)
+    assert done.returncode == 0, done.stdout + done.stderr
+    ring = generate_placement(
+        "ring", num_experts=EXPERTS, ep_size=RANKS, num_layers=LAYERS, num_redundant_experts=2
+    )
+    assert bench.summary("eplb-static")["placement"]["digest"] == ring.digest
+
+
+@needs_lm_eval
+def test_a_server_that_dies_at_the_end_says_why(bench: Bench) -> None:
+    bench.orders["forgets"] = True
+    done = bench.run("--arm", "baseline", "--margin", 15)
+    # A baseline need not be readable, but one that was must stay so.
+    assert done.returncode == 0
+    assert bench.summary("baseline")["placement"]["faults"] == ["the placement could not be read at the end"]
+
+
 @needs_lm_eval
 def test_a_server_that_dies_at_the_start_is_shown(bench: Bench) -> None:
     bench.orders["dies"] = "not enough memory for 2 ranks"
@@ -409,14 +532,14 @@ def test_two_runs_at_once_are_refused(bench: Bench) -> None:
         assert done.returncode == 2
         assert "lm-eval cannot be imported" in done.stderr
     else:
-        assert done.returncode == 1
+        assert done.returncode == 2
         assert "is in use" in done.stderr
 
 
 def test_paths_are_not_recorded(tmp_path: Path) -> None:
-    words = ["--model", f"{tmp_path}/model", f'{{"path": "{tmp_path}/work/x.npz"}}', "--other=/elsewhere/y"]
+    words = ["--model", f"{tmp_path}/model", f'{{"path": "{tmp_path}/work/x.npz"}}', "--other=…/y"]
     folders = {tmp_path: "", tmp_path / "work": "work"}
-    assert shown(words, folders) == ["--model", "model", '{"path": "work/x.npz"}', "--other=/elsewhere/y"]
+    assert shown(words, folders) == ["--model", "model", '{"path": "work/x.npz"}', "--other=…/y"]
 
 
 def test_a_checkpoint_is_told_from_another(tmp_path: Path) -> None:

@@ -44,6 +44,7 @@ def start(tmp_path: Path, seconds: float = 60, **orders: object) -> AbstractCont
         tmp_path / "server.log",
         environment=environment,
         startup_seconds=seconds,
+        name="fake",
         stop_seconds=5,
     )
 
@@ -169,10 +170,31 @@ def test_a_server_that_ignores_sigterm_is_killed_with_its_children() -> None:
 
 def test_the_command_names_loopback_only() -> None:
     words = command("model", 1234, ["--x"])
-    assert words[words.index("--host") + 1] == "127.0.0.1"
-    assert words[words.index("--port") + 1] == "1234"
-    assert words[-1] == "--x"
+    # Last, for of two of a name the last one holds.
+    assert words[-5:] == ["--x", "--host", "127.0.0.1", "--port", "1234"]
     assert "model" in words
+
+
+def test_another_server_on_its_port_is_not_taken_for_it(tmp_path: Path) -> None:
+    expected = r"serves other; expected fake-[0-9a-f]{16}: another server took"
+    with pytest.raises(ServerError, match=expected), start(tmp_path, names=["other"]):
+        pass
+    assert wait_until_gone(pid(tmp_path))
+
+
+def test_a_server_ends_with_a_killed_guard(tmp_path: Path) -> None:
+    with start(tmp_path) as server:
+        assert server.process is not None
+        server.process.kill()
+        assert wait_until_gone(pid(tmp_path))
+
+
+def test_the_environment_s_proxies_do_not_stand_before_loopback(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("http_proxy", "http://127.0.0.1:9")
+    with start(tmp_path) as server:
+        assert server.get("/version") == {"version": "0.0.fake"}
 
 
 @pytest.fixture

@@ -28,6 +28,7 @@ from harness.accuracy.statistics import (
     score,
     tango_interval,
 )
+from harness.accuracy.table import sizes_table
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -70,13 +71,15 @@ def test_the_score_uses_the_likeliest_nuisance(seen: Paired, loss: float) -> Non
         assert float(score(b, c, n, loss)) == pytest.approx(expected, rel=2e-3, abs=2e-3)
 
 
-@pytest.mark.parametrize(("questions", "loss", "least"), [(1, 0.1, 0.0), (40, 0.05, 1.6), (60, -0.1, 2.0)])
+@pytest.mark.parametrize(
+    ("questions", "loss", "least"), [(1, 0.1, 0.0), (40, 0.05, 1.6), (60, -0.1, 2.0), (60, 0.02, 9.0)]
+)
 def test_the_fewest_gains_are_those_of_a_plain_search(questions: int, loss: float, least: float) -> None:
     found = fewest_gains(questions, loss, least)
     for b in range(questions + 1):
         passing = [c for c in range(questions - b + 1) if float(score(b, c, questions, loss)) >= least - 1e-9]
-        assert found[b] == min(passing, default=questions - b + 1)
-    assert (np.diff(found[found <= questions - np.arange(questions + 1)]) >= 0).all()
+        assert found[b] == min(passing, default=questions + 1)
+    assert (np.diff(found) >= 0).all()
 
 
 @pytest.mark.parametrize("questions", [5, 32, 400, 1319])
@@ -201,16 +204,16 @@ def test_outcome_by_outcome_both_tests_pass_a_true_loss_rarely(
     assert total <= ALPHA
 
 
-# Questions needed by enumeration of McNemar's test, and by the normal formula, as computed elsewhere.
+# Questions needed by enumeration of McNemar's test, size by size, and by the normal formula, as computed elsewhere.
 ELSEWHERE = [
-    (0.01, 0.01, 678, 625, 865),
+    (0.01, 0.01, 671, 625, 865),
     (0.02, 0.01, 1340, 1237, 1713),
     (0.03, 0.01, 1993, 1855, 2570),
     (0.05, 0.01, 3258, 3092, 4282),
     (0.01, 0.02, None, 157, None),
-    (0.02, 0.02, None, 310, None),
-    (0.03, 0.02, None, 464, None),
-    (0.05, 0.02, None, 773, None),
+    (0.02, 0.02, 335, 310, None),
+    (0.03, 0.02, 503, 464, None),
+    (0.05, 0.02, 833, 773, None),
 ]
 
 
@@ -220,11 +223,9 @@ def test_sizes_are_those_that_others_compute(
 ) -> None:
     found = power.sizes(discordance, margin)
     assert found.no_worse_normal == pytest.approx(no_worse, rel=0.02)
-    if drop is not None:
-        assert found.drop == pytest.approx(drop, rel=0.015)
+    assert found.drop == drop
     if within is not None:
         assert found.within_normal == pytest.approx(within, rel=0.02)
-    assert (found.drop is None) == (margin > discordance)
     # The exact test never needs fewer than the formula says, and is not far from it where much is discordant.
     assert (
         found.no_worse_normal
@@ -252,6 +253,63 @@ def test_chances_are_those_of_simulation() -> None:
     worse = draw.multinomial(questions, [0.025, 0.005, 0.97], size=4_000)
     found = np.mean([mcnemar(Paired(questions, b, c)) <= ALPHA for b, c, _ in worse.tolist()])
     assert power.chance_to_find(questions, 0.02, 0.03, ALPHA) == pytest.approx(found, abs=0.03)
+
+
+@pytest.mark.parametrize(
+    ("questions", "margin", "discordance"), [(400, 0.02, 0.03), (300, 0.12, 0.9), (700, 0.09, 0.7)]
+)
+def test_the_chance_of_both_directions_is_that_of_a_plain_sum(
+    questions: int, margin: float, discordance: float
+) -> None:
+    """Where much is discordant too: there the outcomes of which no number of gains passes are within reach."""
+    fewest = power.region(questions, margin, ALPHA)
+    passing = np.array(
+        [
+            (b, c, questions - b - c)
+            for b in range(questions + 1)
+            for c in range(questions + 1 - b)
+            if c >= fewest[b] and b >= fewest[c]
+        ]
+    )
+    expected = multinomial.pmf(passing, questions, [discordance / 2, discordance / 2, 1 - discordance]).sum()
+    assert 0.3 < expected < 0.9
+    assert power.chance_within(questions, margin, discordance, ALPHA) == pytest.approx(expected, abs=1e-8)
+
+
+def test_the_sizes_where_most_is_discordant_are_those_of_the_formula() -> None:
+    found = power.sizes(0.7, 0.02)
+    for exact, normal in ((found.no_worse, found.no_worse_normal), (found.within, found.within_normal)):
+        assert exact == pytest.approx(normal, rel=0.015)
+    assert power.chance_within(found.within, 0.02, 0.7, ALPHA) >= 0.8
+
+
+@pytest.mark.parametrize(
+    ("drop", "discordance", "aim"),
+    [
+        (0.02, 0.02, Aim()),
+        (0.1, 0.9, Aim()),
+        (0.3, 0.99, Aim(alpha=0.01)),
+        (0.1, 0.2, Aim(alpha=0.0625, power=0.3)),
+    ],
+)
+def test_no_fewer_questions_find_a_drop(drop: float, discordance: float, aim: Aim) -> None:
+    found = power.least_to_find(drop, discordance, aim)
+    plain = (n for n in range(1, 2000) if power.chance_to_find(n, drop, discordance, aim.alpha) >= aim.power)
+    assert found == next(plain)
+
+
+def test_a_drop_that_takes_more_than_a_million_questions_has_no_size() -> None:
+    assert power.least_to_find(1e-6, 1e-6, Aim()) is None
+
+
+def test_sizes_that_are_not_exact_are_printed_as_such() -> None:
+    aim = Aim()
+    shown = sizes_table(power.table([0.02], [0.01, 0.02], aim), aim)
+    rows = [line.strip("| ").split(" | ") for line in shown.splitlines() if line.startswith("| ")]
+    assert rows[2][:2] == ["1 %", "–"]
+    assert rows[3][:2] == ["2 %", "335"]
+    assert all(cell.startswith("≈ ") for row in rows[2:] for cell in row[2:4])
+    assert "≈: a number with that power, found in steps of 2 %" in shown
 
 
 def test_questions_that_would_decide() -> None:

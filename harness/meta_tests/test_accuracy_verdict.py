@@ -11,10 +11,10 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from made_records import TOKENS, Arm, compare, eplb, make, record, summary_of
+from made_records import LOGPROB, TOKENS, Arm, compare, eplb, make, record, summary_of
 from scipy.stats import binom
 
-from harness.accuracy.compare import Options, compare_records
+from harness.accuracy.compare import Options, compare_records, notes
 from harness.accuracy.limits import LIMITS, limits_for
 from harness.accuracy.records import Record
 from harness.accuracy.schema import Forced, RecordError
@@ -125,7 +125,11 @@ def test_accuracy_that_did_not_fall_never_fails(losses: int, more: int, question
         ({"placement.eplb_active": False}, "the plugin was not active"),
         ({"placement.digest": None}, "no digest of its placement"),
         (
-            {"placement.num_redundant_experts": 0, "placement.digest": "a" * 64},
+            {
+                "placement.num_redundant_experts": 0,
+                "placement.digest": "a" * 64,
+                "placement.digest_at_end": "a" * 64,
+            },
             "neither redundant experts nor a move",
         ),
         (
@@ -137,11 +141,17 @@ def test_accuracy_that_did_not_fall_never_fails(losses: int, more: int, question
             },
             "neither redundant experts nor a move",
         ),
+        # Redundant experts that stand as the baseline's, who has none.
+        (
+            {"placement.digest": "a" * 64, "placement.digest_at_end": "a" * 64},
+            "neither redundant experts nor a move",
+        ),
     ],
 )
 def test_an_arm_in_which_eplb_did_not_act_is_worse(changes: dict[str, Any], reason: str) -> None:
     verdict = judged(eplb(changes=changes))
-    assert failed(verdict) == ["EPLB acted"]
+    # One that is called a baseline is a baseline with redundant experts, too.
+    assert failed(verdict)[:1] == ["EPLB acted"]
     assert verdict.exit_code == 1
     assert f"worse: EPLB acted (no EPLB arm: {reason}" in verdict.line
 
@@ -162,6 +172,111 @@ def test_a_move_is_eplb(changes: dict[str, Any]) -> None:
     verdict = judged(eplb(changes=changes))
     assert criterion(verdict, "EPLB acted").outcome == "pass"
     assert verdict.answer == "no worse"
+
+
+@pytest.mark.parametrize(
+    ("which", "changes", "said"),
+    [
+        (1, {"placement.digest_at_end": "f" * 64}, "placement of static changed without a rearrangement"),
+        (1, {"placement.dynamic": False, "placement.rearrangements": 5}, "static moved, which is static"),
+        (1, {"placement.ep_size": 1}, "an EPLB arm on 1 ranks"),
+        (0, {"placement.num_redundant_experts": 4}, "a baseline with 4 redundant experts"),
+        (0, {"placement.rearrangements": 5}, "a baseline with 5 rearrangements"),
+        (1, {"placement.faults": ["a line\nand another"]}, "a line and another"),
+    ],
+)
+def test_what_a_record_says_of_its_placement_must_agree(
+    which: int, changes: dict[str, Any], said: str
+) -> None:
+    arms = [Arm(changes=changes if which == 0 else {}), eplb(changes=changes if which == 1 else {})]
+    verdict = judged(arms[1], arms[0])
+    assert failed(verdict) == ["as declared"]
+    assert said in verdict.line
+    assert "\n" not in verdict.line
+
+
+def test_a_dynamic_arm_must_have_moved() -> None:
+    for moved in (0, None):
+        verdict = judged(eplb(changes={"placement.dynamic": True, "placement.rearrangements": moved}))
+        assert failed(verdict) == ["EPLB acted"]
+        assert "dynamic EPLB did not act" in verdict.line
+    changes = {"placement.dynamic": True, "placement.rearrangements": 2, "placement.digest_at_end": "f" * 64}
+    assert judged(eplb(changes=changes)).answer == "no worse"
+
+
+def test_what_nobody_read_is_not_called_measured() -> None:
+    verdict = judged(eplb(), Arm(changes={"placement.digest": None, "placement.digest_at_end": None}))
+    assert verdict.line.endswith("not measured: as declared")
+    # Beside another arm it is not known what a baseline would say.
+    verdict = judged(
+        eplb(name="b", changes={"placement.digest": "e" * 64, "placement.digest_at_end": "e" * 64}), eplb()
+    )
+    assert verdict.line.endswith("not measured: EPLB acted")
+    differ = {"placement.replica_checksums": "differ"}
+    assert failed(judged(eplb(), Arm(changes=differ))) == ["replicas equal"]
+
+
+def test_texts_that_became_right_are_no_loss() -> None:
+    some = range(50)
+    baseline, arm = Arm(wrong=some), eplb(changed=some)
+    verdict = judged(arm, baseline)
+    assert verdict.answer == "no worse"
+    assert criterion(verdict, "identical texts").value.endswith(", 50 of the others became right")
+    assert failed(judged(eplb(changed=some))) == ["identical texts"]
+
+
+def test_a_loss_is_told_from_the_margin_and_zero_has_no_sign() -> None:
+    assert "loss at most 0.997 points, margin 1.00" in judged(eplb(questions=299)).line
+    assert "loss at most 1.0002 points" in judged(eplb(questions=298)).line
+    better = judged(eplb(questions=GSM8K), Arm(questions=GSM8K, wrong=range(3)))
+    assert "-0.00" not in better.line
+
+
+def test_what_else_differs_is_noted() -> None:
+    arguments = ["--enforce-eager", "--additional-config", "{}", "--quantization=fp8"]
+    changes = {"server.arguments": arguments, "server.environment": {"OMP_NUM_THREADS": "2"}}
+    found = notes(compare_records(record(Arm()), record(eplb(wrong=[1], changes=changes))))
+    assert "arguments differ: none and --quantization=fp8" in found
+    assert "variables differ: OMP_NUM_THREADS" in found
+    # The made-up arm has the same text there.
+    assert any(one.startswith("1 questions have the same text and another outcome") for one in found)
+
+
+def test_a_repeat_is_of_a_baseline_and_of_another_run(tmp_path: Path) -> None:
+    folder = make(tmp_path, Arm()).folder
+    done = compare("--repeat", folder, folder)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert "expected the record of another run" in done.stderr
+    assert failed(judged(Arm(name="again"), eplb(), repeat=True)) == ["EPLB acted"]
+
+
+def test_texts_without_log_probabilities_are_refused() -> None:
+    empty = []
+    for one in (record(Arm()), record(eplb())):
+        rows = [
+            Forced(doc_hash=row.doc_hash, forced_from=row.forced_from, logprobs=[])
+            for row in one.logprobs or ()
+        ]
+        empty.append(Record(one.folder, one.summary, one.questions, tuple(rows)))
+    with pytest.raises(RecordError, match="no log-probabilities of question 0; expected one a token"):
+        judge(*empty)
+
+
+def test_limits_grow_with_how_unsure_a_model_is() -> None:
+    limits = LIMITS["float32"]
+    # As measured on GSM8K, which the embedded model does not know.
+    assert 1.5e-5 < limits.of("largest", 4.8e-2, 4441) < 5e-5
+    assert 1.7e-7 < limits.of("mean", 4.8e-2, 4441) < 4e-6
+    # On its own task, and where it is surer.
+    for unsure in (2.66e-4, 0.0):
+        assert limits.of("largest", unsure, 41279) == limits.largest
+        assert limits.of("mean", unsure, 41279) == limits.mean
+    given_ = limits_for("float32", largest=1e-5, mean=1e-9)
+    assert (given_.of("largest", 0.5, 10**6), given_.of("mean", 0.5, 10**6)) == (1e-5, 1e-9)
+    # A record says it, too.
+    arms = [record(one) for one in (Arm(shift=-0.5), eplb(shift=-0.5 - 1e-6))]
+    assert judge(*arms).answer == "no worse"
+    assert judge(*arms, limits=limits_for("float32", mean=limits.mean)).answer == "worse"
 
 
 def test_a_baseline_with_eplb_is_none() -> None:
@@ -221,7 +336,7 @@ def test_one_token_is_found_and_named(dtype: str) -> None:
     baseline, arm = record(Arm(**options)), record(eplb(**options))
     assert arm.logprobs is not None
     rows = list(arm.logprobs)
-    off = [-0.5] * (TOKENS - 1) + [-0.5 - 1.1 * LIMITS[dtype].largest]
+    off = [LOGPROB] * (TOKENS - 1) + [LOGPROB - 1.1 * LIMITS[dtype].largest]
     rows[123] = Forced(doc_hash=rows[123].doc_hash, forced_from=rows[123].forced_from, logprobs=off)
     verdict = judge(baseline, Record(arm.folder, arm.summary, arm.questions, tuple(rows)))
     assert failed(verdict) == [LARGEST]
@@ -260,7 +375,7 @@ def test_log_probabilities_of_other_texts_are_not_compared() -> None:
     assert criterion(verdict, LARGEST).outcome == "not measured"
     assert criterion(verdict, LARGEST).value == "baseline and static scored different texts"
     # Nor are those of both arms, where the baseline has other texts now.
-    verdict = judge(record(Arm(changed=[7])), record(eplb(changed=[7], shift=9.0)))
+    verdict = judge(record(Arm(changed=[7])), record(eplb(changed=[7], shift=-9.0)))
     assert criterion(verdict, LARGEST).value == "the texts that were scored are not those of baseline"
 
 
@@ -268,7 +383,7 @@ def test_another_number_of_tokens_is_refused() -> None:
     baseline, arm = record(Arm()), record(eplb())
     assert arm.logprobs is not None
     rows = list(arm.logprobs)
-    rows[3] = Forced(doc_hash="doc3", forced_from=rows[3].forced_from, logprobs=[-0.5] * (TOKENS + 1))
+    rows[3] = Forced(doc_hash="doc3", forced_from=rows[3].forced_from, logprobs=[LOGPROB] * (TOKENS + 1))
     with pytest.raises(RecordError, match="4 log-probabilities of question 3; expected 3"):
         judge(baseline, Record(arm.folder, arm.summary, arm.questions, tuple(rows)))
 

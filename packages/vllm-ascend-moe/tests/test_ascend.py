@@ -11,10 +11,12 @@ import pytest
 import torch
 
 from expert_maps import ExpertMapsError, LayoutError, Placement, generate_placement, plan, write_placement
-from vllm_ascend_moe import upstream
+from vllm_ascend_moe import ascend, upstream
 from vllm_ascend_moe.ascend import around_init_eplb_config, ascend_options
 from vllm_ascend_moe.eplb import EplbConfigError
+from vllm_ascend_moe.report import WorkerReport
 from vllm_ascend_moe.settings import Settings
+from vllm_ascend_moe.sources import PlacementSource
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -234,6 +236,49 @@ def test_with_a_file_each_layer_gets_its_own_maps(tmp_path: Path) -> None:
             settings = eplb(expert_map_path=str(tmp_path / "map.json"))
             found = around_init_eplb_config(never, settings, layer, moe(16, 4, rank))
             assert_maps_of(found, placement, layer, rank)
+
+
+def test_what_the_layers_were_given_is_what_is_reported(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(ascend, "_served", {})
+    assert ascend.served_placement() is None
+    load = np.random.default_rng(0).lognormal(size=(3, 16))
+    placement = plan(load, num_physical_experts=20, ep_size=4).placement
+    write_placement(placement, tmp_path / "map.json")
+    settings = eplb(expert_map_path=str(tmp_path / "map.json"))
+    # The fourth is a draft layer's.
+    for layer in range(4):
+        around_init_eplb_config(never, settings, layer, moe(16, 4, 2))
+    found = ascend.served_placement(3)
+    assert found is not None
+    assert found.digest == placement.digest
+
+    serving = SimpleNamespace(
+        kind="ascend",
+        model=None,
+        ranks=SimpleNamespace(ep_rank=2, ep_size=4),
+        settings=Settings(expert_map_path=str(tmp_path / "map.json")),
+        source=PlacementSource("map.json", placement, is_file=True),
+    )
+    monkeypatch.setattr("vllm_ascend_moe.serving.current", lambda: serving)
+    report = WorkerReport().expert_maps_report()
+    assert report["digest"] == placement.digest
+    assert report["physical_to_logical"] == placement.physical_to_logical.tolist()
+    assert (report["num_redundant_experts"], report["rearrangements"]) == (4, 0)
+    # What vllm-ascend moves by itself is not known.
+    serving.settings = Settings(dynamic=True, num_redundant_experts=4)
+    assert "digest" not in WorkerReport().expert_maps_report()
+
+
+def test_without_eplb_the_linear_layout_is_reported(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ascend, "_served", {})
+    for layer in range(2):
+        around_init_eplb_config(never, eplb(), layer, moe(16, 4, 0))
+    found = ascend.served_placement()
+    linear = generate_placement("linear", num_experts=16, ep_size=4, num_layers=2)
+    assert found is not None
+    assert found.digest == linear.digest
 
 
 def test_tensor_parallelism_rotates_the_copies() -> None:

@@ -130,6 +130,13 @@ _HEAVY = {
 
 def main() -> None:
     """Run the command line."""
+    try:
+        _run()
+    except KeyboardInterrupt:  # while modules are imported; a command says more
+        sys.exit(130)
+
+
+def _run() -> None:
     asked = next((argument for argument in sys.argv[1:] if not argument.startswith("-")), None)
     for name, (module, function) in _HEAVY.items():
         if asked not in {None, name}:

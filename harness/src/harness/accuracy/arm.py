@@ -12,13 +12,23 @@ from datetime import datetime, timezone
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from expert_maps import ExpertMapsError, balancedness, plan, rank_load, read_load, write_placement
+from expert_maps import (
+    ExpertMapsError,
+    balancedness,
+    generate_placement,
+    plan,
+    rank_load,
+    read_load,
+    write_placement,
+)
+from expert_maps.formats.files import write_text
 from harness.accuracy import proof, versions
 from harness.accuracy.asking import Asker
+from harness.accuracy.client import AskError
 from harness.accuracy.config import BASELINE, ConfigError
 from harness.accuracy.records import texts_digest, write_record
 from harness.accuracy.schema import Forced, Summary, task_version
-from harness.accuracy.server import attach, serve
+from harness.accuracy.server import ServerError, attach, serve
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -31,7 +41,8 @@ if TYPE_CHECKING:
     from harness.accuracy.server import Server
     from harness.accuracy.settings import RunSettings
 
-MAP_FILE, LOAD_FILE = "expert_map.json", "load.npz"
+MAP_FILE, LOAD_FILE, MOVES_FILE = "expert_map.json", "load.npz", "moves.json"
+_DYING_SECONDS = 1.0
 # The development endpoints carry the proof; nobody is told that vLLM was used.
 _ENVIRONMENT = {"VLLM_SERVER_DEV_MODE": "1", "VLLM_NO_USAGE_STATS": "1"}
 
@@ -86,16 +97,23 @@ class ArmRun:
             return {}
         return {**_ENVIRONMENT, **self.settings.config.server.environment, **self.arm.environment}
 
+    @property
+    def folders(self) -> dict[Path, str]:
+        """What a record calls the folders of this run."""
+        return {self.folder: "", self.work: "work", Path.cwd(): ""}
+
     def write(self, status: str, reason: str | None) -> Summary:
         """Write the record as far as it is known."""
         config = self.settings.config
+        names = list(self.environment)
+        values = versions.shown([reason or "", *self.environment.values()], self.folders)
         questions: list[Question] = self.evaluated.questions if self.evaluated else []
         correct = sum(question.correct for question in questions)
         evidence = self.evidence or proof.Evidence(None, None)
         summary = {
             "format": 1,
             "status": status,
-            "reason": reason,
+            "reason": values[0] or None,
             "model": config.name,
             "arm": self.name,
             "role": self.arm.role,
@@ -106,7 +124,7 @@ class ArmRun:
             "dtype": self.settings.dtype,
             "server": {
                 "arguments": self.arguments,
-                "environment": self.environment,
+                "environment": dict(zip(names, values[1:], strict=True)),
                 "started_by_harness": self.name not in self.settings.base_urls,
             },
             "versions": self.found or dict.fromkeys(versions.NAMES),
@@ -174,20 +192,88 @@ def _measure(run: ArmRun, baseline: Record | None) -> None:
         if not asker.has_answers:
             # A record is continued by the plugin, which is right only where the run is.
             record.unlink(missing_ok=True)
-        with _server(run, record) as server:
+        elif run.arm.record_load:
+            run.settings.say(f"{run.name}: the load of the last seconds before the cut may be missing")
+        with _server(run, record) as server, _last_words(server):
             run.found = versions.versions(server)
+            if not server.is_own:
+                _compare_served(run, server)
             needed = run.arm.role != "baseline"
             before = proof.read_state(server, needed=needed)
-            _require(run, before)
             run.evidence = proof.Evidence(before, None)
+            _require(run, before)
             asker.bind(server, run.name, run.arguments, run.environment, before.digest if before else None)
-            run.evaluated = asker.evaluate()
+            run.evaluated, earlier = _evaluate(run, asker, server, before)
             run.forced = _forced(run, asker, baseline)
             after = proof.read_state(server, checksums=True, needed=needed)
-            run.evidence = proof.Evidence(before, after, proof.find_faults(run.arm, before, after))
+            faults = proof.find_faults(run.arm, before, after, earlier)
+            run.evidence = proof.Evidence(before, after, faults, earlier)
         # The record is complete once the server has stopped.
         if run.arm.record_load and server.is_own:
             run.load = _load(record, after)
+
+
+@contextlib.contextmanager
+def _last_words(server: Server) -> Iterator[None]:
+    """Let a server that died say why, where all that was seen is that it does not answer."""
+    try:
+        yield
+    except (ServerError, AskError):
+        time.sleep(_DYING_SECONDS)
+        server.require_alive()
+        raise
+
+
+def _evaluate(run: ArmRun, asker: Asker, server: Server, before: proof.State | None) -> tuple[Evaluated, int]:
+    """Put the questions; also return the rearrangements that a run before this one saw.
+
+    The experts of a dynamic arm must have moved while it was asked. A run that goes on where another was cut off may
+    have too little left to ask for that: it takes the other's word, or asks all questions anew.
+    """
+    if not run.arm.dynamic:
+        return asker.evaluate(), 0
+    kept = run.work / MOVES_FILE
+    earlier = _earlier_moves(kept, asker)
+    went_on = asker.has_answers
+    evaluated = asker.evaluate()
+    moved = proof.moves(before, proof.read_state(server))
+    if went_on and earlier + moved <= 0:
+        run.settings.say(
+            f"{run.name}: no experts moved in what was left to ask, so all questions are asked anew"
+        )
+        asker.forget()
+        evaluated = asker.evaluate()
+        moved = proof.moves(before, proof.read_state(server))
+    write_text(kept, json.dumps({"context": asker.context, "rearrangements": earlier + moved}) + "\n")
+    return evaluated, earlier
+
+
+def _earlier_moves(kept: Path, asker: Asker) -> int:
+    """Return the rearrangements that a run with the same server, model and questions wrote down."""
+    try:
+        found = json.loads(kept.read_text(encoding="utf-8"))
+        return int(found["rearrangements"]) if found["context"] == asker.context else 0
+    except (OSError, ValueError, LookupError, TypeError):
+        return 0
+
+
+def _compare_served(run: ArmRun, server: Server) -> None:
+    """Say what another's server serves, where it is not what the record will say.
+
+    Raises:
+        ProofError: its dtype is another.
+    """
+    settings = run.settings
+    names = {Path(text).name for one in server.describe() for text in one[:2] if isinstance(text, str)}
+    wanted = {settings.config.name, Path(settings.config.model).name, Path(settings.model).name}
+    if not names & wanted:
+        settings.say(
+            f"{run.name}: the server serves {', '.join(sorted(names))}; expected one of {', '.join(sorted(wanted))}"
+        )
+    found = server.dtype()
+    if found not in {None, settings.dtype}:
+        msg = f"arm {run.name} was not asked anything: the server computes in {found}; expected {settings.dtype}"
+        raise proof.ProofError(msg)
 
 
 def _require(run: ArmRun, before: proof.State | None) -> None:
@@ -218,9 +304,7 @@ def _server(run: ArmRun, record: Path) -> Iterator[Server]:
     arguments = [*settings.config.server.arguments, *run.arm.arguments, "--dtype", settings.dtype]
     if additional:
         arguments += ["--additional-config", json.dumps(additional)]
-    folders = {run.folder: "", run.work: "work", Path.cwd(): ""}
-    run.arguments = ["--model", *versions.shown([settings.model, *arguments], folders)]
-    arguments += ["--served-model-name", settings.config.name]
+    run.arguments = ["--model", *versions.shown([settings.model, *arguments], run.folders)]
     settings.say(f"{run.name}: starting vLLM, log in {run.work / 'server.log'}")
     with serve(
         settings.model,
@@ -228,6 +312,7 @@ def _server(run: ArmRun, record: Path) -> Iterator[Server]:
         run.work / "server.log",
         environment=run.environment,
         startup_seconds=settings.startup_seconds,
+        name=settings.config.name,
     ) as server:
         yield server
 
@@ -237,6 +322,19 @@ def _plan(run: ArmRun) -> Path | None:
     wanted = run.arm.plan
     if wanted is None:
         return None
+    path = run.folder / MAP_FILE
+    if wanted.layout is not None:
+        assert wanted.num_experts is not None
+        assert wanted.num_layers is not None
+        run.placement = generate_placement(
+            wanted.layout,
+            num_experts=wanted.num_experts,
+            ep_size=wanted.ep_size,
+            num_layers=wanted.num_layers,
+            num_redundant_experts=wanted.num_redundant_experts,
+        )
+        write_placement(run.placement, path)
+        return path
     source = (
         Path(wanted.load) if wanted.load else run.settings.work / (wanted.load_of or BASELINE) / LOAD_FILE
     )
@@ -254,7 +352,6 @@ def _plan(run: ArmRun) -> Path | None:
         ep_size=wanted.ep_size,
     )
     run.placement = planned.placement
-    path = run.folder / MAP_FILE
     write_placement(planned.placement, path)
     run.settings.say(
         f"{run.name}: planned from {load.total.sum():.0f} recorded choices of experts, balancedness "

@@ -21,6 +21,10 @@ if TYPE_CHECKING:
     from harness.accuracy.settings import RunSettings
 
 
+# OpenAI's limit, which vLLM keeps.
+MAX_STOPS = 4
+
+
 class Asker:
     """Asks one arm's server, and keeps each answer in a journal."""
 
@@ -41,6 +45,15 @@ class Asker:
         """Whether a run before this one got any."""
         return len(self._journal) > 0
 
+    @property
+    def context(self) -> str:
+        """The hash of everything that an answer depends on beside the question; empty before `bind`."""
+        return self._context
+
+    def forget(self) -> None:
+        """Ask again for what was answered."""
+        self._journal.clear()
+
     def bind(
         self,
         server: Server,
@@ -57,6 +70,7 @@ class Asker:
             arm=arm,
             model=versions.model_identity(settings.model),
             served=server.model,
+            checkpoint=None if server.is_own else server.describe(),
             dtype=settings.dtype,
             digest=digest,
             arguments=list(arguments),
@@ -86,7 +100,9 @@ class Asker:
 
     def _answer_job(self, prompt: Prompt) -> Job:
         template = self._settings.config.task.chat_template_kwargs
-        body: dict[str, Any] = {"max_tokens": prompt.max_tokens, "temperature": 0, "stop": list(prompt.stop)}
+        # OpenAI's interface takes four; the rest is cut off here.
+        stop = list(prompt.stop[:MAX_STOPS])
+        body: dict[str, Any] = {"max_tokens": prompt.max_tokens, "temperature": 0, "stop": stop}
         if prompt.is_chat:
             path = "/v1/chat/completions"
             body |= {"messages": prompt.content} | ({"chat_template_kwargs": template} if template else {})
@@ -97,12 +113,11 @@ class Asker:
         model = self._server.model
 
         async def run(post: Post) -> dict[str, Any]:
-            return _read(path, await post(path, {"model": model, **body}))
+            return cut(_read(path, await post(path, {"model": model, **body})), prompt.stop)
 
         # The same question twice in the data is asked twice.
-        return Job(
-            key_of(kind="answer", context=self._context, index=prompt.index, path=path, body=body), run
-        )
+        parts = {"index": prompt.index, "path": path, "body": body, "stop": list(prompt.stop)}
+        return Job(key_of(kind="answer", context=self._context, **parts), run)
 
     def force(self, texts: Sequence[tuple[Prompt, str]]) -> list[list[float]]:
         """Return the log-probabilities of the tokens of given texts."""
@@ -132,6 +147,13 @@ class Asker:
             )
 
 
+def cut(answer: dict[str, Any], stops: Sequence[str]) -> dict[str, Any]:
+    """End an answer where the first of the strings begins that end it."""
+    text = str(answer["text"])
+    ends = [place for place in (text.find(stop) for stop in stops if stop) if place >= 0]
+    return {"text": text[: min(ends)], "finish_reason": "stop"} if ends else answer
+
+
 def _read(path: str, answer: Mapping[str, Any]) -> dict[str, Any]:
     """Return text and reason of a completion.
 
@@ -145,8 +167,9 @@ def _read(path: str, answer: Mapping[str, Any]) -> dict[str, Any]:
     except (LookupError, TypeError, AttributeError) as error:
         msg = f"{path} answered {answer!r:.200}; expected a completion"
         raise AskError(msg) from error
-    if text is not None and not isinstance(text, str):
-        msg = f"{path} answered with the text {text!r:.80}; expected a string"
-        raise AskError(msg)
-    # A chat's content is null where a reasoning parser took all of it.
-    return {"text": text or "", "finish_reason": reason}
+    for name, value in (("text", text), ("finish_reason", reason)):
+        if value is not None and not isinstance(value, str):
+            msg = f"{path} answered with the {name} {value!r:.80}; expected a string"
+            raise AskError(msg)
+    # A chat's content is null where a reasoning parser took all of it. Half a character is none in UTF-8.
+    return {"text": (text or "").encode(errors="replace").decode(), "finish_reason": reason}

@@ -172,15 +172,16 @@ async def _post(
 
 async def _post_once(session: aiohttp.ClientSession, url: str, body: Mapping[str, Any]) -> dict[str, Any]:
     try:
-        async with session.post(url, json=body) as response:
-            content = await response.text()
+        # A question goes to the server that was proven, wherever that one would send it.
+        async with session.post(url, json=body, allow_redirects=False) as response:
+            received = await response.read()
     except asyncio.TimeoutError as error:
         msg = f"{url} gave no answer in time"
         raise _BusyError(msg) from error
     except (aiohttp.ClientError, ConnectionError) as error:
         msg = f"{url}: {type(error).__name__}: {error}"
         raise _BusyError(msg) from error
-    said = " ".join(content.split())[:_MAX_ERROR]
+    said = " ".join(received.decode(errors="replace").split())[:_MAX_ERROR]
     if response.status in _BUSY:
         msg = f"{url} answered {response.status}: {said}"
         raise _BusyError(msg, _retry_after(response.headers.get("Retry-After")))
@@ -188,8 +189,8 @@ async def _post_once(session: aiohttp.ClientSession, url: str, body: Mapping[str
         msg = f"{url} answered {response.status}: {said}"
         raise AskError(msg)
     try:
-        answer = json.loads(content)
-    except ValueError as error:
+        answer = json.loads(received.decode())
+    except (ValueError, RecursionError) as error:
         msg = f"{url} answered with broken JSON: {said}"
         raise _BusyError(msg) from error
     if not isinstance(answer, dict):

@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING
 
@@ -13,11 +14,14 @@ from harness.accuracy.table import criteria_table, field_table
 from harness.accuracy.verdict import MARGIN_POINTS, judge
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
     from pathlib import Path
 
     from harness.accuracy.records import Record
+    from harness.accuracy.schema import Summary
     from harness.accuracy.verdict import Verdict
 
+_CONFIG = "--additional-config"
 # The first of them are enough to look into what happened.
 _SHOWN_LOST = 10
 
@@ -54,10 +58,14 @@ def compare(first: Path, second: Path, options: Options | None = None) -> Compar
     """Judge the record in the second folder against that in the first.
 
     Raises:
+        ValueError: the second is to be a repeat of the first, and is the same folder.
         RecordError: a folder holds no complete record, or they cannot be compared.
         FormatError: a file is absent or not JSON.
         ValueError: an option is out of range.
     """
+    if options is not None and options.repeat and first.resolve() == second.resolve():
+        msg = f"a repeat of {first} is {second}; expected the record of another run"
+        raise ValueError(msg)
     return compare_records(read_record(first), read_record(second), options)
 
 
@@ -110,10 +118,35 @@ def notes(comparison: Comparison) -> list[str]:
         found.append(f"{before.arm} is no baseline: its role is {before.role}")
     if before.git.commit != after.git.commit:
         found.append(f"commit is {before.git.commit} and {after.git.commit}")
+    found += _serving(before, after)
+    rescored = comparison.verdict.pairs.rescored
+    if rescored:
+        found.append(
+            f"{rescored} questions have the same text and another outcome: they were scored differently"
+        )
     dirty = [one.arm for one in (before, after) if one.git.dirty]
     if dirty:
         found.append(f"uncommitted changes: {', '.join(dirty)}")
     return found
+
+
+def _serving(before: Summary, after: Summary) -> list[str]:
+    """Return what differs in how the arms were served, but for the additional config, in which arms do differ."""
+    found = []
+    arguments = [Counter(_without_config(one.server.arguments)) for one in (before, after)]
+    sides = [sorted((arguments[i] - arguments[1 - i]).elements()) for i in range(2)]
+    if any(sides):
+        found.append(f"arguments differ: {' '.join(sides[0]) or 'none'} and {' '.join(sides[1]) or 'none'}")
+    variables = [one.server.environment for one in (before, after)]
+    names = [name for name in variables[0] | variables[1] if variables[0].get(name) != variables[1].get(name)]
+    if names:
+        found.append(f"variables differ: {', '.join(sorted(names))}")
+    return found
+
+
+def _without_config(arguments: Sequence[str]) -> list[str]:
+    skipped = {place + step for place, word in enumerate(arguments) if word == _CONFIG for step in (0, 1)}
+    return [word for place, word in enumerate(arguments) if place not in skipped]
 
 
 def as_json(comparison: Comparison) -> dict[str, object]:

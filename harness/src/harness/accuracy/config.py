@@ -5,6 +5,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -17,6 +18,7 @@ MODELS = Path("accuracy/models")
 # The key under which the plugin finds its options in vLLM's additional config.
 EXPERT_MAPS = "expert_maps"
 BASELINE = "baseline"
+_WORK = "work"
 # Only the harness knows these paths, so a file may not set them.
 _OWN_OPTIONS = {"record_load": "record_path", "plan": "expert_map_path"}
 # The harness chooses these when it starts a server.
@@ -24,6 +26,11 @@ _OWN_ARGUMENTS = ("--model", "--host", "--port", "--dtype", "--additional-config
 
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
 Count = Annotated[int, Field(ge=1)]
+
+
+# Of the weights and activations: those whose rounding is known.
+DTYPES = ("float32", "bfloat16", "float16")
+_VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 
 
 class ConfigError(ExpertMapsError):
@@ -90,24 +97,34 @@ class Task(_Strict):
 
 
 class Plan(_Strict):
-    """A placement planned before the arm is served.
+    """A placement made before the arm is served: planned from a load, or a layout by name where there is none.
 
     Attributes:
         load_of: the arm whose recorded load is planned for.
         load: a file of load, instead of an arm.
+        layout: of `expert_maps.generate_placement`, instead of a load.
+        num_experts: E, logical; with a layout only, as a load says it.
+        num_layers: MoE layers; likewise.
         num_redundant_experts: of a layer, over all ranks.
         ep_size: ranks.
     """
 
     load_of: Name | None = None
     load: str | None = None
+    layout: Literal["ring", "append", "round_robin"] | None = None
+    num_experts: Count | None = None
+    num_layers: Count | None = None
     num_redundant_experts: Annotated[int, Field(ge=1)]
     ep_size: Annotated[int, Field(ge=2)]
 
     @model_validator(mode="after")
     def _has_a_load(self) -> Plan:
-        if (self.load_of is None) == (self.load is None):
-            msg = "a plan needs load_of (an arm) or load (a file), and not both"
+        if [self.load_of, self.load, self.layout].count(None) != 2:  # noqa: PLR2004 - of three
+            msg = "a plan needs one of load_of (an arm), load (a file) and layout (a name)"
+            raise ValueError(msg)
+        sizes = [self.num_experts, self.num_layers]
+        if sizes.count(None) != (0 if self.layout else len(sizes)):
+            msg = f"a plan has num_experts {sizes[0]} and num_layers {sizes[1]}; expected both with a layout, else neither"
             raise ValueError(msg)
         return self
 
@@ -121,10 +138,41 @@ class Serving(_Strict):
     @model_validator(mode="after")
     def _leaves_the_rest(self) -> Serving:
         for argument in self.arguments:
-            if argument.partition("=")[0] in _OWN_ARGUMENTS:
+            # argparse takes an underscore for a dash, and the beginning of a name for the name.
+            word = argument.partition("=")[0].replace("_", "-")
+            if len(word) > len("--") and any(own.startswith(word) for own in _OWN_ARGUMENTS):
                 msg = f"arguments hold {argument!r}, which the harness sets"
                 raise ValueError(msg)
+        for name in self.environment:
+            if not _VARIABLE.fullmatch(name):
+                msg = f"environment names {name!r}; expected letters, digits and underscores"
+                raise ValueError(msg)
+        if any("\0" in text for text in (*self.arguments, *self.environment.values())):
+            msg = "an argument or a variable holds a NUL character; expected none"
+            raise ValueError(msg)
         return self
+
+
+def check_options(options: dict[str, Any]) -> None:
+    """Check the plugin's options before a server is started; only where the plugin is installed.
+
+    Raises:
+        ValueError: one is unknown, or has a wrong value.
+    """
+    try:
+        from vllm_ascend_moe.settings import Settings
+    except ImportError:
+        return
+    try:
+        Settings(**options)
+    except ValidationError as error:
+        first = error.errors()[0]
+        place = ".".join(map(str, (EXPERT_MAPS, *first["loc"])))
+        msg = f"additional_config.{place} is {first['input']!r:.60}: {first['msg']}"
+        raise ValueError(msg) from error
+    except ExpertMapsError as error:
+        msg = f"additional_config.{EXPERT_MAPS}: {error}"
+        raise ValueError(msg) from error
 
 
 class Arm(Serving):
@@ -156,6 +204,7 @@ class Arm(Serving):
             if option in options:
                 msg = f"{option} is set in {EXPERT_MAPS}; use {field}, for which the harness finds a path"
                 raise ValueError(msg)
+        check_options(options)
         if self.role == "baseline" and (self.plan or self.dynamic or self.num_redundant_experts):
             msg = "a baseline has a plan, moving or redundant experts; expected none of them"
             raise ValueError(msg)
@@ -191,12 +240,12 @@ class ModelConfig(_Strict):
     """
 
     name: Name
-    model: str
-    dtype: Literal["float32", "bfloat16", "float16", "auto"]
+    model: Annotated[str, Field(min_length=1)]
+    dtype: Literal["float32", "bfloat16", "float16"]
     concurrency: Annotated[int, Field(ge=1, le=4096)] = 32
     logprobs: bool = True
-    startup_seconds: Annotated[float, Field(gt=0)] = 600
-    request_seconds: Annotated[float, Field(gt=0)] = 1800
+    startup_seconds: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 600
+    request_seconds: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 1800
     task: Task
     expected: Expected
     server: Serving = Serving()
@@ -207,6 +256,9 @@ class ModelConfig(_Strict):
         first = next(iter(self.arms), None)
         if first != BASELINE or self.arms[BASELINE].role != BASELINE:
             msg = f"the first arm is {first!r}; expected {BASELINE!r}, of the role {BASELINE!r}"
+            raise ValueError(msg)
+        if _WORK in self.arms:
+            msg = f"an arm is called {_WORK!r}, as the folder of what is kept while a run is under way"
             raise ValueError(msg)
         others = [name for name, arm in self.arms.items() if arm.role == BASELINE and name != BASELINE]
         if others:
@@ -261,7 +313,7 @@ def load_config(model: str) -> ModelConfig:
             msg = f"model is {model!r}; expected a .yaml file or one of {MODELS}: {known}"
             raise ConfigError(msg)
     try:
-        document = yaml.safe_load(read_bytes(path))
+        document = yaml.load(read_bytes(path), _loader())  # noqa: S506 - it is the safe one
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         msg = f"{path}: not valid YAML: {' '.join(str(error).split())}"
         raise ConfigError(msg) from error
@@ -269,6 +321,23 @@ def load_config(model: str) -> ModelConfig:
         msg = f"{path}: holds {type(document).__name__}; expected a mapping"
         raise ConfigError(msg)
     return parse_config(document, str(path))
+
+
+def _loader() -> Any:  # noqa: ANN401 - a class of yaml's, which is imported late
+    """Return YAML's safe loader, which here refuses a key that stands twice."""
+    import yaml
+
+    class Loader(yaml.SafeLoader):  # type: ignore[misc] # PyYAML has no types
+        def construct_mapping(self, node: Any, deep: bool = False) -> dict[Any, Any]:  # noqa: ANN401, FBT001, FBT002
+            keys = [key.value for key, _ in node.value]
+            for key in keys:
+                if keys.count(key) > 1:
+                    msg = f"the key {key!r} stands twice"
+                    raise yaml.constructor.ConstructorError(None, None, msg, node.start_mark)
+            found: dict[Any, Any] = super().construct_mapping(node, deep)
+            return found
+
+    return Loader
 
 
 def parse_config(document: dict[str, Any], source: str) -> ModelConfig:

@@ -65,6 +65,11 @@ class Journal:
         """Close the file."""
         os.close(self._file)
 
+    def clear(self) -> None:
+        """Drop all answers."""
+        os.ftruncate(self._file, 0)
+        self._answers.clear()
+
     def __len__(self) -> int:
         """Return how many answers there are."""
         return len(self._answers)
@@ -79,7 +84,7 @@ class Journal:
         Raises:
             JournalError: the disk is full, or such.
         """
-        line = json.dumps({"key": key, "answer": answer}, ensure_ascii=False).encode() + b"\n"
+        line = json.dumps({"key": key, "answer": answer}).encode() + b"\n"
         try:
             written = os.write(self._file, line)
         except OSError as error:

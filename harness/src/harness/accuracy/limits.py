@@ -3,9 +3,9 @@
 """How far answers and log-probabilities may differ by rounding alone, by dtype.
 
 Measured on the embedded model (`accuracy/tiny-moe`: 4 layers, 16 experts + 4 replicas on 2 ranks, top-4), which knows its
-task well (mean log-probability −0.006), with forced continuations. |Δ| is the difference to the placement without
+task well (mean log-probability −0.0003), with forced continuations. |Δ| is the difference to the placement without
 replicas. `accuracy/results/tiny-moe/{report,sensitivity,false_alarms}.md` hold the figures of float32 and bfloat16; those
-of float16 were measured on another model of this size.
+of float16, and of bfloat16 with all questions, were measured on another model of this size.
 
 | | float32 largest | mean | float16 largest | mean | bfloat16 largest | mean |
 |---|---|---|---|---|---|---|
@@ -19,8 +19,13 @@ of float16 were measured on another model of this size.
 
 So float32 sees small faults that the rounding of 16 bits hides; those are left to the checksums of the replicas. The limit
 of the largest stands between harmless and the smallest fault that the dtype shows (float32: 2.7 times the one, half of the
-other); the mean's is wider, for a mean moves with how sure a model is. A deeper or less certain model rounds further:
-measure the baseline against itself (`compare A A2 --repeat`) and give limits of its own.
+other).
+
+Rounding moves a token that the model is sure of by next to nothing: the mean |Δ| is 2.4e-6 … 4.2e-6 of the mean of 1 − p, on
+its own task (mean of 1 − p: 2.7e-4) as on GSM8K, which it does not know (4.8e-2; |Δ| at most 1.5e-5, mean 1.7e-7). So the
+limit of the mean grows with the baseline's mean of 1 − p, and that of the largest with the logarithm of the sum of 1 − p,
+as the largest of so many does: see `Limits.of`. A deeper model rounds further: measure the baseline against itself
+(`compare A A2 --repeat`) and give limits of its own, which are taken as they are.
 
 Identical texts: all of 1,319 (float32) and 1,317 of them (bfloat16) where nothing was wrong; 34 to 100 % with a
 neighbour's weights, by the layer.
@@ -40,13 +45,32 @@ class Limits:
         largest: of |Δ log-probability| of a token.
         mean: of |Δ log-probability| over tokens.
         identical: share of texts that stay the same, in [0, 1].
+        scaled: which of the first two grow with how unsure a model is; none that a user gave.
     """
 
     largest: float
     mean: float
     identical: float
+    scaled: frozenset[str] = frozenset({"largest", "mean"})
+
+    def of(self, name: str, unsure: float, tokens: int) -> float:
+        """Return a limit of |Δ log-probability| for a baseline that is less sure than the embedded model.
+
+        Args:
+            name: ``largest`` or ``mean``.
+            unsure: mean of 1 − p over the baseline's tokens.
+            tokens: how many they are.
+        """
+        bound = float(getattr(self, name))
+        if name not in self.scaled:
+            return bound
+        if name == "mean":
+            return bound * max(1.0, unsure / _UNSURE)
+        return bound * max(1.0, math.log(max(1.0, unsure * tokens)) / math.log(_UNSURE * _TOKENS))
 
 
+# Of the embedded model on its 1,319 questions.
+_UNSURE, _TOKENS = 2.66e-4, 41279
 LIMITS = {
     "float32": Limits(largest=2e-5, mean=2e-8, identical=0.995),
     "float16": Limits(largest=3e-2, mean=3e-5, identical=0.99),
@@ -72,8 +96,10 @@ def limits_for(
             msg = f"limit {name} is {value:g}; expected {'a share of 0 to 1' if name == 'identical' else 'a number of at least 0'}"
             raise ValueError(msg)
     known = known or Limits(0.0, 0.0, 0.0)
+    fixed = {name for name, value in (("largest", largest), ("mean", mean)) if value is not None}
     return Limits(
         largest=known.largest if largest is None else largest,
         mean=known.mean if mean is None else mean,
         identical=known.identical if identical is None else identical,
+        scaled=known.scaled - fixed,
     )

@@ -9,6 +9,7 @@ sent as one prompt whose log-probabilities come back (`echo`). The one token tha
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING, Any
 
 from harness.accuracy.client import AskError, Job
@@ -19,6 +20,10 @@ if TYPE_CHECKING:
 
     from harness.accuracy.client import Post
     from harness.accuracy.questions import Prompt
+
+
+# A logarithm of a softmax, rounded.
+_MOST = 1e-3
 
 
 def forced_job(context: str, model: str, prompt: Prompt, text: str, template: Mapping[str, Any]) -> Job:
@@ -76,10 +81,14 @@ def _continuation(answer: Mapping[str, Any], num_before: int, num_after: int) ->
     except (LookupError, TypeError) as error:
         msg = f"/v1/completions with echo answered {answer!r:.200}; expected log-probabilities"
         raise AskError(msg) from error
-    wanted = values[num_before : num_before + num_after]
-    if len(values) != num_before + num_after + 1 or not all(isinstance(one, int | float) for one in wanted):
-        msg = (
-            f"/v1/completions returned {len(values)} log-probabilities; expected {num_before + num_after + 1}"
-        )
+    expected = num_before + num_after + 1
+    if not isinstance(values, list) or len(values) != expected:
+        found = f"{len(values)}" if isinstance(values, list) else f"{values!r:.80} as"
+        msg = f"/v1/completions returned {found} log-probabilities; expected {expected}"
         raise AskError(msg)
+    wanted = values[num_before : num_before + num_after]
+    for place, one in enumerate(wanted):
+        if isinstance(one, bool) or not isinstance(one, int | float) or not -math.inf < one <= _MOST:
+            msg = f"log-probability {num_before + place} is {one!r:.40}; expected a number of at most 0"
+            raise AskError(msg)
     return [float(one) for one in wanted]

@@ -26,12 +26,14 @@ class Differences:
         mean: over tokens.
         tokens: how many there are.
         question: index of the question with the largest.
+        unsure: mean of 1 − p over the baseline's tokens.
     """
 
     largest: float
     mean: float
     tokens: int
     question: int
+    unsure: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -42,6 +44,8 @@ class Pairs:
         outcomes: counts of questions, losses and gains.
         identical: questions with the same text.
         lost: indices of questions that only the baseline has right.
+        improved: questions that only the arm has right, with another text.
+        rescored: questions whose text is the same and whose outcome is not; a scorer does not do that.
         differences: None where log-probabilities cannot be compared.
         why_not: the reason for that.
     """
@@ -51,6 +55,8 @@ class Pairs:
     lost: tuple[int, ...]
     differences: Differences | None
     why_not: str | None
+    improved: int = 0
+    rescored: int = 0
 
 
 def pair(baseline: Record, arm: Record) -> Pairs:
@@ -68,7 +74,7 @@ def pair(baseline: Record, arm: Record) -> Pairs:
             f"{len(others.keys() - own)} are not in it; expected the same questions"
         )
         raise RecordError(msg)
-    losses = gains = identical = 0
+    losses = gains = identical = improved = rescored = 0
     lost = []
     for question in baseline.questions:
         other = others[question.doc_hash]
@@ -86,12 +92,15 @@ def pair(baseline: Record, arm: Record) -> Pairs:
             raise RecordError(msg)
         losses += question.correct > other.correct
         gains += question.correct < other.correct
-        identical += question.text == other.text
+        same = question.text == other.text
+        identical += same
+        improved += question.correct < other.correct and not same
+        rescored += question.correct != other.correct and same
         if question.correct > other.correct:
             lost.append(question.index)
     differences, why_not = _differences(baseline, arm)
     counts = Paired(len(own), losses, gains)
-    return Pairs(counts, identical, tuple(lost), differences, why_not)
+    return Pairs(counts, identical, tuple(lost), differences, why_not, improved, rescored)
 
 
 def _refuse_unlike(baseline: Record, arm: Record) -> None:
@@ -127,7 +136,7 @@ def _differences(baseline: Record, arm: Record) -> tuple[Differences | None, str
         return None, f"the texts that were scored are not those of {baseline.folder.name}"
     others = {row.doc_hash: row.logprobs for row in arm.logprobs}
     own = {row.doc_hash: row.logprobs for row in baseline.logprobs}
-    largest, total, tokens, worst = 0.0, 0.0, 0, 0
+    largest, total, tokens, worst, unsure = 0.0, 0.0, 0, 0, 0.0
     for question in baseline.questions:
         first, second = own[question.doc_hash], others[question.doc_hash]
         if len(first) != len(second):
@@ -137,11 +146,15 @@ def _differences(baseline: Record, arm: Record) -> tuple[Differences | None, str
             )
             raise RecordError(msg)
         if not first:
+            if question.text and baseline.summary.role == "baseline":
+                msg = f"{baseline.folder}: no log-probabilities of question {question.index}; expected one a token of its text"
+                raise RecordError(msg)
             continue
         apart = np.abs(np.array(first) - np.array(second))
         total, tokens = total + float(apart.sum()), tokens + len(first)
+        unsure += float(-np.expm1(np.minimum(first, 0.0)).sum())
         if apart.max() > largest:
             largest, worst = float(apart.max()), question.index
     if tokens == 0:
         return None, "the scored texts have no tokens"
-    return Differences(largest, total / tokens, tokens, worst), None
+    return Differences(largest, total / tokens, tokens, worst, unsure / tokens), None

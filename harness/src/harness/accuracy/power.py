@@ -11,8 +11,11 @@ Methods, by column of the table:
   calculators print, and up to a third too small: with few discordant questions Wald's interval, which it stands
   for, passes a true loss of the margin more often than α.
 
-A chance is no smooth function of n, because counts are whole; a size is the least from which it stays enough, to
-about 1 %.
+A chance is no smooth function of n, because counts are whole: it rises as a saw does. So a size is
+
+- drop: the least n with that power, exactly.
+- no worse, within ±: near the least from which the power stays, and printed with ≈. It has that power, as have larger n
+  in steps of 2 % for 12 %; those between may fall a little short, and a smaller n may have it too.
 """
 
 from __future__ import annotations
@@ -61,9 +64,9 @@ class Sizes:
     Attributes:
         discordance: share of questions whose outcome differs.
         margin: the loss, as a fraction.
-        drop: to find a drop of the margin.
-        no_worse: to show that equal arms lose less.
-        within: to show that they differ by less.
+        drop: the least to find a drop of the margin.
+        no_worse: about as many as show that equal arms lose less.
+        within: about as many as show that they differ by less.
         no_worse_normal: the usual formula for `no_worse`.
         within_normal: the usual formula for `within`.
     """
@@ -134,8 +137,56 @@ def chance_to_find(questions: int, drop: float, discordance: float, alpha: float
         alpha: of the test.
     """
     discordant, chance = _likely(questions, discordance)
-    least = binom.isf(alpha, discordant, 0.5) + 1
-    return float((chance * binom.sf(least - 1, discordant, (discordance + drop) / 2 / discordance)).sum())
+    return float((chance * _found(discordant, (discordance + drop) / 2 / discordance, alpha)).sum())
+
+
+def _found(
+    discordant: NDArray[np.int64], lost: float, alpha: float, *, drawing: bool = False
+) -> NDArray[np.float64]:
+    """Return the power of McNemar's test by discordant questions, of which a share `lost` is lost: float64 [N].
+
+    Where `drawing`, the outcome just short of a find is drawn for, so that the level is alpha and no less.
+    """
+    # The most losses that are no find.
+    most = binom.isf(alpha, discordant, 0.5)
+    found: NDArray[np.float64] = binom.sf(most, discordant, lost)
+    if drawing:
+        share = (alpha - binom.sf(most, discordant, 0.5)) / binom.pmf(most, discordant, 0.5)
+        found = found + np.clip(share, 0, 1) * binom.pmf(most, discordant, lost)
+    return found
+
+
+def least_to_find(drop: float, discordance: float, aim: Aim) -> int | None:
+    """Return the least n with which McNemar's test finds a true drop with the power; None above a million.
+
+    1. The test that draws is the strongest of its level, so its power bounds that of the exact one, and only grows
+       with n: find by halving where it is enough.
+    2. Go up from there. One question more changes a chance by at most the discordance, as one that is not discordant
+       changes nothing: what cannot be enough is left out.
+    """
+    lost = (discordance + drop) / 2 / discordance
+
+    def bound(questions: int) -> float:
+        discordant, chance = _likely(questions, discordance)
+        return float((chance * _found(discordant, lost, aim.alpha, drawing=True)).sum())
+
+    short, size = 0, MOST_QUESTIONS
+    if bound(size) < aim.power:
+        return None
+    while size - short > 1:
+        middle = (short + size) // 2
+        short, size = (short, middle) if bound(middle) >= aim.power - _NEGLIGIBLE else (middle, size)
+    while size <= MOST_QUESTIONS:
+        # Neighbours share the chances by discordant questions.
+        last = size + size // 64
+        discordant = np.arange(_likely(size, discordance)[0][0], _likely(last, discordance)[0][-1] + 1)
+        found = _found(discordant, lost, aim.alpha)
+        while size <= last:
+            missing = aim.power - float(binom.pmf(discordant, size, discordance) @ found)
+            if missing <= 0:
+                return size if size <= MOST_QUESTIONS else None
+            size += max(1, int(missing / discordance))
+    return None
 
 
 def _likely(questions: int, p: float) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
@@ -145,11 +196,13 @@ def _likely(questions: int, p: float) -> tuple[NDArray[np.int64], NDArray[np.flo
 
 
 def _least(chance: Callable[[int], float], power: float, start: int) -> int | None:
-    """Return the least size from which a chance stays at `power` or more; None above a million.
+    """Return about the least size from which a chance stays at `power` or more; None above a million.
+
+    At the size itself it does.
 
     1. Go down from the start to a size that is too small.
     2. From there, in steps of 2 %, find the first that is enough with all that follow for 12 %.
-    3. Halve the step before it.
+    3. Halve the step before it, to a quarter of a percent.
     """
     size, short, enough = max(start, 1), 0, None
     while size > 1 and chance(size) >= power:
@@ -194,8 +247,7 @@ def sizes(discordance: float, margin: float, aim: Aim | None = None) -> Sizes:
         raise _too_many(margin, discordance)
     drop = None
     if margin <= discordance:
-        near = int(0.8 * normal)
-        drop = _least(lambda n: chance_to_find(n, margin, discordance, aim.alpha), aim.power, near)
+        drop = least_to_find(margin, discordance, aim)
     found = [
         _least(lambda n: test(n, margin, discordance, aim.alpha), aim.power, int(0.95 * start))  # noqa: B023 - called at once
         for test, start in ((chance_no_worse, normal), (chance_within, normal_within))
@@ -217,7 +269,8 @@ def more_questions(seen: Paired, margin: float, aim: Aim | None = None) -> int |
     """Return how many further questions would show no loss of the margin.
 
     That is with the chance `aim.power` if the arms are equal on them and as discordant as on those seen, whose losses
-    and gains count on. Looking twice makes a wrong verdict somewhat likelier than alpha; judge the larger set once.
+    and gains count on; to half a percent, and some fewer may do too. Looking twice makes a wrong verdict somewhat
+    likelier than alpha; judge the larger set once.
 
     Returns:
         None where more than a million would be needed.

@@ -89,13 +89,22 @@ def read_state(server: Server, *, checksums: bool = False, needed: bool = True) 
     except RefusedError as error:
         if error.status in _NOT_FOUND or not needed:
             return None
-        msg = f"the workers do not know {REPORT} ({error}); start the server with the plugin (expert_maps in --additional-config)"
+        msg = (
+            f"{REPORT} cannot be read from the workers ({error}); expected a server that was started with the plugin "
+            "(expert_maps in --additional-config)"
+        )
         raise ProofError(msg) from error
     reports = answer.get("results") if isinstance(answer, dict) else None
     if not isinstance(reports, list) or not all(isinstance(one, dict) for one in reports) or not reports:
         msg = f"/collective_rpc answered {answer!r:.200}; expected a list of reports"
         raise ProofError(msg)
-    return agree(reports)
+    try:
+        return agree(reports)
+    except ExpertMapsError:
+        raise
+    except (LookupError, TypeError, ValueError, AttributeError) as error:
+        msg = f"a worker's report is malformed ({type(error).__name__}: {error}); expected that of {REPORT}"
+        raise ProofError(msg) from error
 
 
 def agree(reports: Sequence[dict[str, Any]]) -> State:
@@ -155,6 +164,9 @@ def _checksums(reports: Sequence[dict[str, Any]], placement: Placement) -> dict[
             msg = (
                 f"rank {one['ep_rank']} reports checksums of {found} slots in its layers; expected {expected}"
             )
+            raise ProofError(msg)
+        if not all(isinstance(value, str) and value for row in table for value in row):
+            msg = f"rank {one['ep_rank']} reports slots without a checksum; expected one of each"
             raise ProofError(msg)
         sums[int(one["ep_rank"])] = table
     return sums
@@ -219,8 +231,9 @@ def require_arm(arm: Arm, state: State | None, planned: Placement | None = None)
     if planned is not None and planned.digest != state.digest:
         msg = f"the server serves digest {state.digest[:12]}; expected {planned.digest[:12]}, as was planned"
         raise ProofError(msg)
-    if arm.dynamic and not state.dynamic:
-        msg = "the server does not move experts; expected an arm with dynamic EPLB"
+    if arm.dynamic != state.dynamic:
+        found, expected = ("moves", "an arm without") if state.dynamic else ("does not move", "an arm with")
+        msg = f"the server {found} experts; expected {expected} dynamic EPLB"
         raise ProofError(msg)
 
 
@@ -245,18 +258,18 @@ class Evidence:
         before: None where it could not be read; so too `after`.
         after: with checksums.
         faults: what must not have happened, a line each.
+        earlier: rearrangements seen by a run that was cut off, whose answers are used.
     """
 
     before: State | None
     after: State | None
     faults: list[str] = field(default_factory=list)
+    earlier: int = 0
 
     @property
     def rearrangements(self) -> int:
         """How often experts moved while the questions were asked."""
-        return (self.after.rearrangements if self.after else 0) - (
-            self.before.rearrangements if self.before else 0
-        )
+        return self.earlier + moves(self.before, self.after)
 
     def as_record(self) -> dict[str, Any]:
         """Return the part `placement` of a record."""
@@ -270,21 +283,38 @@ class Evidence:
             "ep_size": before.ep_size,
             "replica_checksums": compare_replicas(self.after)[0],
             "faults": self.faults,
+            "dynamic": before.dynamic if before.placement else None,
         }
 
 
-def find_faults(arm: Arm, before: State | None, after: State | None) -> list[str]:
-    """Return what an arm must not show at the end, a line each; empty for a good one."""
+def moves(before: State | None, after: State | None) -> int:
+    """Return how often experts moved between two readings."""
+    return (after.rearrangements if after else 0) - (before.rearrangements if before else 0)
+
+
+def find_faults(arm: Arm, before: State | None, after: State | None, earlier: int = 0) -> list[str]:
+    """Return what an arm must not show at the end, a line each; empty for a good one.
+
+    Args:
+        arm: what was expected.
+        before: read before the first question.
+        after: read after the last.
+        earlier: rearrangements seen by a run that was cut off, whose answers are used.
+    """
     faults = []
+    moved = moves(before, after)
     if before is not None and before.placement is not None and (after is None or after.placement is None):
         faults.append("the placement could not be read at the end")
-    elif before is not None and after is not None:
-        moved = after.rearrangements - before.rearrangements
-        if arm.dynamic and moved <= 0:
+    elif arm.dynamic:
+        if earlier + moved <= 0:
             faults.append("no experts moved while the questions were asked; expected dynamic EPLB to act")
-        if not before.dynamic and before.digest != after.digest:
-            faults.append(
-                f"the placement changed from {before.digest!s:.12} to {after.digest!s:.12} in a static arm"
-            )
+    elif before is not None and after is not None and before.digest != after.digest:
+        faults.append(
+            f"the placement changed from {before.digest!s:.12} to {after.digest!s:.12} in a static arm"
+        )
+    elif before is not None and after is not None and moved:
+        faults.append(f"experts moved {moved} times in a static arm")
+    elif arm.role == "baseline" and after is not None and after.is_eplb:
+        faults.append(f"the baseline serves with EPLB at the end: digest {after.digest!s:.12}")
     difference = compare_replicas(after)[1]
     return [*faults, difference] if difference else faults

@@ -22,6 +22,8 @@ import lm_eval
 from lm_eval.api.model import LM
 from lm_eval.tasks import TaskManager
 
+from expert_maps import ExpertMapsError
+from expert_maps.formats.files import read_bytes
 from harness.accuracy.config import ConfigError
 from harness.accuracy.schema import Question, task_version
 
@@ -36,6 +38,9 @@ _METRIC = "exact_match"
 # What lm-eval's filters return where they find nothing.
 _INVALID = "[invalid]"
 _GROUP = "harness_accuracy"
+_MAX_ERROR, _SHOWN = 300, 80
+# What stands before the number in an answer of GSM8K.
+_FINAL = "#### "
 
 
 @dataclass(frozen=True)
@@ -153,6 +158,79 @@ def _task_manager() -> TaskManager:
     # Reading all of lm-eval's tasks takes seconds.
     folder = Path(lm_eval.__file__).parent / "tasks" / "gsm8k"
     return TaskManager(verbosity="ERROR", include_path=str(folder), include_defaults=False)
+
+
+class _SeenError(Exception):
+    """All prompts have been made."""
+
+
+def preview(task: Task, *, count: int | None, paths: Mapping[str, Path] | None, cache: Path) -> list[Prompt]:
+    """Make all prompts, as `evaluate` does, and ask nobody.
+
+    Raises:
+        ConfigError: the data cannot be loaded, or does not fit the task.
+    """
+    for split, path in (paths or {}).items():
+        check_data(split, path, task.num_fewshot)
+    made: list[Prompt] = []
+
+    def note(prompts: Sequence[Prompt]) -> list[Answer]:
+        made.extend(prompts)
+        raise _SeenError
+
+    try:
+        evaluate(task, note, count=count, paths=paths, cache=cache)
+    except _SeenError:
+        return made
+    except Exception as error:  # lm-eval and datasets raise what they like
+        if isinstance(error, ExpertMapsError):
+            raise
+        msg = f"the questions of {task.name} cannot be made: {type(error).__name__}: {' '.join(str(error).split())[:_MAX_ERROR]}"
+        raise ConfigError(msg) from error
+    msg = f"{task.name} has no questions; expected at least one"
+    raise ConfigError(msg)
+
+
+def check_data(split: str, path: Path, num_fewshot: int) -> None:
+    """Check a file of questions.
+
+    Args:
+        split: ``train``, of which examples are taken, or ``test``.
+        path: JSONL.
+        num_fewshot: examples before a question.
+
+    Raises:
+        ConfigError: a line is no question, a question stands twice, or there are too few.
+        FormatError: the file cannot be read.
+    """
+    try:
+        lines = read_bytes(path).decode().splitlines()
+    except UnicodeDecodeError as error:
+        msg = f"{path}: not UTF-8 text at byte {error.start}"
+        raise ConfigError(msg) from error
+    seen: dict[tuple[str, str], int] = {}
+    for number, line in enumerate(lines, 1):
+        if not line.strip():
+            continue
+        try:
+            row = json.loads(line)
+            fields = row["question"], row["answer"]
+        except (ValueError, LookupError, TypeError, RecursionError):
+            fields = None, None
+        if not all(isinstance(text, str) and text.strip() for text in fields):
+            msg = f"{path}, line {number}: {line[:_SHOWN]!r}; expected a JSON object with question and answer, both text"
+            raise ConfigError(msg)
+        if _FINAL not in fields[1]:
+            msg = f"{path}, line {number}: the answer ends with {fields[1][-_SHOWN:]!r}; expected '{_FINAL}NUMBER' at its end"
+            raise ConfigError(msg)
+        first = seen.setdefault(fields, number)
+        if split == "test" and first != number:
+            msg = f"{path}, line {number}: the same question as in line {first}; expected each once"
+            raise ConfigError(msg)
+    needed = num_fewshot if split == "train" else 1
+    if len(seen) < needed:
+        msg = f"{path}: {len(seen)} different questions; expected at least {needed}"
+        raise ConfigError(msg)
 
 
 def evaluate(

@@ -157,7 +157,11 @@ def _check(record: Record) -> None:
     forced = [row.doc_hash for row in record.logprobs]
     _refuse_twice(forced, place)
     if set(forced) != set(hashes):
-        msg = f"{place}: {len(set(forced))} questions, of which {len(set(forced) - set(hashes))} are not in {QUESTIONS}; expected its {len(hashes)}"
+        missing, other = len(set(hashes) - set(forced)), len(set(forced) - set(hashes))
+        msg = (
+            f"{place}: lacks {missing} of the {len(hashes)} questions of {QUESTIONS}, and holds {other} that are not in "
+            "it; expected the same questions"
+        )
         raise RecordError(msg)
     sources = {row.forced_from for row in record.logprobs}
     if len(sources) > 1:

@@ -11,11 +11,11 @@ import numpy as np
 
 from expert_maps.formats.files import describe
 from harness.accuracy.compare import Comparison, Options, compare_records, notes
-from harness.accuracy.limits import LIMITS
+from harness.accuracy.limits import LIMITS, limits_for
 from harness.accuracy.records import QUESTIONS, SUMMARY, read_record
 from harness.accuracy.schema import RecordError
 from harness.accuracy.statistics import accuracy_interval
-from harness.accuracy.table import NONE, criteria_table, field_table, markdown
+from harness.accuracy.table import NONE, criteria_table, field_table, markdown, one_line, points
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -36,10 +36,12 @@ class ReportedArm:
     Attributes:
         record: what was recorded.
         comparison: with the baseline; None for the baseline itself, and where either is not complete.
+        options: how it was judged, or would have been.
     """
 
     record: Record
     comparison: Comparison | None
+    options: Options
 
     @property
     def summary(self) -> Summary:
@@ -80,7 +82,8 @@ def gather(folder: Path, options: Options | None = None) -> list[ReportedArm]:
         The baseline first, the others by their start.
 
     Raises:
-        RecordError: there is no record, not one baseline, or a record is malformed or of other questions.
+        RecordError: there is no record, not one baseline, an arm is there twice or in a folder of another name, or a
+            record is malformed or of other questions.
         FormatError: a file cannot be read.
         ValueError: an option is out of range.
     """
@@ -90,17 +93,43 @@ def gather(folder: Path, options: Options | None = None) -> list[ReportedArm]:
     # Questions without a summary are a record that was cut off while it was written: refused, not left out.
     found = {path.parent for name in (SUMMARY, QUESTIONS) for path in folder.glob(f"*/{name}")}
     records = [read_record(path) for path in sorted(found)]
+    _refuse_copies(folder, records)
+    options = options or Options()
+    # Out of range is out of range where no arm will be judged, too.
+    limits_for(next(iter(LIMITS)), largest=options.largest, mean=options.mean, identical=options.identical)
     baselines = [record for record in records if record.summary.role == "baseline"]
     if len(baselines) != 1:
         msg = f"{describe(folder)}: {len(records)} records, {len(baselines)} of them baselines; expected one baseline"
         raise RecordError(msg)
     (baseline,) = baselines
     others = sorted((one for one in records if one is not baseline), key=lambda one: one.summary.started)
-    arms = [ReportedArm(baseline, None)]
+    arms = [ReportedArm(baseline, None, options)]
     for record in others:
         complete = {baseline.summary.status, record.summary.status} == {"complete"}
-        arms.append(ReportedArm(record, compare_records(baseline, record, options) if complete else None))
+        comparison = compare_records(baseline, record, options) if complete else None
+        arms.append(ReportedArm(record, comparison, options))
     return arms
+
+
+def _refuse_copies(folder: Path, records: Sequence[Record]) -> None:
+    """Refuse a record that was copied or renamed: one arm would stand on the page twice, or under another name.
+
+    Raises:
+        RecordError: see above; it names both.
+    """
+    folders: dict[str, str] = {}
+    for record in records:
+        arm, name = record.summary.arm, record.folder.name
+        if arm in folders:
+            msg = f"{describe(folder)}: folders {folders[arm]!r} and {name!r} both hold arm {arm!r}; expected every arm once"
+            raise RecordError(msg)
+        folders[arm] = name
+    for arm, name in folders.items():
+        if arm != name:
+            msg = (
+                f"{describe(folder)}: folder {name!r} holds arm {arm!r}; expected a folder of the arm's name"
+            )
+            raise RecordError(msg)
 
 
 def page(arms: Sequence[ReportedArm], plot: str | None) -> str:
@@ -111,21 +140,27 @@ def page(arms: Sequence[ReportedArm], plot: str | None) -> str:
         plot: address of the plot as seen from the page; None for none.
     """
     first = arms[0].summary
-    parts = [f"# Accuracy of {first.model}\n", _ABOUT.format(dtype=first.dtype, shots=first.task.num_fewshot)]
+    parts = [
+        f"# Accuracy of {one_line(first.model)}\n",
+        _ABOUT.format(dtype=first.dtype, shots=first.task.num_fewshot),
+    ]
     if plot is not None:
         parts.append(f"![Accuracy, agreement, log-probabilities and load of every arm]({plot})\n")
     parts += ["## Accuracy\n", _accuracy(arms), "## Agreement\n", _agreement(arms), "## Load\n", _load(arms)]
     parts.append("## Tables\n")
     parts += [
-        part for arm in arms for part in (f"{arm.name} ({arm.summary.role}):\n", field_table(arm.summary))
+        part
+        for arm in arms
+        for part in (f"{one_line(arm.name)} ({arm.summary.role}):\n", field_table(arm.summary))
     ]
     for arm in arms:
         if arm.comparison is not None:
-            lines = [f"- note: {note}\n" for note in notes(arm.comparison)]
-            parts += [f"## {arm.name}\n", f"{arm.comparison.verdict.line}\n"]
+            lines = [f"- note: {one_line(note)}\n" for note in notes(arm.comparison)]
+            parts += [f"## {one_line(arm.name)}\n", f"{one_line(arm.comparison.verdict.line)}\n"]
             parts += [criteria_table(arm.comparison.verdict), "".join(lines)]
         elif arm.summary.status != "complete":
-            parts.append(f"## {arm.name}\n\n{arm.summary.status}: {arm.summary.reason}\n")
+            reason = one_line(arm.summary.reason or NONE)
+            parts.append(f"## {one_line(arm.name)}\n\n{arm.summary.status}: {reason}\n")
     parts += ["## Runs\n", _runs(arms)]
     return "\n".join(part for part in parts if part)
 
@@ -146,9 +181,10 @@ def _accuracy(arms: Sequence[ReportedArm]) -> str:
             continue
         verdict = comparison.verdict
         seen, (low, high) = verdict.pairs.outcomes, verdict.interval
-        difference = f"{100 * seen.difference:+.2f} ({low:+.2f} to {high:+.2f})"
+        shown = [points(value, signed=True) for value in (100 * seen.difference, low, high)]
+        difference = f"{shown[0]} ({shown[1]} to {shown[2]})"
         counts = [str(seen.losses), str(seen.gains)]
-        rows.append([*row, difference, *counts, f"{verdict.loss_limit:.2f}", verdict.answer])
+        rows.append([*row, difference, *counts, points(verdict.loss_limit), verdict.answer])
     columns = ["arm", "questions", "accuracy, %", "95 % interval", "difference, points (95 %)"]
     return markdown([*columns, "lost", "gained", "loss at most, points", "verdict"], rows, right=1)
 
@@ -207,15 +243,19 @@ def _flat(facts: dict[str, Any]) -> list[str]:
 
 
 def limits_shown(arms: Sequence[ReportedArm]) -> dict[str, float]:
-    """Return the limits of the first verdict by criterion, else those of the dtype; for the plot."""
+    """Return limits by criterion, for the plot: those of the first verdict, else what was asked for, or of the dtype."""
     for arm in arms:
         if arm.comparison is not None:
             criteria = arm.comparison.verdict.criteria
             return {one.name: one.bound for one in criteria if one.bound is not None}
-    known = LIMITS.get(arms[0].summary.dtype)
-    if known is None:
-        return {}
-    return {"log-probabilities, largest": known.largest, "log-probabilities, mean": known.mean}
+    known, options = LIMITS.get(arms[0].summary.dtype), arms[0].options
+    limits = {} if known is None else {"largest": known.largest, "mean": known.mean}
+    limits |= {
+        name: asked
+        for name, asked in (("largest", options.largest), ("mean", options.mean))
+        if asked is not None
+    }
+    return {f"log-probabilities, {name}": limit for name, limit in limits.items()}
 
 
 _ABOUT = """\

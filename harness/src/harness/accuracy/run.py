@@ -14,17 +14,17 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.console import Console
 
-from expert_maps import ExpertMapsError
+from expert_maps import ExpertMapsError, FormatError
 from expert_maps.formats.files import write_text
 from harness.accuracy import versions
 from harness.accuracy.compare import Options, compare_records, notes
-from harness.accuracy.config import BASELINE, ConfigError, load_config
+from harness.accuracy.config import BASELINE, DTYPES, ConfigError, load_config
 from harness.accuracy.journal import key_of
 from harness.accuracy.records import SUMMARY, read_record
 from harness.accuracy.server import check_url
 from harness.accuracy.settings import RunSettings
 from harness.accuracy.table import criteria_table, field_table
-from harness.accuracy.verdict import MARGIN_POINTS
+from harness.accuracy.verdict import EXIT_CODES, MARGIN_POINTS
 
 if TYPE_CHECKING:
     from types import FrameType
@@ -38,6 +38,7 @@ RESULTS, SCRATCH = Path("accuracy/results"), Path("build/accuracy")
 SHORT_QUESTIONS, SHORT_MARGIN = 120, 3.0
 _FAILED, _BAD_INPUT, _INTERRUPTED = 1, 2, 130
 _STATE = "state.json"
+_OF_A_RUN = ("journal.jsonl", "moves.json")
 
 
 def run_command(
@@ -82,7 +83,8 @@ def run_command(
 ) -> None:
     """Ask the arms of a model the same questions, keep a record of each, and judge them in pairs.
 
-    Exit code 0: no worse. 1: worse, or an arm could not be run. 2: bad input. 3: undecided.
+    Exit code 0: no worse, or nothing to judge (the baseline alone). 1: worse, or an arm could not be run. 2: bad input.
+    3: undecided, or an arm was not judged for want of a baseline.
     """
     try:
         config = load_config(model)
@@ -102,6 +104,13 @@ def run_command(
         )
         names = config.choose(arm)
         accepted = margin if margin is not None else SHORT_MARGIN if short else MARGIN_POINTS
+        looks_local = settings.model.startswith(("/", ".", "~"))
+        if looks_local and not settings.base_urls and not Path(settings.model).is_dir():
+            msg = f"checkpoint is {settings.model!r}, which is no folder; expected one, or a name on the hub"
+            raise ConfigError(msg)
+        if settings.dtype not in DTYPES:
+            msg = f"dtype is {settings.dtype!r}; expected one of {', '.join(DTYPES)}"
+            raise ConfigError(msg)
         if not 0 < accepted < 100:  # noqa: PLR2004 - percent
             msg = f"margin is {accepted:g} points; expected more than 0 and less than 100"
             raise ConfigError(msg)
@@ -118,7 +127,7 @@ def run_command(
         raise typer.Exit(_INTERRUPTED) from None
     except ExpertMapsError as error:
         typer.echo(f"error: {error}", err=True)
-        raise typer.Exit(_BAD_INPUT if isinstance(error, ConfigError) else _FAILED) from error
+        raise typer.Exit(_BAD_INPUT if isinstance(error, ConfigError | FormatError) else _FAILED) from error
     finally:
         signal.signal(signal.SIGTERM, previous)
     raise typer.Exit(code)
@@ -201,7 +210,7 @@ class _State:
             dtype=settings.dtype,
             count=settings.count,
             base_urls=settings.base_urls,
-            data={split: str(path) for split, path in (settings.data or {}).items()},
+            data={split: versions.file_hash(path) for split, path in (settings.data or {}).items()},
         )
         path = settings.work / _STATE
         found: Any = None
@@ -223,10 +232,12 @@ class _State:
         write_text(self.path, json.dumps({"fingerprint": self.fingerprint, "done": self.done}) + "\n")
 
     def finish(self, settings: RunSettings) -> None:
-        """The run is complete: the next one begins anew."""
-        self.path.unlink(missing_ok=True)
-        for journal in settings.work.glob("*/journal.jsonl"):
-            journal.unlink()
+        """The run is complete: the next one asks anew. Its load stays, for an arm that is planned from it."""
+        self.done = []
+        self.save()
+        for name in _OF_A_RUN:
+            for path in settings.work.glob(f"*/{name}"):
+                path.unlink()
 
 
 def run_arms(settings: RunSettings, names: list[str], margin: float, *, resume: bool) -> int:
@@ -236,9 +247,22 @@ def run_arms(settings: RunSettings, names: list[str], margin: float, *, resume: 
         ExpertMapsError: an arm could not be run; those after it were not.
     """
     from harness.accuracy.arm import run_arm
+    from harness.accuracy.questions import preview
 
     state = _State.load(settings, resume=resume)
+    # What is wrong with the data is said before a large model is loaded.
+    prompts = preview(
+        settings.config.task, count=settings.count, paths=settings.data, cache=settings.work / "datasets"
+    )
+    if settings.count is not None and len(prompts) < settings.count:
+        settings.say(f"the data has {len(prompts)} questions, fewer than the {settings.count} asked for")
     baseline = None if BASELINE in names else _kept_baseline(settings)
+    if baseline is not None and baseline.summary.num_questions != len(prompts):
+        msg = (
+            f"the baseline in {settings.folder / BASELINE} answered {baseline.summary.num_questions} questions; expected "
+            f"{len(prompts)}, as are asked now: run it with --arm {BASELINE} too"
+        )
+        raise ConfigError(msg)
     records: dict[str, Record] = {}
     for name in names:
         folder = settings.folder / name
@@ -279,6 +303,7 @@ def report(records: dict[str, Record], baseline: Record | None, margin: float) -
             continue
         if baseline is None:
             typer.echo(f"\n{name}: not judged, there is no complete record of the baseline")
+            codes.append(EXIT_CODES["undecided"])
             continue
         comparison = compare_records(baseline, record, Options(margin=margin))
         verdict = comparison.verdict

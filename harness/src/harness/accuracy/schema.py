@@ -14,6 +14,8 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator, model_valida
 from expert_maps import ExpertMapsError
 
 _VERSION_DIGITS = 6
+# What no logarithm of a probability reaches, and what can be subtracted and added up.
+_MOST_LOGPROB = 1e6
 # A value may have been rounded to two decimals.
 _ROUNDING = 0.00501
 
@@ -98,6 +100,7 @@ class PlacementRecord(_Model):
         ep_size: ranks.
         replica_checksums: whether all replicas of an expert held the same weights.
         faults: what contradicts the arm's configuration, a line each.
+        dynamic: whether experts had to move while questions were asked; None where the record does not say.
     """
 
     eplb_active: bool
@@ -108,6 +111,7 @@ class PlacementRecord(_Model):
     ep_size: Count | None
     replica_checksums: Literal["equal", "differ", "not read"]
     faults: list[str]
+    dynamic: bool | None = None
 
 
 class LoadRecord(_Model):
@@ -234,7 +238,7 @@ class Forced(_Model):
 
     doc_hash: Text
     forced_from: Text
-    logprobs: list[float]
+    logprobs: list[Annotated[float, Field(ge=-_MOST_LOGPROB, le=_MOST_LOGPROB)]]
 
 
 def task_version(configuration: dict[str, Any]) -> str:

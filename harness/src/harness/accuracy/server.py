@@ -9,6 +9,8 @@ import http.client
 import importlib.metadata
 import json
 import os
+import re
+import secrets
 import shutil
 import socket
 import subprocess
@@ -34,6 +36,13 @@ _HEALTH_SECONDS = 5.0
 # Of another process's server: it should be there.
 _RUNNING_SECONDS = 30.0
 _MAX_ERROR = 300
+# What is answered below this will not become healthy.
+_NOT_YET = 500
+# In vLLM's own words of its configuration.
+_DTYPE = re.compile(r"\bdtype=torch\.(\w+)")
+_HOST = re.compile(r"[A-Za-z0-9._:%-]+")
+# As the questions are asked: without the proxies that the environment names, which do not reach loopback.
+_OPENER = urllib.request.build_opener(urllib.request.ProxyHandler({}))
 
 
 class ServerError(ExpertMapsError):
@@ -84,6 +93,30 @@ class Server:
             msg = f"the server ended with exit code {self.process.returncode}{last_lines(self.log)}"
             raise ServerError(msg)
 
+    def describe(self) -> list[Any]:
+        """Return what it says of its models that does not change from one request to the next.
+
+        Raises:
+            ServerError: it does not say it.
+        """
+        try:
+            return [
+                [one["id"], one.get("root"), one.get("max_model_len")]
+                for one in self.get("/v1/models")["data"]
+            ]
+        except (LookupError, TypeError, AttributeError) as error:
+            msg = f"{self.url}/v1/models lists no model; expected a server of vLLM's"
+            raise ServerError(msg) from error
+
+    def dtype(self) -> str | None:
+        """Return the dtype of weights and activations; None where it does not say it."""
+        try:
+            told = json.dumps(self.get("/server_info"))
+        except ServerError:
+            return None
+        found = _DTYPE.search(told)
+        return found[1] if found else None
+
     def get(self, path: str, seconds: float = 60) -> Any:  # noqa: ANN401 - JSON
         """Get JSON; see `fetch`."""
         return fetch(f"{self.url}{path}", seconds=seconds)
@@ -103,14 +136,14 @@ def fetch(url: str, body: object = None, seconds: float = 60) -> Any:  # noqa: A
     content = None if body is None else json.dumps(body).encode()
     request = urllib.request.Request(url, data=content, headers={"Content-Type": "application/json"})  # noqa: S310 - see check_url
     try:
-        with urllib.request.urlopen(request, timeout=seconds) as response:  # noqa: S310 - as above
+        with _OPENER.open(request, timeout=seconds) as response:
             answer = response.read()
             return json.loads(answer) if answer.strip() else None
     except urllib.error.HTTPError as error:
         said = " ".join(error.read(4 * _MAX_ERROR).decode(errors="replace").split())[:_MAX_ERROR]
         msg = f"{url} answered {error.code}: {said}"
         raise RefusedError(error.code, msg) from error
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         msg = f"{url} answered with something that is no JSON"
         raise RefusedError(200, msg) from error
     except (OSError, http.client.HTTPException) as error:
@@ -124,8 +157,13 @@ def check_url(text: str) -> str:
     Raises:
         ServerError: it is none.
     """
-    parts = urllib.parse.urlsplit(text)
-    if parts.scheme not in {"http", "https"} or not parts.hostname or parts.query or parts.username:
+    try:
+        parts = urllib.parse.urlsplit(text)
+        right = parts.scheme in {"http", "https"} and not (parts.query or parts.fragment or parts.username)
+        right = right and _HOST.fullmatch(parts.hostname or "") is not None and parts.port != 0
+    except ValueError:  # the port is no number below 65536, or a bracket is open
+        right = False
+    if not right:
         msg = f"base URL is {text!r}; expected one like http://127.0.0.1:8000"
         raise ServerError(msg)
     return text.rstrip("/").removesuffix("/v1")
@@ -138,15 +176,18 @@ def attach(url: str, seconds: float = _RUNNING_SECONDS) -> Server:
         ServerError: it does not answer, or serves nothing.
     """
     _wait_for_health(url, None, None, seconds)
-    return Server(url, _served_model(url))
+    return Server(url, _served_models(url)[0])
 
 
-def _served_model(url: str) -> str:
+def _served_models(url: str) -> list[str]:
     try:
-        return str(fetch(f"{url}/v1/models")["data"][0]["id"])
-    except (LookupError, TypeError) as error:
+        models = [str(one["id"]) for one in fetch(f"{url}/v1/models")["data"]]
+    except (LookupError, TypeError):
+        models = []
+    if not models:
         msg = f"{url}/v1/models lists no model; expected a server of vLLM's"
-        raise ServerError(msg) from error
+        raise ServerError(msg)
+    return models
 
 
 def command(model: str, port: int, arguments: Sequence[str]) -> list[str]:
@@ -155,7 +196,8 @@ def command(model: str, port: int, arguments: Sequence[str]) -> list[str]:
     `vllm serve` where vLLM is installed as such; its CPU build has the modules without the metadata that this
     command needs, and the same server under another name.
     """
-    place = ["--host", LOOPBACK, "--port", str(port), *arguments]
+    # Of two of a name the last one holds.
+    place = [*arguments, "--host", LOOPBACK, "--port", str(port)]
     vllm = shutil.which("vllm", path=str(Path(sys.executable).parent)) or shutil.which("vllm")
     with contextlib.suppress(importlib.metadata.PackageNotFoundError):
         if vllm and importlib.metadata.version("vllm"):
@@ -178,6 +220,7 @@ def serve(
     *,
     environment: Mapping[str, str],
     startup_seconds: float,
+    name: str = "model",
     stop_seconds: float = _STOP_SECONDS,
 ) -> Iterator[Server]:
     """Serve for the time of a `with` block.
@@ -189,16 +232,26 @@ def serve(
         environment: variables beside this process's own; VLLM_ variables of this process are left out, so that
             a record names all that acted.
         startup_seconds: most seconds until it answers.
+        name: under which the model is served.
         stop_seconds: most seconds to stop by itself.
 
     Raises:
-        ServerError: it did not come up.
+        ServerError: it did not come up, or another server answers in its place.
     """
     port = free_port()
-    with start(command(model, port, arguments), log, environment, stop_seconds) as process:
+    # A second name that no other server has: what answers on the port could be another process's.
+    mark = f"{name}-{secrets.token_hex(8)}"
+    words = command(model, port, [*arguments, "--served-model-name", name, mark])
+    with start(words, log, environment, stop_seconds) as process:
         url = f"http://{LOOPBACK}:{port}"
         _wait_for_health(url, process, log, startup_seconds)
-        yield Server(url, _served_model(url), log, process)
+        server = Server(url, name, log, process)
+        models = _served_models(url)
+        if mark not in models:
+            server.require_alive()
+            msg = f"{url} serves {', '.join(models)}; expected {mark}: another server took the port, run it again"
+            raise ServerError(msg)
+        yield server
 
 
 @contextlib.contextmanager
@@ -235,6 +288,9 @@ def _wait_for_health(
             fetch(f"{url}/health", seconds=_HEALTH_SECONDS)
         except ServerError as error:
             reason = error
+            if process is None and isinstance(error, RefusedError) and error.status < _NOT_YET:
+                msg = f"{error}; expected a server of vLLM's"
+                raise ServerError(msg) from error
         else:
             return
         if process is not None and process.poll() is not None:

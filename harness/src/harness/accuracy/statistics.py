@@ -125,7 +125,7 @@ def fewest_gains(questions: int, loss: float, least: float) -> Int64Array:
         least: a score.
 
     Returns:
-        int64 [n + 1], never falling with b; n − b + 1 where no c will do.
+        int64 [n + 1], never falling with b; n + 1, more than any c, where no c will do.
     """
     b = np.arange(questions + 1)
     below, enough = np.full_like(b, -1), questions - b + 1
@@ -136,7 +136,7 @@ def fewest_gains(questions: int, loss: float, least: float) -> Int64Array:
         open_ = enough - below > 1
         enough = np.where(open_ & reached, middle, enough)
         below = np.where(open_ & ~reached, middle, below)
-    return enough
+    return np.where(enough > questions - b, questions + 1, enough)
 
 
 def nuisances(loss: float, questions: int) -> Float64Array:

@@ -17,18 +17,29 @@ NONE = "–"
 _FIELD_COLUMNS = ("dataset", "version", "metric", "mode", "model")
 
 
+def one_line(text: str) -> str:
+    """Return a text with every run of white space, line breaks too, as a space."""
+    return " ".join(text.split())
+
+
+def points(value: float, *, signed: bool = False) -> str:
+    """Return a number with two decimals; what rounds to zero is no "-0.00"."""
+    rounded = round(value, 2) + 0.0  # −0.0 + 0.0 is 0.0
+    return f"{rounded:+.2f}" if signed else f"{rounded:.2f}"
+
+
 def markdown(columns: Sequence[str], rows: Sequence[Sequence[str]], *, right: int | None = None) -> str:
     """Return a table.
 
     Args:
         columns: headings.
-        rows: cells; a bar in one would end it and becomes a slash.
+        rows: cells; a bar in one would end it and becomes a slash, a line break a space.
         right: columns from this one on are aligned to the right; none where it is None.
     """
     left = len(columns) if right is None else right
     rule = ["---"] * left + ["---:"] * (len(columns) - left)
     lines = [columns, rule, *rows]
-    return "".join(f"| {' | '.join(cell.replace('|', '/') for cell in line)} |\n" for line in lines)
+    return "".join(f"| {' | '.join(one_line(cell).replace('|', '/') for cell in line)} |\n" for line in lines)
 
 
 def field_table(summary: Summary) -> str:
@@ -48,21 +59,28 @@ def sizes_table(found: Sequence[Sizes], aim: Aim) -> str:
     """Return the questions that are needed, a table for each margin."""
     parts = []
     for margin in dict.fromkeys(one.margin for one in found):
-        points = f"{100 * margin:g}"
+        loss = f"{100 * margin:g}"
         columns = [
             "discordance",
-            f"McNemar, drop of {points}",
-            f"no worse by {points}",
-            f"within ±{points}",
+            f"McNemar, drop of {loss}",
+            f"no worse by {loss}",
+            f"within ±{loss}",
             "no worse, normal",
             "within ±, normal",
         ]
         rows = []
         for one in found:
             if one.margin == margin:
-                counts = (one.drop, one.no_worse, one.within, one.no_worse_normal, one.within_normal)
-                shown = [NONE if count is None else str(count) for count in counts]
-                rows.append([f"{100 * one.discordance:g} %", *shown])
-        title = f"Questions needed: margin {points} points, alpha {aim.alpha:g}, power {aim.power:g}\n\n"
+                drop = NONE if one.drop is None else str(one.drop)
+                near = [f"≈ {count}" for count in (one.no_worse, one.within)]
+                normal = [str(count) for count in (one.no_worse_normal, one.within_normal)]
+                rows.append([f"{100 * one.discordance:g} %", drop, *near, *normal])
+        title = f"Questions needed: margin {loss} points, alpha {aim.alpha:g}, power {aim.power:g}\n\n"
         parts.append(title + markdown(columns, rows, right=1))
-    return "\n".join(parts)
+    return "\n".join([*parts, _SIZES])
+
+
+_SIZES = """\
+McNemar: the least number with that power. ≈: a number with that power, found in steps of 2 %; power rises as a saw does,
+so that some larger numbers fall a little short, and some smaller ones do not. Normal: the usual formula, too small.
+"""

@@ -123,7 +123,7 @@ def judge(
     loss_limit = 100 * largest_loss(pairs.outcomes, aim.alpha)
     criteria = (
         _acted(baseline, arm, repeat=repeat),
-        _replicas(arm),
+        _replicas(baseline, arm),
         _as_declared(baseline, arm),
         *_log_probabilities(pairs, limits),
         _texts(pairs, limits),
@@ -143,6 +143,8 @@ def _acted(baseline: Record, arm: Record, *, repeat: bool) -> Criterion:
     if baseline.summary.role == "baseline" and before.eplb_active:
         return Criterion(name, "fail", "active in the baseline", "inactive in the baseline")
     if repeat:
+        if baseline.summary.role != "baseline":
+            return Criterion(name, "fail", "no repeat: the first is an EPLB arm", "two baselines")
         if after.eplb_active or arm.summary.role != "baseline":
             return Criterion(name, "fail", "no repeat: an EPLB arm", "a second baseline")
         return Criterion(name, "not measured", "a repeat of the baseline", "–")
@@ -150,34 +152,67 @@ def _acted(baseline: Record, arm: Record, *, repeat: bool) -> Criterion:
         (arm.summary.role != "eplb", f"no EPLB arm: its role is {arm.summary.role}"),
         (not after.eplb_active, "no EPLB arm: the plugin was not active"),
         (after.digest is None, "no EPLB arm: no digest of its placement"),
+        (bool(after.dynamic) and not after.rearrangements, "dynamic EPLB did not act: no rearrangements"),
         (not _is_elsewhere(baseline, arm), "no EPLB arm: neither redundant experts nor a move"),
     ]
-    for is_so, reason in reasons:
-        if is_so:
-            return Criterion(name, "fail", reason, limit)
+    failed = next((reason for is_so, reason in reasons if is_so), None)
     moved = after.rearrangements or 0
     found = f"{after.num_redundant_experts or 0} redundant, {moved} rearrangements, digest {after.digest or '':.8}"
-    return Criterion(name, "pass", found, limit)
+    outcome: Outcome = "pass" if failed is None else "fail"
+    if failed is None and baseline.summary.role != "baseline":
+        outcome, found = "not measured", f"beside {baseline.summary.arm}, which is no baseline"
+    return Criterion(name, outcome, failed or found, limit)
 
 
 def _is_elsewhere(baseline: Record, arm: Record) -> bool:
     """Say whether experts stood elsewhere than in the baseline at some time, or twice."""
     before, after = baseline.summary.placement, arm.summary.placement
-    if after.num_redundant_experts:
-        return True
     if after.rearrangements and after.digest_at_end not in {None, after.digest}:
         return True
-    return None not in {before.digest, after.digest} and before.digest != after.digest
+    # Two of a digest are one placement, whatever else a record says.
+    if None not in {before.digest, after.digest}:
+        return before.digest != after.digest
+    return bool(after.num_redundant_experts)
 
 
-def _replicas(arm: Record) -> Criterion:
+def _replicas(baseline: Record, arm: Record) -> Criterion:
+    name = "replicas equal"
+    if baseline.summary.placement.replica_checksums == "differ":
+        return Criterion(name, "fail", "checksums differ in the baseline", "equal")
     found = arm.summary.placement.replica_checksums
     outcomes: dict[str, Outcome] = {"equal": "pass", "differ": "fail", "not read": "not measured"}
-    return Criterion("replicas equal", outcomes[found], f"checksums {found}", "equal")
+    return Criterion(name, outcomes[found], f"checksums {found}", "equal")
+
+
+def _contradictions(record: Record) -> list[str]:
+    """Return what a record says of its placement that cannot all be so, a line each."""
+    found, arm = record.summary.placement, record.summary.arm
+    changed = None not in {found.digest, found.digest_at_end} and found.digest != found.digest_at_end
+    moved = found.rearrangements or 0
+    cases = [
+        (changed and not moved, f"the placement of {arm} changed without a rearrangement"),
+        (found.dynamic is False and (changed or moved > 0), f"experts of {arm} moved, which is static"),
+    ]
+    if record.summary.role == "baseline":
+        redundant = found.num_redundant_experts or 0
+        cases += [
+            (redundant > 0, f"{arm} is a baseline with {redundant} redundant experts"),
+            (moved > 0, f"{arm} is a baseline with {moved} rearrangements"),
+        ]
+    else:
+        alone = found.ep_size is not None and found.ep_size < 2  # noqa: PLR2004 - nothing to balance
+        cases.append((alone, f"{arm} is an EPLB arm on {found.ep_size} ranks"))
+    return [reason for is_so, reason in cases if is_so]
 
 
 def _as_declared(baseline: Record, arm: Record) -> Criterion:
-    faults = [*baseline.summary.placement.faults, *arm.summary.placement.faults]
+    faults = [
+        fault for one in (baseline, arm) for fault in (*one.summary.placement.faults, *_contradictions(one))
+    ]
+    faults = [" ".join(fault.split()) for fault in faults]
+    if not faults and baseline.summary.placement.digest is None:
+        unread = "the baseline's placement was not read"
+        return Criterion("as declared", "not measured", unread, "no faults")
     return Criterion(
         "as declared", "fail" if faults else "pass", "; ".join(faults) or "no faults", "no faults"
     )
@@ -201,6 +236,7 @@ def _log_probabilities(pairs: Pairs, limits: Limits) -> list[Criterion]:
             )
             continue
         value = float(getattr(found, name))
+        bound = limits.of(name, found.unsure, found.tokens)  # noqa: PLW2901 - of this baseline
         outcome: Outcome = "pass" if value <= bound else "fail"
         shown = f"{value:.1e} of {found.tokens:,} tokens"
         if name == "largest" and value > 0:
@@ -210,13 +246,15 @@ def _log_probabilities(pairs: Pairs, limits: Limits) -> list[Criterion]:
 
 
 def _texts(pairs: Pairs, limits: Limits) -> Criterion:
-    """Allow as many changed texts as chance would bring at the limit's share."""
+    """Allow as many changed texts as chance would bring at the limit's share, and those that became right."""
     questions = pairs.outcomes.questions
     share = pairs.identical / questions
     allowed = int(binom.isf(_TEXTS_ALPHA, questions, 1 - limits.identical))
     least = (questions - allowed) / questions
-    outcome: Outcome = "pass" if pairs.identical >= questions - allowed else "fail"
+    outcome: Outcome = "pass" if pairs.identical + pairs.improved >= questions - allowed else "fail"
     value = f"{pairs.identical:,} of {questions:,} ({100 * share:.2f} %)"
+    if pairs.improved:
+        value += f", {pairs.improved} of the others became right"
     return Criterion("identical texts", outcome, value, f"≥ {questions - allowed:,}", share, least)
 
 
@@ -232,8 +270,15 @@ def _loss(pairs: Pairs, margin: float, loss_limit: float, alpha: float) -> Crite
         outcome = "pass"
     elif p_loss_above(pairs.outcomes, margin / 100) <= alpha:
         outcome = "fail"
-    value = f"at most {loss_limit:.2f} points ({100 * (1 - alpha):g} %, exact)"
+    value = f"at most {_points(loss_limit, margin)} points ({100 * (1 - alpha):g} %, exact)"
     return Criterion("loss", outcome, value, f"< {margin:.2f} points", loss_limit, margin)
+
+
+def _points(loss: float, margin: float) -> str:
+    """Show a loss with as many digits as tell it from the margin, and zero without a sign."""
+    digits = next((digits for digits in range(2, 9) if round(loss, digits) != margin), 2)
+    shown = f"{loss:.{digits}f}"
+    return shown.removeprefix("-") if float(shown) == 0 else shown
 
 
 def _answer(criteria: tuple[Criterion, ...]) -> Answer:
@@ -251,7 +296,7 @@ def _line(
         line = f"worse: {'; '.join(failed)}"
     else:
         found = (
-            f"loss at most {loss_limit:.2f} points, margin {margin:.2f}; {seen.losses} lost and "
+            f"loss at most {_points(loss_limit, margin)} points, margin {margin:.2f}; {seen.losses} lost and "
             f"{seen.gains} gained of {seen.questions} questions"
         )
         count = "more than a million" if more is None else str(more)

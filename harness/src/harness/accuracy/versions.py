@@ -8,6 +8,7 @@ import hashlib
 import importlib.metadata
 import os
 import platform
+import re
 import subprocess
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -23,8 +24,8 @@ if TYPE_CHECKING:
 _SERVER_PACKAGES = ("torch", "torch_npu", "transformers", "vllm_ascend_moe", "expert_maps")
 NAMES = ("vllm", "lm_eval", "python", *_SERVER_PACKAGES)
 _VARIABLES = ("OMP_NUM_THREADS", "PYTHONHASHSEED")
-# Larger files are told apart by their size alone.
-_HASHED_BYTES = 2**26
+# Of larger files samples are hashed: the beginning, the end and places between.
+_HASHED_BYTES, _SAMPLES, _SAMPLE_BYTES = 2**26, 16, 2**20
 _RESULTS = "accuracy/results"
 
 
@@ -88,7 +89,7 @@ def machine(environment: Mapping[str, str]) -> dict[str, Any]:
 
 
 def model_identity(model: str) -> dict[str, str]:
-    """Return what tells a checkpoint from another: a hash of each small file, the size of large ones.
+    """Return what tells a checkpoint from another: a hash of each file, of large ones of samples, size and time.
 
     Args:
         model: a folder; any other name stands for itself.
@@ -97,19 +98,47 @@ def model_identity(model: str) -> dict[str, str]:
     if not folder.is_dir():
         return {"name": model}
     found = {}
-    for path in sorted(folder.glob("*")):
-        if path.is_file() and path.suffix in {".json", ".safetensors", ".jinja", ".txt", ".model"}:
-            size = path.stat().st_size
-            small = size <= _HASHED_BYTES
-            found[path.name] = hashlib.sha256(path.read_bytes()).hexdigest() if small else f"{size} bytes"
+    for path in sorted(folder.rglob("*")):
+        inside = path.relative_to(folder)
+        if path.is_file() and not any(part.startswith(".") for part in inside.parts):
+            found[str(inside)] = _identity(path)
     return found
 
 
+def _identity(path: Path) -> str:
+    state = path.stat()
+    if state.st_size <= _HASHED_BYTES:
+        return file_hash(path)
+    digest = hashlib.sha256(f"{state.st_size} {state.st_mtime_ns}".encode())
+    step = (state.st_size - _SAMPLE_BYTES) // (_SAMPLES - 1)
+    with path.open("rb") as stream:
+        for sample in range(_SAMPLES):
+            stream.seek(sample * step)
+            digest.update(stream.read(_SAMPLE_BYTES))
+    return digest.hexdigest()
+
+
+def file_hash(path: Path) -> str:
+    """Return the SHA-256 of a file."""
+    digest = hashlib.sha256()
+    with path.open("rb") as stream:
+        while part := stream.read(_SAMPLE_BYTES):
+            digest.update(part)
+    return digest.hexdigest()
+
+
+# A folder written in full, but for those of an address of the API.
+_FOLDERS = re.compile(r"(?<![\w/.:…-])/(?!v1/)(?:[^\s/\"':,;()\[\]{}]+/)+")
+_HOST = re.compile(r"(https?://)[^/\s\"',;]+")
+
+
 def shown(words: Sequence[str], folders: Mapping[Path, str]) -> list[str]:
-    """Return arguments with the names of folders in place of their paths, for a record that others read.
+    """Return texts with the names of folders in place of their paths, for a record that others read.
+
+    Other folders become an ellipsis, and so do the hosts of addresses.
 
     Args:
-        words: the arguments.
+        words: the texts, such as arguments.
         folders: path → name; longer paths are replaced first.
     """
     ordered = sorted(folders.items(), key=lambda item: -len(str(item[0])))
@@ -119,5 +148,5 @@ def shown(words: Sequence[str], folders: Mapping[Path, str]) -> list[str]:
         for path, name in ordered:
             for written in {str(path), str(path.resolve())}:
                 text = text.replace(f"{written}/", f"{name}/" if name else "")
-        result.append(text)
+        result.append(_FOLDERS.sub("…/", _HOST.sub(r"\1…", text)))
     return result

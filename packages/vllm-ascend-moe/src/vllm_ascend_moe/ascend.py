@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from packaging.version import Version
 
+from expert_maps import Placement
 from vllm_ascend_moe import upstream
 from vllm_ascend_moe.eplb import EplbConfigError, init_eplb_config
 
@@ -86,6 +87,33 @@ def ascend_options(settings: Settings, engine_args: Any) -> dict[str, Any]:
     return options
 
 
+# What each layer of this process was given, by its index: slot of each expert on each rank, [R, E].
+_served: dict[int, torch.Tensor] = {}
+
+
+def served_placement(num_layers: int | None = None) -> Placement | None:
+    """Return the placement that the layers were built with; None before there are layers.
+
+    It holds as long as vllm-ascend does not move experts, which it does by itself where its EPLB is dynamic.
+
+    Args:
+        num_layers: only the first so many, for draft layers follow; None for all.
+    """
+    maps = [_served[layer] for layer in sorted(_served)][:num_layers]
+    if not maps or len({found.shape for found in maps}) > 1:
+        return None
+    rows = []
+    for slots in maps:
+        held = [int((of_rank >= 0).sum()) for of_rank in slots]
+        row = [0] * sum(held)
+        for rank, of_rank in enumerate(slots.tolist()):
+            for expert, slot in enumerate(of_rank):
+                if slot >= 0:
+                    row[sum(held[:rank]) + slot] = expert
+        rows.append(row)
+    return Placement(rows, len(maps[0]), num_logical_experts=maps[0].shape[1])
+
+
 def around_init_eplb_config(
     original: Callable[..., Any],  # noqa: ARG001 - replaced
     eplb_config: Any,
@@ -118,5 +146,7 @@ def around_init_eplb_config(
     if log2phy is not None:
         log2phy = log2phy.to("npu")
     # Without EPLB vllm-ascend has no global map.
+    if maps.global_expert_map is not None:
+        _served[layer_id] = maps.global_expert_map
     everywhere = None if log2phy is None else maps.global_expert_map
     return everywhere, maps.expert_map, log2phy, maps.num_redundant_experts

@@ -4,7 +4,10 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from vllm_ascend_moe.serving import Serving
 
 
 class WorkerReport:
@@ -23,7 +26,9 @@ class WorkerReport:
         Returns:
             ``active``, ``ep_rank``, ``ep_size``; and where vLLM's EPLB state serves: ``digest``,
             ``physical_to_logical`` [L, P], ``num_redundant_experts``, ``rearrangements`` (commits since
-            loading), ``recorded_steps``, ``slot_checksums`` (hex, [L, slots]).
+            loading), ``recorded_steps``, ``slot_checksums`` (hex, [L, slots]). Beside vllm-ascend, whose layers get
+            their maps from the plugin: the same of the placement that they were built with, without checksums; and
+            nothing of it with dynamic EPLB, which moves experts without the plugin.
         """
         from vllm_ascend_moe.moving import local_checksums
         from vllm_ascend_moe.serving import current
@@ -39,7 +44,7 @@ class WorkerReport:
         }
         model = serving.model
         if model is None:
-            return report
+            return report | _beside_vllm_ascend(serving)
         placement = serving.live_placement()
         report |= {
             "digest": placement.digest,
@@ -53,3 +58,24 @@ class WorkerReport:
             sums = local_checksums(model).view("u8")
             report["slot_checksums"] = [[f"{int(slot):016x}" for slot in layer] for layer in sums]
         return report
+
+
+def _beside_vllm_ascend(serving: Serving) -> dict[str, Any]:
+    """Return what is known of a placement that vllm-ascend serves and does not change."""
+    from vllm_ascend_moe.ascend import served_placement
+
+    if serving.kind != "ascend" or serving.settings.dynamic:
+        return {}
+    source = serving.source
+    placement = served_placement(
+        len(source.placement.physical_to_logical) if source and source.is_file else None
+    )
+    if placement is None:
+        return {}
+    return {
+        "digest": placement.digest,
+        "physical_to_logical": placement.physical_to_logical.tolist(),
+        "num_redundant_experts": placement.num_redundant_experts,
+        "rearrangements": 0,
+        "recorded_steps": 0,
+    }
