@@ -20,6 +20,7 @@ from harness.accuracy import versions
 from harness.accuracy.compare import Options, compare_records, notes
 from harness.accuracy.config import BASELINE, DTYPES, ConfigError, load_config
 from harness.accuracy.journal import key_of
+from harness.accuracy.limits import limits_for
 from harness.accuracy.records import SUMMARY, read_record
 from harness.accuracy.server import check_url
 from harness.accuracy.settings import RunSettings
@@ -72,6 +73,12 @@ def run_command(
     margin: Annotated[
         float | None, typer.Option("--margin", help=f"Accepted loss in points; {MARGIN_POINTS:g}.")
     ] = None,
+    largest: Annotated[
+        float | None, typer.Option("--largest", help="Limit of |Δ log-probability|; by dtype without it.")
+    ] = None,
+    mean: Annotated[
+        float | None, typer.Option("--mean", help="Limit of its mean; by dtype without it.")
+    ] = None,
     dtype: Annotated[str | None, typer.Option("--dtype", help="Of weights and activations.")] = None,
     resume: Annotated[
         bool, typer.Option("--resume/--no-resume", help="Go on with a run that was cut off.")
@@ -114,14 +121,16 @@ def run_command(
         if not 0 < accepted < 100:  # noqa: PLR2004 - percent
             msg = f"margin is {accepted:g} points; expected more than 0 and less than 100"
             raise ConfigError(msg)
+        limits_for(settings.dtype, largest=largest, mean=mean)
+        options = Options(margin=accepted, largest=largest, mean=mean)
         _require_lm_eval()
-    except ExpertMapsError as error:
+    except (ExpertMapsError, ValueError) as error:
         typer.echo(f"error: {error}", err=True)
         raise typer.Exit(_BAD_INPUT) from error
     previous = signal.signal(signal.SIGTERM, _interrupt)
     try:
         with settings.locked():
-            code = run_arms(settings, names, accepted, resume=resume)
+            code = run_arms(settings, names, options, resume=resume)
     except KeyboardInterrupt:
         typer.echo("interrupted; run it again to go on", err=True)
         raise typer.Exit(_INTERRUPTED) from None
@@ -240,7 +249,7 @@ class _State:
                 path.unlink()
 
 
-def run_arms(settings: RunSettings, names: list[str], margin: float, *, resume: bool) -> int:
+def run_arms(settings: RunSettings, names: list[str], options: Options, *, resume: bool) -> int:
     """Run arms and print what came of them; the exit code.
 
     Raises:
@@ -278,7 +287,7 @@ def run_arms(settings: RunSettings, names: list[str], margin: float, *, resume: 
         if name == BASELINE:
             baseline = records[name]
     state.finish(settings)
-    return report(records, baseline, margin)
+    return report(records, baseline, options)
 
 
 def _kept_baseline(settings: RunSettings) -> Record | None:
@@ -290,7 +299,7 @@ def _kept_baseline(settings: RunSettings) -> Record | None:
     return record if record.summary.status == "complete" else None
 
 
-def report(records: dict[str, Record], baseline: Record | None, margin: float) -> int:
+def report(records: dict[str, Record], baseline: Record | None, options: Options) -> int:
     """Print a table an arm and the verdicts; return the exit code, that of the worst verdict."""
     codes = [0]
     for name, record in records.items():
@@ -305,7 +314,7 @@ def report(records: dict[str, Record], baseline: Record | None, margin: float) -
             typer.echo(f"\n{name}: not judged, there is no complete record of the baseline")
             codes.append(EXIT_CODES["undecided"])
             continue
-        comparison = compare_records(baseline, record, Options(margin=margin))
+        comparison = compare_records(baseline, record, options)
         verdict = comparison.verdict
         found = "".join(f"\nnote: {note}" for note in notes(comparison))
         typer.echo(
