@@ -147,6 +147,11 @@ def test_the_embedded_arms_are_static_and_dynamic_on_two_ranks() -> None:
             {"layout": "ring", "num_experts": 8, "num_redundant_experts": 2, "ep_size": 2},
             "num_layers None; expected both",
         ),
+        (
+            ("arms", "eplb", "plan"),
+            {"layout": "ring", "num_experts": 16, "num_layers": 2, "num_redundant_experts": 3, "ep_size": 2},
+            "the layout ring does not fit",
+        ),
         (("arms", "work"), {"role": "eplb"}, "an arm is called 'work'"),
         (
             ("arms", "eplb", "additional_config"),
@@ -163,6 +168,8 @@ def test_the_embedded_arms_are_static_and_dynamic_on_two_ranks() -> None:
         # argparse takes these for --host and --served-model-name.
         (("server", "arguments"), ["--hos=0.0.0.0"], "--hos"),
         (("server", "arguments"), ["--served_model_name=x"], "--served_model_name"),
+        (("server", "arguments"), ["--additional-config.expert_maps.dynamic=true"], "--additional-config"),
+        (("server", "arguments"), ["--config=x.yaml"], "--config"),
         (("server", "arguments"), ["--x=\0"], "NUL"),
         (("server", "environment"), {"OMP_NUM_THREADS": 1}, "OMP_NUM_THREADS"),
         (("server", "environment"), {"A=B": "1"}, "A=B"),

@@ -347,7 +347,7 @@ def test_what_was_answered_to_something_else_is_not_taken(bench: Bench, change: 
         (["{"], "line 1"),
         (["[]"], "expected a JSON object with question and answer"),
         ([], "0 different questions; expected at least 1"),
-        ([{"question": "a", "answer": "1"}], "expected '#### NUMBER'"),
+        ([{"question": "a", "answer": "1"}], "expected '#### NUMBER' in it"),
         ([{"question": "a", "answer": "#### 1"}] * 2, "line 2: the same question as in line 1"),
     ],
 )

@@ -121,8 +121,10 @@ def test_a_server_that_dies_later_is_noticed(tmp_path: Path) -> None:
 
 
 PARENT = """
-import sys, time
+import signal, sys, time
 from pathlib import Path
+# Where this runs in the background it is ignored.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 sys.path.insert(0, sys.argv[1])
 from test_accuracy_server import start
 with start(Path(sys.argv[2])):

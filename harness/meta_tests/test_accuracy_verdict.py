@@ -271,6 +271,9 @@ def test_limits_grow_with_how_unsure_a_model_is() -> None:
     for unsure in (2.66e-4, 0.0):
         assert limits.of("largest", unsure, 41279) == limits.largest
         assert limits.of("mean", unsure, 41279) == limits.mean
+    half = LIMITS["bfloat16"]
+    assert 0.68 < half.of("largest", 4.6e-2, 2953) < 2
+    assert 3.1e-3 < half.of("mean", 4.6e-2, 2953) < 0.03
     given_ = limits_for("float32", largest=1e-5, mean=1e-9)
     assert (given_.of("largest", 0.5, 10**6), given_.of("mean", 0.5, 10**6)) == (1e-5, 1e-9)
     # A record says it, too.

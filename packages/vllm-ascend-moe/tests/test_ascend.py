@@ -271,6 +271,13 @@ def test_what_the_layers_were_given_is_what_is_reported(
     assert "digest" not in WorkerReport().expert_maps_report()
 
 
+def test_experts_that_vllm_ascend_moves_are_not_reported(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ascend, "_served", {})
+    # As a user may ask of vllm-ascend beside the plugin's options.
+    around_init_eplb_config(never, eplb(num_redundant_experts=4, dynamic_eplb=True), 0, moe(16, 4, 0))
+    assert ascend.served_placement() is None
+
+
 def test_without_eplb_the_linear_layout_is_reported(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(ascend, "_served", {})
     for layer in range(2):

@@ -15,7 +15,6 @@ from typing import TYPE_CHECKING, Any
 from expert_maps import (
     ExpertMapsError,
     balancedness,
-    generate_placement,
     plan,
     rank_load,
     read_load,
@@ -61,6 +60,7 @@ class ArmRun:
         found: versions; None until there is a server.
         forced: log-probabilities of the baseline's texts; None where they were not measured.
         load: the part `load` of a record.
+        counts_twice: whether questions were asked anew, so that the recorded load holds both times.
     """
 
     settings: RunSettings
@@ -72,6 +72,7 @@ class ArmRun:
     found: dict[str, str | None] | None = None
     forced: list[Forced] | None = None
     load: dict[str, Any] = field(default_factory=lambda: {"rank_load": None, "balancedness": None})
+    counts_twice: bool = False
     _started: float = field(default_factory=time.monotonic)
     _started_at: str = field(default_factory=lambda: datetime.now(timezone.utc).isoformat(timespec="seconds"))
 
@@ -203,13 +204,13 @@ def _measure(run: ArmRun, baseline: Record | None) -> None:
             run.evidence = proof.Evidence(before, None)
             _require(run, before)
             asker.bind(server, run.name, run.arguments, run.environment, before.digest if before else None)
-            run.evaluated, earlier = _evaluate(run, asker, server, before)
+            run.evaluated, earlier, acted = _evaluate(run, asker, server, before)
             run.forced = _forced(run, asker, baseline)
             after = proof.read_state(server, checksums=True, needed=needed)
-            faults = proof.find_faults(run.arm, before, after, earlier)
+            faults = proof.find_faults(run.arm, before, after, earlier, acted=acted)
             run.evidence = proof.Evidence(before, after, faults, earlier)
         # The record is complete once the server has stopped.
-        if run.arm.record_load and server.is_own:
+        if run.arm.record_load and server.is_own and not run.counts_twice:
             run.load = _load(record, after)
 
 
@@ -224,14 +225,16 @@ def _last_words(server: Server) -> Iterator[None]:
         raise
 
 
-def _evaluate(run: ArmRun, asker: Asker, server: Server, before: proof.State | None) -> tuple[Evaluated, int]:
-    """Put the questions; also return the rearrangements that a run before this one saw.
+def _evaluate(
+    run: ArmRun, asker: Asker, server: Server, before: proof.State | None
+) -> tuple[Evaluated, int, bool | None]:
+    """Put the questions; also return the rearrangements that a run before this one saw, and whether there were any.
 
     The experts of a dynamic arm must have moved while it was asked. A run that goes on where another was cut off may
     have too little left to ask for that: it takes the other's word, or asks all questions anew.
     """
     if not run.arm.dynamic:
-        return asker.evaluate(), 0
+        return asker.evaluate(), 0, None
     kept = run.work / MOVES_FILE
     earlier = _earlier_moves(kept, asker)
     went_on = asker.has_answers
@@ -242,10 +245,11 @@ def _evaluate(run: ArmRun, asker: Asker, server: Server, before: proof.State | N
             f"{run.name}: no experts moved in what was left to ask, so all questions are asked anew"
         )
         asker.forget()
+        run.counts_twice = True
         evaluated = asker.evaluate()
         moved = proof.moves(before, proof.read_state(server))
     write_text(kept, json.dumps({"context": asker.context, "rearrangements": earlier + moved}) + "\n")
-    return evaluated, earlier
+    return evaluated, earlier, earlier + moved > 0
 
 
 def _earlier_moves(kept: Path, asker: Asker) -> int:
@@ -323,16 +327,8 @@ def _plan(run: ArmRun) -> Path | None:
     if wanted is None:
         return None
     path = run.folder / MAP_FILE
-    if wanted.layout is not None:
-        assert wanted.num_experts is not None
-        assert wanted.num_layers is not None
-        run.placement = generate_placement(
-            wanted.layout,
-            num_experts=wanted.num_experts,
-            ep_size=wanted.ep_size,
-            num_layers=wanted.num_layers,
-            num_redundant_experts=wanted.num_redundant_experts,
-        )
+    run.placement = wanted.named()
+    if run.placement is not None:
         write_placement(run.placement, path)
         return path
     source = (

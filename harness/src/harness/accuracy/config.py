@@ -11,7 +11,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from expert_maps import ExpertMapsError
+from expert_maps import ExpertMapsError, Placement, generate_placement
 from expert_maps.formats.files import read_bytes
 
 MODELS = Path("accuracy/models")
@@ -22,7 +22,15 @@ _WORK = "work"
 # Only the harness knows these paths, so a file may not set them.
 _OWN_OPTIONS = {"record_load": "record_path", "plan": "expert_map_path"}
 # The harness chooses these when it starts a server.
-_OWN_ARGUMENTS = ("--model", "--host", "--port", "--dtype", "--additional-config", "--served-model-name")
+_OWN_ARGUMENTS = (
+    "--config",  # a file that may hold the others
+    "--model",
+    "--host",
+    "--port",
+    "--dtype",
+    "--additional-config",
+    "--served-model-name",
+)
 
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
 Count = Annotated[int, Field(ge=1)]
@@ -111,7 +119,7 @@ class Plan(_Strict):
 
     load_of: Name | None = None
     load: str | None = None
-    layout: Literal["ring", "append", "round_robin"] | None = None
+    layout: Literal["ring", "append"] | None = None
     num_experts: Count | None = None
     num_layers: Count | None = None
     num_redundant_experts: Annotated[int, Field(ge=1)]
@@ -126,7 +134,28 @@ class Plan(_Strict):
         if sizes.count(None) != (0 if self.layout else len(sizes)):
             msg = f"a plan has num_experts {sizes[0]} and num_layers {sizes[1]}; expected both with a layout, else neither"
             raise ValueError(msg)
+        try:
+            self.named()
+        except ExpertMapsError as error:
+            msg = f"the layout {self.layout} does not fit: {str(error).splitlines()[0]}"
+            raise ValueError(msg) from error
         return self
+
+    def named(self) -> Placement | None:
+        """Return the placement of the layout; None where one is planned from a load.
+
+        Raises:
+            ExpertMapsError: there is none of these sizes.
+        """
+        if self.layout is None or self.num_experts is None or self.num_layers is None:
+            return None
+        return generate_placement(
+            self.layout,
+            num_experts=self.num_experts,
+            ep_size=self.ep_size,
+            num_layers=self.num_layers,
+            num_redundant_experts=self.num_redundant_experts,
+        )
 
 
 class Serving(_Strict):
@@ -139,7 +168,8 @@ class Serving(_Strict):
     def _leaves_the_rest(self) -> Serving:
         for argument in self.arguments:
             # argparse takes an underscore for a dash, and the beginning of a name for the name.
-            word = argument.partition("=")[0].replace("_", "-")
+            # A dot leads into an option's object.
+            word = re.split(r"[=.]", argument, maxsplit=1)[0].replace("_", "-")
             if len(word) > len("--") and any(own.startswith(word) for own in _OWN_ARGUMENTS):
                 msg = f"arguments hold {argument!r}, which the harness sets"
                 raise ValueError(msg)
@@ -328,14 +358,14 @@ def _loader() -> Any:  # noqa: ANN401 - a class of yaml's, which is imported lat
     import yaml
 
     class Loader(yaml.SafeLoader):  # type: ignore[misc] # PyYAML has no types
-        def construct_mapping(self, node: Any, deep: bool = False) -> dict[Any, Any]:  # noqa: ANN401, FBT001, FBT002
-            keys = [key.value for key, _ in node.value]
+        def compose_mapping_node(self, anchor: Any) -> Any:  # noqa: ANN401
+            node = super().compose_mapping_node(anchor)
+            keys = [(key.tag, str(key.value)) for key, _ in node.value]
             for key in keys:
                 if keys.count(key) > 1:
-                    msg = f"the key {key!r} stands twice"
+                    msg = f"the key {key[1]!r} stands twice"
                     raise yaml.constructor.ConstructorError(None, None, msg, node.start_mark)
-            found: dict[Any, Any] = super().construct_mapping(node, deep)
-            return found
+            return node
 
     return Loader
 

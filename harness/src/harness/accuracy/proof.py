@@ -269,7 +269,7 @@ class Evidence:
     @property
     def rearrangements(self) -> int:
         """How often experts moved while the questions were asked."""
-        return self.earlier + moves(self.before, self.after)
+        return self.earlier + max(0, moves(self.before, self.after))
 
     def as_record(self) -> dict[str, Any]:
         """Return the part `placement` of a record."""
@@ -292,7 +292,9 @@ def moves(before: State | None, after: State | None) -> int:
     return (after.rearrangements if after else 0) - (before.rearrangements if before else 0)
 
 
-def find_faults(arm: Arm, before: State | None, after: State | None, earlier: int = 0) -> list[str]:
+def find_faults(
+    arm: Arm, before: State | None, after: State | None, earlier: int = 0, *, acted: bool | None = None
+) -> list[str]:
     """Return what an arm must not show at the end, a line each; empty for a good one.
 
     Args:
@@ -300,13 +302,16 @@ def find_faults(arm: Arm, before: State | None, after: State | None, earlier: in
         before: read before the first question.
         after: read after the last.
         earlier: rearrangements seen by a run that was cut off, whose answers are used.
+        acted: whether experts had moved when the last question was answered; None where it is not known.
     """
     faults = []
     moved = moves(before, after)
+    if moved < 0:
+        return ["the server was started anew while it was asked"]
     if before is not None and before.placement is not None and (after is None or after.placement is None):
         faults.append("the placement could not be read at the end")
     elif arm.dynamic:
-        if earlier + moved <= 0:
+        if not (earlier + moved > 0 if acted is None else acted):
             faults.append("no experts moved while the questions were asked; expected dynamic EPLB to act")
     elif before is not None and after is not None and before.digest != after.digest:
         faults.append(

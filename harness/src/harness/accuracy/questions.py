@@ -40,7 +40,7 @@ _INVALID = "[invalid]"
 _GROUP = "harness_accuracy"
 _MAX_ERROR, _SHOWN = 300, 80
 # What stands before the number in an answer of GSM8K.
-_FINAL = "#### "
+_FINAL = "####"
 
 
 @dataclass(frozen=True)
@@ -204,7 +204,7 @@ def check_data(split: str, path: Path, num_fewshot: int) -> None:
         FormatError: the file cannot be read.
     """
     try:
-        lines = read_bytes(path).decode().splitlines()
+        lines = read_bytes(path).decode().split("\n")  # other separators may stand in a text
     except UnicodeDecodeError as error:
         msg = f"{path}: not UTF-8 text at byte {error.start}"
         raise ConfigError(msg) from error
@@ -221,7 +221,7 @@ def check_data(split: str, path: Path, num_fewshot: int) -> None:
             msg = f"{path}, line {number}: {line[:_SHOWN]!r}; expected a JSON object with question and answer, both text"
             raise ConfigError(msg)
         if _FINAL not in fields[1]:
-            msg = f"{path}, line {number}: the answer ends with {fields[1][-_SHOWN:]!r}; expected '{_FINAL}NUMBER' at its end"
+            msg = f"{path}, line {number}: the answer ends with {fields[1][-_SHOWN:]!r}; expected '{_FINAL} NUMBER' in it"
             raise ConfigError(msg)
         first = seen.setdefault(fields, number)
         if split == "test" and first != number:

@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import shutil
 import signal
@@ -129,17 +130,30 @@ def run_command(
         raise typer.Exit(_BAD_INPUT) from error
     previous = signal.signal(signal.SIGTERM, _interrupt)
     try:
-        with settings.locked():
+        with contextlib.ExitStack() as stack:
+            _enter(stack, settings)
             code = run_arms(settings, names, options, resume=resume)
     except KeyboardInterrupt:
         typer.echo("interrupted; run it again to go on", err=True)
         raise typer.Exit(_INTERRUPTED) from None
     except ExpertMapsError as error:
         typer.echo(f"error: {error}", err=True)
-        raise typer.Exit(_BAD_INPUT if isinstance(error, ConfigError | FormatError) else _FAILED) from error
+        raise typer.Exit(_BAD_INPUT if isinstance(error, ConfigError) else _FAILED) from error
     finally:
         signal.signal(signal.SIGTERM, previous)
     raise typer.Exit(code)
+
+
+def _enter(stack: contextlib.ExitStack, settings: RunSettings) -> None:
+    """Lock the folder of results.
+
+    Raises:
+        ConfigError: it cannot be made, or another run is at it.
+    """
+    try:
+        stack.enter_context(settings.locked())
+    except FormatError as error:
+        raise ConfigError(str(error)) from error
 
 
 def _interrupt(_number: int, _frame: FrameType | None) -> None:
@@ -223,7 +237,7 @@ class _State:
         )
         path = settings.work / _STATE
         found: Any = None
-        if resume and path.exists():
+        if path.exists():
             try:
                 found = json.loads(path.read_text(encoding="utf-8"))
             except ValueError:
@@ -232,6 +246,8 @@ class _State:
             shutil.rmtree(settings.work, ignore_errors=True)
             found = {"done": []}
         state = cls(path, fingerprint, list(found["done"]))
+        if not resume:
+            state.finish(settings)
         settings.make_folder(settings.work)
         state.save()
         return state
@@ -258,13 +274,13 @@ def run_arms(settings: RunSettings, names: list[str], options: Options, *, resum
     from harness.accuracy.arm import run_arm
     from harness.accuracy.questions import preview
 
-    state = _State.load(settings, resume=resume)
-    # What is wrong with the data is said before a large model is loaded.
+    # What is wrong with the data is said before a large model is loaded, or anything is thrown away.
     prompts = preview(
         settings.config.task, count=settings.count, paths=settings.data, cache=settings.work / "datasets"
     )
     if settings.count is not None and len(prompts) < settings.count:
         settings.say(f"the data has {len(prompts)} questions, fewer than the {settings.count} asked for")
+    state = _State.load(settings, resume=resume)
     baseline = None if BASELINE in names else _kept_baseline(settings)
     if baseline is not None and baseline.summary.num_questions != len(prompts):
         msg = (

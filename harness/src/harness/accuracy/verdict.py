@@ -153,7 +153,10 @@ def _acted(baseline: Record, arm: Record, *, repeat: bool) -> Criterion:
         (not after.eplb_active, "no EPLB arm: the plugin was not active"),
         (after.digest is None, "no EPLB arm: no digest of its placement"),
         (bool(after.dynamic) and not after.rearrangements, "dynamic EPLB did not act: no rearrangements"),
-        (not _is_elsewhere(baseline, arm), "no EPLB arm: neither redundant experts nor a move"),
+        (
+            baseline.summary.role == "baseline" and not _is_elsewhere(baseline, arm),
+            "no EPLB arm: neither redundant experts nor a move",
+        ),
     ]
     failed = next((reason for is_so, reason in reasons if is_so), None)
     moved = after.rearrangements or 0

@@ -100,7 +100,7 @@ def model_identity(model: str) -> dict[str, str]:
     found = {}
     for path in sorted(folder.rglob("*")):
         inside = path.relative_to(folder)
-        if path.is_file() and not any(part.startswith(".") for part in inside.parts):
+        if path.is_file() and not any(part.startswith((".", "__pycache__")) for part in inside.parts):
             found[str(inside)] = _identity(path)
     return found
 
@@ -128,7 +128,7 @@ def file_hash(path: Path) -> str:
 
 
 # A folder written in full, but for those of an address of the API.
-_FOLDERS = re.compile(r"(?<![\w/.:…-])/(?!v1/)(?:[^\s/\"':,;()\[\]{}]+/)+")
+_FOLDERS = re.compile(r"(?<![\w/.…-])/(?!v1/)(?:[^\s/\"':,;()\[\]{}]+/)+")
 _HOST = re.compile(r"(https?://)[^/\s\"',;]+")
 
 

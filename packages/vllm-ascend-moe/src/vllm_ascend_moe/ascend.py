@@ -88,19 +88,20 @@ def ascend_options(settings: Settings, engine_args: Any) -> dict[str, Any]:
 
 
 # What each layer of this process was given, by its index: slot of each expert on each rank, [R, E].
-_served: dict[int, torch.Tensor] = {}
+_served: dict[int, torch.Tensor | None] = {}
 
 
 def served_placement(num_layers: int | None = None) -> Placement | None:
-    """Return the placement that the layers were built with; None before there are layers.
+    """Return the placement that the layers were built with; None before there are layers, or with dynamic EPLB.
 
-    It holds as long as vllm-ascend does not move experts, which it does by itself where its EPLB is dynamic.
+    vllm-ascend then moves experts by itself.
 
     Args:
         num_layers: only the first so many, for draft layers follow; None for all.
     """
-    maps = [_served[layer] for layer in sorted(_served)][:num_layers]
-    if not maps or len({found.shape for found in maps}) > 1:
+    found = [_served[layer] for layer in sorted(_served)][:num_layers]
+    maps = [slots for slots in found if slots is not None]
+    if not maps or len(maps) < len(found) or len({slots.shape for slots in maps}) > 1:
         return None
     rows = []
     for slots in maps:
@@ -147,6 +148,7 @@ def around_init_eplb_config(
         log2phy = log2phy.to("npu")
     # Without EPLB vllm-ascend has no global map.
     if maps.global_expert_map is not None:
-        _served[layer_id] = maps.global_expert_map
+        # What vllm-ascend moves by itself is not known here, whoever told it to.
+        _served[layer_id] = None if getattr(eplb_config, "dynamic_eplb", False) else maps.global_expert_map
     everywhere = None if log2phy is None else maps.global_expert_map
     return everywhere, maps.expert_map, log2phy, maps.num_redundant_experts
