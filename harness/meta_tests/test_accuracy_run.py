@@ -300,8 +300,10 @@ def test_a_dynamic_arm_that_was_cut_off_can_be_finished(bench: Bench, answers: i
     done = bench.run("--margin", 15)
     assert done.returncode == 0, done.stdout + done.stderr
     assert bench.summary("eplb-static")["placement"]["rearrangements"] > 0
-    # Nothing is asked twice, though after all answers nothing moves any more.
-    assert max(bench.answered()[prompt] for prompt in bench.answered() if "forced" not in prompt) <= 2
+    # Asked once in each arm, though after all answers nothing moves any more; but for what was in flight at the kill.
+    asked = Counter({prompt: count for prompt, count in bench.answered().items() if "forced" not in prompt})
+    assert sum(count > 2 for count in asked.values()) <= bench.config["concurrency"]
+    assert max(asked.values()) <= 3
 
 
 @needs_lm_eval
