@@ -257,6 +257,8 @@ def test_what_the_layers_were_given_is_what_is_reported(
     serving = SimpleNamespace(
         kind="ascend",
         model=None,
+        rearrangements=0,
+        recorder=None,
         ranks=SimpleNamespace(ep_rank=2, ep_size=4),
         settings=Settings(expert_map_path=str(tmp_path / "map.json")),
         source=PlacementSource("map.json", placement, is_file=True),

@@ -26,6 +26,7 @@ from harness.accuracy.limits import limits_for
 from harness.accuracy.pairs import pair
 from harness.accuracy.power import Aim, more_questions
 from harness.accuracy.statistics import largest_loss, mcnemar, p_loss_above, p_loss_below, tango_interval
+from harness.accuracy.table import one_line
 
 if TYPE_CHECKING:
     from harness.accuracy.limits import Limits
@@ -210,9 +211,10 @@ def _contradictions(record: Record) -> list[str]:
 
 def _as_declared(baseline: Record, arm: Record) -> Criterion:
     faults = [
-        fault for one in (baseline, arm) for fault in (*one.summary.placement.faults, *_contradictions(one))
+        one_line(fault)
+        for one in (baseline, arm)
+        for fault in (*one.summary.placement.faults, *_contradictions(one))
     ]
-    faults = [" ".join(fault.split()) for fault in faults]
     if not faults and baseline.summary.placement.digest is None:
         unread = "the baseline's placement was not read"
         return Criterion("as declared", "not measured", unread, "no faults")

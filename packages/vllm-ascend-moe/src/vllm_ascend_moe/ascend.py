@@ -103,16 +103,9 @@ def served_placement(num_layers: int | None = None) -> Placement | None:
     maps = [slots for slots in found if slots is not None]
     if not maps or len(maps) < len(found) or len({slots.shape for slots in maps}) > 1:
         return None
-    rows = []
-    for slots in maps:
-        held = [int((of_rank >= 0).sum()) for of_rank in slots]
-        row = [0] * sum(held)
-        for rank, of_rank in enumerate(slots.tolist()):
-            for expert, slot in enumerate(of_rank):
-                if slot >= 0:
-                    row[sum(held[:rank]) + slot] = expert
-        rows.append(row)
-    return Placement(rows, len(maps[0]), num_logical_experts=maps[0].shape[1])
+    # Those that a rank does not hold have −1 and sort first: what is left are its experts in the order of its slots.
+    held = [[of_rank.argsort()[int((of_rank < 0).sum()) :].tolist() for of_rank in slots] for slots in maps]
+    return Placement.from_rank_lists(held, num_logical_experts=maps[0].shape[1])
 
 
 def around_init_eplb_config(

@@ -7,6 +7,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from expert_maps import Placement
     from vllm_ascend_moe.serving import Serving
 
 
@@ -45,19 +46,22 @@ class WorkerReport:
         model = serving.model
         if model is None:
             return report | _beside_vllm_ascend(serving)
-        placement = serving.live_placement()
-        report |= {
-            "digest": placement.digest,
-            "physical_to_logical": placement.physical_to_logical.tolist(),
-            "num_redundant_experts": placement.num_redundant_experts,
-            "rearrangements": serving.rearrangements,
-            "recorded_steps": serving.recorder.num_rows if serving.recorder else 0,
-        }
+        report |= _placed(serving, serving.live_placement())
         if checksums:
             # In hex: not every transport carries integers of 64 bits.
             sums = local_checksums(model).view("u8")
             report["slot_checksums"] = [[f"{int(slot):016x}" for slot in layer] for layer in sums]
         return report
+
+
+def _placed(serving: Serving, placement: Placement) -> dict[str, Any]:
+    return {
+        "digest": placement.digest,
+        "physical_to_logical": placement.physical_to_logical.tolist(),
+        "num_redundant_experts": placement.num_redundant_experts,
+        "rearrangements": serving.rearrangements,
+        "recorded_steps": serving.recorder.num_rows if serving.recorder else 0,
+    }
 
 
 def _beside_vllm_ascend(serving: Serving) -> dict[str, Any]:
@@ -70,12 +74,4 @@ def _beside_vllm_ascend(serving: Serving) -> dict[str, Any]:
     placement = served_placement(
         len(source.placement.physical_to_logical) if source and source.is_file else None
     )
-    if placement is None:
-        return {}
-    return {
-        "digest": placement.digest,
-        "physical_to_logical": placement.physical_to_logical.tolist(),
-        "num_redundant_experts": placement.num_redundant_experts,
-        "rearrangements": 0,
-        "recorded_steps": 0,
-    }
+    return {} if placement is None else _placed(serving, placement)
