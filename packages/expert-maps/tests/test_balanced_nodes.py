@@ -5,13 +5,18 @@
 from __future__ import annotations
 
 from itertools import combinations
+from typing import Any
 
 import numpy as np
 import pytest
 from balanced_cases import Problem, grouped_problems, nodes_of_group, realistic_load
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
+from hypothesis import strategies as st
 
-from expert_maps import LayoutError, plan
+from expert_maps import LayoutError, Placement, plan, rank_load
+from expert_maps.policies._broken import broken_layers
+from expert_maps.policies.balanced import Start
+from expert_maps.policies.base import Cluster
 
 
 @settings(deadline=None)
@@ -95,3 +100,69 @@ def test_counts_that_no_node_can_hold_are_named(options: dict[str, object], mess
     arguments: dict[str, object] = {"num_physical_experts": 32, "ep_size": 4, "num_groups": 4, "num_nodes": 2}
     with pytest.raises(LayoutError, match=message):
         plan(np.ones((2, 24)), **arguments | options)  # type: ignore[arg-type]
+
+
+def test_a_start_against_the_node_rule_is_named_for_it_can_become_hotter() -> None:
+    # Group 0 (experts 0 and 1) is on both nodes; to put that right costs a hotter rank: 8 before, 12 after.
+    load = [[5, 7, 0, 3], [5, 7, 0, 3]]
+    current = Placement([[1, 2, 0, 3], [0, 1, 2, 3]], 2)
+    counts: dict[str, Any] = {"num_physical_experts": 4, "ep_size": 2, "num_groups": 2, "num_nodes": 2}
+    result = plan(load, **counts, current=current)
+    assert rank_load(current, load).max(axis=1).tolist() == [8, 12]
+    assert result.max_rank_load.tolist() == [12, 12]
+    assert result.mended.tolist() == [True, False]
+    # Without the node rule nothing is to be put right, nor where there is no start.
+    assert not plan(load, num_physical_experts=4, ep_size=2, current=current).mended.any()
+    assert plan(load, **counts).mended.tolist() == [False, False]
+
+
+def test_a_node_with_too_many_groups_is_named_too() -> None:
+    # Every group is on one node, but the first node has three of four.
+    current = Placement([[0, 1, 2, 3, 3, 3]], 6)
+    counts: dict[str, Any] = {"num_physical_experts": 6, "ep_size": 6, "num_groups": 4, "num_nodes": 2}
+    result = plan([[1, 2, 3, 4]], **counts, current=current)
+    assert result.mended.tolist() == [True]
+
+
+@pytest.mark.parametrize(
+    ("row", "broken"),
+    [
+        ([0, 1, 2, 3], False),
+        # Where ranks have failed, a group can be on two nodes without crowding either.
+        ([0, -1, 0, -1], True),
+        ([0, 0, 2, 3], True),
+        ([0, -1, -1, -1], False),
+    ],
+)
+def test_what_breaks_a_rule_in_a_start_with_empty_slots(row: list[int], broken: bool) -> None:
+    start = Start(np.array([row], dtype=np.int32), np.array([2, 2], dtype=np.int32))
+    assert broken_layers(start, 4, Cluster(4, 2, num_groups=4, num_nodes=2)).tolist() == [broken]
+
+
+@settings(deadline=None)
+@given(grouped_problems(("random", "lognormal", "zipf", "ties")), st.integers(0, 2**31), st.booleans())
+def test_only_a_layer_that_breaks_a_rule_becomes_hotter(problem: Problem, seed: int, keeps: bool) -> None:
+    per_rank = problem.slots // problem.ranks
+    assume(problem.slots % problem.ranks == 0 and per_rank * problem.ranks >= problem.experts)
+    load = problem.load()
+    current = problem.plan(problem.load(salt=1)).placement
+    if not keeps:
+        rows = np.random.default_rng(seed).permuted(current.physical_to_logical, axis=1)
+        current = Placement(rows, problem.ranks, num_logical_experts=problem.experts, allow_duplicates=True)
+    result = problem.plan(load, current=current)
+    broken = [
+        any(
+            len(nodes_of_group(current, layer, group, problem.groups, problem.nodes)) > 1
+            for group in range(problem.groups)
+        )
+        or any(
+            len(set(row.tolist())) < per_rank
+            for row in current.physical_to_logical[layer].reshape(-1, per_rank)
+        )
+        for layer in range(problem.layers)
+    ]
+    # A permutation may also leave every group on one node, but too many of them on the same.
+    assert (result.mended >= broken).all()
+    assert keeps <= (not result.mended.any())
+    was = rank_load(current, load).max(axis=1)
+    assert (result.mended | (result.max_rank_load <= was * (1 + 1e-9))).all()

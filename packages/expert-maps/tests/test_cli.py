@@ -191,6 +191,22 @@ def test_plan_refuses_bad_input_and_writes_nothing(
     assert not (tmp_path / "map.json").exists()
 
 
+def test_a_map_in_use_that_breaks_a_rule_is_named_with_what_it_costs(tmp_path: Path) -> None:
+    np.save(tmp_path / "load.npy", np.array([[5, 7, 0, 3]]))
+    write_placement(Placement([[1, 2, 0, 3]], 2), tmp_path / "now.json")
+    counts = ("--physical", 4, "--groups", 2, "--nodes", 2)
+    result = run("plan", "load.npy", *counts, "--ep-size", 2, "--current", "now.json", "--json")
+    assert result.exit_code == 0
+    assert json.loads(result.stdout)["mended_layers"] == [0]
+    assert "breaks a rule that the plan keeps" in result.stderr
+    assert "in 1 of 1 layers, the first of them 0" in result.stderr
+    assert "the hottest rank carries more than before in 1 of them" in result.stderr
+    result = run("rescale", "now.json", "load.npy", *counts, "--ep-size", 2, "--max-moves", -1)
+    assert "in 1 of 1 layers" in result.stderr
+    flat = run("plan", "load.npy", "--physical", 4, "--ep-size", 2, "--current", "now.json", "--json")
+    assert (json.loads(flat.stdout)["mended_layers"], flat.stderr) == ([], "")
+
+
 def test_plan_of_a_load_without_tokens_warns(tmp_path: Path) -> None:
     np.save(tmp_path / "load.npy", np.zeros((1, 8)))
     result = run("plan", "load.npy", "--physical", 12, "--ep-size", 4, "--output", "map.json")

@@ -4,7 +4,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import TYPE_CHECKING
 
@@ -16,6 +16,7 @@ from expert_maps.errors import LayoutError
 from expert_maps.load import ExpertLoad
 from expert_maps.placement import Placement
 from expert_maps.policies import DEFAULT_POLICY, DEFAULT_TOLERANCE, POLICIES, POLICY_NAMES, PolicyName
+from expert_maps.policies._broken import broken_layers
 from expert_maps.policies.balanced import Start, balanced, check_counts
 from expert_maps.policies.base import Cluster
 
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
 
     from numpy.typing import ArrayLike, NDArray
 
+    BoolArray = NDArray[np.bool_]
     Float64Array = NDArray[np.float64]
     Progress = Callable[[int, int], object]
 
@@ -50,6 +52,19 @@ class PlanResult:
     load: ExpertLoad
     lower_bound: Float64Array
     moves: metrics.Moves | None = None
+    _start: tuple[Start, Cluster] | None = field(default=None, repr=False)
+
+    @cached_property
+    def mended(self) -> BoolArray:
+        """Bool [L]: layers in which the placement that was planned from breaks a rule that the plan keeps.
+
+        A group on several nodes, more groups on a node than its share, or an expert twice on a rank. With a load of
+        one step only such a layer can have a hotter rank than before.
+        """
+        if self._start is None:
+            return np.zeros(self.placement.num_layers, dtype=bool)
+        start, cluster = self._start
+        return broken_layers(start, self.placement.num_logical_experts, cluster)
 
     @cached_property
     def rank_load(self) -> Float64Array:
@@ -119,7 +134,9 @@ def plan(  # noqa: PLR0913 - options by keyword
             restarts, as it always does up to 128 slots. With several steps it says only how the search starts.
         current: the placement in use, of the same counts, from which ``balanced`` starts: an expert that
             stays on its rank keeps its slot. Only where it cannot reach the tolerance from there does it plan anew,
-            and then names the ranks so that little moves.
+            and then names the ranks so that little moves. A layer that keeps the rules (no expert twice on a rank, groups
+            on nodes) never gets hotter under a load of one step; one that breaks them is put right first, and can: see
+            `PlanResult.mended`.
         max_moves: slots of a layer that may change, at most; None for any number. Needs ``current``, without an
             expert twice on a rank.
         allow_uneven: accept a P that ``ep_size`` does not divide: the first ranks (of each node) get one slot
@@ -176,7 +193,8 @@ def plan_balanced(
         parts.append(balanced(part, cluster, gap, here))
     rows, bound = parts[0] if len(parts) == 1 else map(np.concatenate, zip(*parts, strict=True))
     placement = Placement.from_checked(rows, trace.num_experts, cluster.slots_per_rank.astype(np.int32))
-    return PlanResult(placement, "balanced", trace, bound)
+    origin = None if start is None else (start, cluster)
+    return PlanResult(placement, "balanced", trace, bound, _start=origin)
 
 
 def _plan_by_sum(

@@ -19,7 +19,7 @@ from expert_maps.cli.common import (
     progress_bar,
     read_map,
 )
-from expert_maps.cli.report import linear_layout, print_result
+from expert_maps.cli.report import linear_layout, print_result, warn_of_mended
 from expert_maps.errors import ExpertMapsError
 from expert_maps.formats import read_load, vllm_ascend, write_placement
 from expert_maps.planning import plan as plan_placement
@@ -77,7 +77,9 @@ def plan(
     Before is the map in use (--current), or the linear layout without redundant experts. Balancedness is mean /
     max rank load; 1 is perfect. The gap, for a load of one step, is how far the hottest rank is above a proved lower bound: no plan can gain
     more than that. The total is the ratio of the sums over layers, as vLLM logs it. A load of several steps is
-    planned for the sum over steps of the hottest rank; balancedness over steps is the ratio of those sums.
+    planned for the sum over steps of the hottest rank; balancedness over steps is the ratio of those sums. A map in
+    use that breaks the plan's rules (an expert twice on a rank, a group on several nodes) is put right first, which can
+    make a rank hotter than before; a warning says so.
     """
     with bad_input():
         if output is not None:
@@ -109,6 +111,7 @@ def plan(
         size = None if expert_bytes is None or result.moves is None else result.moves.bytes(expert_bytes)
         if not trace.total.any():
             typer.echo(f"warning: {load}: every count is 0, there is nothing to balance", err=True)
+        warn_of_mended(result, trace, before)
         before = before or linear_layout(trace, result.placement.ep_size)
         if output is not None:
             write_placement(result.placement, output)

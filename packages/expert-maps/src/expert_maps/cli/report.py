@@ -45,6 +45,28 @@ def print_result(
         _print_table(trace, before, result, output, moved_bytes)
 
 
+def warn_of_mended(result: PlanResult, trace: ExpertLoad, current: Placement | None = None) -> None:
+    """Say where the map in use breaks a rule that the plan keeps, for which a rank may become hotter than before.
+
+    Args:
+        result: the plan.
+        trace: what was planned for.
+        current: the map in use, where it is on as many ranks as the plan.
+    """
+    layers = np.nonzero(result.mended)[0]
+    if not layers.size:
+        return
+    text = (
+        f"warning: the map in use breaks a rule that the plan keeps (no expert twice on a rank, groups on nodes) in "
+        f"{layers.size} of {result.placement.num_layers} layers, the first of them {layers[0]}; they are put right"
+    )
+    if current is not None:
+        was = metrics.rank_load(current, trace).max(axis=1)
+        hotter = layers[(result.max_rank_load > was * (1 + 1e-9))[layers]]
+        text += f", and the hottest rank carries more than before in {hotter.size} of them"
+    typer.echo(text, err=True)
+
+
 def _document(
     trace: ExpertLoad, before: Placement, result: PlanResult, output: Path | None, moved_bytes: int | None
 ) -> dict[str, object]:
@@ -70,6 +92,7 @@ def _document(
         document["balancedness_over_steps_before"] = _over_steps(before, trace)
         document["balancedness_over_steps"] = _over_steps(placement, trace)
     if result.moves is not None:
+        document["mended_layers"] = np.nonzero(result.mended)[0].tolist()
         document["changed_per_layer"] = result.moves.changed.sum(axis=1).tolist()
         document["fetched_per_layer"] = result.moves.fetched.sum(axis=1).tolist()
         document["fetched_bytes"] = moved_bytes

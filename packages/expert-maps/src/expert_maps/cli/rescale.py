@@ -18,7 +18,7 @@ from expert_maps.cli.common import (
     bad_input,
     read_map,
 )
-from expert_maps.cli.report import linear_layout, print_result
+from expert_maps.cli.report import linear_layout, print_result, warn_of_mended
 from expert_maps.elastic import rescale as rescale_placement
 from expert_maps.errors import ExpertMapsError
 from expert_maps.formats import read_load, vllm_ascend, write_placement
@@ -83,6 +83,7 @@ def rescale(
             allow_uneven=allow_uneven,
         )
         size = None if expert_bytes is None or result.moves is None else result.moves.bytes(expert_bytes)
+        warn_of_mended(result, trace)
         before = linear_layout(trace, result.placement.ep_size)
         if output is not None:
             write_placement(result.placement, output)
