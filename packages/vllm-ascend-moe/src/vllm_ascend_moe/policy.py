@@ -1,6 +1,6 @@
 # SPDX-FileCopyrightText: The expert-maps authors
 # SPDX-License-Identifier: Apache-2.0
-"""The planner as vLLM's balancing policy. Importing this module loads vLLM."""
+"""The planner as vLLM's balancing policy, and the check at the start that it will find a plan."""
 
 from __future__ import annotations
 
@@ -8,15 +8,55 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
-from vllm.distributed.eplb.policy import AbstractEplbPolicy
 
-from expert_maps import ExpertMapsError, Placement, PlacementError, plan
+from expert_maps import ExpertMapsError, LayoutError, Placement, PlacementError, plan
 from expert_maps._library import load_library
 from expert_maps.policies import DEFAULT_POLICY
 from vllm_ascend_moe._log import logger
+from vllm_ascend_moe.eplb import EplbConfigError
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
+    from vllm.distributed.eplb.policy import AbstractEplbPolicy
+
+
+def check_policy(
+    name: str | None, placement: Placement, num_groups: int, num_nodes: int, max_moves: int | None = None
+) -> None:
+    """Try a plan, so that counts which the policy cannot plan are refused at the start and not at every rearrangement.
+
+    Args:
+        name: one of `expert_maps.POLICY_NAMES`; None for `expert_maps.plan`'s default.
+        placement: the one that is served at the start.
+        num_groups: the router's expert groups, as the model names them.
+        num_nodes: servers, as vLLM counts them.
+        max_moves: as for `make_policy`.
+
+    Raises:
+        EplbConfigError: the policy has no plan for these counts, or none from this placement.
+        ExpertMapsError: the compiled planner, which ``balanced`` needs, is missing.
+    """
+    policy = name or DEFAULT_POLICY
+    load = np.ones((placement.num_layers, placement.num_logical_experts))
+    try:
+        plan(
+            load,
+            num_physical_experts=placement.num_physical_experts,
+            ep_size=placement.ep_size,
+            num_groups=router_groups(num_groups, placement.num_logical_experts),
+            num_nodes=num_nodes,
+            policy=policy,
+            current=placement if policy == "balanced" else None,
+            max_moves=max_moves,
+        )
+    except LayoutError as error:
+        msg = f"policy {policy!r} cannot plan for {num_groups} expert groups on {num_nodes} nodes: {error}"
+        raise EplbConfigError(msg) from error
+
+
+def router_groups(num_groups: int, num_experts: int) -> int:
+    """Return the groups to plan for: vLLM counts one where the router has none, and 0 in some models."""
+    return num_groups if num_groups > 0 and num_experts % num_groups == 0 else 1
 
 
 def make_policy(name: str | None = None, max_moves: int | None = None) -> type[AbstractEplbPolicy]:
@@ -29,6 +69,8 @@ def make_policy(name: str | None = None, max_moves: int | None = None) -> type[A
     Raises:
         ExpertMapsError: the compiled planner, which ``balanced`` needs, is missing.
     """
+    from vllm.distributed.eplb.policy import AbstractEplbPolicy
+
     policy = name or DEFAULT_POLICY
     if policy == "balanced":
         load_library()  # so that a missing one is known at the start, not at the first rearrangement
@@ -70,8 +112,7 @@ def make_policy(name: str | None = None, max_moves: int | None = None) -> type[A
                     load,
                     num_physical_experts=num_replicas,
                     ep_size=num_ranks,
-                    # vLLM counts one group where the router has none, and 0 in some models.
-                    num_groups=num_groups if num_groups > 0 and load.shape[1] % num_groups == 0 else 1,
+                    num_groups=router_groups(num_groups, load.shape[1]),
                     num_nodes=num_nodes,
                     policy=policy,
                     current=current,

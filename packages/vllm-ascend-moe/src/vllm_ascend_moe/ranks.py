@@ -74,6 +74,12 @@ class Ranks:
         return upstream.call(upstream.EP_GROUP)
 
     @property
+    def num_nodes(self) -> int:
+        """Servers, as vLLM's rearrangement counts them: one where the ranks do not divide by them."""
+        nodes = int(upstream.call(upstream.NODE_COUNT))
+        return 1 if self.ep_size % nodes else nodes
+
+    @property
     def cpu_group(self) -> Any:  # noqa: ANN401 - torch's
         """Its process group for objects on the CPU; None for a single rank."""
         return self.ep_group.cpu_group if self.ep_size > 1 else None

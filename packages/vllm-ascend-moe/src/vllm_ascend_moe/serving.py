@@ -24,6 +24,7 @@ from vllm_ascend_moe.agreement import require_agreement
 from vllm_ascend_moe.eplb import EplbConfigError
 from vllm_ascend_moe.frontend import describe, say_inactive
 from vllm_ascend_moe.platforms import platform_kind
+from vllm_ascend_moe.policy import check_policy, make_policy
 from vllm_ascend_moe.ranks import Ranks
 from vllm_ascend_moe.recorder import LoadRecorder
 from vllm_ascend_moe.settings import VLLM_POLICY
@@ -230,7 +231,16 @@ class Serving:
             raise EplbConfigError(msg)
         digest = self.source.digest
         if moe is not None:
-            digest = self.source.layers(*self.ranks.stage(moe.num_moe_layers)).digest
+            placement = self.source.layers(*self.ranks.stage(moe.num_moe_layers))
+            digest = placement.digest
+            if self.settings.dynamic and self.settings.policy != VLLM_POLICY:
+                check_policy(
+                    self.settings.policy,
+                    placement,
+                    moe.num_expert_groups,
+                    self.ranks.num_nodes,
+                    self.settings.max_moves,
+                )
         self._log_active(digest)
 
     def _log_active(self, digest: str) -> None:
@@ -253,8 +263,6 @@ class Serving:
         """Once vLLM has set up its state in its own layout, move to the placement."""
         result = original(state, model, model_config, *args, **kwargs)
         if self.settings.policy != VLLM_POLICY:
-            from vllm_ascend_moe.policy import make_policy
-
             state.policy = make_policy(self.settings.policy, self.settings.max_moves)
         model_state = next(reversed(state.model_states.values()))
         if self._main_state is None and model_config is self.config.model_config:

@@ -108,6 +108,7 @@ MOVE_WEIGHTS = Hook(
 FIND_MOE_MODEL = Hook("vllm.model_executor.models.interfaces", "get_mixture_of_experts_model", ("model",))
 EP_GROUP = Hook("vllm.distributed.parallel_state", "get_ep_group", ())
 PP_GROUP = Hook("vllm.distributed.parallel_state", "get_pp_group", ())
+NODE_COUNT = Hook("vllm.distributed.parallel_state", "get_node_count", ())
 EPLB = (
     INITIALIZE_MODEL,
     ADD_MODEL,
@@ -122,6 +123,7 @@ EPLB = (
     FIND_MOE_MODEL,
     EP_GROUP,
     PP_GROUP,
+    NODE_COUNT,
 )
 
 # What a worker on a CPU needs beside: vLLM does none of expert parallelism there.
