@@ -12,6 +12,7 @@ import pytest
 
 from expert_maps import POLICY_NAMES, Placement, generate_placement
 from vllm_ascend_moe import upstream
+from vllm_ascend_moe.activation import Activation
 from vllm_ascend_moe.eplb import EplbConfigError
 from vllm_ascend_moe.policy import check_policy, router_groups
 from vllm_ascend_moe.serving import Serving
@@ -71,7 +72,7 @@ def serve(monkeypatch: pytest.MonkeyPatch, settings: Settings, groups: int, node
             device_config=SimpleNamespace(device_type="cpu"),
             model_config=SimpleNamespace(get_num_experts=lambda: 16),
         ),
-        SimpleNamespace(settings=settings, digest=None),
+        Activation(settings, "asked for"),
     )
     serving.source = PlacementSource("layout ring", layout(), is_file=False)
     serving._check_model(object())
