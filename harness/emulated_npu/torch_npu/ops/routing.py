@@ -1,0 +1,117 @@
+# SPDX-FileCopyrightText: The expert-maps authors
+# SPDX-License-Identifier: Apache-2.0
+"""From a router's logits to experts' rows and back: the plugin's twins, and what has none there."""
+
+from __future__ import annotations
+
+import torch
+
+from torch_npu._registry import CUSTOM, NPU, given
+from vllm_ascend_moe import ops as twins
+
+given(NPU, "npu_moe_gating_top_k")(twins.npu_moe_gating_top_k.twin)
+given(NPU, "npu_moe_token_unpermute", ignored=("restore_shape",))(twins.npu_moe_token_unpermute.twin)
+given(NPU, "npu_swiglu")(twins.npu_swiglu.twin)
+
+
+@given(CUSTOM, "moe_gating_top_k")
+def moe_gating_top_k(  # noqa: PLR0917 - vllm-ascend's signature
+    x: torch.Tensor,
+    k: int,
+    k_group: int,
+    group_count: int,
+    group_select_mode: int,
+    renorm: int,
+    norm_type: int,
+    out_flag: bool,
+    routed_scaling_factor: float,
+    eps: float,
+    bias_opt: torch.Tensor | None = None,
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Do what npu_moe_gating_top_k does."""
+    return twins.npu_moe_gating_top_k.twin(
+        x,
+        k,
+        bias=bias_opt,
+        k_group=k_group,
+        group_count=group_count,
+        group_select_mode=group_select_mode,
+        renorm=renorm,
+        norm_type=norm_type,
+        out_flag=out_flag,
+        routed_scaling_factor=routed_scaling_factor,
+        eps=eps,
+    )
+
+
+@given(NPU, "npu_moe_init_routing_v2")
+@given(CUSTOM, "npu_moe_init_routing_custom")
+def npu_moe_init_routing(
+    x: torch.Tensor,
+    expert_idx: torch.Tensor,
+    *,
+    scale: torch.Tensor | None = None,
+    offset: torch.Tensor | None = None,
+    active_num: int = -1,
+    expert_capacity: int = -1,
+    expert_num: int = -1,
+    drop_pad_mode: int = 0,
+    expert_tokens_num_type: int = 0,
+    expert_tokens_num_flag: bool = False,
+    quant_mode: int = -1,
+    active_expert_range: list[int] | None = None,
+    row_idx_type: int = 0,
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Sort token rows by expert; ids that no expert has are refused.
+
+    Raises:
+        IndexError: an id is out of range.
+    """
+    check_ids("npu_moe_init_routing", expert_idx, expert_num)
+    return twins.npu_moe_init_routing_v2.twin(
+        x,
+        expert_idx,
+        scale=scale,
+        offset=offset,
+        active_num=active_num,
+        expert_capacity=expert_capacity,
+        expert_num=expert_num,
+        drop_pad_mode=drop_pad_mode,
+        expert_tokens_num_type=expert_tokens_num_type,
+        expert_tokens_num_flag=expert_tokens_num_flag,
+        quant_mode=quant_mode,
+        active_expert_range=active_expert_range or (),
+        row_idx_type=row_idx_type,
+    )
+
+
+def check_ids(name: str, ids: torch.Tensor, number: int) -> None:
+    """Refuse ids of experts that are not there.
+
+    Raises:
+        IndexError: an id is below 0 or not below `number`.
+    """
+    if ids.numel() and (int(ids.min()) < 0 or int(ids.max()) >= number):
+        msg = f"{name}: expert ids {int(ids.min())} … {int(ids.max())}; expected 0 … {number - 1}"
+        raise IndexError(msg)
+
+
+@given(NPU, "npu_moe_token_permute")
+def npu_moe_token_permute(
+    tokens: torch.Tensor, indices: torch.Tensor, num_out_tokens: int | None = None
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Copy each token's row once for each of its experts, in the order of the experts.
+
+    Args:
+        tokens: [T, H].
+        indices: experts, [T, K] or [T].
+        num_out_tokens: how many rows are wanted, from the first; None or 0 for all.
+
+    Returns:
+        rows [T·K, H], and for each entry t·K + k the row, int32 [T·K].
+    """
+    top_k = 1 if indices.dim() == 1 else indices.shape[1]
+    order = torch.argsort(indices.reshape(-1), stable=True)
+    place = torch.empty_like(order)
+    place[order] = torch.arange(order.numel())
+    return tokens[order[: num_out_tokens or None] // top_k], place.to(torch.int32)
