@@ -2,6 +2,7 @@
 # SPDX-License-Identifier: Apache-2.0
 from __future__ import annotations
 
+import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -37,3 +38,15 @@ def test_leading_axes_are_kept() -> None:
     quantised, scale = npu_dynamic_quant.twin(torch.ones(2, 3, 4))
     assert tuple(quantised.shape) == (2, 3, 4)
     assert tuple(scale.shape) == (2, 3)
+
+
+@pytest.mark.parametrize("dst_type", [None, torch.int8, 1])
+def test_int8_may_be_asked_for(dst_type: torch.dtype | int | None) -> None:
+    assert npu_dynamic_quant(torch.ones(1, 2), dst_type=dst_type)[0].tolist() == [[127, 127]]
+
+
+def test_another_dtype_is_refused() -> None:
+    with pytest.raises(
+        ValueError, match=r"npu_dynamic_quant: dst_type is torch.float8_e4m3fn; expected None"
+    ):
+        npu_dynamic_quant(torch.ones(1, 2), dst_type=torch.float8_e4m3fn)

@@ -153,30 +153,92 @@ def test_whatever_the_logits_the_ids_are_different_experts(op: Any, value: float
         assert all(len(set(row)) == 4 and set(row) <= set(range(12)) for row in ids.tolist())
 
 
-def test_of_equal_scores_the_kernel_takes_the_lower_id() -> None:
-    _, ids, _ = npu_moe_gating_top_k(torch.tensor([[1.0, 2, 2, 1, 2, 1]]), 5)
+@BOTH
+def test_of_equal_scores_the_lower_id_comes_first(op: Any) -> None:  # noqa: ANN401
+    _, ids, _ = op(torch.tensor([[1.0, 2, 2, 1, 2, 1]]), 5)
     assert ids.tolist() == [[1, 2, 4, 0, 3]]
+    assert op(torch.zeros(1, 4), 1)[1].item() == 0
 
 
-def test_the_kernel_refuses_more_experts_than_the_groups_hold() -> None:
-    # It does not check its indices: what reaches it has been checked.
+@BOTH
+@pytest.mark.parametrize("mode", [0, 1])
+def test_of_equal_groups_the_lower_one_is_kept(op: Any, mode: int) -> None:  # noqa: ANN401
+    _, ids, _ = op(torch.zeros(2, 12), 5, k_group=2, group_count=4, group_select_mode=mode)
+    assert ids.tolist() == [[0, 1, 2, 3, 4]] * 2
+
+
+@BOTH
+def test_logits_whose_scores_are_equal_are_equal(op: Any) -> None:  # noqa: ANN401
+    # Both of these softmax to 0, and both sigmoids are 1.
+    assert op(torch.tensor([[-300.0, -200.0, 0.0]]), 3)[1].tolist() == [[2, 0, 1]]
+    assert op(torch.tensor([[0.0, 40.0, 50.0]]), 3, norm_type=1)[1].tolist() == [[1, 2, 0]]
+
+
+@settings(deadline=None, max_examples=60)
+@given(
+    st.integers(1, 40),
+    st.sampled_from([(33, 1, 1, 5), (64, 8, 3, 8), (128, 4, 2, 16), (12, 4, 1, 3)]),
+    st.booleans(),
+    st.integers(0, 1),
+    st.integers(0, 1),
+    st.sampled_from(DTYPES),
+    st.integers(0, 2**32),
+)
+def test_twin_and_kernel_choose_the_same_also_where_logits_tie(
+    tokens: int,
+    shape: tuple[int, int, int, int],
+    biased: bool,
+    mode: int,
+    norm_type: int,
+    dtype: torch.dtype,
+    seed: int,
+) -> None:
+    experts, group_count, k_group, k = shape
+    x = (normal(tokens, experts, seed=seed) * 4).round().div(4).to(dtype)
+    bias = normal(experts, seed=seed + 1).round().to(dtype) if biased else None
+    implementations: list[Any] = [npu_moe_gating_top_k.twin, npu_moe_gating_top_k.fast]
+    twin, kernel = (
+        op(
+            x,
+            k,
+            bias=bias,
+            group_count=group_count,
+            k_group=k_group,
+            group_select_mode=mode,
+            norm_type=norm_type,
+        )[1]
+        for op in implementations
+    )
+    assert torch.equal(twin, kernel)
+
+
+@BOTH
+def test_more_experts_than_the_groups_hold_are_refused(op: Any) -> None:  # noqa: ANN401
+    # The kernel does not check its indices: what reaches it has been checked.
     for k, groups, kept in ((5, 4, 1), (9, 1, 1), (2, 3, 1)):
         with pytest.raises(
             ValueError, match=f"npu_moe_gating_top_k: k is {k}; expected {groups} equal groups of 8"
         ):
-            npu_moe_gating_top_k(torch.zeros(1, 8), k, group_count=groups, k_group=kept)
+            op(torch.zeros(1, 8), k, group_count=groups, k_group=kept)
 
 
-def test_many_threads_take_the_twin_and_agree(monkeypatch: pytest.MonkeyPatch) -> None:
-    x = normal(600, 32, seed=0, dtype=torch.bfloat16)
-    for bias, norm_type, renorm in ((None, 0, 0), (None, 0, 1), (normal(32, seed=1), 1, 0)):
-        kernel = npu_moe_gating_top_k(x, 4, bias=bias, norm_type=norm_type, renorm=renorm, out_flag=True)
-        with monkeypatch.context() as patch:
-            patch.setattr(torch, "get_num_threads", lambda: 64)
-            many = npu_moe_gating_top_k(x, 4, bias=bias, norm_type=norm_type, renorm=renorm, out_flag=True)
-        # Logits of few bits tie, and ties are taken in another order: the weights are the same all the same.
-        torch.testing.assert_close(many[0], kernel[0], atol=1e-2, rtol=1e-2)
-        torch.testing.assert_close(many[2], kernel[2], atol=1e-6, rtol=1e-5)
+def test_neither_the_number_of_threads_nor_of_tokens_changes_what_a_token_gets() -> None:
+    # An odd number of experts: rows begin anywhere in a vector register.
+    x = normal(701, 33, seed=0, dtype=torch.bfloat16)
+    bias, before = normal(33, seed=1).mul(4).round(), torch.get_num_threads()
+    for norm_type in (0, 1):
+        for op in (npu_moe_gating_top_k, npu_moe_gating_top_k.twin):
+            alone = torch.cat([op(row[None], 7, bias=bias, norm_type=norm_type)[1] for row in x])
+            try:
+                for threads in (1, 5):
+                    torch.set_num_threads(threads)
+                    assert torch.equal(op(x, 7, bias=bias, norm_type=norm_type)[1], alone)
+            finally:
+                torch.set_num_threads(before)
+
+
+def test_scores_that_are_not_asked_for_are_undefined_in_the_twin() -> None:
+    assert npu_moe_gating_top_k.twin(torch.zeros(2, 4), 1)[2].isnan().all()
 
 
 def test_gradients_and_strides_do_not_matter() -> None:

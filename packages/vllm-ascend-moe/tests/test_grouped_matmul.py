@@ -44,6 +44,9 @@ def test_each_group_is_multiplied_by_its_weight(
     parts = npu_grouped_matmul.twin([rows], weights, split_item=0, **options)
     assert whole.dtype == dtype
     assert tuple(whole.shape) == (len(rows), 7)
+    assert whole[-3:].isnan().all()
+    (fast,) = npu_grouped_matmul.fast([rows], weights, split_item=2, **options)  # type: ignore[misc]
+    assert torch.equal(fast[:-3], whole[:-3])
     start = 0
     for group, count in enumerate(counts):
         for row in range(start, start + count):
@@ -83,6 +86,91 @@ def test_int8_products_are_exact_before_they_are_scaled(
         assert torch.equal(found[row], (exact * scale[group] * token_scale[row]).to(dtype))
 
 
+def test_int8_without_scales_gives_exact_int32() -> None:
+    rows = torch.randint(-128, 128, (5, 700), generator=torch.Generator().manual_seed(0)).to(torch.int8)
+    weight = torch.randint(-128, 128, (2, 700, 3), generator=torch.Generator().manual_seed(1)).to(torch.int8)
+    bias = torch.tensor([[1, 2, 3], [4, 5, 6]], dtype=torch.int32)
+    options: dict[str, Any] = {"group_list": torch.tensor([1, 3]), "group_type": 0, "group_list_type": 1}
+    (found,) = npu_grouped_matmul.twin(
+        [rows], [weight], bias=[bias], split_item=3, output_dtype=torch.int32, **options
+    )
+    wanted = [rows[row].long() @ weight[min(row, 1)].long() + bias[min(row, 1)] for row in range(4)]
+    assert found.dtype == torch.int32
+    assert torch.equal(found[:4].long(), torch.stack(wanted))
+    assert (found[4:] == -(2**31)).all()
+
+
+@pytest.mark.parametrize(
+    ("x", "weight", "changes", "message"),
+    [
+        (
+            torch.float8_e4m3fn,
+            torch.float8_e4m3fn,
+            {"scale": torch.float32},
+            "dtype of x is torch.float8_e4m3fn",
+        ),
+        (torch.int32, torch.int32, {}, "dtype of x is torch.int32; expected int8"),
+        (torch.int8, torch.int8, {"scale": torch.int64}, "dtype of scale is torch.int64; expected float16"),
+        (torch.int8, torch.int8, {"scale": torch.float8_e4m3fn}, "dtype of scale is torch.float8_e4m3fn"),
+        (
+            torch.int8,
+            torch.int8,
+            {"scale": torch.float32, "per_token_scale": torch.int64},
+            "dtype of per_token_scale is torch.int64",
+        ),
+        (
+            torch.float32,
+            torch.float32,
+            {"scale": torch.float32},
+            "scale is given; expected None with torch.float32 x",
+        ),
+        (
+            torch.int8,
+            torch.float32,
+            {"scale": torch.float32},
+            "dtype of weight is torch.float32; expected torch.int8",
+        ),
+    ],
+)
+def test_dtypes_that_would_give_wrong_numbers_are_refused(
+    x: torch.dtype, weight: torch.dtype, changes: dict[str, torch.dtype], message: str
+) -> None:
+    sizes = {"scale": (1, 4), "per_token_scale": (2,)}
+    given = {name: [torch.ones(sizes[name]).to(dtype)] for name, dtype in changes.items()}
+    with pytest.raises(ValueError, match=f"npu_grouped_matmul: {message}"):
+        npu_grouped_matmul.twin(
+            [torch.ones(2, 3).to(x)],
+            [torch.ones(1, 3, 4).to(weight)],
+            group_list=torch.tensor([2]),
+            group_type=0,
+            split_item=2,
+            **given,  # type: ignore[arg-type]
+        )
+
+
+def test_none_where_the_schema_takes_it_is_the_default() -> None:
+    rows, weight = torch.ones(2, 3), torch.ones(2, 3, 4)
+    options: dict[str, Any] = {"group_list": torch.tensor([1, 2]), "group_type": 0}
+    plain = npu_grouped_matmul([rows], [weight], **options)
+    none = npu_grouped_matmul(
+        [rows],
+        [weight],
+        group_list_type=None,
+        split_item=None,
+        act_type=None,
+        tuning_config=None,  # type: ignore[call-arg]
+        **options,
+    )
+    assert [part.tolist() for part in none] == [part.tolist() for part in plain]
+
+
+def test_as_many_groups_as_matrices_are_wanted() -> None:
+    with pytest.raises(ValueError, match="number of groups is 2; expected 1, as many as matrices"):
+        npu_grouped_matmul.twin(
+            [torch.ones(2, 3)], [torch.ones(1, 3, 4)[0]], group_list=torch.tensor([1, 2]), group_type=0
+        )
+
+
 def test_a_dtype_may_be_given_by_number() -> None:
     int8 = torch.ones(2, 3, dtype=torch.int8)
     options: dict[str, Any] = {"scale": [torch.ones(1, 4)], "group_list": torch.tensor([2]), "group_type": 0}
@@ -98,6 +186,9 @@ def test_a_dtype_may_be_given_by_number() -> None:
         ({"group_type": None}, "group_type is None; expected 0"),
         ({"group_list": None}, "group_type is 0; expected 0, with a group_list"),
         ({"group_list_type": 2}, "group_list_type is 2"),
+        ({"act_type": 1}, "act_type is 1; expected 0"),
+        ({"output_dtype": 77}, "output_dtype is 77; expected one of"),
+        ({"output_dtype": torch.int32}, "output_dtype is torch.int32; expected a float dtype"),
     ],
 )
 def test_what_the_twin_does_not_take_is_refused(changes: dict[str, Any], message: str) -> None:
@@ -108,7 +199,7 @@ def test_what_the_twin_does_not_take_is_refused(changes: dict[str, Any], message
 
 def test_int8_without_scales_is_refused() -> None:
     int8 = torch.ones(2, 3, dtype=torch.int8)
-    with pytest.raises(ValueError, match="scale is None; expected scales with int8 x"):
+    with pytest.raises(ValueError, match="scale is None; expected scales with int8 x, or output_dtype int32"):
         npu_grouped_matmul.twin([int8], [int8[None]], group_list=torch.tensor([2]), group_type=0)
 
 

@@ -66,8 +66,16 @@ def test_it_is_the_obvious_loop(
         if source_scale is not None:
             assert scale[position] == source_scale[entry // k]
     assert row_idx.dtype == torch.int32
+    twin = implementation is npu_moe_init_routing_v2.twin
+    if twin:
+        # Nobody may read what is undefined: whoever does shall see it.
+        past = rows[len(order) :]
+        assert (past == -128 if quant_mode == 1 else past.isnan()).all()
+        assert scale[len(order) :].isnan().all()
+        assert scale.isnan().all() or quant_mode == 1
     if row_idx_type == 1:
         assert row_idx[: len(order)].tolist() == order
+        assert not twin or (row_idx[len(order) :] == -(2**31)).all()
     else:
         assert row_idx.tolist() == [order.index(i) if i in order else -1 for i in range(len(flat))]
     assert counts.dtype == torch.int64

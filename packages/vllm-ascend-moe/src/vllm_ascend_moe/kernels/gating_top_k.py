@@ -4,7 +4,6 @@
 
 from __future__ import annotations
 
-import math
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -166,7 +165,6 @@ def choose_experts(
     group_count: int,
     k_group: int,
     sum_of_two: bool,  # noqa: FBT001
-    exponential: bool,  # noqa: FBT001
     normalise: bool,  # noqa: FBT001
     scaling: float,
     eps: float,
@@ -184,7 +182,6 @@ def choose_experts(
         group_count: G, which divides E.
         k_group: groups a token chooses from, with at least K experts in them.
         sum_of_two: whether a group's score is the sum of its two best, rather than its best.
-        exponential: whether the scores are logits and a weight is their exponential; only with ``normalise``.
         normalise: whether a token's weights are divided by their sum.
         scaling: multiplies the weights last.
         eps: added to the sum that is divided by.
@@ -212,8 +209,6 @@ def choose_experts(
         total = 0.0
         for place in range(top_k):
             weight = scores[token, best_ids[place]]
-            if exponential:
-                weight = math.exp(weight - best[0])
             weights[token, place] = weight
             total += weight
         factor = scaling / (total + eps) if normalise else scaling

@@ -33,8 +33,8 @@ class Op(Generic[P, R]):
     Called with tensors on an NPU it is `torch.ops.npu.<name>`, which torch_npu registers when it is
     loaded (and a tensor cannot be on an NPU before that); this module never imports torch_npu. With tensors
     on a CPU it is the fast function, if there is one, with any others the twin. Either way it takes the
-    schema's arguments: those that the twin does not have may be passed with their default, and are refused
-    with another value.
+    schema's arguments: those that the twin does not have may be passed with their default, or None where the
+    schema takes it, and are refused with another value.
 
     Attributes:
         name: torch_npu's name.
@@ -101,6 +101,12 @@ class Op(Generic[P, R]):
         )
 
     @functools.cached_property
+    def _optional(self) -> frozenset[str]:
+        """Arguments that take None, which then means their default."""
+        schema = torch._C.parse_schema(f"npu::{self.schema}")  # noqa: SLF001 - as above
+        return frozenset(a.name for a in schema.arguments if isinstance(a.type, torch.OptionalType))
+
+    @functools.cached_property
     def _twin_parameters(self) -> frozenset[str]:
         return frozenset(inspect.signature(self.twin).parameters)
 
@@ -109,7 +115,10 @@ class Op(Generic[P, R]):
         if parameter is None:
             msg = f"{self.name}() got an unexpected keyword argument {name!r}"
             raise TypeError(msg)
-        if isinstance(value, torch.Tensor) or value != parameter.default:
+        optional = name in self._optional
+        if isinstance(value, torch.Tensor) or (
+            value != parameter.default and not (optional and value is None)
+        ):
             shown = "a tensor" if isinstance(value, torch.Tensor) else value
             expected = f"{parameter.default!r}, its default; the plain-torch twin does nothing else"
             raise refuse(self.name, name, shown, expected)

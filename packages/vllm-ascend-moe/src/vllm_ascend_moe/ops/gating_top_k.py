@@ -8,11 +8,9 @@ import numpy as np
 import torch
 
 from vllm_ascend_moe.ops._op import op, refuse
+from vllm_ascend_moe.ops._undefined import undefined_like
 
 _NAME = "npu_moe_gating_top_k"
-# The kernel runs on one thread and the twin's operations on all of torch's: with as many threads and tokens
-# as this the twin is the faster one.
-_TWIN_THREADS, _TWIN_TOKENS = 4, 512
 _NO_BIAS = np.empty(0, dtype=np.float32)
 
 
@@ -31,7 +29,7 @@ def npu_moe_gating_top_k(
     group_select_mode: int = 0,
     renorm: int = 0,
     norm_type: int = 0,
-    out_flag: bool = False,  # noqa: ARG001 - the scores cost nothing here
+    out_flag: bool = False,
     routed_scaling_factor: float = 1.0,
     eps: float = 1e-20,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
@@ -52,24 +50,27 @@ def npu_moe_gating_top_k(
 
     Returns:
         weights: [T, K], as x.
-        ids: int32 [T, K], best first.
-        scores: float32 [T, E], before the bias.
+        ids: int32 [T, K], best first; of equal ones the lower id first, experts and groups alike.
+        scores: float32 [T, E], before the bias; undefined (here NaN) without out_flag.
 
     Raises:
-        ValueError: a mode does not exist.
+        ValueError: a mode does not exist, or k or the groups do not fit E.
     """
     _check_modes(norm_type, group_select_mode)
-    logits = x.float()
-    scores = logits.softmax(-1) if norm_type == 0 else logits.sigmoid()
+    _check_counts(x.shape[1], k, k_group, group_count)
+    scores = _scores(x, norm_type)
     choice = scores if bias is None else scores + bias.float()
     if k_group < group_count:
-        choice = _keep_best_groups(choice, k_group, group_count, group_select_mode)
-    ids = choice.topk(k, dim=-1).indices  # [T, K]
+        # The experts of each token's best groups, by id: [T, k_group * E / G].
+        candidates = _of_best_groups(choice, k_group, group_count, group_select_mode)
+        ids = candidates.gather(1, _best(choice.gather(1, candidates), k))
+    else:
+        ids = _best(choice, k)  # [T, K]
     weights = scores.gather(1, ids)
     if norm_type == 1 or renorm == 1:
         weights = weights / (weights.sum(-1, keepdim=True) + eps)
     weights = weights * routed_scaling_factor
-    return weights.to(x.dtype), ids.to(torch.int32), scores
+    return weights.to(x.dtype), ids.to(torch.int32), scores if out_flag else undefined_like(scores)
 
 
 @npu_moe_gating_top_k.on_cpu
@@ -83,7 +84,7 @@ def _fast(
     group_select_mode: int = 0,
     renorm: int = 0,
     norm_type: int = 0,
-    out_flag: bool = False,
+    out_flag: bool = False,  # noqa: ARG001 - the scores cost nothing here
     routed_scaling_factor: float = 1.0,
     eps: float = 1e-20,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
@@ -97,7 +98,6 @@ def _fast(
         sum_of_two=group_select_mode == 1,
         softmax=norm_type == 0,
         normalise=norm_type == 1 or renorm == 1,
-        scores_wanted=out_flag,
         scaling=routed_scaling_factor,
         eps=eps,
     )
@@ -113,7 +113,6 @@ def choose_experts(
     sum_of_two: bool,
     softmax: bool,
     normalise: bool,
-    scores_wanted: bool = False,
     scaling: float = 1.0,
     eps: float = 1e-20,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
@@ -128,7 +127,6 @@ def choose_experts(
         sum_of_two: whether a group's score is the sum of its two best, rather than its best.
         softmax: whether scores are a softmax; else a sigmoid.
         normalise: whether the weights are divided by their sum.
-        scores_wanted: whether the third output is wanted; otherwise it is undefined.
         scaling: multiplies the weights last.
         eps: added to the sum that is divided by.
 
@@ -138,31 +136,10 @@ def choose_experts(
     Raises:
         ValueError: k or the groups do not fit E.
     """
-    if torch.get_num_threads() >= _TWIN_THREADS and len(x) >= _TWIN_TOKENS:
-        weights, ids, scores = npu_moe_gating_top_k.twin(
-            x.float(),
-            k,
-            bias=bias,
-            k_group=k_group,
-            group_count=group_count,
-            group_select_mode=int(sum_of_two),
-            norm_type=int(not softmax),
-        )
-        if not softmax:
-            weights = scores.gather(1, ids.long())
-        weights = weights / (weights.sum(-1, keepdim=True) + eps) if normalise else weights
-        return (weights * scaling).to(x.dtype), ids, scores
+    _check_counts(x.shape[1], k, k_group, group_count)
     from vllm_ascend_moe.kernels import gating_top_k as kernel
 
-    num_experts = x.shape[1]
-    group_size = num_experts // group_count
-    if num_experts % group_count or not k <= min(k_group, group_count) * group_size:
-        expected = f"{group_count} equal groups of {num_experts} experts, {k_group} of them with {k} or more"
-        raise refuse(_NAME, "k", k, expected)
-    logits = _plain(x)
-    # The order of logits is that of a softmax, and what a softmax divides by falls out of normalised weights.
-    exponential = softmax and normalise and bias is None and not sum_of_two and not scores_wanted
-    scores = logits if exponential else logits.softmax(-1) if softmax else logits.sigmoid()
+    scores = _scores(x, int(not softmax))
     # NumPy allocates small arrays several times as fast as torch.
     written, chosen = np.empty((len(x), k), dtype=np.float32), np.empty((len(x), k), dtype=np.int32)
     kernel.choose_experts(
@@ -171,7 +148,6 @@ def choose_experts(
         group_count,
         min(k_group, group_count),
         sum_of_two,
-        exponential,
         normalise,
         scaling,
         eps,
@@ -182,11 +158,27 @@ def choose_experts(
     return result if x.dtype == torch.float32 else result.to(x.dtype), torch.from_numpy(chosen), scores
 
 
+def _scores(x: torch.Tensor, norm_type: int) -> torch.Tensor:
+    """Return softmax or sigmoid of each row, float32 [T, E], dense: the same for equal logits, wherever they are.
+
+    A sigmoid in float32 is not: torch computes the end of a vector otherwise than the rest, and where ends are
+    depends on the number of threads.
+    """
+    logits = _plain(x)
+    return logits.softmax(-1) if norm_type == 0 else logits.double().sigmoid_().float()
+
+
 def _plain(tensor: torch.Tensor) -> torch.Tensor:
     """Return a tensor as a kernel reads it: float32, dense, without a gradient."""
     if tensor.requires_grad:
         tensor = tensor.detach()
     return tensor.float().contiguous()
+
+
+def _check_counts(num_experts: int, k: int, k_group: int, group_count: int) -> None:
+    if num_experts % group_count or not k <= min(k_group, group_count) * (num_experts // group_count):
+        expected = f"{group_count} equal groups of {num_experts} experts, {k_group} of them with {k} or more"
+        raise refuse(_NAME, "k", k, expected)
 
 
 def _check_modes(norm_type: int, group_select_mode: int) -> None:
@@ -196,15 +188,16 @@ def _check_modes(norm_type: int, group_select_mode: int) -> None:
         raise refuse(_NAME, "group_select_mode", group_select_mode, "0 (maximum) or 1 (sum of two)")
 
 
-def _keep_best_groups(choice: torch.Tensor, k_group: int, group_count: int, mode: int) -> torch.Tensor:
-    """Set the experts of all but each token's best groups to −inf; 0 would beat negative scores."""
-    grouped = choice.view(len(choice), group_count, choice.shape[1] // group_count)  # [T, G, E / G]
-    if mode == 0:
-        group_score = grouped.amax(-1)
-    else:
-        # The two best by two maxima: several times as fast as a top-k of two.
-        best, where = grouped.max(-1, keepdim=True)
-        group_score = best.squeeze(-1) + grouped.scatter(-1, where, -torch.inf).amax(-1)
-    groups = group_score.topk(k_group, dim=-1).indices
-    dropped = torch.ones_like(group_score, dtype=torch.bool).scatter_(1, groups, False)  # noqa: FBT003
-    return grouped.masked_fill(dropped.unsqueeze(-1), -torch.inf).flatten(1)
+def _best(values: torch.Tensor, k: int) -> torch.Tensor:
+    """Return where the k largest of each row are, largest first, of equal ones the first first."""
+    return values.sort(dim=-1, descending=True, stable=True).indices[:, :k]
+
+
+def _of_best_groups(choice: torch.Tensor, k_group: int, group_count: int, mode: int) -> torch.Tensor:
+    """Return the experts of each token's best groups, in the order of their ids."""
+    size = choice.shape[1] // group_count
+    grouped = choice.view(len(choice), group_count, size)  # [T, G, E / G]
+    two = grouped.topk(min(2, size), -1).values
+    score = two[..., 0] if mode == 0 else two.sum(-1)
+    groups = _best(score, k_group).sort(-1).values  # [T, k_group]
+    return (groups.unsqueeze(-1) * size + torch.arange(size, device=choice.device)).flatten(1)

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from vllm_ascend_moe.ops._op import op, refuse
+from vllm_ascend_moe.ops._undefined import undefined
 from vllm_ascend_moe.ops.dynamic_quant import npu_dynamic_quant
 
 if TYPE_CHECKING:
@@ -65,17 +66,19 @@ def npu_moe_init_routing_v2(
         row_idx_type: what the second output holds: see there.
 
     Returns:
-        expanded_x: [T·K, H], x's dtype or int8; rows from A on are undefined.
+        expanded_x: [T·K, H], x's dtype or int8; rows from A on are undefined (here NaN, or −128).
         expanded_row_idx: int32 [T·K]. Type 0 (gather): for entry t·K + k of expert_idx the row of
-            expanded_x, or −1. Type 1 (scatter): for each row of expanded_x the entry; undefined from A on.
+            expanded_x, or −1. Type 1 (scatter): for each row of expanded_x the entry; undefined from A on (here the
+            least int32).
         counts: int64 [end − start]; type 2: [expert_num, 2], followed by pairs of zeros.
-        expanded_scale: float32 [T·K]; undefined from A on, and everywhere without a scale.
+        expanded_scale: float32 [T·K]; undefined (here NaN) from A on, and everywhere without a scale.
 
     Raises:
         ValueError: an argument that this twin does not take.
     """
     return _init_routing(
         _sort,
+        undefined,
         x,
         expert_idx,
         scale,
@@ -110,6 +113,7 @@ def _fast(
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
     return _init_routing(
         _sort_by_counting,
+        _unwritten,
         x,
         expert_idx,
         scale,
@@ -127,6 +131,7 @@ def _fast(
 
 def _init_routing(  # noqa: PLR0917 - the op's
     sort: Sort,
+    new: Callable[..., torch.Tensor],
     x: torch.Tensor,
     expert_idx: torch.Tensor,
     scale: torch.Tensor | None,
@@ -150,21 +155,29 @@ def _init_routing(  # noqa: PLR0917 - the op's
         raise refuse(_NAME, "active_expert_range", [start, end], expected)
     # 1. Sort the entries by expert; within an expert in the order of tokens.
     active, counts, source, order, row = sort(expert_idx, start, end)
-    # 2. Copy the rows; what is past them stays undefined, as on the device.
+    # 2. Copy the rows; what is past them is undefined.
     rows, row_scale = x, scale
     if quant_mode == 1:
         rows, row_scale = npu_dynamic_quant.twin(x)
-    expanded_x = rows.new_empty(entries, x.shape[1])
+    expanded_x = new(entries, x.shape[1], like=rows)
     torch.index_select(rows, 0, source[:active], out=expanded_x[:active])
-    expanded_scale = torch.empty(entries, dtype=torch.float32, device=x.device)
+    expanded_scale = new(entries, like=x, dtype=torch.float32)
     if row_scale is not None:
         expanded_scale[:active] = row_scale.index_select(0, source[:active])
     # 3. The way back, and the counts.
-    row_idx = order.to(torch.int32) if row_idx_type == 1 else row
+    row_idx = row
+    if row_idx_type == 1:
+        row_idx = new(entries, like=row)
+        row_idx[:active] = order[:active]
     if not expert_tokens_num_flag:
         return expanded_x, row_idx, counts[:0].sum(), expanded_scale
     tokens = _count(counts, expert_tokens_num_type, start, expert_num)
     return expanded_x, row_idx, tokens, expanded_scale
+
+
+def _unwritten(*shape: int, like: torch.Tensor, dtype: torch.dtype | None = None) -> torch.Tensor:
+    """Return memory as it is: writing what nobody may read costs as much as copying rows."""
+    return torch.empty(shape, dtype=dtype or like.dtype, device=like.device)
 
 
 def _sort(
