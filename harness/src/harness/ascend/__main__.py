@@ -1,0 +1,167 @@
+# SPDX-FileCopyrightText: The expert-maps authors
+# SPDX-License-Identifier: Apache-2.0
+"""The released vllm-ascend on an emulated NPU: nothing here is hardware.
+
+Without a command: the releases of CI are served in every case, and compared with one rank without the plugin.
+Exit code 0: all right. 1: something is wrong. 2: bad input, or refused.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import time
+from pathlib import Path  # noqa: TC003 - typer reads annotations at run time
+from typing import Annotated
+
+import typer
+from rich.console import Console
+
+from expert_maps import ExpertMapsError
+from expert_maps.formats.files import write_text
+from harness.ascend import page
+from harness.ascend import rehearse as rehearsal
+from harness.ascend.cases import TINY_MOE
+from harness.ascend.prompts import read_prompts
+from harness.ascend.session import SessionError, run_releases, write_record
+from harness.ascend.stage import ROOT
+from harness.contract.fetching import ContractError
+from harness.emulated_npu import CHIPS
+from vllm_ascend_moe import releases
+
+app = typer.Typer(help=__doc__, add_completion=False, pretty_exceptions_enable=False)
+_BAD_INPUT = 2
+_SHOWN = 20
+
+
+@app.callback(invoke_without_command=True)
+def session(
+    context: typer.Context,
+    *,
+    every: Annotated[
+        bool, typer.Option("--all", help="Serve beside every release that runs, and write the page.")
+    ] = False,
+    release: Annotated[
+        list[str] | None, typer.Option("--release", help="Only this release; may be repeated.")
+    ] = None,
+) -> None:
+    """Serve the releases of CI."""
+    if context.invoked_subcommand is not None:
+        return
+    try:
+        chosen = [_release(name) for name in release or []] or [
+            found for found in releases.RELEASES if found.checked in ({"ci", "all"} if every else {"ci"})
+        ]
+    except ExpertMapsError as error:
+        raise _refuse(error) from error
+    begin = time.monotonic()
+    try:
+        rows = run_releases(chosen, lambda line: typer.echo(f"emulated: {line}"))
+    except (ContractError, SessionError) as error:
+        typer.echo(f"FAILED {error}", err=True)
+        raise typer.Exit(1) from error
+    seconds = time.monotonic() - begin
+    Console(width=160).print(page.rich_table(rows))
+    write_record(ROOT / "record.json", rows, seconds)
+    failed = [row for row in rows if row.judged.problems]
+    if every and not failed:
+        page.write(rows)
+    typer.echo(
+        f"emulated, not hardware: {len(rows) - len(failed)} of {len(rows)} as expected, {seconds:.0f} s"
+    )
+    if failed:
+        raise typer.Exit(1)
+
+
+@app.command()
+def rehearse(
+    map_path: Annotated[
+        Path | None, typer.Option("--map", help="A map; without it one is planned for the embedded model.")
+    ] = None,
+    model: Annotated[Path, typer.Option("--model", help="A checkpoint's folder.")] = TINY_MOE,
+    release: Annotated[str, typer.Option("--release", help="Of vllm-ascend, or newest.")] = "0.23.0",
+    chip: Annotated[str, typer.Option("--chip", help="A2 (AllGather path) or A3 (ALLTOALL, MC2).")] = "A3",
+    ranks: Annotated[int, typer.Option("--ranks", help="Expert-parallel ranks: processes.")] = 2,
+    prompts: Annotated[
+        Path | None, typer.Option("--prompts", help="A text file with a prompt a line, or .jsonl.")
+    ] = None,
+    output: Annotated[Path | None, typer.Option("--output", help="Write the outcome as JSON.")] = None,
+    *,
+    without_plugin: Annotated[
+        bool, typer.Option("--without-plugin", help="Let vllm-ascend read the map by itself: its own faults.")
+    ] = False,
+) -> None:
+    """Put a map on trial beside the released vllm-ascend, emulated: tokens, slots, and the path they took."""
+    try:
+        if chip not in CHIPS:
+            msg = f"--chip is {chip!r}; expected {' or '.join(CHIPS)}"
+            raise rehearsal.BadInputError(msg)
+        trial = rehearsal.Trial(
+            _release(release),
+            chip,
+            ranks,
+            model,
+            map_path,
+            rehearsal.default_prompts(model) if prompts is None else read_prompts(prompts),
+            plugin=not without_plugin,
+        )
+        outcome = rehearsal.rehearse(trial)
+    except (ContractError, ExpertMapsError) as error:
+        raise _refuse(error) from error
+    _tell(trial, outcome)
+    if output is not None:
+        told = {"emulated": True, "release": trial.release.vllm_ascend, "chip": chip, "ranks": ranks}
+        told |= {
+            "plugin": trial.plugin,
+            "model": str(model),
+            "map": None if map_path is None else str(map_path),
+        }
+        content = {**told, **dataclasses.asdict(outcome)}
+        try:
+            write_text(output, json.dumps(content, indent=1, ensure_ascii=False) + "\n")
+        except (ExpertMapsError, OSError) as error:
+            raise _refuse(error) from error
+    raise typer.Exit(outcome.exit_code)
+
+
+def _tell(trial: rehearsal.Trial, outcome: rehearsal.Outcome) -> None:
+    how = "with the plugin" if trial.plugin else "without the plugin"
+    where = f"vllm-ascend {trial.release.vllm_ascend} with vLLM {trial.release.vllm}, {trial.chip}, {trial.ranks} ranks"
+    typer.echo(f"emulated, not hardware: {where}, {how}, {outcome.seconds:.0f} s")
+    if outcome.texts is not None:
+        equal, count = outcome.texts
+        typer.echo(f"texts: {equal} of {count} equal to those without the map")
+        typer.echo(f"slots: {outcome.slots} compared with the experts that the tables name")
+        typer.echo(f"path: {', '.join(outcome.paths) or 'none of those known'}")
+    for line in outcome.wrong[:_SHOWN]:
+        typer.echo(f"wrong: {line}")
+    if len(outcome.wrong) > _SHOWN:
+        typer.echo(f"wrong: … and {len(outcome.wrong) - _SHOWN} more (--output has all)")
+    if outcome.verdict == "refused":
+        typer.echo(f"refused: {outcome.reason}", err=True)
+    else:
+        typer.echo(outcome.verdict)
+
+
+def _release(name: str) -> releases.Release:
+    served = [found for found in releases.RELEASES if found.checked in {"ci", "all"}]
+    found = releases.NEWEST if name == "newest" else releases.find(name)
+    if found is None or found not in served:
+        known = ", ".join(each.vllm_ascend for each in served)
+        msg = f"--release is {name!r}; expected newest or one of {known}"
+        raise rehearsal.BadInputError(msg)
+    return found
+
+
+def _refuse(error: Exception) -> typer.Exit:
+    typer.echo(f"error: {error}", err=True)
+    return typer.Exit(_BAD_INPUT)
+
+
+def main() -> None:
+    """Run the command line."""
+    app(prog_name="nox -s ascend --")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,169 @@
+# SPDX-FileCopyrightText: The expert-maps authors
+# SPDX-License-Identifier: Apache-2.0
+"""What is served beside each release, and what is expected of it."""
+
+from __future__ import annotations
+
+import zlib
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+
+from expert_maps import Placement, generate_placement, plan, write_placement
+
+if TYPE_CHECKING:
+    from vllm_ascend_moe.releases import Release
+
+TINY_MOE, TINY_DEEPSEEK = Path("accuracy/tiny-moe"), Path("accuracy/tiny-deepseek")
+# MoE layers and experts of the embedded models.
+SIZES = {TINY_MOE: (4, 16), TINY_DEEPSEEK: (3, 16)}
+REDUNDANT = 4
+MUTANTS = ("log2phy", "neighbour", "layer_shift")
+# A cycle of vllm-ascend: steps of load, steps to plan, a step a layer.
+_DYNAMIC = {"dynamic": True, "window_size": 3, "step_interval": 9}
+Expected = Literal["right", "refused"]
+
+
+@dataclass(frozen=True)
+class Case:
+    """One engine and what it must do.
+
+    Attributes:
+        name: as the table shows it.
+        model: a checkpoint.
+        chip: A2 or A3.
+        ranks: expert-parallel ranks.
+        config: vllm-ascend's and the plugin's additional config; None for none.
+        engine: more of vLLM's arguments.
+        expected: ``right``: the tokens of one rank without the plugin, and every slot holds what the tables name;
+            ``refused``: the plugin stops the start, with a reason.
+        says: words that a refusal must have.
+        mutants: damages that must be noticed.
+        moves: whether experts must have moved by the end.
+        record: a map that vllm-ascend must have written.
+        rows: a map whose placement the live tables must show; None where any is right.
+        is_server: whether the OpenAI server is started in place of an engine in one process.
+    """
+
+    name: str
+    model: Path
+    chip: str
+    ranks: int = 2
+    config: dict[str, Any] | None = None
+    engine: dict[str, Any] = field(default_factory=dict)
+    expected: Expected = "right"
+    says: str = ""
+    mutants: tuple[str, ...] = ()
+    moves: bool = False
+    record: Path | None = None
+    rows: Path | None = None
+    is_server: bool = False
+
+
+def write_map(path: Path, model: Path, ep_size: int = 2, redundant: int = REDUNDANT) -> Placement:
+    """Plan a map that differs in each layer, for a load that was drawn, and write it."""
+    layers, experts = SIZES[model]
+    draw = np.random.default_rng(zlib.crc32(model.name.encode()))
+    load = draw.lognormal(sigma=1.2, size=(layers, experts))
+    placement = plan(load, num_physical_experts=experts + redundant, ep_size=ep_size).placement
+    rows = placement.physical_to_logical
+    assert len(np.unique(rows, axis=0)) == layers, "rows of a map are alike"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_placement(placement, path)
+    return placement
+
+
+def write_append(path: Path, model: Path, ep_size: int = 2, redundant: int = REDUNDANT) -> Placement:
+    """Write vLLM's own order as a map file."""
+    layers, experts = SIZES[model]
+    placement = generate_placement(
+        "append", num_experts=experts, ep_size=ep_size, num_redundant_experts=redundant, num_layers=layers
+    )
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_placement(placement, path)
+    return placement
+
+
+def cases_for(release: Release, folder: Path) -> list[Case]:
+    """Return the cases of a release; maps that they need are written into the folder.
+
+    Args:
+        release: of the table.
+        folder: for maps and records.
+    """
+    folder = folder.absolute()
+    planned, deepseek, append = (
+        folder / f"{name}.json" for name in ("planned", "planned_deepseek", "append")
+    )
+    write_map(planned, TINY_MOE)
+    write_map(deepseek, TINY_DEEPSEEK)
+    write_append(append, TINY_MOE)
+    # Where the loader fills vLLM's order, that is the only map that is served.
+    served = planned if release.fills == "map" else append
+    with_map = {"expert_maps": {"expert_map_path": str(served)}}
+    record = folder / "recorded.json"
+    cases = [
+        Case("plugin inactive", TINY_MOE, "A2"),
+        Case("`{}`", TINY_MOE, "A3", config={"expert_maps": {}}),
+        Case("`{}`", TINY_DEEPSEEK, "A2", config={"expert_maps": {}}),
+        Case("static map, 16 + 4", TINY_MOE, "A3", config=with_map, mutants=MUTANTS, rows=served),
+        Case(
+            "dynamic from a map",
+            TINY_MOE,
+            "A3",
+            config={"expert_maps": {"expert_map_path": str(served), **_DYNAMIC}},
+            moves=True,
+        ),
+        Case(
+            "dynamic from the layout, recording by vllm-ascend",
+            TINY_MOE,
+            "A3",
+            config={
+                "expert_maps": {"num_redundant_experts": REDUNDANT, **_DYNAMIC},
+                "eplb_config": {"expert_map_record_path": str(record)},
+            },
+            record=record,
+        ),
+        Case("static map, API server, data parallel 2", TINY_MOE, "A3", config=with_map, is_server=True),
+        Case(
+            "static map on A2 (U1)",
+            TINY_MOE,
+            "A2",
+            config=with_map,
+            expected="refused",
+            says="AllGather",
+        ),
+        Case(
+            "static map, pipeline parallel 2",
+            TINY_MOE,
+            "A3",
+            ranks=2,
+            config=with_map,
+            engine={"pipeline_parallel_size": 2},
+            rows=served,
+        ),
+    ]
+    if release.fills == "map":
+        cases.append(
+            Case(
+                "static map, 16 + 4",
+                TINY_DEEPSEEK,
+                "A3",
+                config={"expert_maps": {"expert_map_path": str(deepseek)}},
+                rows=deepseek,
+            )
+        )
+    else:
+        cases.append(
+            Case(
+                "a map in another order than vLLM's",
+                TINY_MOE,
+                "A3",
+                config={"expert_maps": {"expert_map_path": str(planned)}},
+                expected="refused",
+                says="order",
+            )
+        )
+    return cases

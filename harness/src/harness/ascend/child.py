@@ -1,0 +1,83 @@
+# SPDX-FileCopyrightText: The expert-maps authors
+# SPDX-License-Identifier: Apache-2.0
+"""vLLM in a process of its own: a request as JSON in, what was served as JSON out.
+
+python -m harness.ascend.child REQUEST.json RESPONSE.json
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+from expert_maps import ExpertMapsError
+
+
+def main(request_path: str, response_path: str) -> None:
+    """Start an engine, generate, inspect, damage and inspect again; every step is written as soon as it is known."""
+    request: dict[str, Any] = json.loads(Path(request_path).read_text(encoding="utf-8"))
+    response: dict[str, Any] = {"phase": "start", "rounds": [], "inspections": [], "mutants": {}}
+
+    def write() -> None:
+        Path(response_path).write_text(json.dumps(response), encoding="utf-8")
+
+    write()
+    from vllm import LLM
+
+    begin = time.perf_counter()
+    try:
+        llm = LLM(**request["engine"])
+    except ExpertMapsError as error:
+        response["refused"] = f"{type(error).__name__}: {error}"
+        write()
+        return
+    response["start_seconds"] = time.perf_counter() - begin
+    response["phase"] = "serve"
+    response["inspections"].append(_inspect(llm))
+    write()
+    for _ in range(request["rounds"]):
+        response["rounds"].append(_generate(llm, request))
+        response["inspections"].append(_inspect(llm))
+        write()
+    for mutant in request["mutants"]:
+        changed = llm.collective_rpc("damage", args=(mutant,))
+        response["mutants"][mutant] = {
+            "changed": any(changed),
+            "inspection": _inspect(llm),
+            **_generate(llm, request),
+        }
+        llm.collective_rpc("repair")
+        write()
+    response["phase"] = "end"
+    write()
+
+
+def _generate(llm: Any, request: dict[str, Any]) -> dict[str, Any]:  # noqa: ANN401 - vLLM's
+    from vllm import SamplingParams
+
+    prompts = [{"prompt_token_ids": ids} for ids in request["prompts"]]
+    options = SamplingParams(temperature=0, max_tokens=request["max_tokens"], ignore_eos=True, logprobs=0)
+    begin = time.perf_counter()
+    results = llm.generate(prompts, options, use_tqdm=False)
+    seconds = time.perf_counter() - begin
+    outputs = [result.outputs[0] for result in results]
+    return {
+        "tokens": [list(output.token_ids) for output in outputs],
+        "logprobs": [
+            [choice[token].logprob for token, choice in zip(output.token_ids, output.logprobs, strict=True)]
+            for output in outputs
+        ],
+        "seconds": seconds,
+    }
+
+
+def _inspect(llm: Any) -> list[dict[str, Any]]:  # noqa: ANN401 - vLLM's
+    answers: list[dict[str, Any]] = llm.collective_rpc("inspect_layers")
+    return answers
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])

@@ -1,0 +1,201 @@
+# SPDX-FileCopyrightText: The expert-maps authors
+# SPDX-License-Identifier: Apache-2.0
+"""One engine beside a staged release: started under a guard, with a time limit, and nothing of it left behind."""
+
+from __future__ import annotations
+
+import json
+import re
+import subprocess
+import sys
+import time
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from harness.accuracy.server import last_lines, start
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+    from pathlib import Path
+
+    from harness.ascend.stage import Staged
+
+LIMIT_SECONDS = 300.0
+# Two ranks on a machine with few cores and one NUMA node; the ports of a killed run may still be taken.
+ENVIRONMENT = {
+    "VLLM_CPU_KVCACHE_SPACE": "1",
+    "VLLM_CPU_OMP_THREADS_BIND": "nobind",
+    "VLLM_LOGGING_LEVEL": "INFO",
+    "VLLM_NO_USAGE_STATS": "1",
+    "OMP_NUM_THREADS": "1",
+    "HF_HUB_OFFLINE": "1",
+}
+EXTENSION = "harness.ascend.inspecting.Inspector"
+# An error of the plugin in a worker's log: the front end only says that a worker failed.
+_OWN_ERROR = re.compile(
+    r"(?:expert_maps|vllm_ascend_moe)[\w.]*\.(\w*Error): (.*)|\b((?:EplbConfig|Upstream|Disagreement|Settings|Placement|"
+    r"Format|Layout|Slot\w*)Error): (.*)"
+)
+_ANY_ERROR = re.compile(r"\b(\w+Error|\w+Exception): (.*)")
+# What the front end says when a worker or an engine failed, and why is above it.
+_SECOND_HAND = ("Engine core initialization failed", "WorkerProc initialization failed", "Failed core proc")
+# The ops by which vllm-ascend's ways to exchange tokens can be told.
+_PATHS = (
+    ("MC2", "npu_moe_distribute_dispatch"),
+    ("ALLTOALL", "npu_moe_token_permute"),
+    ("AllGather", "npu_moe_init_routing"),
+)
+
+
+@dataclass(frozen=True)
+class Served:
+    """What one engine gave.
+
+    Attributes:
+        rounds: ``tokens``, ``logprobs`` and ``seconds`` of each.
+        inspections: every worker's tables and slots, before the first round and after each.
+        mutants: by name: ``changed``, ``inspection``, ``tokens``.
+        refused: the plugin's own error, which stopped the start; None where it started.
+        failed: what else stopped it; None where nothing did.
+        names: ops and the like that were used.
+        seconds: from the start of the process to its end.
+        log: where it is.
+    """
+
+    rounds: list[dict[str, Any]] = field(default_factory=list)
+    inspections: list[list[dict[str, Any]]] = field(default_factory=list)
+    mutants: dict[str, dict[str, Any]] = field(default_factory=dict)
+    refused: str | None = None
+    failed: str | None = None
+    names: tuple[str, ...] = ()
+    seconds: float = 0.0
+    log: Path | None = None
+
+    @property
+    def tokens(self) -> list[list[int]] | None:
+        """The first round's; None where there is none."""
+        tokens: list[list[int]] | None = self.rounds[0]["tokens"] if self.rounds else None
+        return tokens
+
+    @property
+    def paths(self) -> tuple[str, ...]:
+        """By which of vllm-ascend's ways tokens went to their experts."""
+        return tuple(path for path, op in _PATHS if any(op in name for name in self.names))
+
+
+def options(model: Path, ranks: int, config: Mapping[str, Any] | None, **engine: object) -> dict[str, Any]:
+    """Return the engine's arguments: greedy, float32, eager, expert-parallel over the ranks.
+
+    Args:
+        model: a checkpoint's folder.
+        ranks: tensor-parallel size.
+        config: the additional config; None for none.
+        engine: more of vLLM's arguments.
+    """
+    return {
+        "model": str(model.absolute()),
+        "dtype": "float32",
+        "enforce_eager": True,
+        "max_model_len": 128,
+        "max_num_seqs": 64,
+        "max_num_batched_tokens": 1024,
+        "enable_prefix_caching": False,
+        "seed": 0,
+        "tensor_parallel_size": ranks,
+        "enable_expert_parallel": ranks > 1,
+        "worker_extension_cls": EXTENSION,
+        **({} if config is None else {"additional_config": dict(config)}),
+        **engine,
+    }
+
+
+def environment(staged: Staged | None, chip: str, folder: Path, *, plugin: bool) -> dict[str, str]:
+    """Return the variables of an engine's processes.
+
+    Args:
+        staged: the release; None for vLLM's CPU build alone.
+        chip: A2 or A3.
+        folder: for the list of names that are used.
+        plugin: whether this project's plugin is loaded.
+    """
+    beside = {} if staged is None else staged.environment(chip, folder / "names.txt")
+    variables = {**ENVIRONMENT, **beside}
+    if not plugin:
+        # One list for all kinds of plugins: vllm-ascend's own are named, which leaves ours out.
+        variables["VLLM_PLUGINS"] = "" if staged is None else ",".join(staged.plugins())
+    return variables
+
+
+def serve(
+    request: Mapping[str, Any], folder: Path, variables: Mapping[str, str], seconds: float = LIMIT_SECONDS
+) -> Served:
+    """Run one engine to its end, or end it and all its processes after the time limit.
+
+    Args:
+        request: see `harness.ascend.child`.
+        folder: of its own; for request, response and log.
+        variables: environment variables.
+        seconds: most seconds.
+    """
+    folder = folder.absolute()
+    folder.mkdir(parents=True, exist_ok=True)
+    ask, answer, log, names = (
+        folder / name for name in ("request.json", "response.json", "log.txt", "names.txt")
+    )
+    answer.unlink(missing_ok=True)
+    names.unlink(missing_ok=True)
+    ask.write_text(json.dumps({"rounds": 1, "mutants": [], "max_tokens": 16, **request}), encoding="utf-8")
+    words = [sys.executable, "-m", "harness.ascend.child", str(ask), str(answer)]
+    begin, late = time.monotonic(), False
+    with start(words, log, variables, stop_seconds=5.0) as process:
+        try:
+            process.wait(seconds)
+        except subprocess.TimeoutExpired:
+            late = True
+    used = time.monotonic() - begin
+    response: dict[str, Any] = {"phase": "start"}
+    if answer.exists():
+        response = json.loads(answer.read_text(encoding="utf-8"))
+    refused, failed = response.get("refused"), None
+    if late:
+        failed = f"took more than {seconds:g} s in phase {response['phase']}{last_lines(log)}"
+    elif refused is None and response["phase"] != "end":
+        refused = own_error(log)
+        failed = None if refused else f"{_last_error(log)} (log: {log.name}, phase {response['phase']})"
+    listed = names.read_text(encoding="utf-8").split() if names.exists() else []
+    return Served(
+        response.get("rounds", []),
+        response.get("inspections", []),
+        response.get("mutants", {}),
+        refused,
+        failed,
+        tuple(sorted(set(listed))),
+        used,
+        log,
+    )
+
+
+def own_error(log: Path) -> str | None:
+    """Return the plugin's error that a worker logged, if it is what stopped it."""
+    for line in reversed(log.read_text(encoding="utf-8", errors="replace").splitlines()):
+        if found := _OWN_ERROR.search(line):
+            name, said = (found[1], found[2]) if found[1] else (found[3], found[4])
+            return f"{name}: {said}"
+    return None
+
+
+def _last_error(log: Path) -> str:
+    for line in reversed(log.read_text(encoding="utf-8", errors="replace").splitlines()):
+        found = _ANY_ERROR.search(line)
+        if found and not any(words in line for words in _SECOND_HAND):
+            return f"{found[1]}: {found[2]}"
+    return "the engine ended without an error message"
+
+
+def compare_tokens(
+    found: Sequence[Sequence[int]] | None, expected: Sequence[Sequence[int]]
+) -> tuple[int, int]:
+    """Return how many texts are equal, and of how many."""
+    if found is None:
+        return 0, len(expected)
+    return sum(list(a) == list(b) for a, b in zip(found, expected, strict=True)), len(expected)

@@ -1,0 +1,150 @@
+# SPDX-FileCopyrightText: The expert-maps authors
+# SPDX-License-Identifier: Apache-2.0
+"""What a worker is asked: its live tables, what its slots hold, and to be made wrong on purpose.
+
+Mixed into vLLM's worker, with the plugin and without it. Checksums and tables are read here by code of the harness's
+own: what the plugin reports is not taken for a proof of the plugin.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from vllm_ascend_moe.report import WorkerReport
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+_LAYER = re.compile(r"(?:^|\.)layers\.(\d+)\.")
+# vllm-ascend's names for expert → local slot, newest first: vLLM's own map may stand beside it.
+_EXPERT_MAPS = ("ascend_expert_map", "_expert_map", "expert_map")
+# A layer's weights by slot: tensors, or lists of tensors where vllm-ascend moves experts.
+_WEIGHTS = re.compile(r"w(13|2)_weight(_scale\w*)?(_list)?")
+
+
+class Inspector(WorkerReport):
+    """Reads and, for mutants, changes the MoE layers of one worker."""
+
+    def inspect_layers(self) -> dict[str, Any]:
+        """Return this worker's place and what its MoE layers hold.
+
+        Returns:
+            ``ep_rank``; ``layers``: for each MoE layer ``layer`` (its index in the model), ``expert_map`` and
+            ``log2phy`` (lists, or None) as the forward pass reads them now, and ``slots``: SHA-256 of each slot's
+            bytes.
+        """
+        from vllm.distributed.parallel_state import get_ep_group
+
+        return {
+            "ep_rank": int(get_ep_group().rank_in_group),
+            "layers": [
+                {
+                    "layer": index,
+                    "expert_map": _listed(_find(parts, *_EXPERT_MAPS)),
+                    "log2phy": _listed(_find(parts, "log2phy")),
+                    "slots": [hashlib.sha256(slot).hexdigest() for slot in _slots(parts[0])],
+                }
+                for index, parts in self._moe_layers()
+            ],
+        }
+
+    def _moe_layers(self) -> Iterator[tuple[int, list[Any]]]:
+        """Yield each MoE layer's index, the module with the weights and the modules around it."""
+        model = self.model_runner.model  # type: ignore[attr-defined]  # of the worker it is mixed into
+        modules = dict(model.named_modules())
+        for name, module in modules.items():
+            if not hasattr(module, "w13_weight") and not hasattr(module, "w13_weight_list"):
+                continue
+            found = _LAYER.search(f"{name}.")
+            around = [name.rpartition(".")[0], name.rpartition(".")[0].rpartition(".")[0]]
+            yield (
+                int(found[1]) if found else 0,
+                [module, *(modules[each] for each in around if each in modules)],
+            )
+
+    def damage(self, mutant: str) -> bool:
+        """Make this worker wrong on purpose, until `repair`.
+
+        Args:
+            mutant: ``log2phy``: rolled by one; ``neighbour``: rank 0's first slot has its neighbour's weights;
+                ``layer_shift``: every layer's tables are those of the next layer.
+
+        Returns:
+            Whether anything was changed here.
+        """
+        kinds = {"log2phy": self._roll, "neighbour": self._take_neighbour, "layer_shift": self._shift_layers}
+        if mutant not in kinds:
+            msg = f"mutant is {mutant!r}; expected one of {', '.join(kinds)}"
+            raise ValueError(msg)
+        self._undo: list[tuple[torch.Tensor, torch.Tensor]] = []
+        kinds[mutant]([parts for _, parts in self._moe_layers()])
+        return bool(self._undo)
+
+    def _roll(self, layers: list[list[Any]]) -> None:
+        for parts in layers:
+            table = _find(parts, "log2phy")
+            if table is not None:
+                self._overwrite(table, table.roll(1))
+
+    def _take_neighbour(self, layers: list[list[Any]]) -> None:
+        from vllm.distributed.parallel_state import get_ep_group
+
+        if get_ep_group().rank_in_group == 0:
+            for weight in _weights(layers[0][0]):
+                self._overwrite(weight[0], weight[1])
+
+    def _shift_layers(self, layers: list[list[Any]]) -> None:
+        for names in (("log2phy",), _EXPERT_MAPS):
+            tables = [_find(parts, *names) for parts in layers]
+            values = [None if table is None else table.clone() for table in tables]
+            for table, value in zip(tables, [*values[1:], values[0]], strict=True):
+                if table is not None and value is not None:
+                    self._overwrite(table, value)
+
+    def repair(self) -> None:
+        """Undo `damage`."""
+        for tensor, value in self._undo:
+            tensor.copy_(value)
+        self._undo = []
+
+    def _overwrite(self, tensor: torch.Tensor, value: torch.Tensor) -> None:
+        self._undo.append((tensor, tensor.clone()))
+        tensor.copy_(value.clone())
+
+
+def _find(parts: list[Any], *names: str) -> torch.Tensor | None:
+    """Return the first tensor of one of the names, by name, then from the inner module outwards."""
+    for name in names:
+        for part in parts:
+            value = getattr(part, name, None)
+            if isinstance(value, torch.Tensor):
+                return value
+    return None
+
+
+def _listed(tensor: torch.Tensor | None) -> list[int] | None:
+    return None if tensor is None else [int(value) for value in tensor.cpu()]
+
+
+def _weights(module: Any) -> list[Any]:  # noqa: ANN401 - vllm-ascend's
+    """Return what has a row or an entry for each slot: weights and their scales."""
+    names = sorted(name for name in {*dir(module)} if _WEIGHTS.fullmatch(name))
+    values = [getattr(module, name) for name in names]
+    return [
+        value.data if isinstance(value, torch.nn.Parameter) else value
+        for value in values
+        if value is not None
+    ]
+
+
+def _slots(module: Any) -> Iterator[bytes]:  # noqa: ANN401 - vllm-ascend's
+    weights = [weight for weight in _weights(module) if len(weight)]
+    for slot in range(len(weights[0])):
+        yield b"".join(
+            weight[slot].detach().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes()
+            for weight in weights
+        )

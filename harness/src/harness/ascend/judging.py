@@ -1,0 +1,181 @@
+# SPDX-FileCopyrightText: The expert-maps authors
+# SPDX-License-Identifier: Apache-2.0
+"""What a case showed, against what is expected of it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from expert_maps import ExpertMapsError, read_placement
+from harness.ascend.engine import compare_tokens
+from harness.ascend.tables import InspectionError, live_rows, slot_faults
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from pathlib import Path
+
+    from harness.ascend.cases import Case
+    from harness.ascend.engine import Served
+    from harness.ascend.tables import Experts
+
+# Of a probability's logarithm, between one rank and two in float32: sums are taken in another order.
+LARGEST_DELTA = 1e-4
+_SHOWN = 3
+
+
+@dataclass(frozen=True)
+class Reference:
+    """What one rank without the plugin says.
+
+    Attributes:
+        tokens: of each prompt.
+        logprobs: of each token.
+        experts: each expert's bytes, by layer.
+        seconds: of the engine's processes.
+        paths: by which ways tokens were exchanged.
+    """
+
+    tokens: list[list[int]]
+    logprobs: list[list[float]]
+    experts: Experts
+    seconds: float = 0.0
+    paths: tuple[str, ...] = ()
+
+
+@dataclass
+class Judged:
+    """A case's outcome.
+
+    Attributes:
+        equal: texts equal to the reference's, and of how many; None where nothing was generated.
+        delta: the largest difference of a log-probability; None likewise.
+        slots: how many slots were compared with the expert that the tables name, in all inspections.
+        moved: how many slots hold another expert at the end than at the start.
+        caught: how each mutant was noticed, by name.
+        paths: by which ways tokens were exchanged.
+        problems: what is not as expected; empty where all is well.
+        seconds: of the engine's processes.
+        refused: the plugin's words.
+    """
+
+    equal: tuple[int, int] | None = None
+    delta: float | None = None
+    slots: int = 0
+    moved: int = 0
+    caught: dict[str, str] = field(default_factory=dict)
+    paths: tuple[str, ...] = ()
+    problems: list[str] = field(default_factory=list)
+    seconds: float = 0.0
+    refused: str | None = None
+
+
+def judge(case: Case, served: Served, reference: Reference) -> Judged:
+    """Compare a case with the reference and with what is expected of it."""
+    found = Judged(paths=served.paths, seconds=served.seconds, refused=served.refused)
+    if served.failed is not None:
+        found.problems.append(served.failed)
+    elif case.expected == "refused":
+        _judge_refusal(case, served, found)
+    elif served.refused is not None:
+        found.problems.append(f"refused: {served.refused}")
+    else:
+        _judge_tokens(served.rounds, reference, found)
+        _judge_slots(case, served.inspections, reference, found)
+        for mutant in case.mutants:
+            _judge_mutant(mutant, served.mutants.get(mutant), reference, found)
+        if case.record is not None:
+            _judge_record(case.record, found)
+    return found
+
+
+def _judge_refusal(case: Case, served: Served, found: Judged) -> None:
+    if served.refused is None:
+        found.problems.append("it started; expected the plugin to refuse it")
+    elif case.says not in served.refused:
+        found.problems.append(f"refused, but not for {case.says!r}: {served.refused}")
+
+
+def _judge_tokens(rounds: Sequence[dict[str, Any]], reference: Reference, found: Judged) -> None:
+    for round_ in rounds:
+        equal, count = compare_tokens(round_["tokens"], reference.tokens)
+        found.equal = (min(equal, found.equal[0]) if found.equal else equal, count)
+        if equal != count:
+            found.problems.append(f"{count - equal} of {count} texts differ from one rank without the plugin")
+            return
+        if round_.get("logprobs"):
+            deltas = [
+                abs(a - b)
+                for mine, theirs in zip(round_["logprobs"], reference.logprobs, strict=True)
+                for a, b in zip(mine, theirs, strict=True)
+            ]
+            found.delta = max([*deltas, found.delta or 0.0])
+    if found.delta is not None and not found.delta <= LARGEST_DELTA:
+        found.problems.append(
+            f"the largest difference of a log-probability is {found.delta:.1e}; expected {LARGEST_DELTA:g} at most"
+        )
+
+
+def _judge_slots(
+    case: Case, inspections: Sequence[list[dict[str, Any]]], reference: Reference, found: Judged
+) -> None:
+    if not inspections:
+        found.problems.append("no worker was inspected")
+    for number, inspection in enumerate(inspections):
+        try:
+            faults = slot_faults(inspection, reference.experts)
+        except InspectionError as error:
+            found.problems.append(str(error))
+            return
+        found.slots += sum(len(layer["slots"]) for worker in inspection for layer in worker["layers"])
+        if faults:
+            shown = "; ".join(str(fault) for fault in faults[:_SHOWN])
+            found.problems.append(f"inspection {number}: {len(faults)} slots are wrong: {shown}")
+            return
+    first, last = (_holdings(inspections[at]) for at in (0, -1))
+    found.moved = sum(last.get(slot) != held for slot, held in first.items())
+    if case.moves and not found.moved:
+        found.problems.append("no expert moved; expected vllm-ascend to move some")
+    if case.rows is not None:
+        _judge_rows(case.rows, inspections[-1], found)
+
+
+def _holdings(inspection: Sequence[dict[str, Any]]) -> dict[tuple[int, int, int], str]:
+    return {
+        (layer["layer"], worker["ep_rank"], slot): held
+        for worker in inspection
+        for layer in worker["layers"]
+        for slot, held in enumerate(layer["slots"])
+    }
+
+
+def _judge_rows(path: Path, inspection: Sequence[dict[str, Any]], found: Judged) -> None:
+    """Compare the live tables with the map that was asked for."""
+    asked = read_placement(path)
+    per_rank = asked.num_physical_experts // asked.ep_size
+    for row, (layer, ranks) in zip(
+        asked.physical_to_logical.tolist(), live_rows(inspection).items(), strict=True
+    ):
+        wanted = [row[at : at + per_rank] for at in range(0, len(row), per_rank)]
+        if ranks != wanted:
+            found.problems.append(f"layer {layer} serves {ranks}; expected {wanted}, as the map says")
+
+
+def _judge_mutant(mutant: str, damaged: dict[str, Any] | None, reference: Reference, found: Judged) -> None:
+    if damaged is None or not damaged["changed"]:
+        found.problems.append(f"mutant {mutant}: nothing was changed, so nothing was tested")
+        return
+    equal, count = compare_tokens(damaged["tokens"], reference.tokens)
+    faults = slot_faults(damaged["inspection"], reference.experts)
+    found.caught[mutant] = f"{count - equal} of {count} texts, {len(faults)} slots"
+    if not faults or equal == count:
+        found.problems.append(
+            f"mutant {mutant}: {count - equal} texts differ and {len(faults)} slots are wrong; expected some of both"
+        )
+
+
+def _judge_record(path: Path, found: Judged) -> None:
+    try:
+        read_placement(path)
+    except ExpertMapsError as error:
+        found.problems.append(f"what vllm-ascend recorded is no placement: {error}")

@@ -1,0 +1,74 @@
+# SPDX-FileCopyrightText: The expert-maps authors
+# SPDX-License-Identifier: Apache-2.0
+"""The table release × chip × what, for the terminal and for the plugin's README."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from rich.table import Table
+
+from expert_maps.formats.files import write_text
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from harness.ascend.session import Row
+
+README = Path("packages/vllm-ascend-moe/README.md")
+BEGIN, END = "<!-- emulated: begin, written by nox -s ascend -- --all -->", "<!-- emulated: end -->"
+COLUMNS = ("vllm-ascend", "chip", "model", "what", "path", "tokens equal", "slots right", "seconds")
+
+
+def cells(row: Row) -> tuple[str, ...]:
+    """Return a line of the table."""
+    case, judged = row.case, row.judged
+    if judged.problems:
+        equal, slots = "FAILED", "; ".join(judged.problems)
+    elif case.expected == "refused":
+        equal, slots = "refused", "–"
+    else:
+        equal = "–" if judged.equal is None else f"{judged.equal[0]} of {judged.equal[1]}"
+        slots = str(judged.slots) if judged.slots else "–"
+    return (
+        row.release,
+        case.chip,
+        case.model.name,
+        case.name,
+        ", ".join(judged.paths) or "–",
+        equal,
+        slots,
+        f"{judged.seconds:.0f}",
+    )
+
+
+def rich_table(rows: Sequence[Row]) -> Table:
+    """Return the table for a terminal."""
+    table = Table(title="emulated, not hardware")
+    for name in COLUMNS:
+        table.add_column(name)
+    for row in rows:
+        table.add_row(*cells(row))
+    return table
+
+
+def markdown(rows: Sequence[Row]) -> str:
+    """Return the table for a page."""
+    lines = [COLUMNS, ("---",) * len(COLUMNS), *map(cells, rows)]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines) + "\n"
+
+
+def write(rows: Sequence[Row], readme: Path = README) -> None:
+    """Put the table between its marks in the README.
+
+    Raises:
+        ValueError: the marks are not there.
+    """
+    text = readme.read_text(encoding="utf-8")
+    before, begin, rest = text.partition(BEGIN)
+    _, end, after = rest.partition(END)
+    if not begin or not end:
+        msg = f"{readme} has no {BEGIN if not begin else END}; expected both, around the table"
+        raise ValueError(msg)
+    write_text(readme, f"{before}{BEGIN}\n{markdown(rows)}{END}{after}")

@@ -1,0 +1,96 @@
+# SPDX-FileCopyrightText: The expert-maps authors
+# SPDX-License-Identifier: Apache-2.0
+"""The OpenAI server beside a staged release, with data parallelism: asked over loopback, then stopped."""
+
+from __future__ import annotations
+
+import time
+from concurrent.futures import ThreadPoolExecutor
+from typing import TYPE_CHECKING, Any
+
+from harness.accuracy.server import ServerError
+from harness.accuracy.server import serve as serve_http
+from harness.ascend import engine
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+    from pathlib import Path
+
+    from harness.accuracy.server import Server
+    from harness.ascend.cases import Case
+
+import json
+
+_AT_ONCE = 8
+_STOP_SECONDS = 20.0
+
+
+def serve(case: Case, folder: Path, variables: Mapping[str, str], prompts: Sequence[str]) -> engine.Served:
+    """Serve a case by the OpenAI server with data parallel 2, and inspect what its engines answer.
+
+    Args:
+        case: its model and additional config.
+        folder: for the log.
+        variables: environment variables.
+        prompts: to complete.
+    """
+    folder = folder.absolute()
+    folder.mkdir(parents=True, exist_ok=True)
+    log, names = folder / "log.txt", folder / "names.txt"
+    names.unlink(missing_ok=True)
+    arguments = ["--dtype", "float32", "--enforce-eager", "--max-model-len", "128", "--max-num-seqs", "64"]
+    arguments += ["--max-num-batched-tokens", "1024", "--no-enable-prefix-caching", "--seed", "0"]
+    arguments += ["--data-parallel-size", "2", "--enable-expert-parallel"]
+    arguments += ["--worker-extension-cls", engine.EXTENSION]
+    if case.config is not None:
+        arguments += ["--additional-config", json.dumps(case.config)]
+    begin, rounds, inspections, failed = time.monotonic(), [], [], None
+    try:
+        with serve_http(
+            str(case.model.absolute()),
+            arguments,
+            log,
+            environment={**variables, "VLLM_SERVER_DEV_MODE": "1"},
+            startup_seconds=engine.LIMIT_SECONDS,
+            stop_seconds=_STOP_SECONDS,
+        ) as server:
+            rounds.append(_complete(server, prompts))
+            inspections.append(_inspect(server))
+    except ServerError as error:
+        failed = str(error)
+    refused = engine.own_error(log) if failed else None
+    listed = names.read_text(encoding="utf-8").split() if names.exists() else []
+    return engine.Served(
+        rounds,
+        inspections,
+        {},
+        refused,
+        None if refused else failed,
+        tuple(sorted(set(listed))),
+        time.monotonic() - begin,
+        log,
+    )
+
+
+def _complete(server: Server, prompts: Sequence[str]) -> dict[str, Any]:
+    def one(prompt: str) -> list[int]:
+        body = {
+            "model": server.model,
+            "prompt": prompt,
+            "max_tokens": 16,
+            "temperature": 0,
+            "ignore_eos": True,
+            "return_token_ids": True,
+        }
+        choice = server.post("/v1/completions", body)["choices"][0]
+        return [int(token) for token in choice["token_ids"]]
+
+    with ThreadPoolExecutor(_AT_ONCE) as pool:
+        return {"tokens": list(pool.map(one, prompts))}
+
+
+def _inspect(server: Server) -> list[dict[str, Any]]:
+    answers: list[dict[str, Any]] = server.post("/collective_rpc", {"method": "inspect_layers", "args": []})[
+        "results"
+    ]
+    return answers

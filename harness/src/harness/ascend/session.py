@@ -1,0 +1,165 @@
+# SPDX-FileCopyrightText: The expert-maps authors
+# SPDX-License-Identifier: Apache-2.0
+"""Every case of some releases: served, judged, and put into one table."""
+
+from __future__ import annotations
+
+import json
+import time
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING
+
+from harness.ascend import engine, server
+from harness.ascend.cases import SIZES, Case, cases_for
+from harness.ascend.judging import Judged, Reference, judge
+from harness.ascend.prompts import prompts_for
+from harness.ascend.stage import ROOT, Staged, stage
+from harness.ascend.tables import experts_of
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+    from pathlib import Path
+
+    from vllm_ascend_moe.releases import Release
+
+# Engines at a time: importing keeps one core busy, and there are two.
+AT_ONCE = 2
+_ROUNDS_TO_MOVE = 3
+
+
+class SessionError(RuntimeError):
+    """A reference could not be had, so nothing can be compared."""
+
+
+@dataclass(frozen=True)
+class Row:
+    """A line of the table.
+
+    Attributes:
+        release: of vllm-ascend; ``vLLM 0.32.0`` for vLLM's CPU build alone.
+        case: what was served.
+        judged: what it showed.
+    """
+
+    release: str
+    case: Case
+    judged: Judged
+
+    @property
+    def record(self) -> dict[str, object]:
+        """The row as plain values, for a record."""
+        case = self.case
+        told = asdict(self.judged)
+        return {
+            "release": self.release,
+            "case": case.name,
+            "model": case.model.name,
+            "chip": case.chip,
+            "expected": case.expected,
+            **told,
+        }
+
+
+def run_releases(releases: Sequence[Release], say: Callable[[str], None], root: Path = ROOT) -> list[Row]:
+    """Serve every case of the releases.
+
+    Args:
+        releases: of the table.
+        say: is told of each case as it ends.
+        root: where everything is kept.
+
+    Raises:
+        SessionError: see the class.
+        ContractError: a release could not be fetched.
+    """
+    staged = [stage(release, root) for release in releases]
+    say("vLLM's CPU build, one rank")
+    plain = {model: _reference(None, model, root) for model in SIZES}
+    rows: list[Row] = []
+    for each in staged:
+        rows += _run_release(each, plain, say, root)
+    return rows
+
+
+def _run_release(
+    staged: Staged, plain: dict[Path, Reference], say: Callable[[str], None], root: Path
+) -> list[Row]:
+    version = staged.release.vllm_ascend
+    folder = root / "runs" / version
+    cases = cases_for(staged.release, folder)
+    with ThreadPoolExecutor(AT_ONCE) as pool:
+        references = dict(
+            zip(SIZES, pool.map(lambda model: _reference(staged, model, root), SIZES), strict=True)
+        )
+
+        def run(numbered: tuple[int, Case]) -> Row:
+            number, case = numbered
+            judged = judge(case, _serve(staged, case, folder / f"case-{number}"), references[case.model])
+            say(f"{version} {case.chip} {case.model.name}, {case.name}: {_outcome(judged)}")
+            return Row(version, case, judged)
+
+        rows = [_one_rank(version, model, references[model], plain[model]) for model in SIZES]
+        rows += pool.map(run, enumerate(cases))
+    return rows
+
+
+def _outcome(judged: Judged) -> str:
+    if judged.problems:
+        return f"FAILED in {judged.seconds:.0f} s: {'; '.join(judged.problems)}"
+    return f"{'refused' if judged.refused else 'right'} in {judged.seconds:.0f} s"
+
+
+def _reference(staged: Staged | None, model: Path, root: Path) -> Reference:
+    """Serve a model on one rank without the plugin."""
+    where = "vllm" if staged is None else staged.release.vllm_ascend
+    folder = root / "runs" / where / f"one-rank-{model.name}"
+    request = {"engine": engine.options(model, 1, None), "prompts": prompts_for(model)}
+    served = engine.serve(request, folder, engine.environment(staged, "A2", folder, plugin=False))
+    if served.tokens is None:
+        msg = f"{where}, one rank without the plugin: {served.failed}; expected it to serve {model}"
+        raise SessionError(msg)
+    _, experts = SIZES[model]
+    return Reference(
+        served.tokens,
+        served.rounds[0]["logprobs"],
+        experts_of(served.inspections[-1], experts),
+        served.seconds,
+        served.paths,
+    )
+
+
+def _one_rank(version: str, model: Path, found: Reference, plain: Reference) -> Row:
+    """Compare one rank without the plugin with vLLM's CPU build."""
+    case = Case("one rank, without the plugin", model, "A2", ranks=1)
+    judged = Judged(seconds=found.seconds, paths=found.paths)
+    judged.equal = engine.compare_tokens(found.tokens, plain.tokens)
+    if judged.equal[0] != judged.equal[1]:
+        judged.problems.append("texts differ from vLLM's CPU build")
+    return Row(version, case, judged)
+
+
+def _serve(staged: Staged, case: Case, folder: Path) -> engine.Served:
+    variables = engine.environment(staged, case.chip, folder, plugin=True)
+    if case.is_server:
+        return server.serve(case, folder, variables, prompts_for(case.model))
+    request = {
+        "engine": engine.options(case.model, case.ranks, case.config, **case.engine),
+        "prompts": prompts_for(case.model),
+        "mutants": list(case.mutants),
+        "rounds": _ROUNDS_TO_MOVE if case.moves or case.record else 1,
+    }
+    return engine.serve(request, folder, variables)
+
+
+def write_record(path: Path, rows: Sequence[Row], seconds: float) -> None:
+    """Write what was served as JSON."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    content = {
+        "format": "emulated-npu 1",
+        "emulated": True,
+        "date": time.strftime("%Y-%m-%d", time.gmtime()),
+        "seconds": round(seconds, 1),
+        "rows": [row.record for row in rows],
+    }
+    path.write_text(json.dumps(content, indent=1, default=str) + "\n", encoding="utf-8")
