@@ -18,6 +18,7 @@ from torch_npu import (
     _environment,
     _hccl,
     _imported,
+    _imports,
     _registry,
     _schemas,
     _triton,
@@ -61,9 +62,11 @@ def _add_ops(schemas: dict[str, str]) -> None:
     _kept.append(_registry.define(_registry.NPU, schemas))
     for name in {name.partition(".")[0] for name in schemas}:
         torch_npu.__dict__[name] = getattr(torch.ops.npu, name)
+    atb = _imports.add_module("torch_npu.atb")
     for (namespace, name), op in _registry.GIVEN.items():
         if namespace == _registry.ATB:
-            torch_npu.__dict__[name] = _registry.counted(f"torch_npu.{name}", op.function)
+            owner = atb if name.startswith("atb.") else torch_npu
+            owner.__dict__[name.removeprefix("atb.")] = _registry.counted(f"torch_npu.{name}", op.function)
 
 
 def _without_torchvisions_library() -> None:

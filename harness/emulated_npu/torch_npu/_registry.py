@@ -112,10 +112,12 @@ def _by_schema(name: str, op: Given, schema: str) -> Function:
         # Versions disagree on whether the first argument is called self or input.
         names[0] = taken[0]
     known = frozenset(taken)
+    # Versions disagree on defaults too: the schema's hold.
+    known_defaults = {key: value for key, value in defaults.items() if key in known}
 
     def call(*args: object, **kwargs: object) -> object:
         _names.used(name)
-        values: dict[str, object] = {}
+        values = dict(known_defaults)
         for key, value in (*zip(names, args, strict=False), *kwargs.items()):
             if key in known:
                 values[key] = value

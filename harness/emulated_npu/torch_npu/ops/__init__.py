@@ -14,6 +14,7 @@ FAMILIES = (
     "dispatch",
     "grouped_matmul",
     "memory",
+    "mla",
     "norms",
     "quantisation",
     "rotary",

@@ -4,6 +4,9 @@
 
 from __future__ import annotations
 
+import functools
+from typing import Any
+
 import torch
 
 from torch_npu._registry import CUSTOM, NPU, given
@@ -46,43 +49,19 @@ def moe_gating_top_k(  # noqa: PLR0917 - vllm-ascend's signature
 
 @given(NPU, "npu_moe_init_routing_v2")
 @given(CUSTOM, "npu_moe_init_routing_custom")
+@functools.wraps(twins.npu_moe_init_routing_v2.twin)
 def npu_moe_init_routing(
     x: torch.Tensor,
     expert_idx: torch.Tensor,
-    *,
-    scale: torch.Tensor | None = None,
-    offset: torch.Tensor | None = None,
-    active_num: int = -1,
-    expert_capacity: int = -1,
-    expert_num: int = -1,
-    drop_pad_mode: int = 0,
-    expert_tokens_num_type: int = 0,
-    expert_tokens_num_flag: bool = False,
-    quant_mode: int = -1,
-    active_expert_range: list[int] | None = None,
-    row_idx_type: int = 0,
+    **options: Any,  # noqa: ANN401 - the twin's
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Sort token rows by expert; ids that no expert has are refused.
+    """Do what the twin does; ids that no expert has are refused, also −1, which the twin takes.
 
     Raises:
         IndexError: an id is out of range.
     """
-    check_ids("npu_moe_init_routing", expert_idx, expert_num)
-    return twins.npu_moe_init_routing_v2.twin(
-        x,
-        expert_idx,
-        scale=scale,
-        offset=offset,
-        active_num=active_num,
-        expert_capacity=expert_capacity,
-        expert_num=expert_num,
-        drop_pad_mode=drop_pad_mode,
-        expert_tokens_num_type=expert_tokens_num_type,
-        expert_tokens_num_flag=expert_tokens_num_flag,
-        quant_mode=quant_mode,
-        active_expert_range=active_expert_range or (),
-        row_idx_type=row_idx_type,
-    )
+    check_ids("npu_moe_init_routing", expert_idx, options.get("expert_num", -1))
+    return twins.npu_moe_init_routing_v2.twin(x, expert_idx, **options)
 
 
 def check_ids(name: str, ids: torch.Tensor, number: int) -> None:
