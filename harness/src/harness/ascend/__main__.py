@@ -96,6 +96,9 @@ def rehearse(
         if chip not in CHIPS:
             msg = f"--chip is {chip!r}; expected {' or '.join(CHIPS)}"
             raise rehearsal.BadInputError(msg)
+        if output is not None and not output.parent.is_dir():
+            msg = f"--output is {output}; expected a file in a folder that exists"
+            raise rehearsal.BadInputError(msg)
         trial = rehearsal.Trial(
             _release(release),
             chip,

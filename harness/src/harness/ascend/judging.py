@@ -121,6 +121,7 @@ def _judge_slots(
 ) -> None:
     if not inspections:
         found.problems.append("no worker was inspected")
+        return
     for number, inspection in enumerate(inspections):
         try:
             faults = slot_faults(inspection, reference.experts)

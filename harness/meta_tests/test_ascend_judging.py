@@ -1,0 +1,187 @@
+# SPDX-FileCopyrightText: The expert-maps authors
+# SPDX-License-Identifier: Apache-2.0
+"""What a case showed: right passes, and every way to be wrong is a problem in words."""
+
+from __future__ import annotations
+
+import copy
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from expert_maps import generate_placement, write_placement
+from harness.ascend.cases import MUTANTS, TINY_MOE, Case, cases_for, write_map
+from harness.ascend.engine import Served
+from harness.ascend.judging import Reference, judge
+from vllm_ascend_moe import releases
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from expert_maps import Placement
+
+EXPERTS, RANKS, REDUNDANT = 8, 2, 2
+TOKENS = [[1, 2, 3], [4, 5, 6]]
+LOGPROBS = [[-0.1, -0.2, -0.3], [-0.4, -0.5, -0.6]]
+REFERENCE = Reference(TOKENS, LOGPROBS, {0: {expert: f"bytes {expert}" for expert in range(EXPERTS)}})
+CASE = Case("a case", TINY_MOE, "A3")
+
+
+def inspection(placement: Placement) -> list[dict[str, Any]]:
+    per_rank = placement.num_physical_experts // RANKS
+    return [
+        {
+            "ep_rank": rank,
+            "layers": [
+                {
+                    "layer": 0,
+                    "expert_map": placement.expert_map(0, rank).tolist(),
+                    "log2phy": placement.log2phy(0, rank).tolist(),
+                    "slots": [
+                        f"bytes {expert}"
+                        for expert in placement.physical_to_logical[
+                            0, rank * per_rank : (rank + 1) * per_rank
+                        ]
+                    ],
+                }
+            ],
+        }
+        for rank in range(RANKS)
+    ]
+
+
+@pytest.fixture
+def ring() -> Placement:
+    return generate_placement("ring", num_experts=EXPERTS, ep_size=RANKS, num_redundant_experts=REDUNDANT)
+
+
+@pytest.fixture
+def append() -> Placement:
+    return generate_placement("append", num_experts=EXPERTS, ep_size=RANKS, num_redundant_experts=REDUNDANT)
+
+
+@pytest.fixture
+def served(ring: Placement) -> Served:
+    round_ = {"tokens": TOKENS, "logprobs": LOGPROBS, "seconds": 1.0}
+    return Served(rounds=[round_], inspections=[inspection(ring), inspection(ring)])
+
+
+def test_what_is_right_has_no_problem(served: Served) -> None:
+    found = judge(CASE, served, REFERENCE)
+    assert found.problems == []
+    assert found.equal == (2, 2)
+    assert found.slots == 2 * (EXPERTS + REDUNDANT)
+
+
+def test_other_tokens_are_a_problem(served: Served) -> None:
+    other = replace(served, rounds=[{**served.rounds[0], "tokens": [[1, 2, 3], [4, 5, 7]]}])
+    assert judge(CASE, other, REFERENCE).problems == ["1 of 2 texts differ from one rank without the plugin"]
+
+
+def test_a_later_round_counts_too(served: Served) -> None:
+    other = replace(served, rounds=[served.rounds[0], {**served.rounds[0], "tokens": [[0], [0]]}])
+    assert judge(CASE, other, REFERENCE).equal == (0, 2)
+
+
+def test_a_probability_that_is_off_is_a_problem(served: Served) -> None:
+    off = copy.deepcopy(LOGPROBS)
+    off[1][1] += 0.01
+    other = replace(served, rounds=[{**served.rounds[0], "logprobs": off}])
+    assert "log-probability is 1.0e-02" in judge(CASE, other, REFERENCE).problems[0]
+
+
+@pytest.mark.parametrize("when", [0, 1])
+def test_a_wrong_slot_is_a_problem_whenever_it_is(served: Served, when: int) -> None:
+    answers = copy.deepcopy(served.inspections)
+    answers[when][1]["layers"][0]["slots"][0] = "bytes 0"
+    problems = judge(CASE, replace(served, inspections=answers), REFERENCE).problems
+    assert f"inspection {when}" in problems[0]
+    assert "layer 0, rank 1, slot 0: expert_map names expert 4, but it holds expert 0" in problems[0]
+
+
+def test_nothing_inspected_is_nothing_proven(served: Served) -> None:
+    assert judge(CASE, replace(served, inspections=[]), REFERENCE).problems == ["no worker was inspected"]
+
+
+def test_a_failed_start_is_a_problem() -> None:
+    assert judge(CASE, Served(failed="it died"), REFERENCE).problems == ["it died"]
+    assert judge(CASE, Served(refused="EplbConfigError: no"), REFERENCE).problems == [
+        "refused: EplbConfigError: no"
+    ]
+
+
+def test_what_must_be_refused_must_say_why(served: Served) -> None:
+    case = replace(CASE, expected="refused", says="AllGather")
+    assert judge(case, served, REFERENCE).problems == ["it started; expected the plugin to refuse it"]
+    assert judge(case, Served(refused="EplbConfigError: on A2 AllGather reads …"), REFERENCE).problems == []
+    assert "refused, but not for" in judge(case, Served(refused="another reason"), REFERENCE).problems[0]
+    # A crash is no refusal.
+    assert judge(case, Served(failed="IndexError: AllGather"), REFERENCE).problems == [
+        "IndexError: AllGather"
+    ]
+
+
+def test_experts_that_should_move_must(served: Served, append: Placement) -> None:
+    case = replace(CASE, moves=True)
+    assert judge(case, served, REFERENCE).problems == ["no expert moved; expected vllm-ascend to move some"]
+    moved = replace(served, inspections=[served.inspections[0], inspection(append)])
+    found = judge(case, moved, REFERENCE)
+    assert found.problems == []
+    assert found.moved == 5  # rank 1: 4 … 7, 0 became 5, 6, 7, 0, 1
+
+
+def test_the_map_that_was_asked_for_must_be_live(served: Served, append: Placement, tmp_path: Path) -> None:
+    path = tmp_path / "map.json"
+    write_placement(append, path)
+    problems = judge(replace(CASE, rows=path), served, REFERENCE).problems
+    assert problems[0].startswith("layer 0 serves [[0, 1, 2, 3, 4], [4, 5, 6, 7, 0]]; expected")
+
+
+def test_a_mutant_that_nobody_sees_is_a_problem(served: Served, ring: Placement) -> None:
+    case = replace(CASE, mutants=("log2phy",))
+    assert "nothing was changed" in judge(case, served, REFERENCE).problems[0]
+    blind = {"changed": True, "tokens": TOKENS, "inspection": inspection(ring)}
+    unseen = judge(case, replace(served, mutants={"log2phy": blind}), REFERENCE)
+    assert "0 texts differ and 0 slots are wrong" in unseen.problems[0]
+    rolled = inspection(ring)
+    table = rolled[0]["layers"][0]["log2phy"]
+    rolled[0]["layers"][0]["log2phy"] = [*table[1:], table[0]]
+    seen = {"changed": True, "tokens": [[9], [9]], "inspection": rolled}
+    found = judge(case, replace(served, mutants={"log2phy": seen}), REFERENCE)
+    assert found.problems == []
+    assert found.caught["log2phy"].startswith("2 of 2 texts")
+
+
+def test_a_record_must_be_a_placement(served: Served, ring: Placement, tmp_path: Path) -> None:
+    case = replace(CASE, record=tmp_path / "record.json")
+    assert "is no placement" in judge(case, served, REFERENCE).problems[0]
+    write_placement(ring, tmp_path / "record.json")
+    assert judge(case, served, REFERENCE).problems == []
+
+
+@pytest.mark.parametrize("release", releases.RELEASES, ids=lambda release: release.vllm_ascend)
+def test_every_release_has_all_cases(release: releases.Release, tmp_path: Path) -> None:
+    cases = cases_for(release, tmp_path)
+    names = [case.name for case in cases]
+    for part in (
+        "inactive",
+        "`{}`",
+        "static map",
+        "dynamic from a map",
+        "dynamic from the layout",
+        "API server",
+    ):
+        assert any(part in name for name in names), part
+    assert {mutant for case in cases for mutant in case.mutants} == set(MUTANTS)
+    assert {case.chip for case in cases} == {"A2", "A3"}
+    assert any(case.expected == "refused" and case.says == "AllGather" for case in cases)
+    # Where the loader fills vLLM's order, a planned map is refused; elsewhere one is served.
+    refused = any("another order" in name for name in names)
+    assert refused == (release.fills == "append")
+
+
+def test_a_planned_map_differs_in_each_layer(tmp_path: Path) -> None:
+    placement = write_map(tmp_path / "map.json", TINY_MOE)
+    assert len({tuple(row) for row in placement.physical_to_logical.tolist()}) == placement.num_layers
+    assert placement.num_redundant_experts > 0
