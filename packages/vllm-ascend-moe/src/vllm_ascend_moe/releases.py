@@ -40,6 +40,13 @@ class Release:
             order, whatever the map says.
         forbids_unknown_keys: whether an additional config with a key that is not vllm-ascend's stops the start.
         has_heat_stage: whether ``eplb_heat_collection_stage`` is an option.
+        heat_interval: its default ``expert_heat_collection_interval``, in steps.
+        policy_type: its default ``eplb_policy_type``.
+        one_copy_policies: the ``eplb_policy_type`` of the policies that fail with more redundant experts than ranks.
+        profiles_slots: whether its profile run draws ids of slots, where a layer that is not quantised then looks
+            them up as experts'.
+        small_worlds_gather: whether an A5 takes the path AllGather where the world is no larger than the top k.
+        lora_exchanges: whether LoRA with expert parallelism takes the path ALLTOALL on every chip.
         checked: ``ci``: served in every run of CI; ``all``: served by ``nox -s ascend -- --all``; ``contract``: hooks
             and schemas compared with its source.
     """
@@ -55,12 +62,31 @@ class Release:
     layout_v2: Literal["ring", "append"] | None = None
     forbids_unknown_keys: bool = False
     has_heat_stage: bool = True
+    heat_interval: int = 600
+    policy_type: int = 2
+    one_copy_policies: tuple[int, ...] = (1,)
+    profiles_slots: bool = False
+    small_worlds_gather: bool = True
+    lora_exchanges: bool = False
     checked: Literal["ci", "all", "contract"] = "contract"
 
 
 RELEASES = (
     Release(
-        "0.18.0", "0.18.0", "2.9.0", "2.9.0", (_LAYER,), "ring", "map", has_heat_stage=False, checked="all"
+        "0.18.0",
+        "0.18.0",
+        "2.9.0",
+        "2.9.0",
+        (_LAYER,),
+        "ring",
+        "map",
+        has_heat_stage=False,
+        heat_interval=400,
+        policy_type=1,
+        one_copy_policies=(1, 2),
+        profiles_slots=True,
+        small_worlds_gather=False,
+        checked="all",
     ),
     Release(
         "0.22.1rc1",
@@ -71,10 +97,22 @@ RELEASES = (
         "ring",
         "map",
         has_heat_stage=False,
+        heat_interval=400,
+        policy_type=1,
         checked="all",
     ),
     Release("0.23.0", "0.23.0", "2.10.0", "2.10.0.post4", (_LAYER, _LAYER_0_23), "ring", "map", checked="ci"),
-    Release("0.26.0rc1", "0.26.0", "2.10.0", "2.10.0.post4", (_LAYER,), "append", "append", checked="all"),
+    Release(
+        "0.26.0rc1",
+        "0.26.0",
+        "2.10.0",
+        "2.10.0.post4",
+        (_LAYER,),
+        "append",
+        "append",
+        lora_exchanges=True,
+        checked="all",
+    ),
     Release(
         "0.30.0rc2",
         "0.30.0",
@@ -86,6 +124,7 @@ RELEASES = (
         has_wheel=False,
         layout_v2="ring",
         forbids_unknown_keys=True,
+        lora_exchanges=True,
         checked="ci",
     ),
 )
