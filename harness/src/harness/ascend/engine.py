@@ -30,6 +30,8 @@ ENVIRONMENT = {
     "OMP_NUM_THREADS": "1",
     "HF_HUB_OFFLINE": "1",
 }
+# What runs the engine; a test puts something else in its place.
+CHILD = "harness.ascend.child"
 EXTENSION = "harness.ascend.inspecting.Inspector"
 # An error of the plugin in a worker's log: the front end only says that a worker failed.
 _OWN_ERROR = re.compile(
@@ -145,7 +147,7 @@ def serve(
     answer.unlink(missing_ok=True)
     names.unlink(missing_ok=True)
     ask.write_text(json.dumps({"rounds": 1, "mutants": [], "max_tokens": 16, **request}), encoding="utf-8")
-    words = [sys.executable, "-m", "harness.ascend.child", str(ask), str(answer)]
+    words = [sys.executable, "-m", CHILD, str(ask), str(answer)]
     begin, late = time.monotonic(), False
     with start(words, log, variables, stop_seconds=5.0) as process:
         try:
