@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING, Any, Generic, ParamSpec, TypeVar
 
 import torch
 
+from vllm_ascend_moe.kernels import have_kernels
+
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
@@ -40,7 +42,8 @@ class Op(Generic[P, R]):
         name: torch_npu's name.
         schema: torch_npu's schema, as its newest tested wheel declares it.
         twin: the plain-torch function.
-        fast: the same for tensors on a CPU, by a kernel; None where the twin is fast enough.
+        fast: the same for tensors on a CPU; None where the twin is fast enough.
+        needs_kernel: whether the fast function needs a kernel, which not every installation has.
     """
 
     def __init__(self, schema: str, twin: Callable[P, R]) -> None:
@@ -49,6 +52,7 @@ class Op(Generic[P, R]):
         self.schema = schema
         self.twin = twin
         self.fast: Callable[P, R] | None = None
+        self.needs_kernel = False
         self.__doc__ = twin.__doc__
 
     def __call__(self, *args: P.args, **kwargs: P.kwargs) -> R:
@@ -56,7 +60,8 @@ class Op(Generic[P, R]):
         if _registered.get() or _device_type(args[0]) == "npu":
             result: R = getattr(torch.ops.npu, self.name)(*args, **kwargs)
             return result
-        if self.fast is not None and can_use_kernel(args[0]):
+        fits = can_use_kernel if self.needs_kernel else is_on_cpu
+        if self.fast is not None and fits(args[0]):
             return self.fast(*args, **self._known(kwargs))
         return self.run_twin(*args, **kwargs)
 
@@ -64,6 +69,11 @@ class Op(Generic[P, R]):
         """Make a function, of the twin's signature, the one for tensors on a CPU."""
         self.fast = fast
         return fast
+
+    def by_kernel(self, fast: Callable[P, R]) -> Callable[P, R]:
+        """Do the same with a function that calls a kernel; where there are none the twin serves."""
+        self.needs_kernel = True
+        return self.on_cpu(fast)
 
     def run_twin(self, *args: P.args, **kwargs: P.kwargs) -> R:
         """Run the twin with arguments of the schema.
@@ -160,7 +170,12 @@ def twins_only() -> Iterator[None]:
 
 
 def can_use_kernel(tensor: object) -> bool:
-    """Return whether a kernel for a CPU can read a tensor: a real one, of which no graph is being made."""
+    """Return whether a kernel for a CPU can read a tensor, and there are kernels."""
+    return is_on_cpu(tensor) and have_kernels()
+
+
+def is_on_cpu(tensor: object) -> bool:
+    """Return whether a tensor is a real one on a CPU, of which no graph is being made, and twins are not asked for."""
     return (
         type(tensor) is torch.Tensor
         and tensor.is_cpu

@@ -73,7 +73,7 @@ def npu_moe_gating_top_k(
     return weights.to(x.dtype), ids.to(torch.int32), scores if out_flag else undefined_like(scores)
 
 
-@npu_moe_gating_top_k.on_cpu
+@npu_moe_gating_top_k.by_kernel
 def _fast(
     x: torch.Tensor,
     k: int,

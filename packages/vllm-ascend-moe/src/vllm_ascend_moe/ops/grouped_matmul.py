@@ -179,6 +179,22 @@ _DTYPES = {3: torch.int32, 5: torch.float16, 6: torch.float32, 15: torch.bfloat1
 _FLOATS = frozenset({torch.float16, torch.float32, torch.bfloat16})
 
 
+def _has_grouped_mm(dtype: torch.dtype) -> bool:
+    """Return whether this torch multiplies groups of a dtype on a CPU: it is tried, for releases differ."""
+    rows, matrices = (
+        torch.ones(2, _ALIGNMENT, dtype=dtype),
+        torch.ones(1, _ALIGNMENT, _ALIGNMENT, dtype=dtype),
+    )
+    try:
+        product = functional.grouped_mm(rows, matrices, offs=torch.tensor([2], dtype=torch.int32))
+    except (AttributeError, NotImplementedError, RuntimeError, TypeError):
+        return False
+    return bool((product == _ALIGNMENT).all())
+
+
+_AT_ONCE = frozenset(filter(_has_grouped_mm, _FLOATS))
+
+
 def _all_at_once(
     rows: torch.Tensor, weight: Sequence[torch.Tensor], ends: torch.Tensor
 ) -> torch.Tensor | None:
@@ -187,7 +203,7 @@ def _all_at_once(
         return None
     _, inner, outer = weight[0].shape
     aligned = all(size * rows.element_size() % _ALIGNMENT == 0 for size in (inner, outer))
-    fits = rows.dtype == weight[0].dtype and rows.dtype in _FLOATS and rows.is_contiguous()
+    fits = rows.dtype == weight[0].dtype and rows.dtype in _AT_ONCE and rows.is_contiguous()
     if rows.device.type != "cpu" or not fits or not aligned or 0 in rows.shape:
         return None
     return functional.grouped_mm(rows, weight[0], offs=ends.to(torch.int32))

@@ -94,7 +94,7 @@ def npu_moe_init_routing_v2(
     )
 
 
-@npu_moe_init_routing_v2.on_cpu
+@npu_moe_init_routing_v2.by_kernel
 def _fast(
     x: torch.Tensor,
     expert_idx: torch.Tensor,
