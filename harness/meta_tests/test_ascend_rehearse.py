@@ -253,11 +253,18 @@ def test_the_page_is_written_between_its_marks(tmp_path: Path) -> None:
     path = tmp_path / "README.md"
     path.write_text(f"before\n{page.BEGIN}\nold\n{page.END}\nafter\n", encoding="utf-8")
     right = Judged(equal=(16, 16), slots=160, paths=("MC2",), seconds=21.3)
-    page.write([Row("0.23.0", CASE, right)], path)
+    refused = Row("0.26.0rc1", replace(CASE, expected="refused"), Judged(refused="EplbConfigError: no"))
+    other = Row("0.26.0rc1", replace(CASE, name="inactive", chip="A2"), Judged(equal=(16, 16), seconds=9))
+    page.write([Row("0.23.0", CASE, right), refused, other], path)
     lines = path.read_text(encoding="utf-8").splitlines()
     assert lines[0] == "before"
     assert lines[-1] == "after"
-    assert "| 0.23.0 | A3 | tiny-moe | static map | MC2 | 16 of 16 | 160 | 21 |" in lines
+    assert lines[2:6] == [
+        "| served | chip | model | 0.23.0 | 0.26.0rc1 |",
+        "| --- | --- | --- | --- | --- |",
+        "| static map | A3 | tiny-moe | 16 of 16; 160; 21 s (MC2) | refused |",
+        "| inactive | A2 | tiny-moe | – | 16 of 16; –; 9 s (–) |",
+    ]
     assert "old" not in lines
     path.write_text("no marks", encoding="utf-8")
     with pytest.raises(ValueError, match="has no <!-- emulated: begin"):

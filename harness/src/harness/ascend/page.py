@@ -54,9 +54,25 @@ def rich_table(rows: Sequence[Row]) -> Table:
 
 
 def markdown(rows: Sequence[Row]) -> str:
-    """Return the table for a page."""
-    lines = [COLUMNS, ("---",) * len(COLUMNS), *map(cells, rows)]
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines) + "\n"
+    """Return the table for a page: a line for each chip and case, a column for each release."""
+    releases = list(dict.fromkeys(row.release for row in rows))
+    lines: dict[tuple[str, str, str], dict[str, str]] = {}
+    for row in rows:
+        line = lines.setdefault((row.case.name, row.case.chip, row.case.model.name), {})
+        line[row.release] = _outcome(row)
+    head = ["served", "chip", "model", *releases]
+    table = [head, ["---"] * len(head)]
+    table += [[*what, *(line.get(release, "–") for release in releases)] for what, line in lines.items()]
+    return "\n".join(f"| {' | '.join(line)} |" for line in table) + "\n"
+
+
+def _outcome(row: Row) -> str:
+    *_, path, equal, slots, seconds = cells(row)
+    if row.judged.problems:
+        return f"FAILED: {slots}"
+    if row.case.expected == "refused":
+        return "refused"
+    return f"{equal}; {slots}; {seconds} s ({path})"
 
 
 def write(rows: Sequence[Row], readme: Path = README) -> None:
