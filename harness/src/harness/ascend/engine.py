@@ -29,6 +29,8 @@ ENVIRONMENT = {
     "VLLM_NO_USAGE_STATS": "1",
     "OMP_NUM_THREADS": "1",
     "HF_HUB_OFFLINE": "1",
+    # Every engine imports some thousand modules in each of its processes: what Python compiles is kept.
+    "PYTHONDONTWRITEBYTECODE": "",
 }
 # What runs the engine; a test puts something else in its place.
 CHILD = "harness.ascend.child"
