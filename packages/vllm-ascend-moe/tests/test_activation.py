@@ -2,21 +2,26 @@
 # SPDX-License-Identifier: Apache-2.0
 from __future__ import annotations
 
+import copy
+import dataclasses
 import importlib.metadata
-import json
 import logging
+import pickle
 import sys
+from types import SimpleNamespace
 
 import fake_vllm
 import pytest
 
 import vllm_ascend_moe
 from vllm_ascend_moe.activation import (
-    RESOLVED_KEY,
+    REPORT,
     Activation,
+    leave_resolved,
     log_active,
     log_inactive,
     read_activation,
+    read_resolved,
     versions,
     vllm_version,
 )
@@ -97,29 +102,76 @@ def test_active_with_wrong_options_is_refused(
 # From the front end to the other processes
 
 
+class Config:
+    """vLLM's configuration: what it has beside its fields goes with it wherever it is copied or pickled."""
+
+    def __init__(self, additional_config: object = None, worker_extension_cls: str = "") -> None:
+        self.additional_config = {} if additional_config is None else additional_config
+        self.parallel_config = SimpleNamespace(worker_extension_cls=worker_extension_cls)
+
+
+def passed_on(config: Config) -> Config:
+    return pickle.loads(pickle.dumps(copy.deepcopy(config)))  # type: ignore[no-any-return] # noqa: S301 - our own bytes
+
+
 def test_what_the_front_end_found_holds_in_every_process() -> None:
     front = read_activation(
         {"expert_maps": {"num_redundant_experts": 4}}, {f"{ENV_PREFIX}POLICY": "deepseek_global"}
     )
     assert front.digest is None
-    passed = json.loads(json.dumps({RESOLVED_KEY: front.resolved("abc"), "expert_maps": {"layout": "ring"}}))
+    config = Config({"eplb_config": {}}, REPORT)
+    leave_resolved(config, dataclasses.replace(front, way="vllm-ascend"), "abc")
+    # Nothing in what vllm-ascend reads, and what vLLM hashes to see whether a compiled model still fits.
+    assert config.additional_config == {"eplb_config": {}}
     # Another environment, and even a wrong one, changes nothing.
     for environ in (
         {},
         {LAYOUT: "spiral", ENV_ENABLED: "0"},
         {f"{ENV_PREFIX}NO_SUCH": "1", ENV_ENABLED: "x"},
     ):
-        found = read_activation(passed, environ)
-        assert found == Activation(front.settings, front.reason, "abc")
+        found = read_resolved(passed_on(config), environ)
+        assert found == Activation(front.settings, front.reason, "abc", "vllm-ascend")
         assert found.is_active
+
+
+def test_an_engine_does_not_inherit_what_another_was_told() -> None:
+    first, second = Config(), Config()
+    leave_resolved(first, Activation(Settings(layout="ring"), "asked"), "abc")
+    assert not read_resolved(second, {}).is_active
+    leave_resolved(second, Activation(Settings(layout="append"), "asked"), "def")
+    assert read_resolved(first, {}) == Activation(Settings(layout="ring"), "asked", "abc")
 
 
 def test_what_the_front_end_turned_off_stays_off() -> None:
     front = Activation(None, "model has no experts")
-    passed = json.loads(json.dumps({RESOLVED_KEY: front.resolved(None), "other": 1}))
+    config = Config({"other": 1})
+    leave_resolved(config, front, None)
     # Where the environment alone would activate it.
-    assert read_activation(passed, {ENV_ENABLED: "1"}) == front
-    assert not read_activation(passed, {ENV_ENABLED: "1"}).is_active
+    assert read_resolved(passed_on(config), {ENV_ENABLED: "1"}) == front
+    assert not read_resolved(passed_on(config), {ENV_ENABLED: "1"}).is_active
+
+
+def test_a_process_that_no_front_end_has_told_stays_inactive() -> None:
+    assert "has no effect here" in read_resolved(Config(), {ENV_ENABLED: "1"}).reason
+    found = read_resolved(Config(), {LAYOUT: "ring"})
+    assert not found.is_active
+    assert LAYOUT in found.reason
+    assert not read_resolved(Config(["a hash of its own"]), {}).is_active
+
+
+@pytest.mark.parametrize(
+    ("config", "what"),
+    [
+        (Config({"expert_maps": {}}), "expert_maps"),
+        # What was said got lost: served without the plugin, while the front end has said that it is active.
+        (Config({}, REPORT), REPORT),
+    ],
+)
+def test_a_configuration_made_without_the_front_end_is_refused(config: Config, what: str) -> None:
+    with pytest.raises(
+        SettingsError, match=f"^{what} is in a configuration that was made, or made anew, without"
+    ):
+        read_resolved(config, {})
 
 
 # Versions

@@ -71,10 +71,19 @@ def model_counts(model: str | Path) -> ModelCounts:
         raise FormatError(msg)
     # Multimodal models keep the language model's configuration one level down.
     text = config.get("text_config", config)
-    return _from_config(str(path), text if isinstance(text, dict) else config)
+    return counts_from_config(str(path), text if isinstance(text, dict) else config)
 
 
-def _from_config(name: str, config: Mapping[str, object]) -> ModelCounts:
+def counts_from_config(name: str, config: Mapping[str, object]) -> ModelCounts:
+    """Count a language model's MoE layers and experts by its Hugging Face configuration.
+
+    Args:
+        name: what to call the model.
+        config: keys and values as in its ``config.json``.
+
+    Raises:
+        FormatError: it is no configuration of an MoE model.
+    """
     experts = next((value for key in _EXPERT_KEYS if (value := _count(config, key))), 0)
     layers = _count(config, "num_hidden_layers")
     if not experts or not layers:

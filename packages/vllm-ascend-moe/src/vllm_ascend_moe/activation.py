@@ -8,7 +8,7 @@ import importlib.metadata
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 from vllm_ascend_moe import __version__
 from vllm_ascend_moe._log import logger
@@ -22,8 +22,15 @@ from vllm_ascend_moe.settings import (
     read_settings,
 )
 
-# Under this key the process that reads command line and environment leaves to the others what it found there.
-RESOLVED_KEY = "expert_maps_resolved"
+# Which balancer serves: vllm-ascend's layer and its own EPLB, or vLLM's EPLB state.
+Way = Literal["vllm-ascend", "vllm-eplb"]
+
+# In this attribute of vLLM's configuration the process that reads command line and environment leaves to the others
+# what it found there. It is pickled and copied with the configuration, but is no part of the additional config, in which
+# vllm-ascend refuses keys that it does not know, and by which vLLM decides whether a compiled model may be used again.
+_RESOLVED = "_vllm_ascend_moe_resolved"
+# The plugin's worker extension: a configuration that names it was made by an active front end.
+REPORT = "vllm_ascend_moe.report.WorkerReport"
 
 
 @dataclass(frozen=True)
@@ -34,21 +41,32 @@ class Activation:
         settings: None where the plugin is inactive.
         reason: why it is inactive, or by what it is active.
         digest: of the placement that the front end read; None in the front end itself.
+        way: which balancer serves, as the front end has decided by the arguments that it was given.
     """
 
     settings: Settings | None
     reason: str
     digest: str | None = None
+    way: Way = "vllm-eplb"
 
     @property
     def is_active(self) -> bool:
         """Whether the plugin serves."""
         return self.settings is not None
 
-    def resolved(self, digest: str | None) -> dict[str, Any]:
-        """Return what the other processes need, for vLLM's additional config: plain JSON."""
-        settings = None if self.settings is None else self.settings.model_dump()
-        return {"settings": settings, "digest": digest, "reason": self.reason}
+
+def leave_resolved(vllm_config: Any, activation: Activation, digest: str | None) -> None:
+    """Leave to every other process of this engine what the front end has decided.
+
+    Args:
+        vllm_config: vLLM's, complete; it is handed to the others.
+        activation: the front end's.
+        digest: of the placement; None where there is none.
+    """
+    settings = None if activation.settings is None else activation.settings.model_dump()
+    resolved = {"settings": settings, "digest": digest, "reason": activation.reason, "way": activation.way}
+    # Not by vLLM's class, which checks what is set. Plain values: every process reads them, whatever it has imported.
+    object.__setattr__(vllm_config, _RESOLVED, resolved)
 
 
 def read_activation(additional_config: object, environ: Mapping[str, str] | None = None) -> Activation:
@@ -63,10 +81,6 @@ def read_activation(additional_config: object, environ: Mapping[str, str] | None
     """
     environ = os.environ if environ is None else environ
     config = additional_config if isinstance(additional_config, Mapping) else {}
-    if RESOLVED_KEY in config:
-        resolved = config[RESOLVED_KEY]
-        settings = None if resolved["settings"] is None else Settings.model_validate(resolved["settings"])
-        return Activation(settings, resolved["reason"], resolved["digest"])
     if CONFIG_KEY in config:
         return Activation(
             read_settings(config[CONFIG_KEY], environ), f"{CONFIG_KEY} is in the additional config"
@@ -80,25 +94,29 @@ def read_activation(additional_config: object, environ: Mapping[str, str] | None
     return Activation(None, reason)
 
 
-def read_resolved(additional_config: object, environ: Mapping[str, str] | None = None) -> Activation:
+def read_resolved(vllm_config: Any, environ: Mapping[str, str] | None = None) -> Activation:
     """Return what the front end has decided; no other process decides by itself, or they might differ.
 
     Args:
-        additional_config: vLLM's.
+        vllm_config: vLLM's.
         environ: only for the reason; None for this process's.
 
     Raises:
-        SettingsError: ``expert_maps`` is there, but no front end has seen it.
+        SettingsError: the plugin is asked for, but no front end has seen this configuration.
     """
-    config = additional_config if isinstance(additional_config, Mapping) else {}
-    if RESOLVED_KEY in config:
-        return read_activation(config)
-    if CONFIG_KEY in config:
-        msg = (
-            f"{CONFIG_KEY} is in the additional config of a configuration that was made without the plugin; expected "
-            "one made by vLLM's EngineArgs, after vLLM has loaded its plugins"
-        )
-        raise SettingsError(msg)
+    resolved = getattr(vllm_config, _RESOLVED, None)
+    if resolved is not None:
+        settings = None if resolved["settings"] is None else Settings.model_validate(resolved["settings"])
+        return Activation(settings, resolved["reason"], resolved["digest"], resolved["way"])
+    config = vllm_config.additional_config if isinstance(vllm_config.additional_config, Mapping) else {}
+    extension = getattr(vllm_config.parallel_config, "worker_extension_cls", None)
+    for found, what in ((CONFIG_KEY in config, CONFIG_KEY), (extension == REPORT, REPORT)):
+        if found:
+            msg = (
+                f"{what} is in a configuration that was made, or made anew, without the plugin; expected one made by "
+                "vLLM's EngineArgs, after vLLM has loaded its plugins, and passed on as it is"
+            )
+            raise SettingsError(msg)
     environ = os.environ if environ is None else environ
     if environ.get(ENV_ENABLED):
         return Activation(None, f"the front end is inactive, so {ENV_ENABLED} has no effect here")
@@ -150,9 +168,11 @@ def log_inactive(activation: Activation) -> None:
 
 
 __all__ = [
-    "RESOLVED_KEY",
+    "REPORT",
     "Activation",
     "SettingsError",
+    "Way",
+    "leave_resolved",
     "log_active",
     "log_inactive",
     "read_activation",

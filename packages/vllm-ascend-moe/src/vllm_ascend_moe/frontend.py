@@ -13,28 +13,49 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
-from vllm_ascend_moe import upstream
+from vllm_ascend_moe import releases, upstream
 from vllm_ascend_moe.activation import (
-    RESOLVED_KEY,
+    REPORT,
     Activation,
+    leave_resolved,
     log_active,
     log_inactive,
     read_activation,
     read_resolved,
+    vllm_version,
+)
+from vllm_ascend_moe.ascend_checks import World, check_runner, check_served
+from vllm_ascend_moe.ascend_options import (
+    EPLB_CONFIG,
+    ascend_options,
+    check_options,
+    forget_engine,
+    given_options,
+    join_given,
+    switch_dynamic_on,
 )
 from vllm_ascend_moe.eplb import EplbConfigError
+from vllm_ascend_moe.frontend_checks import (
+    change,
+    check_choice,
+    check_even,
+    check_one_rank,
+    check_supported,
+    count_ranks,
+    count_stage_layers,
+    make_eplb_config,
+    needs_eplb_state,
+)
 from vllm_ascend_moe.platforms import Kind, platform_kind
-from vllm_ascend_moe.settings import ENV_ENABLED, Settings, SettingsError, read_settings
-from vllm_ascend_moe.slots import SlotRule
-from vllm_ascend_moe.sources import PlacementSource, find_source
+from vllm_ascend_moe.settings import CONFIG_KEY, ENV_ENABLED, Settings, SettingsError
+from vllm_ascend_moe.sources import PlacementSource, count_layers, find_source
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from vllm_ascend_moe.releases import Release
+
 _PREPARATION = "_vllm_ascend_moe_preparation"
-_REPORT = "vllm_ascend_moe.report.WorkerReport"
-# Steps that no server lives to see.
-_NEVER = 10**9
 # Seconds in which engine processes may stop by themselves, where vLLM would kill them at once.
 _STOP_SECONDS = 30.0
 
@@ -65,6 +86,7 @@ def around_create_engine_config(
     original: Callable[..., Any], engine_args: Any, *args: Any, **kwargs: Any
 ) -> Any:
     """Hook: prepare the arguments, let vLLM make its configuration, complete that."""
+    forget_engine()
     activation = read_activation(engine_args.additional_config)
     if not activation.is_active:
         say_inactive(activation)
@@ -73,8 +95,12 @@ def around_create_engine_config(
     upstream.check_versions(ascend=kind == "ascend")
     preparation = _Preparation(activation, kind)
     setattr(engine_args, _PREPARATION, preparation)
+    _hide_options(engine_args, preparation)
     try:
         config = original(engine_args, *args, **kwargs)
+    except BaseException:
+        forget_engine()
+        raise
     finally:
         delattr(engine_args, _PREPARATION)
         for name, value in preparation.given.items():
@@ -82,7 +108,7 @@ def around_create_engine_config(
     if not preparation.activation.is_active:
         say_inactive(preparation.activation)
         # Or the environment would activate the other processes.
-        _leave_resolved(config, preparation.activation, None)
+        leave_resolved(config, preparation.activation, None)
         return config
     return _complete(config, preparation)
 
@@ -102,7 +128,7 @@ def around_executor_init(
     original: Callable[..., Any], executor: Any, vllm_config: Any, *args: Any, **kwargs: Any
 ) -> Any:
     """Hook: the engine core says that it is active; it has nothing else to do."""
-    activation = read_resolved(vllm_config.additional_config)
+    activation = read_resolved(vllm_config)
     if activation.is_active:
         if os.getpid() not in _said_in:
             _said_in.add(os.getpid())
@@ -132,32 +158,73 @@ def say_inactive(activation: Activation) -> None:
 
 
 def _prepare(engine_args: Any, model_config: Any, preparation: _Preparation) -> None:
+    if not _has_experts(engine_args, model_config, preparation):
+        return
+    release = _release(engine_args) if preparation.kind == "ascend" else None
+    settings, source = _settle(engine_args, model_config, preparation, release)
+    preparation.activation = replace(preparation.activation, settings=settings)
+    preparation.source = source
+    if not engine_args.worker_extension_cls:
+        _set(engine_args, preparation, "worker_extension_cls", REPORT)
+    if source.placement.ep_size > 1:
+        _set(engine_args, preparation, "enable_expert_parallel", value=True)
+    if release is not None:
+        _prepare_ascend(engine_args, model_config, preparation, release)
+        return
+    given = engine_args.eplb_config
+    if not needs_eplb_state(settings, given, source):
+        _set(engine_args, preparation, "enable_eplb", value=False)
+        return
+    check_even(source)
+    preparation.eplb_config = make_eplb_config(settings, given, preparation.kind)
+    # vLLM refuses EPLB on a CPU while it makes its configuration; there it is switched on afterwards.
+    accepts = preparation.kind != "cpu"
+    _set(engine_args, preparation, "enable_eplb", value=accepts)
+    _set(engine_args, preparation, "eplb_config", preparation.eplb_config if accepts else type(given)())
+
+
+def _has_experts(engine_args: Any, model_config: Any, preparation: _Preparation) -> bool:
+    """Refuse a dense model, or turn inactive where nothing is asked of it."""
+    if model_config.get_num_experts():
+        return True
+    if (
+        ENV_ENABLED in preparation.activation.reason
+        and preparation.activation.settings == Settings()
+        and not engine_args.enable_eplb
+    ):
+        # Set for a whole machine perhaps; nothing is asked of this model.
+        preparation.activation = Activation(None, f"{model_config.model} has no experts")
+        return False
+    msg = (
+        f"{model_config.model} is a dense model, with 0 experts; expected a Mixture-of-Experts model. Leave "
+        "out expert_maps and --enable-eplb for it"
+    )
+    raise EplbConfigError(msg)
+
+
+def _settle(
+    engine_args: Any, model_config: Any, preparation: _Preparation, release: Release | None
+) -> tuple[Settings, PlacementSource]:
+    """Fill in what was left open, find the placement, and check both."""
     settings = preparation.activation.settings
     assert settings is not None
-    num_experts = int(model_config.get_num_experts() or 0)
-    if num_experts == 0:
-        if (
-            ENV_ENABLED in preparation.activation.reason
-            and settings == Settings()
-            and not engine_args.enable_eplb
-        ):
-            # Set for a whole machine perhaps; nothing is asked of this model.
-            preparation.activation = Activation(None, f"{model_config.model} has no experts")
-            return
-        msg = (
-            f"{model_config.model} is a dense model, with 0 experts; expected a Mixture-of-Experts model. Leave "
-            "out expert_maps and --enable-eplb for it"
-        )
-        raise EplbConfigError(msg)
-    ep_size = _ep_size(engine_args)
+    ep_size = count_ranks(engine_args)
     given = engine_args.eplb_config
+    if release is not None:
+        settings = join_given(settings, engine_args.additional_config)
     dynamic = engine_args.enable_eplb if settings.dynamic is None else settings.dynamic
-    settings = _with(settings, dynamic=dynamic)
+    settings = change(settings, dynamic=dynamic)
     if settings.num_redundant_experts is None and settings.expert_map_path is None:
-        settings = _with(settings, num_redundant_experts=given.num_redundant_experts)
-    _check_supported(settings, engine_args, preparation.kind)
-    _check_one_rank(settings, ep_size, dynamic=dynamic, kind=preparation.kind)
-    source = find_source(settings, num_experts, ep_size)
+        settings = change(settings, num_redundant_experts=given.num_redundant_experts)
+    check_supported(settings, engine_args, preparation.kind)
+    check_one_rank(settings, ep_size, dynamic=dynamic, kind=preparation.kind)
+    if release is not None:
+        check_options(settings, release)
+        if settings.num_redundant_experts and settings.expert_map_path is None:
+            # What it starts from is said by name, to every process and in the log.
+            settings = change(settings, layout=release.layout)
+    num_layers = count_layers(model_config)
+    source = find_source(settings, int(model_config.get_num_experts()), ep_size, num_layers)
     redundant = source.placement.num_redundant_experts
     if given.num_redundant_experts not in {0, redundant}:
         msg = (
@@ -165,32 +232,51 @@ def _prepare(engine_args: Any, model_config: Any, preparation: _Preparation) -> 
             f"{redundant}; leave it out of --eplb-config"
         )
         raise EplbConfigError(msg)
-    settings = _with(settings, num_redundant_experts=redundant)
-    _check_choice(settings, source, engine_args)
-    preparation.activation = replace(preparation.activation, settings=settings)
-    preparation.source = source
-    if not engine_args.worker_extension_cls:
-        _set(engine_args, preparation, "worker_extension_cls", _REPORT)
-    if ep_size > 1:
-        _set(engine_args, preparation, "enable_expert_parallel", value=True)
-    if preparation.kind == "ascend" and not engine_args.enable_eplb:
-        from vllm_ascend_moe.ascend import ascend_options
+    settings = change(settings, num_redundant_experts=redundant)
+    check_choice(settings, source, engine_args)
+    return settings, source
 
-        options = {
-            **(engine_args.additional_config or {}),
-            "eplb_config": ascend_options(settings, engine_args),
-        }
-        _set(engine_args, preparation, "additional_config", options)
-        return
-    if not _needs_eplb_state(settings, given, source):
-        _set(engine_args, preparation, "enable_eplb", value=False)
-        return
-    _check_even(source, ep_size, num_experts)
-    preparation.eplb_config = _eplb_config(settings, given, preparation.kind)
-    # vLLM refuses EPLB on a CPU while it makes its configuration; there it is switched on afterwards.
-    accepts = preparation.kind != "cpu"
-    _set(engine_args, preparation, "enable_eplb", value=accepts)
-    _set(engine_args, preparation, "eplb_config", preparation.eplb_config if accepts else type(given)())
+
+def _release(engine_args: Any) -> Release:
+    """Return what the plugin knows of this vllm-ascend, beside which it can serve."""
+    check_runner(engine_args, os.environ)
+    version = upstream.vllm_ascend_version()
+    release = releases.find(version)
+    if release is None:
+        raise EplbConfigError(releases.problem(version, vllm_version()))
+    return release
+
+
+def _prepare_ascend(engine_args: Any, model_config: Any, preparation: _Preparation, release: Release) -> None:
+    """Refuse what vllm-ascend would serve wrongly, and write its options for the rest."""
+    settings, source = preparation.activation.settings, preparation.source
+    assert settings is not None
+    assert source is not None
+    given = engine_args.additional_config or {}
+    if settings.dynamic or not source.is_linear:
+        check_even(source)
+    options = given_options(given)
+    check_served(settings, source, release, options, World.of(engine_args, model_config))
+    options = ascend_options(settings, options, release, count_stage_layers(engine_args, source))
+    _set(engine_args, preparation, "additional_config", {**given, EPLB_CONFIG: options})
+    preparation.activation = replace(preparation.activation, way="vllm-ascend")
+    if settings.dynamic:
+        switch_dynamic_on()
+
+
+def _hide_options(engine_args: Any, preparation: _Preparation) -> None:
+    """Take the plugin's options out of what vLLM and vllm-ascend see: some releases refuse keys that are not theirs."""
+    given = engine_args.additional_config
+    if isinstance(given, Mapping):
+        _set(
+            engine_args,
+            preparation,
+            "additional_config",
+            {name: value for name, value in given.items() if name != CONFIG_KEY},
+        )
+    elif given is not None and preparation.kind == "ascend":
+        msg = f"the additional config is a {type(given).__name__}; expected an object, in which vllm-ascend has its options"
+        raise SettingsError(msg)
 
 
 def _set(engine_args: Any, preparation: _Preparation, name: str, value: object) -> None:
@@ -205,7 +291,7 @@ def _complete(config: Any, preparation: _Preparation) -> Any:
     if preparation.eplb_config is not None and preparation.kind == "cpu":
         config.parallel_config.eplb_config = preparation.eplb_config
         config.parallel_config.enable_eplb = True
-    _leave_resolved(config, activation, source.digest)
+    leave_resolved(config, activation, source.digest)
     if activation.settings.record_path is not None:
         upstream.check_hooks([upstream.STOP_TIMEOUT])
         upstream.wrap(upstream.STOP_TIMEOUT, _allow_time_to_stop)
@@ -215,107 +301,7 @@ def _complete(config: Any, preparation: _Preparation) -> Any:
     return config
 
 
-def _leave_resolved(config: Any, activation: Activation, digest: str | None) -> None:
-    given = config.additional_config or {}
-    if not isinstance(given, Mapping):
-        msg = f"the additional config is a {type(given).__name__}; expected an object, to which the plugin adds its own"
-        raise SettingsError(msg)
-    config.additional_config = {
-        **given,
-        RESOLVED_KEY: activation.resolved(digest),
-    }
-
-
 def _allow_time_to_stop(original: Callable[..., Any], *args: Any, **kwargs: Any) -> float | None:
     """Hook: by default a server kills its engines at once, or after 5 s; let the record be written first."""
     timeout = original(*args, **kwargs)
     return timeout or _STOP_SECONDS
-
-
-def _ep_size(engine_args: Any) -> int:
-    sizes = ("tensor_parallel_size", "data_parallel_size", "prefill_context_parallel_size")
-    product = 1
-    for name in sizes:
-        product *= getattr(engine_args, name, 1)
-    return product
-
-
-def _with(settings: Settings, **changes: object) -> Settings:
-    """Return the settings with some of them changed, validated as if they had been given so."""
-    return read_settings({**settings.model_dump(), **changes})
-
-
-def _check_supported(settings: Settings, engine_args: Any, kind: Kind) -> None:
-    if getattr(engine_args, "enable_elastic_ep", False):
-        msg = "enable_elastic_ep is true; expected false: a placement is for one number of ranks"
-        raise EplbConfigError(msg)
-    if settings.load_collection_phase != "all" and kind == "gpu":
-        msg = (
-            f"load_collection_phase is {settings.load_collection_phase}; expected 'all': vLLM's kernels do not tell "
-            "prompts from what is generated"
-        )
-        raise EplbConfigError(msg)
-
-
-def _check_one_rank(settings: Settings, ep_size: int, *, dynamic: bool, kind: Kind) -> None:
-    if ep_size > 1:
-        return
-    for quantity, value, wrong in (
-        ("num_redundant_experts", settings.num_redundant_experts, bool(settings.num_redundant_experts)),
-        ("dynamic", True, dynamic),
-        ("record_path", settings.record_path, settings.record_path is not None and kind != "cpu"),
-    ):
-        if wrong:
-            msg = (
-                f"{quantity} is {value} on one rank; expected at least two: start with a "
-                "--tensor-parallel-size or --data-parallel-size above 1, or leave it out"
-            )
-            raise EplbConfigError(msg)
-
-
-def _check_choice(settings: Settings, source: PlacementSource, engine_args: Any) -> None:
-    """Refuse a replica choice or weights that do not fit, before anything is loaded."""
-    tp_size = engine_args.tensor_parallel_size
-    # Whether vLLM splits tokens is not known yet; it does so only with data parallelism.
-    may_split = engine_args.data_parallel_size > 1
-    rule = SlotRule.from_settings(
-        settings, ep_size=source.placement.ep_size, tp_size=tp_size, splits_tokens=may_split
-    )
-    if source.is_file or rule.weights is None:
-        rule.tables(source.placement)
-
-
-def _needs_eplb_state(settings: Settings, given: Any, source: PlacementSource) -> bool:
-    """Whether vLLM's EPLB is needed: not for what its expert parallelism does without."""
-    logs = given.log_balancedness if settings.log_balancedness is None else settings.log_balancedness
-    moves = source.placement.ep_size > 1 and not source.is_linear
-    return bool(settings.dynamic or moves or settings.record_path is not None or logs)
-
-
-def _check_even(source: PlacementSource, ep_size: int, num_experts: int) -> None:
-    if source.placement.num_physical_experts % ep_size or not source.placement.is_even:
-        lacking = -num_experts % ep_size
-        msg = (
-            f"{source.name} gives {ep_size} ranks {sorted(set(source.placement.slots_per_rank.tolist()))} slots; "
-            f"expected equally many: vLLM moves experts and records load only then. num_redundant_experts "
-            f"{lacking} makes it so"
-        )
-        raise EplbConfigError(msg)
-
-
-def _eplb_config(settings: Settings, given: Any, kind: Kind) -> Any:
-    """Return vLLM's EPLB settings: the user's, with the plugin's over them."""
-    changes: dict[str, Any] = {
-        name: value
-        for name in ("step_interval", "window_size", "log_balancedness", "log_balancedness_interval")
-        if (value := getattr(settings, name)) is not None
-    }
-    changes["num_redundant_experts"] = settings.num_redundant_experts
-    if not settings.dynamic:
-        # No rearrangement, so no window to look back on.
-        changes |= {"step_interval": _NEVER, "window_size": 1, "use_async": False}
-    if kind == "cpu":
-        # The asynchronous worker needs a device with streams. This communicator takes the CPU's process group
-        # for tensors on a CPU; the one for gloo stages through an accelerator.
-        changes |= {"use_async": False, "communicator": "torch_nccl"}
-    return replace(given, **changes)

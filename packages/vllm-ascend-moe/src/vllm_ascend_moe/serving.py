@@ -29,7 +29,7 @@ from vllm_ascend_moe.ranks import Ranks
 from vllm_ascend_moe.recorder import LoadRecorder
 from vllm_ascend_moe.settings import VLLM_POLICY
 from vllm_ascend_moe.slots import SlotRule, settings_weights
-from vllm_ascend_moe.sources import PlacementSource, find_source
+from vllm_ascend_moe.sources import PlacementSource, count_layers, find_source
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -49,7 +49,7 @@ def around_worker_init(
 ) -> Any:
     """Hook: in a worker, put the other hooks in place before it is made."""
     global _current  # noqa: PLW0603 - a process has one worker, and vLLM's hooks have no other place for it
-    activation = read_resolved(vllm_config.additional_config)
+    activation = read_resolved(vllm_config)
     if not activation.is_active:
         # An engine before this one, in the same process, may have been active.
         upstream.restore()
@@ -82,6 +82,7 @@ class Serving:
         self.config = vllm_config
         self.settings = activation.settings
         self.kind = platform_kind()
+        self.way = activation.way
         self.ranks = Ranks(vllm_config)
         self.source: PlacementSource | None = None
         self.rearrangements = 0
@@ -95,7 +96,8 @@ class Serving:
         self._main_state: Any = None
         try:
             num_experts = int(vllm_config.model_config.get_num_experts())
-            self.source = find_source(self.settings, num_experts, self.ranks.ep_size)
+            num_layers = count_layers(vllm_config.model_config)
+            self.source = find_source(self.settings, num_experts, self.ranks.ep_size, num_layers)
             weights = settings_weights(self.settings)
             if weights is not None:
                 self._weights_digest = hashlib.sha256(weights.tobytes()).hexdigest()
@@ -129,8 +131,8 @@ class Serving:
             for hook in hooks:
                 upstream.wrap(hook, around_init_eplb_config)
             upstream.wrap(upstream.INITIALIZE_MODEL, self._around_initialize_model)
-            if not self.config.parallel_config.enable_eplb:
-                return  # vllm-ascend's own EPLB, not vLLM's
+            if self.way == "vllm-ascend":
+                return  # its own EPLB, not vLLM's
         upstream.check_hooks((*upstream.EPLB, *(upstream.CPU if self.kind == "cpu" else ())))
         for hook, around in (
             (upstream.INITIALIZE_MODEL, self._around_initialize_model),
@@ -195,7 +197,7 @@ class Serving:
             return original(*args, **kwargs)  # a draft model
         self._require_same_source()
         model = original(*args, **kwargs)
-        if self.kind != "ascend" or self.config.parallel_config.enable_eplb:
+        if self.way != "vllm-ascend":
             self._check_model(model)
         else:
             assert self.source is not None

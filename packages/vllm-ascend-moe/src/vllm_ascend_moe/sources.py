@@ -5,11 +5,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from expert_maps import Placement, PlacementError, generate_placement, read_placement
+from expert_maps import FormatError, Placement, PlacementError, generate_placement, read_placement
+from expert_maps.models import counts_from_config
 from vllm_ascend_moe.eplb import EplbConfigError, read_expert_map
 
 if TYPE_CHECKING:
@@ -24,16 +25,20 @@ class PlacementSource:
         name: the file, or the layout.
         placement: a row for each MoE layer where it is a file's; a layout has one row, which holds for all.
         is_file: whether the rows are a file's.
+        num_layers: MoE layers of the model, as its configuration counts them; None for not known.
     """
 
     name: str
     placement: Placement
     is_file: bool
+    num_layers: int | None = None
 
     @property
     def digest(self) -> str:
-        """The placement's digest: equal exactly where placements are."""
-        return self.placement.digest
+        """The digest of all layers, equal exactly where placements are; of one where their number is not known."""
+        if self.is_file or self.num_layers is None:
+            return self.placement.digest
+        return self.layers(0, self.num_layers, self.num_layers).digest
 
     @property
     def is_linear(self) -> bool:
@@ -67,13 +72,33 @@ class PlacementSource:
         )
 
 
-def find_source(settings: Settings, num_experts: int, ep_size: int) -> PlacementSource:
+def count_layers(model_config: Any) -> int | None:
+    """Return how many MoE layers a model has, before it is loaded; None where its configuration does not say.
+
+    Args:
+        model_config: vLLM's.
+    """
+    text = getattr(model_config, "hf_text_config", None)
+    if text is None:
+        return None
+    try:
+        counts = counts_from_config("the model", text.to_dict())
+    except FormatError:
+        return None
+    # Counted by a key that is not the one vLLM goes by: the layers may be, too.
+    return counts.num_layers if counts.num_experts == model_config.get_num_experts() else None
+
+
+def find_source(
+    settings: Settings, num_experts: int, ep_size: int, num_layers: int | None = None
+) -> PlacementSource:
     """Read or generate the placement.
 
     Args:
         settings: the plugin's.
         num_experts: E, logical.
         ep_size: R.
+        num_layers: MoE layers of the model; None for not known.
 
     Raises:
         ExpertMapsError: see `read_expert_map` and `expert_maps.generate_placement`.
@@ -85,13 +110,13 @@ def find_source(settings: Settings, num_experts: int, ep_size: int) -> Placement
             placement = read_expert_map(path, num_experts, ep_size, redundant)
         except PlacementError as error:
             raise EplbConfigError(_explain(path, num_experts, error)) from error
-        return PlacementSource(path, placement, is_file=True)
+        return PlacementSource(path, placement, is_file=True, num_layers=len(placement.physical_to_logical))
     layout = settings.layout or ("ring" if redundant else "linear")
     placement = generate_placement(
         layout, num_experts=num_experts, ep_size=ep_size, num_redundant_experts=redundant
     )
     name = f"layout {layout}" + (f" with {redundant} redundant experts" if redundant else "")
-    return PlacementSource(name, placement, is_file=False)
+    return PlacementSource(name, placement, is_file=False, num_layers=num_layers)
 
 
 def _explain(path: str, num_experts: int, error: PlacementError) -> str:

@@ -1,0 +1,329 @@
+# SPDX-FileCopyrightText: The expert-maps authors
+# SPDX-License-Identifier: Apache-2.0
+from __future__ import annotations
+
+import os
+import sys
+from types import ModuleType
+from typing import Any
+
+import pytest
+
+from vllm_ascend_moe import ascend_options as module
+from vllm_ascend_moe import releases
+from vllm_ascend_moe.ascend_options import (
+    ascend_options,
+    check_options,
+    forget_engine,
+    given_options,
+    join_given,
+    switch_dynamic_on,
+)
+from vllm_ascend_moe.eplb import EplbConfigError
+from vllm_ascend_moe.settings import Settings, SettingsError
+
+
+def release(version: str) -> releases.Release:
+    found = releases.find(version)
+    assert found is not None
+    return found
+
+
+RING, APPEND, OLDEST = release("0.23.0"), release("0.30.0rc2"), release("0.18.0")
+EXECUTOR = "vllm_ascend.patch.platform.patch_multiproc_executor"
+
+
+def options(
+    settings: dict[str, Any],
+    given: dict[str, Any] | None = None,
+    of: releases.Release = RING,
+    num_layers: int | None = 4,
+) -> dict[str, Any]:
+    asked = join_given(Settings(**settings), None if given is None else {"eplb_config": given})
+    check_options(asked, of)
+    return ascend_options(asked, given or {}, of, num_layers)
+
+
+# What is written
+
+
+@pytest.mark.parametrize(
+    ("settings", "wanted"),
+    [
+        ({}, {}),
+        ({"expert_map_path": "map.json"}, {"expert_map_path": "map.json"}),
+        (
+            {"dynamic": True, "num_redundant_experts": 16},
+            {"dynamic_eplb": True, "num_redundant_experts": 16},
+        ),
+        ({"dynamic": True}, {"dynamic_eplb": True, "num_redundant_experts": 0}),
+        ({"window_size": 50}, {"expert_heat_collection_interval": 50}),
+        ({"load_collection_phase": "prefill"}, {"eplb_heat_collection_stage": "prefill"}),
+        ({"load_collection_phase": "decode"}, {"eplb_heat_collection_stage": "decode"}),
+        ({"layout": "linear"}, {}),
+        ({"layout": "ring"}, {}),
+        ({"layout": "append"}, {}),
+        ({"dynamic": False}, {}),
+        # As the front end leaves them: a file's redundancy is its own.
+        (
+            {"expert_map_path": "map.json", "num_redundant_experts": 4, "dynamic": False},
+            {"expert_map_path": "map.json"},
+        ),
+        (
+            {
+                "expert_map_path": "map.json",
+                "dynamic": True,
+                "num_redundant_experts": 4,
+                "window_size": 5,
+                "step_interval": 12,
+                "load_collection_phase": "decode",
+            },
+            {
+                "expert_map_path": "map.json",
+                "dynamic_eplb": True,
+                "num_redundant_experts": 4,
+                "expert_heat_collection_interval": 5,
+                "algorithm_execution_interval": 3,
+                "eplb_heat_collection_stage": "decode",
+            },
+        ),
+    ],
+)
+def test_options_have_vllm_ascends_names(settings: dict[str, Any], wanted: dict[str, Any]) -> None:
+    for given in (None, {}, {"expert_map_path": None}):
+        assert {
+            name: value for name, value in options(settings, given).items() if value is not None
+        } == wanted
+
+
+def test_where_the_loader_fills_slots_a_maps_redundancy_is_said() -> None:
+    # It makes the slots before the map is read, by this number.
+    settings = {"expert_map_path": "map.json", "num_redundant_experts": 4, "dynamic": False}
+    assert options(settings, of=APPEND) == {"expert_map_path": "map.json", "num_redundant_experts": 4}
+    assert options({}, of=APPEND) == {}
+
+
+@pytest.mark.parametrize(("of", "window"), [(OLDEST, 400), (RING, 600), (APPEND, 600)])
+def test_a_cycle_counts_plans_and_moves_a_layer_a_step(of: releases.Release, window: int) -> None:
+    written = options({"dynamic": True, "step_interval": window + 58 + 1}, of=of, num_layers=58)
+    assert written["algorithm_execution_interval"] == 1
+    assert "expert_heat_collection_interval" not in written
+    message = (
+        f"step_interval is {window + 58}; expected at least {window + 59}: .* {window} steps .* 58 to move"
+    )
+    with pytest.raises(EplbConfigError, match=message):
+        options({"dynamic": True, "step_interval": window + 58}, of=of, num_layers=58)
+    # The user's own window counts.
+    written = options(
+        {"step_interval": 30}, {"expert_heat_collection_interval": 10, "dynamic_eplb": True}, of
+    )
+    assert written["algorithm_execution_interval"] == 16
+
+
+def test_an_interval_without_a_number_of_layers_is_refused() -> None:
+    with pytest.raises(EplbConfigError, match="step_interval is 900, but how many MoE layers a stage"):
+        options({"step_interval": 900}, num_layers=None)
+
+
+# What the user gave to vllm-ascend itself
+
+
+def test_the_users_own_options_are_read_as_if_given_here() -> None:
+    given = {
+        "expert_map_path": "map.json",
+        "dynamic_eplb": True,
+        "num_redundant_experts": 4,
+        "expert_heat_collection_interval": 20,
+        "eplb_heat_collection_stage": "decode",
+        "eplb_policy_type": 2,
+    }
+    assert join_given(Settings(), {"eplb_config": given, "other": 1}) == Settings(
+        expert_map_path="map.json",
+        dynamic=True,
+        num_redundant_experts=4,
+        window_size=20,
+        load_collection_phase="decode",
+    )
+    # The same twice is no contradiction, and what is the plugin's alone stays.
+    assert join_given(Settings(step_interval=900, dynamic=True), {"eplb_config": given}) == Settings(
+        expert_map_path="map.json",
+        dynamic=True,
+        num_redundant_experts=4,
+        window_size=20,
+        step_interval=900,
+        load_collection_phase="decode",
+    )
+    for nothing in (None, {}, {"eplb_config": None}, {"eplb_config": {"expert_map_path": ""}}):
+        assert join_given(Settings(layout="ring"), nothing) == Settings(layout="ring")
+
+
+def test_recording_is_dynamic_in_vllm_ascend() -> None:
+    assert join_given(Settings(), {"eplb_config": {"expert_map_record_path": "new.json"}}).dynamic
+    quiet = {"expert_map_record_path": "new.json", "dynamic_eplb": False}
+    assert join_given(Settings(), {"eplb_config": quiet}).dynamic
+
+
+@pytest.mark.parametrize(
+    ("settings", "given", "message"),
+    [
+        (
+            {"expert_map_path": "a.json"},
+            {"expert_map_path": "b.json"},
+            r"^expert_map_path is 'a\.json' in expert_maps, but expert_map_path is 'b\.json' in eplb_config",
+        ),
+        (
+            {"dynamic": False},
+            {"dynamic_eplb": True},
+            "^dynamic is False in expert_maps, but dynamic_eplb is True",
+        ),
+        (
+            {"num_redundant_experts": 4},
+            {"num_redundant_experts": 2},
+            "^num_redundant_experts is 4 in expert_maps, but num_redundant_experts is 2",
+        ),
+        (
+            {"window_size": 5},
+            {"expert_heat_collection_interval": 6},
+            "^window_size is 5 .*heat_collection_interval is 6",
+        ),
+        (
+            {"load_collection_phase": "decode"},
+            {"eplb_heat_collection_stage": "prefill"},
+            "^load_collection_phase is 'decode' .*heat_collection_stage is 'prefill'",
+        ),
+        (
+            {"step_interval": 50},
+            {"algorithm_execution_interval": 5},
+            "^step_interval is 50 .*algorithm_execution_interval is 5",
+        ),
+        (
+            {"layout": "ring"},
+            {"expert_map_path": "b.json"},
+            "^layout is 'ring' .*expert_map_path is 'b.json'",
+        ),
+    ],
+)
+def test_two_words_of_one_thing_are_refused(
+    settings: dict[str, Any], given: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(EplbConfigError, match=message):
+        join_given(Settings(**settings), {"eplb_config": given})
+
+
+def test_what_is_no_option_is_refused() -> None:
+    with pytest.raises(
+        EplbConfigError, match=r"eplb_config in the additional config is \[1\]; expected an object"
+    ):
+        given_options({"eplb_config": [1]})
+    with pytest.raises(SettingsError, match="dynamic is 'yes'"):
+        join_given(Settings(), {"eplb_config": {"dynamic_eplb": "yes"}})
+
+
+def test_the_plugins_options_are_laid_over_the_users() -> None:
+    theirs = {"expert_map_path": "map.json", "eplb_policy_type": 2, "algorithm_execution_interval": 7}
+    found = options({"expert_map_path": "map.json", "window_size": 3}, theirs)
+    assert found == {**theirs, "expert_heat_collection_interval": 3}
+    # What the user gave is left as it was.
+    assert "expert_heat_collection_interval" not in theirs
+
+
+# What is refused
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"layout": "round_robin"}, "^layout is given; expected none of them beside vllm-ascend"),
+        ({"layout": "append", "num_redundant_experts": 4, "dynamic": True}, "^layout is given.*: ring"),
+        ({"policy": "deepseek"}, "^policy is given"),
+        ({"policy": "vllm"}, "^policy is given"),
+        ({"replica_choice": "static"}, "^replica_choice is given"),
+        # Even what is the default elsewhere: here it is not what happens.
+        ({"replica_choice": "rank_offset"}, "^replica_choice is given"),
+        ({"replica_weights_path": "w.npy"}, "^replica_choice is given"),
+        ({"log_balancedness": False}, "^log_balancedness is given"),
+        ({"log_balancedness_interval": 5}, "^log_balancedness_interval is given"),
+        ({"policy": "deepseek", "layout": "round_robin"}, "^layout, policy are given"),
+        ({"record_path": "load.npz"}, "record_path is load.npz; expected none .*expert_map_record_path"),
+        # It has them with dynamic EPLB or from a map file only; the log would speak of copies that are not there.
+        ({"num_redundant_experts": 4, "dynamic": False}, "^num_redundant_experts is 4 without a map"),
+    ],
+)
+def test_options_without_a_counterpart_are_refused(settings: dict[str, Any], message: str) -> None:
+    with pytest.raises(EplbConfigError, match=message):
+        options(settings)
+
+
+def test_a_layout_with_copies_is_the_releases() -> None:
+    asked = {"num_redundant_experts": 4, "dynamic": True}
+    assert options({**asked, "layout": "ring"}, of=RING) == options(asked, of=RING)
+    assert options({**asked, "layout": "append"}, of=APPEND) == options(asked, of=APPEND)
+    with pytest.raises(EplbConfigError, match=r"^layout is given.*with redundant experts: append"):
+        options({**asked, "layout": "ring"}, of=APPEND)
+
+
+@pytest.mark.parametrize("phase", ["prefill", "decode"])
+@pytest.mark.parametrize("version", ["0.18.0", "0.22.1rc1"])
+def test_an_option_that_came_later_is_refused_before(phase: str, version: str) -> None:
+    message = f"load_collection_phase is {phase} with vllm-ascend {version}; expected a later one, or 'all'"
+    with pytest.raises(EplbConfigError, match=message):
+        options({"load_collection_phase": phase}, of=release(version))
+    assert options({"load_collection_phase": "all"}, of=release(version)) == {}
+
+
+# Switching vllm-ascend's dynamic EPLB on, for one engine
+
+
+@pytest.fixture
+def executor(monkeypatch: pytest.MonkeyPatch) -> list[str | None]:
+    """Say with which word in the variable vllm-ascend's executor was imported; the environment is clean."""
+    for name in ("DYNAMIC_EPLB", "EXPERT_MAP_RECORD"):
+        monkeypatch.setenv(name, "")
+        monkeypatch.delenv(name)
+    monkeypatch.setattr(module, "_switched_on", [])
+    imported: list[str | None] = []
+
+    def import_module(name: str) -> None:
+        assert name == EXECUTOR
+        imported.append(os.environ.get("DYNAMIC_EPLB"))
+
+    monkeypatch.setattr(module.importlib, "import_module", import_module)
+    return imported
+
+
+def test_workers_may_have_children_once_the_variable_is_set(executor: list[str | None]) -> None:
+    # vllm-ascend looks at the variable where it is imported, which was before the plugin knew.
+    switch_dynamic_on()
+    assert executor == ["true"]
+    assert os.environ["DYNAMIC_EPLB"] == "true"
+
+
+def test_the_variable_is_not_left_to_a_later_engine(executor: list[str | None]) -> None:
+    for _ in range(2):
+        switch_dynamic_on()
+        forget_engine()
+        assert "DYNAMIC_EPLB" not in os.environ
+    assert executor == ["true", "true"]
+
+
+@pytest.mark.parametrize("name", ["DYNAMIC_EPLB", "EXPERT_MAP_RECORD"])
+def test_the_users_own_word_is_left(
+    name: str, executor: list[str | None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(name, "1")
+    before = dict(os.environ)
+    switch_dynamic_on()
+    assert len(executor) == 1
+    assert dict(os.environ) == before
+    forget_engine()
+    assert dict(os.environ) == before
+
+
+def test_a_later_engine_has_options_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    # Releases up to 0.22 keep the first engine's for every later one of the process.
+    config = ModuleType("vllm_ascend.ascend_config")
+    cleared: list[bool] = []
+    vars(config)["clear_ascend_config"] = lambda: cleared.append(True)
+    monkeypatch.setitem(sys.modules, "vllm_ascend.ascend_config", config)
+    forget_engine()
+    assert cleared == [True]
