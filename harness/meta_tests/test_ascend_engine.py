@@ -6,6 +6,8 @@ from __future__ import annotations
 
 import io
 import os
+import subprocess
+import sys
 import tarfile
 import time
 import zipfile
@@ -84,6 +86,23 @@ def test_a_worker_that_holds_a_subprocess_leaves_nothing_behind(
     assert served.failed is not None
     assert "RuntimeError: the worker died" in served.failed
     assert not _is_running(int((tmp_path / "run" / "pid.txt").read_text()))
+
+
+def test_what_runs_in_a_session_is_found() -> None:
+    process = subprocess.Popen(
+        [sys.executable, "-c", "input()"], stdin=subprocess.PIPE, start_new_session=True
+    )
+    try:
+        assert engine.left_behind(process.pid) == (process.pid,)
+    finally:
+        process.kill()
+    # It has ended, and nobody has asked for its exit code yet.
+    deadline = time.monotonic() + 10
+    while engine.left_behind(process.pid) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert engine.left_behind(process.pid) == ()
+    process.communicate()
+    assert engine.left_behind(None) == ()
 
 
 @pytest.mark.parametrize(

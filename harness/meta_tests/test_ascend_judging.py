@@ -122,6 +122,19 @@ def test_what_must_be_refused_must_say_why(served: Served) -> None:
     ]
 
 
+def test_a_failure_must_end_by_itself(served: Served) -> None:
+    case = replace(CASE, expected="ends")
+    assert judge(case, Served(failed="RuntimeError: broken weights"), None).problems == []
+    late = judge(case, Served(failed="took more than 300 s", is_late=True), None)
+    assert late.problems == ["it failed, but did not end: took more than 300 s"]
+    assert judge(case, served, None).problems == ["it started; expected it to fail and to end"]
+
+
+def test_what_is_left_behind_is_a_problem(served: Served) -> None:
+    found = judge(CASE, replace(served, left=(41, 42)), REFERENCE)
+    assert found.problems == ["processes 41, 42 were left behind; expected none"]
+
+
 def test_experts_that_should_move_must(served: Served, append: Placement) -> None:
     case = replace(CASE, moves=True)
     assert judge(case, served, REFERENCE).problems == ["no expert moved; expected vllm-ascend to move some"]

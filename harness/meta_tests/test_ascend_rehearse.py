@@ -262,7 +262,7 @@ def test_the_page_is_written_between_its_marks(tmp_path: Path) -> None:
     assert lines[2:6] == [
         "| served | chip | model | 0.23.0 | 0.26.0rc1 |",
         "| --- | --- | --- | --- | --- |",
-        "| static map | A3 | tiny-moe | 16 of 16; 160; 21 s (MC2) | refused |",
+        "| static map | A3 | tiny-moe | 16 of 16; 160; 21 s (MC2) | refused; 0 s |",
         "| inactive | A2 | tiny-moe | – | 16 of 16; –; 9 s (–) |",
     ]
     assert "old" not in lines

@@ -23,7 +23,7 @@ REDUNDANT = 4
 MUTANTS = ("log2phy", "neighbour", "layer_shift")
 # A cycle of vllm-ascend: steps of load, steps to plan, a step a layer.
 _DYNAMIC = {"dynamic": True, "window_size": 3, "step_interval": 9}
-Expected = Literal["right", "refused"]
+Expected = Literal["right", "refused", "ends"]
 
 
 @dataclass(frozen=True)
@@ -38,7 +38,7 @@ class Case:
         config: vllm-ascend's and the plugin's additional config; None for none.
         engine: more of vLLM's arguments.
         expected: ``right``: the tokens of one rank without the plugin, and every slot holds what the tables name;
-            ``refused``: the plugin stops the start, with a reason.
+            ``refused``: the plugin stops the start, with a reason; ``ends``: it fails, within its time limit.
         says: words that a refusal must have.
         mutants: damages that must be noticed.
         moves: whether experts must have moved by the end.
@@ -86,6 +86,20 @@ def write_append(path: Path, model: Path, ep_size: int = 2, redundant: int = RED
     return placement
 
 
+def write_broken(folder: Path, model: Path) -> Path:
+    """Lay out a checkpoint whose weights end in the middle."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for source in model.iterdir():
+        target = folder / source.name
+        target.unlink(missing_ok=True)
+        if source.suffix == ".safetensors":
+            content = source.read_bytes()
+            target.write_bytes(content[: len(content) // 2])
+        else:
+            target.symlink_to(source.absolute())
+    return folder
+
+
 def cases_for(release: Release, folder: Path) -> list[Case]:
     """Return the cases of a release; maps that they need are written into the folder.
 
@@ -125,6 +139,14 @@ def cases_for(release: Release, folder: Path) -> list[Case]:
                 "eplb_config": {"expert_map_record_path": str(record)},
             },
             record=record,
+        ),
+        # U3: vllm-ascend's EPLB process is there when the weights turn out to be broken.
+        Case(
+            "a worker fails while loading, dynamic",
+            write_broken(folder / "broken", TINY_MOE),
+            "A3",
+            config={"expert_maps": {"num_redundant_experts": REDUNDANT, **_DYNAMIC}},
+            expected="ends",
         ),
         Case("static map, API server, data parallel 2", TINY_MOE, "A3", config=with_map, is_server=True),
         Case(

@@ -8,6 +8,7 @@ python -m harness.ascend.child REQUEST.json RESPONSE.json
 from __future__ import annotations
 
 import json
+import os
 import sys
 import time
 from pathlib import Path
@@ -19,7 +20,13 @@ from expert_maps import ExpertMapsError
 def main(request_path: str, response_path: str) -> None:
     """Start an engine, generate, inspect, damage and inspect again; every step is written as soon as it is known."""
     request: dict[str, Any] = json.loads(Path(request_path).read_text(encoding="utf-8"))
-    response: dict[str, Any] = {"phase": "start", "rounds": [], "inspections": [], "mutants": {}}
+    response: dict[str, Any] = {
+        "phase": "start",
+        "session": os.getsid(0),
+        "rounds": [],
+        "inspections": [],
+        "mutants": {},
+    }
 
     def write() -> None:
         Path(response_path).write_text(json.dumps(response), encoding="utf-8")

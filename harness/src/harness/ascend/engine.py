@@ -4,19 +4,20 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import re
 import subprocess
 import sys
 import time
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from harness.accuracy.server import last_lines, start
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
-    from pathlib import Path
 
     from harness.ascend.stage import Staged
 
@@ -62,6 +63,8 @@ class Served:
         refused: the plugin's own error, which stopped the start; None where it started.
         failed: what else stopped it; None where nothing did.
         names: ops and the like that were used.
+        left: processes that were still there when all should have ended.
+        is_late: whether the time limit had to end it.
         seconds: from the start of the process to its end.
         log: where it is.
     """
@@ -72,6 +75,8 @@ class Served:
     refused: str | None = None
     failed: str | None = None
     names: tuple[str, ...] = ()
+    left: tuple[int, ...] = ()
+    is_late: bool = False
     seconds: float = 0.0
     log: Path | None = None
 
@@ -100,7 +105,7 @@ def options(model: Path, ranks: int, config: Mapping[str, Any] | None, **engine:
         "model": str(model.absolute()),
         "dtype": "float32",
         "enforce_eager": True,
-        "max_model_len": 128,
+        "max_model_len": 512,
         "max_num_seqs": 64,
         "max_num_batched_tokens": 1024,
         "enable_prefix_caching": False,
@@ -174,9 +179,25 @@ def serve(
         refused,
         failed,
         tuple(sorted(set(listed))),
+        left_behind(response.get("session")),
+        late,
         used,
         log,
     )
+
+
+def left_behind(session: int | None) -> tuple[int, ...]:
+    """Return the processes of a session that run still; a zombie does not."""
+    found = []
+    for status in Path("/proc").glob("[0-9]*/stat") if session is not None else ():
+        with contextlib.suppress(OSError):
+            # The name in brackets may hold anything: state, parent, group and session come after it.
+            state, _, _, of_session = (
+                status.read_text(encoding="utf-8", errors="replace").rpartition(")")[2].split()[:4]
+            )
+            if int(of_session) == session and state not in {"Z", "X"}:
+                found.append(int(status.parent.name))
+    return tuple(sorted(found))
 
 
 def own_error(log: Path) -> str | None:

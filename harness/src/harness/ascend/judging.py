@@ -70,16 +70,21 @@ class Judged:
     refused: str | None = None
 
 
-def judge(case: Case, served: Served, reference: Reference) -> Judged:
+def judge(case: Case, served: Served, reference: Reference | None) -> Judged:
     """Compare a case with the reference and with what is expected of it."""
     found = Judged(paths=served.paths, seconds=served.seconds, refused=served.refused)
-    if served.failed is not None:
+    if served.left:
+        found.problems.append(f"processes {', '.join(map(str, served.left))} were left behind; expected none")
+    if case.expected == "ends":
+        _judge_end(served, found)
+    elif served.failed is not None:
         found.problems.append(served.failed)
     elif case.expected == "refused":
         _judge_refusal(case, served, found)
     elif served.refused is not None:
         found.problems.append(f"refused: {served.refused}")
     else:
+        assert reference is not None
         _judge_tokens(served.rounds, reference, found)
         _judge_slots(case, served.inspections, reference, found)
         for mutant in case.mutants:
@@ -94,6 +99,14 @@ def _judge_refusal(case: Case, served: Served, found: Judged) -> None:
         found.problems.append("it started; expected the plugin to refuse it")
     elif case.says not in served.refused:
         found.problems.append(f"refused, but not for {case.says!r}: {served.refused}")
+
+
+def _judge_end(served: Served, found: Judged) -> None:
+    """Expect a failure that was seen as one: neither a time limit that had to end it, nor an engine that serves."""
+    if served.failed is None:
+        found.problems.append("it started; expected it to fail and to end")
+    elif served.is_late:
+        found.problems.append(f"it failed, but did not end: {served.failed}")
 
 
 def _judge_tokens(rounds: Sequence[dict[str, Any]], reference: Reference, found: Judged) -> None:

@@ -26,8 +26,8 @@ def cells(row: Row) -> tuple[str, ...]:
     case, judged = row.case, row.judged
     if judged.problems:
         equal, slots = "FAILED", "; ".join(judged.problems)
-    elif case.expected == "refused":
-        equal, slots = "refused", "–"
+    elif case.expected != "right":
+        equal, slots = case.expected, "–"
     else:
         equal = "–" if judged.equal is None else f"{judged.equal[0]} of {judged.equal[1]}"
         slots = str(judged.slots) if judged.slots else "–"
@@ -70,8 +70,8 @@ def _outcome(row: Row) -> str:
     *_, path, equal, slots, seconds = cells(row)
     if row.judged.problems:
         return f"FAILED: {slots}"
-    if row.case.expected == "refused":
-        return "refused"
+    if row.case.expected != "right":
+        return f"{row.case.expected}; {seconds} s"
     return f"{equal}; {slots}; {seconds} s ({path})"
 
 

@@ -4,8 +4,11 @@
 
 from __future__ import annotations
 
+import json
+import os
 import time
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from harness.accuracy.server import ServerError
@@ -14,12 +17,9 @@ from harness.ascend import engine
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
-    from pathlib import Path
 
     from harness.accuracy.server import Server
     from harness.ascend.cases import Case
-
-import json
 
 _AT_ONCE = 8
 _STOP_SECONDS = 20.0
@@ -38,13 +38,13 @@ def serve(case: Case, folder: Path, variables: Mapping[str, str], prompts: Seque
     folder.mkdir(parents=True, exist_ok=True)
     log, names = folder / "log.txt", folder / "names.txt"
     names.unlink(missing_ok=True)
-    arguments = ["--dtype", "float32", "--enforce-eager", "--max-model-len", "128", "--max-num-seqs", "64"]
+    arguments = ["--dtype", "float32", "--enforce-eager", "--max-model-len", "512", "--max-num-seqs", "64"]
     arguments += ["--max-num-batched-tokens", "1024", "--no-enable-prefix-caching", "--seed", "0"]
     arguments += ["--data-parallel-size", "2", "--enable-expert-parallel"]
     arguments += ["--worker-extension-cls", engine.EXTENSION]
     if case.config is not None:
         arguments += ["--additional-config", json.dumps(case.config)]
-    begin, rounds, inspections, failed = time.monotonic(), [], [], None
+    begin, rounds, inspections, failed, session = time.monotonic(), [], [], None, None
     try:
         with serve_http(
             str(case.model.absolute()),
@@ -54,6 +54,8 @@ def serve(case: Case, folder: Path, variables: Mapping[str, str], prompts: Seque
             startup_seconds=engine.LIMIT_SECONDS,
             stop_seconds=_STOP_SECONDS,
         ) as server:
+            assert server.process is not None
+            session = _session_below(server.process.pid)
             rounds.append(_complete(server, prompts))
             inspections.append(_inspect(server))
     except ServerError as error:
@@ -67,9 +69,17 @@ def serve(case: Case, folder: Path, variables: Mapping[str, str], prompts: Seque
         refused,
         None if refused else failed,
         tuple(sorted(set(listed))),
+        engine.left_behind(session),
+        False,  # noqa: FBT003 - a server is ended in any case
         time.monotonic() - begin,
         log,
     )
+
+
+def _session_below(guard: int) -> int:
+    """Return the session of the server that a guard has started: the guard's only child leads it."""
+    children = Path(f"/proc/{guard}/task/{guard}/children").read_text(encoding="ascii").split()
+    return os.getsid(int(children[0]))
 
 
 def _complete(server: Server, prompts: Sequence[str]) -> dict[str, Any]:

@@ -95,7 +95,7 @@ def _run_release(
 
         def run(numbered: tuple[int, Case]) -> Row:
             number, case = numbered
-            judged = judge(case, _serve(staged, case, folder / f"case-{number}"), references[case.model])
+            judged = judge(case, _serve(staged, case, folder / f"case-{number}"), references.get(case.model))
             say(f"{version} {case.chip} {case.model.name}, {case.name}: {_outcome(judged)}")
             return Row(version, case, judged)
 
@@ -107,7 +107,7 @@ def _run_release(
 def _outcome(judged: Judged) -> str:
     if judged.problems:
         return f"FAILED in {judged.seconds:.0f} s: {'; '.join(judged.problems)}"
-    return f"{'refused' if judged.refused else 'right'} in {judged.seconds:.0f} s"
+    return f"{'refused' if judged.refused else 'as expected'} in {judged.seconds:.0f} s"
 
 
 def _reference(staged: Staged | None, model: Path, root: Path) -> Reference:
