@@ -52,6 +52,55 @@ def test_tensor_parallel_choice_equals_a_plain_loop(placement: Placement, tp_siz
 
 
 @given(placements())
+def test_with_the_own_rank_preferred_what_is_here_stays_and_the_rest_is_dealt_out(
+    placement: Placement,
+) -> None:
+    experts, ranks = placement.num_logical_experts, placement.ep_size
+    for layer in range(placement.num_layers):
+        wanted = np.empty((ranks, experts), dtype=np.int32)
+        for expert in range(experts):
+            copies = np.nonzero(placement.physical_to_logical[layer] == expert)[0].tolist()
+            homes = {int(placement.slot_rank[copy]): copy for copy in copies}
+            turn = expert
+            for rank in range(ranks):
+                wanted[rank, expert] = homes.get(rank, copies[turn % len(copies)])
+                turn += rank not in homes
+            served = np.bincount(wanted[:, expert], minlength=placement.num_physical_experts)[copies]
+            assert np.ptp(served) <= 1
+        found = placement.global_log2phy(layer, prefer_own_rank=True)
+        assert found.dtype == np.int32
+        assert found.tolist() == wanted.tolist()
+        for rank in range(ranks):
+            assert placement.log2phy(layer, rank, prefer_own_rank=True).tolist() == wanted[rank].tolist()
+            local = placement.expert_map(layer, rank) >= 0
+            assert (placement.slot_rank[found[rank]] == rank).tolist() == local.tolist()
+    every = placement.global_log2phy(prefer_own_rank=True)
+    assert every.shape == (placement.num_layers, ranks, experts)
+    assert every[-1].tolist() == wanted.tolist()
+
+
+def test_by_default_a_rank_may_send_away_what_it_holds() -> None:
+    # vllm-ascend's rule, which golden maps fix.
+    placement = Placement([[0, 1, 2, 1]], 2)
+    assert placement.log2phy(0, 0).tolist() == [0, 1, 2]
+    moved = Placement([[0, 1, 2, 1, 3, 0]], 3)
+    assert moved.log2phy(0, 2).tolist() == [0, 1, 2, 4]
+    assert moved.log2phy(0, 2, prefer_own_rank=True).tolist() == [5, 3, 2, 4]
+
+
+def test_an_expert_twice_on_a_rank_is_taken_from_its_first_slot_there() -> None:
+    placement = Placement([[0, 0, 1, 2]], 2, allow_duplicates=True)
+    assert placement.global_log2phy(0, prefer_own_rank=True).tolist() == [[0, 2, 3], [0, 2, 3]]
+
+
+def test_tensor_parallel_ranks_must_agree() -> None:
+    placement = Placement([[0, 1, 1, 0]], 2)
+    for call in (placement.log2phy, placement.global_log2phy):
+        with pytest.raises(ExpertMapsError, match="tp_size is 2 with prefer_own_rank; expected 1"):
+            call(*[0] * (1 + (call == placement.log2phy)), tp_size=2, prefer_own_rank=True)
+
+
+@given(placements())
 def test_every_expert_is_reachable_and_every_index_exists(placement: Placement) -> None:
     expert_maps = placement.global_expert_map()
     per_rank = placement.num_physical_experts // placement.ep_size

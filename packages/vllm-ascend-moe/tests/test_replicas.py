@@ -48,6 +48,13 @@ def test_static_choices_are_log2phy() -> None:
         assert static.tolist() == [PLACEMENT.log2phy(0, rank).tolist()]
         aware = build_routing_table(PLACEMENT, 0, rank, "tensor_parallel", tp_size=2)
         assert aware.tolist() == [PLACEMENT.log2phy(0, rank, tp_size=2).tolist()]
+        own = build_routing_table(PLACEMENT, 0, rank, "own_rank")
+        assert own.tolist() == [PLACEMENT.log2phy(0, rank, prefer_own_rank=True).tolist()]
+    # What the names promise: a rank of this placement holds half of the experts, and keeps their tokens.
+    local = PLACEMENT.expert_map(0, 3) >= 0
+    home = PLACEMENT.slot_rank[build_routing_table(PLACEMENT, 0, 3, "own_rank")[0].numpy()]
+    assert (home[local] == 3).all()
+    assert local.sum() == 4
 
 
 def test_the_period_can_be_chosen() -> None:
@@ -66,7 +73,7 @@ def test_weights_are_followed_over_a_period() -> None:
                 assert abs(taken[slot].item() - 60 * shares(PLACEMENT)[expert, index]) < 1
 
 
-@pytest.mark.parametrize("choice", ["static", "tensor_parallel"])
+@pytest.mark.parametrize("choice", ["static", "own_rank", "tensor_parallel"])
 def test_where_ranks_must_agree_a_choice_by_rank_is_refused(choice: ReplicaChoice) -> None:
     with pytest.raises(ReplicaChoiceError, match=f"replica choice is {choice}, .*all ranks must agree"):
         build_routing_table(PLACEMENT, 0, 1, choice, ranks_must_agree=True)
@@ -81,7 +88,7 @@ def test_a_choice_is_refused_where_ranks_would_disagree_and_nowhere_else(
     choice: str, redundant: int, agree: bool
 ) -> None:
     placement = generate_placement("ring", num_experts=8, ep_size=4, num_redundant_experts=redundant)
-    if agree and redundant and choice in {"static", "tensor_parallel"}:
+    if agree and redundant and choice in {"static", "own_rank", "tensor_parallel"}:
         with pytest.raises(
             ReplicaChoiceError,
             match=f"^replica choice is {choice}, .*; expected rank_offset or weighted, because .* must agree$",
@@ -122,7 +129,7 @@ def test_where_ranks_must_agree_the_tables_are_the_same_and_the_layer_is_whole(c
 @pytest.mark.parametrize(
     ("choice", "given", "message"),
     [
-        ("hottest", {}, "replica choice is 'hottest'; expected one of static, tensor_parallel"),
+        ("hottest", {}, "replica choice is 'hottest'; expected one of static, own_rank, tensor_parallel"),
         ("weighted", {}, "replica_weights are missing; expected them with the choice weighted only"),
         ("static", {"replica_weights": np.ones((8, 3))}, "replica_weights are given; .* it is static"),
         ("rank_offset", {"rows": 0}, "rows is 0"),

@@ -165,7 +165,7 @@ def test_a_map_file_and_a_layout_from_one_place_contradict_each_other(source: st
         ("dynamic", "yes", "a valid boolean"),
         ("dynamic", 1, "a valid boolean"),
         ("log_balancedness", "on", "a valid boolean"),
-        ("replica_choice", "hottest", "'rank_offset', 'static', 'tensor_parallel' or 'weighted'"),
+        ("replica_choice", "hottest", "'rank_offset', 'static', 'own_rank', 'tensor_parallel' or 'weighted'"),
         ("load_collection_phase", "both", "'all', 'prefill' or 'decode'"),
         ("load_collection_phase", None, "'all', 'prefill' or 'decode'"),
         ("step_interval", 0, "greater than or equal to 1"),

@@ -207,6 +207,7 @@ def spread(choice: ReplicaChoiceName, weights: tuple[float, ...]) -> list[int]:
 def test_one_token_on_each_of_32_ranks_is_spread_over_the_copies() -> None:
     assert spread("rank_offset", ()) == [16, 16]
     assert spread("static", ()) == [16, 16]
+    assert spread("own_rank", ()) == [16, 16]
     assert spread("weighted", (0.5, 0.5)) == [16, 16]
     assert spread("weighted", (0.75, 0.25)) == [24, 8]
 
@@ -245,7 +246,7 @@ def test_ranks_that_see_the_same_tokens_get_equal_tables_or_none(
     # All ranks refuse, or none does.
     assert refused in {0, len(rules)}
     if refused:
-        assert choice in {"static", "tensor_parallel"}
+        assert choice in {"static", "own_rank", "tensor_parallel"}
         assert not case.splits_tokens
         assert case.placement.num_redundant_experts
         return
@@ -257,12 +258,12 @@ def test_ranks_that_see_the_same_tokens_get_equal_tables_or_none(
             np.testing.assert_array_equal(found, wanted)
 
 
-@pytest.mark.parametrize("choice", ["static", "tensor_parallel"])
+@pytest.mark.parametrize("choice", ["static", "own_rank", "tensor_parallel"])
 @pytest.mark.parametrize(
     ("ep_size", "tp_size", "splits", "choices_refused"),
     [
-        (4, 4, False, {"static", "tensor_parallel"}),  # one group sees all tokens
-        (4, 2, False, {"tensor_parallel"}),  # the ranks of each group see the same
+        (4, 4, False, {"static", "own_rank", "tensor_parallel"}),  # one group sees all tokens
+        (4, 2, False, {"own_rank", "tensor_parallel"}),  # the ranks of each group see the same
         (4, 1, False, set()),  # each rank sees its own
         (4, 4, True, set()),
         (4, 2, True, set()),

@@ -155,3 +155,34 @@ def all_log2phy(
     choice = turn % replica_count[layer, expert][:, None]
     log2phy[layer, :, expert] = logical_to_physical[layer[:, None], expert[:, None], choice]
     return log2phy
+
+
+def all_own_rank_log2phy(
+    logical_to_physical: Int32Array,
+    replica_count: Int32Array,
+    global_expert_map: Int32Array,
+    rank_offsets: Int32Array,
+) -> Int32Array:
+    """Map logical experts to the physical expert that each rank sends to, its own copy where it has one.
+
+    The ranks without a copy are dealt out to the copies in turn, each expert's turn starting one further on. So no
+    copy of an expert serves more than one rank more than another, as long as none stands twice on a rank.
+
+    Args:
+        logical_to_physical: int32 [L, E, X].
+        replica_count: int32 [L, E].
+        global_expert_map: int32 [L, R, E], local slots, −1 where absent.
+        rank_offsets: int32 [R + 1], each rank's first physical id.
+
+    Returns:
+        int32 [L, R, E].
+    """
+    is_absent = global_expert_map < 0
+    counted = is_absent.astype(np.int32)
+    before = np.cumsum(counted, axis=1, dtype=np.int32) - counted  # ranks without a copy before this one
+    turn = np.remainder(before + np.arange(replica_count.shape[1], dtype=np.int32), replica_count[:, None, :])
+    slots = np.broadcast_to(logical_to_physical[:, None], (*turn.shape, logical_to_physical.shape[2]))
+    in_turn = np.take_along_axis(slots, turn[..., None], axis=3)[..., 0]
+    own = global_expert_map + rank_offsets[:-1, None]
+    chosen: Int32Array = np.where(is_absent, in_turn, own).astype(np.int32)
+    return chosen

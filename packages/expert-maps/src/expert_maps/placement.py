@@ -253,41 +253,69 @@ class Placement:
         slots = np.arange(local.shape[1], dtype=np.int32)
         return maps.all_expert_maps(local, self.num_logical_experts, np.zeros_like(slots), slots, 1)[0, 0]
 
-    def global_log2phy(self, layer: int | None = None, *, tp_size: int = 1) -> Int32Array:
+    def global_log2phy(
+        self, layer: int | None = None, *, tp_size: int = 1, prefer_own_rank: bool = False
+    ) -> Int32Array:
         """Return `log2phy` of every rank.
 
         Args:
             layer: MoE layer index; None for all layers at once.
             tp_size: tensor-parallel size, see `log2phy`; a rank's place in its group is ep_rank % tp_size.
+            prefer_own_rank: see `log2phy`.
 
         Returns:
             int32 [R, E] (all layers: [L, R, E]).
+
+        Raises:
+            ExpertMapsError: the layer does not exist, or both rules are asked for.
         """
         tp = as_count("tp_size", tp_size, minimum=1)
         ranks = np.arange(self.ep_size, dtype=np.int32)
         rows = self._rows(layer)
+        if prefer_own_rank:
+            _refuse_tensor_parallel(tp)
+            held = self.global_expert_map(layer).reshape(-1, self.ep_size, self.num_logical_experts)
+            table = maps.all_own_rank_log2phy(
+                self.logical_to_physical[rows], self.replica_count[rows], held, self.rank_offsets
+            )
+            return table if layer is None else table[0]
         turns = maps.replica_turns(ranks, self.num_logical_experts, tp)
         table = maps.all_log2phy(self.logical_to_physical[rows], self.replica_count[rows], *turns)
         return table if layer is None else table[0]
 
     def log2phy(
-        self, layer: int, ep_rank: int, *, tp_size: int = 1, tp_rank: int | None = None
+        self,
+        layer: int,
+        ep_rank: int,
+        *,
+        tp_size: int = 1,
+        tp_rank: int | None = None,
+        prefer_own_rank: bool = False,
     ) -> Int32Array:
         """Return logical id → the one physical id that this rank sends to: int32 [E].
 
         An expert's n replicas are ordered by physical id. By default a rank takes replica
-        ``ep_rank % n``; with tensor parallelism ``(tp_rank + ep_rank // tp_size + expert) % n``.
+        ``ep_rank % n``; with tensor parallelism ``(tp_rank + ep_rank // tp_size + expert) % n``. These are
+        vllm-ascend's rules, by which a rank may send away what it holds itself. With ``prefer_own_rank`` it does not, as
+        SGLang's static dispatch; the ranks without a copy are dealt out to the copies evenly.
 
         Args:
             layer: MoE layer index.
             ep_rank: the sending rank.
             tp_size: tensor-parallel size; 1 for the default choice.
             tp_rank: tensor-parallel rank, in [0, tp_size); if None, ep_rank % tp_size.
+            prefer_own_rank: whether a rank takes its own copy where it has one; only without tensor parallelism, whose
+                ranks see the same tokens and must agree.
 
         Raises:
-            ExpertMapsError: an index does not exist.
+            ExpertMapsError: an index does not exist, or both rules are asked for.
         """
         tp = as_count("tp_size", tp_size, minimum=1)
+        if prefer_own_rank:
+            _refuse_tensor_parallel(tp)
+            index = as_index("ep_rank", ep_rank, self.ep_size)
+            row = as_index("layer", layer, self.num_layers)
+            return self.global_log2phy(row, prefer_own_rank=True)[index]
         in_tp = None if tp_rank is None else np.array([as_index("tp_rank", tp_rank, tp)], dtype=np.int32)
         rank = np.array([as_index("ep_rank", ep_rank, self.ep_size)], dtype=np.int32)
         row = as_index("layer", layer, self.num_layers)
@@ -380,3 +408,9 @@ class Placement:
 def _frozen(array: Int32Array) -> Int32Array:
     array.flags.writeable = False
     return array
+
+
+def _refuse_tensor_parallel(tp_size: int) -> None:
+    if tp_size > 1:
+        msg = f"tp_size is {tp_size} with prefer_own_rank; expected 1: ranks that see the same tokens must agree"
+        raise ExpertMapsError(msg)

@@ -16,8 +16,10 @@ if TYPE_CHECKING:
 
     from expert_maps import Placement
 
-ReplicaChoice = Literal["static", "tensor_parallel", "rank_offset", "weighted"]
+ReplicaChoice = Literal["static", "own_rank", "tensor_parallel", "rank_offset", "weighted"]
 REPLICA_CHOICES: tuple[str, ...] = get_args(ReplicaChoice)
+# Those by which a token's copy depends on nothing but the rank that sends it.
+BY_RANK = frozenset({"static", "own_rank", "tensor_parallel"})
 
 
 class ReplicaChoiceError(ExpertMapsError):
@@ -40,6 +42,7 @@ def build_routing_table(
     | choice | an expert's token goes to | rows |
     |---|---|---|
     | ``static`` | copy ``ep_rank % n`` | 1 |
+    | ``own_rank`` | this rank's copy; where it has none, the ranks without are dealt out to the copies evenly | 1 |
     | ``tensor_parallel`` | copy ``(tp_rank + ep_rank // tp_size + expert) % n`` | 1 |
     | ``rank_offset`` | its copies in turn, each rank starting one further on | the period |
     | ``weighted`` | its copies by their weights, each rank starting one further on | the period |
@@ -76,9 +79,9 @@ def build_routing_table(
     check_ranks_agree(choice, placement, ranks_must_agree=ranks_must_agree)
     if ranks_must_agree:
         ep_rank = 0
-    if choice in {"static", "tensor_parallel"}:
+    if choice in BY_RANK:
         size = tp_size if choice == "tensor_parallel" else 1
-        table = placement.log2phy(layer, ep_rank, tp_size=size)[None]
+        table = placement.log2phy(layer, ep_rank, tp_size=size, prefer_own_rank=choice == "own_rank")[None]
     elif replica_weights is None:
         table = placement.routing_table(layer, ep_rank, rows=rows)
     elif rows is None:
@@ -95,7 +98,7 @@ def check_ranks_agree(choice: str, placement: Placement, *, ranks_must_agree: bo
     Raises:
         ReplicaChoiceError: see the class.
     """
-    if ranks_must_agree and choice in {"static", "tensor_parallel"} and placement.num_redundant_experts:
+    if ranks_must_agree and choice in BY_RANK and placement.num_redundant_experts:
         msg = (
             f"replica choice is {choice}, by which each rank chooses a copy of its own; expected rank_offset "
             "or weighted, because without all-to-all all ranks must agree"

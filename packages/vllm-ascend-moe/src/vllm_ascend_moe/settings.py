@@ -47,7 +47,7 @@ def _is_unset(value: object) -> bool:
 
 
 FilePath = Annotated[str | None, BeforeValidator(_as_path)]
-ReplicaChoiceName = Literal["rank_offset", "static", "tensor_parallel", "weighted"]
+ReplicaChoiceName = Literal["rank_offset", "static", "own_rank", "tensor_parallel", "weighted"]
 Phase = Literal["all", "prefill", "decode"]
 Count = Annotated[int, Field(ge=0, le=2**31 - 1)]
 Interval = Annotated[int, Field(ge=1, le=2**31 - 1)]

@@ -65,8 +65,9 @@ class SlotRule:
         """
         weights = settings_weights(settings)
         turn = ep_rank if splits_tokens else ep_rank // tp_size
-        # The choice by tensor-parallel rank differs within such a group, static only between groups.
-        groups = 1 if settings.choice == "tensor_parallel" and tp_size > 1 else ep_size // tp_size
+        # These differ within such a group, static only between groups.
+        differs_within = settings.choice in {"tensor_parallel", "own_rank"} and tp_size > 1
+        groups = 1 if differs_within else ep_size // tp_size
         return cls(settings.choice, turn, tp_size, not splits_tokens and groups == 1, weights)
 
     def tables(
@@ -98,6 +99,10 @@ class SlotRule:
             turn = (np.arange(copies.shape[2]) + self.turn) % count[..., None]
             slots = np.take_along_axis(copies, turn, axis=2)
             return np.where(np.arange(copies.shape[2]) < count[..., None], slots, -1), count
+        if self.choice == "own_rank":
+            rank = self.turn % placement.ep_size
+            own = placement.global_log2phy(prefer_own_rank=True)[:, rank]
+            return own[..., None].astype(np.int64), np.ones_like(count)
         start = np.full(count.shape[1], self.turn)
         if self.choice == "tensor_parallel":
             start = self.turn % self.tp_size + self.turn // self.tp_size + np.arange(count.shape[1])
