@@ -6,7 +6,6 @@ from __future__ import annotations
 
 import copy
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -81,7 +80,8 @@ def test_deepseek_r1_is_served_with_16_redundant_experts_on_16_ranks() -> None:
 
 @pytest.mark.parametrize("name", ["deepseek-r1-w8a8", "qwen3-235b-a22b", "qwen3-30b-a3b"])
 def test_arms_for_npus_can_be_served_and_proven(name: str, tmp_path: Path) -> None:
-    ascend = pytest.importorskip("vllm_ascend_moe.ascend")
+    ascend_options = pytest.importorskip("vllm_ascend_moe.ascend_options")
+    releases = pytest.importorskip("vllm_ascend_moe.releases")
     settings = pytest.importorskip("vllm_ascend_moe.settings")
     config = load_config(str(ROOT / "accuracy" / "models" / f"{name}.yaml"))
     ranks = next(word for word in config.server.arguments if word.startswith("--tensor-parallel-size="))
@@ -90,7 +90,9 @@ def test_arms_for_npus_can_be_served_and_proven(name: str, tmp_path: Path) -> No
         assert not arm.dynamic
         path = None if arm.plan is None else tmp_path / "map.json"
         options = arm.additional(record=None, expert_map=path)[EXPERT_MAPS]
-        found = ascend.ascend_options(settings.Settings(**options), SimpleNamespace(additional_config=None))
+        asked, release = settings.Settings(**options), releases.find("0.23.0")
+        ascend_options.check_options(asked, release)
+        found = ascend_options.ascend_options(asked, {}, release, None)
         if arm.plan is None:
             assert found == {}
             continue

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from typing import TYPE_CHECKING
+from types import SimpleNamespace
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
@@ -23,7 +24,7 @@ from expert_maps import (
 )
 from vllm_ascend_moe.eplb import EplbConfigError, read_expert_map
 from vllm_ascend_moe.settings import Settings
-from vllm_ascend_moe.sources import PlacementSource, find_source
+from vllm_ascend_moe.sources import PlacementSource, count_layers, find_source
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -88,6 +89,35 @@ def test_a_layout_holds_for_every_layer() -> None:
     assert source.layers(0, 5, 5) == wanted
 
 
+def test_the_digest_is_that_of_all_layers() -> None:
+    # As a running server reports it, who knows its layers: the log is compared with that.
+    wanted = generate_placement("ring", num_experts=16, ep_size=4, num_redundant_experts=4, num_layers=5)
+    source = find_source(Settings(num_redundant_experts=4), 16, 4, num_layers=5)
+    assert source.digest == wanted.digest == source.layers(0, 5, 5).digest
+    assert source.digest != find_source(Settings(num_redundant_experts=4), 16, 4, num_layers=6).digest
+
+
+@pytest.mark.parametrize(
+    ("config", "num_layers"),
+    [
+        ({"num_hidden_layers": 6, "num_experts": 16}, 6),
+        ({"num_hidden_layers": 6, "n_routed_experts": 16, "first_k_dense_replace": 1}, 5),
+        ({"num_hidden_layers": 6, "num_experts": 16, "mlp_only_layers": [0, 3]}, 4),
+        # Nothing is guessed: no experts by the known keys, or not as many as vLLM counts.
+        ({"num_hidden_layers": 6, "moe_num_experts": 16}, None),
+        ({"num_hidden_layers": 6, "num_local_experts": 8}, None),
+        ({"num_experts": 16}, None),
+    ],
+)
+def test_layers_are_counted_before_the_model_is_loaded(
+    config: dict[str, Any], num_layers: int | None
+) -> None:
+    text = SimpleNamespace(to_dict=lambda: config)
+    model = SimpleNamespace(hf_text_config=text, get_num_experts=lambda: 16)
+    assert count_layers(model) == num_layers
+    assert count_layers(SimpleNamespace(get_num_experts=lambda: 16)) is None
+
+
 def test_ranks_of_unequally_many_slots_stay_so() -> None:
     source = find_source(Settings(), 10, 4)
     assert source.layers(0, 2, 2).slots_per_rank.tolist() == [3, 3, 2, 2]
@@ -100,7 +130,7 @@ def test_ranks_of_unequally_many_slots_stay_so() -> None:
 def test_a_map_file_alone_decides(map_file: str) -> None:
     for redundant in (None, 0, 4):
         found = find_source(Settings(expert_map_path=map_file, num_redundant_experts=redundant), 16, 4)
-        assert found == PlacementSource(map_file, planned(), is_file=True)
+        assert found == PlacementSource(map_file, planned(), is_file=True, num_layers=3)
     assert found.digest == planned().digest
     assert read_expert_map(map_file, 16, 4) == planned()
 

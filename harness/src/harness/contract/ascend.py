@@ -8,13 +8,12 @@ import ast
 import inspect
 from dataclasses import dataclass, field
 from pathlib import Path
-from types import SimpleNamespace
 from typing import TYPE_CHECKING
 
 from packaging.version import Version
 
 from harness.contract.source import SourceError, bindings, parameters
-from vllm_ascend_moe import ascend, upstream
+from vllm_ascend_moe import ascend, ascend_options, releases, upstream
 from vllm_ascend_moe.settings import Settings
 
 if TYPE_CHECKING:
@@ -149,14 +148,14 @@ def _unpacked(targets: ast.expr | None) -> Iterator[str]:
 
 def written_options() -> tuple[str, ...]:
     """Return the options of vllm-ascend that the plugin's `ascend_options` may write, from its source."""
-    tree = ast.parse(Path(ascend.__file__).read_text(encoding="utf-8"))
+    tree = ast.parse(Path(ascend_options.__file__).read_text(encoding="utf-8"))
     (function,) = bindings(tree.body, "ascend_options")
     names = []
     for node in ast.walk(function):
         if isinstance(node, ast.Subscript) and isinstance(node.ctx, ast.Store):
             key = node.slice
             names.append(
-                str(key.value if isinstance(key, ast.Constant) else getattr(ascend, ast.unparse(key)))
+                str(key.value if isinstance(key, ast.Constant) else getattr(ascend_options, ast.unparse(key)))
             )
     return tuple(dict.fromkeys(names))
 
@@ -171,7 +170,7 @@ def check_options(sources: Sources, version: str) -> Findings:
     except SourceError as error:
         result.problems.append(f"{error} (for {module}.{name}.{attribute})")
         return result
-    by_default = ascend.ascend_options(Settings(), SimpleNamespace(additional_config=None))
+    by_default = ascend_options.ascend_options(Settings(), {}, releases.NEWEST, None)
     path = sources.path(module)
     for option in options:
         since, asked = SINCE.get(option, ("0", ""))

@@ -12,6 +12,7 @@ import numpy as np
 
 from vllm_ascend_moe import upstream
 from vllm_ascend_moe.eplb import EplbConfigError
+from vllm_ascend_moe.releases import RELEASES
 from vllm_ascend_moe.settings import read_flag
 
 if TYPE_CHECKING:
@@ -144,11 +145,12 @@ def _check_order(source: PlacementSource, release: Release) -> None:
     if release.fills == "map" or bool((rows == np.arange(rows.shape[1]) % num_experts).all()):
         return
     layer, slot = np.argwhere(rows != np.arange(rows.shape[1]) % num_experts)[0].tolist()
+    by_map = [known.vllm_ascend for known in RELEASES if known.fills == "map"][-1]
     msg = (
         f"{source.name} has expert {rows[layer, slot]} in slot {slot} of layer {layer}; expected "
         f"{slot % num_experts} with vllm-ascend {release.vllm_ascend}, whose loader fills slots in vLLM's order "
-        "whatever a map says, so tokens would reach wrong experts without an error: take vllm-ascend 0.23.0, the layout "
-        "'append', or dynamic without a map"
+        f"whatever a map says, so tokens would reach wrong experts without an error: take vllm-ascend {by_map}, a map in "
+        "that order, or dynamic without a map"
     )
     raise EplbConfigError(msg)
 

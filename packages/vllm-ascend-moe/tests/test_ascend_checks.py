@@ -1,0 +1,250 @@
+# SPDX-FileCopyrightText: The expert-maps authors
+# SPDX-License-Identifier: Apache-2.0
+from __future__ import annotations
+
+import sys
+from dataclasses import replace
+from types import ModuleType, SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+
+from expert_maps import Placement, generate_placement
+from vllm_ascend_moe import ascend_checks, releases
+from vllm_ascend_moe.ascend_checks import World, can_gather, check_runner, check_served, chip
+from vllm_ascend_moe.eplb import EplbConfigError
+from vllm_ascend_moe.settings import Settings
+from vllm_ascend_moe.sources import PlacementSource
+
+WORLD = World(size=4, top_k=2, uses_lora=False, is_quantised=False)
+EXPERTS, RANKS, LAYERS = 16, 4, 3
+
+
+def release(version: str) -> releases.Release:
+    found = releases.find(version)
+    assert found is not None
+    return found
+
+
+FILLS_BY_MAP = [one.vllm_ascend for one in releases.RELEASES if one.fills == "map"]
+APPENDS = [one.vllm_ascend for one in releases.RELEASES if one.fills == "append"]
+
+
+def source(layout: str = "linear", redundant: int = 0, ranks: int = RANKS) -> PlacementSource:
+    placement = generate_placement(
+        layout,  # type: ignore[arg-type]
+        num_experts=EXPERTS,
+        ep_size=ranks,
+        num_layers=LAYERS,
+        num_redundant_experts=redundant,
+    )
+    return PlacementSource("map.json", placement, is_file=True, num_layers=LAYERS)
+
+
+def swapped() -> PlacementSource:
+    """Make a map that is linear but for two experts of its last layer."""
+    rows = np.tile(np.arange(EXPERTS), (LAYERS, 1))
+    rows[-1, [0, EXPERTS - 1]] = rows[-1, [EXPERTS - 1, 0]]
+    return PlacementSource("map.json", Placement(rows, RANKS), is_file=True, num_layers=LAYERS)
+
+
+def check(
+    version: str,
+    found: PlacementSource,
+    given: dict[str, Any] | None = None,
+    world: World = WORLD,
+    *,
+    dynamic: bool = False,
+) -> None:
+    check_served(Settings(dynamic=dynamic), found, release(version), given or {}, world)
+
+
+@pytest.fixture
+def on(monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest) -> str:
+    """Say that vllm-ascend was built for a chip, as it says so itself."""
+    name = str(getattr(request, "param", "A3"))
+    utils = ModuleType("vllm_ascend.utils")
+    found = SimpleNamespace(name="_310P" if name == "310P" else name)
+    vars(utils)["get_ascend_device_type"] = lambda: found
+    for module in ("vllm_ascend", "vllm_ascend.utils"):
+        monkeypatch.setitem(sys.modules, module, utils if "." in module else ModuleType(module))
+    return name
+
+
+# The order in which slots are filled
+
+
+@pytest.mark.usefixtures("on")
+@pytest.mark.parametrize("version", APPENDS)
+def test_a_map_in_another_order_than_the_loaders_is_refused(version: str) -> None:
+    message = (
+        rf"^map\.json has expert {EXPERTS - 1} in slot 0 of layer {LAYERS - 1}; expected 0 with vllm-ascend {version}, "
+        "whose loader fills slots in vLLM's order .*wrong experts without an error: take vllm-ascend 0.23.0"
+    )
+    with pytest.raises(EplbConfigError, match=message):
+        check(version, swapped())
+    with pytest.raises(EplbConfigError, match=r"^map\.json has expert .* in slot 5 of layer 0; expected 5"):
+        check(version, source("ring", 4))
+    # In the loader's own order it is right, with copies and without.
+    check(version, source("append", 4))
+    check(version, source("linear"))
+    check(version, source("append", 4), dynamic=True)
+
+
+@pytest.mark.usefixtures("on")
+@pytest.mark.parametrize("version", FILLS_BY_MAP)
+def test_a_loader_that_goes_by_the_map_takes_any(version: str) -> None:
+    world = replace(WORLD, is_quantised=True)
+    for found in (swapped(), source("ring", 4), source("append", 4), source("linear")):
+        check(version, found, world=world)
+
+
+# The path AllGather
+
+
+@pytest.mark.parametrize("on", ["A2", "310P"], indirect=True)
+@pytest.mark.parametrize("version", [one.vllm_ascend for one in releases.RELEASES])
+def test_on_the_path_that_looks_slots_up_as_experts_only_a_linear_map_is_served(
+    version: str, on: str
+) -> None:
+    message = rf"^map\.json is not linear, on a {on} with 4 processes; expected the linear layout .*AllGather.*Serve on an A3"
+    for found in (source("append", 4), *(() if version in APPENDS else (swapped(), source("ring", 4)))):
+        for dynamic in (False, True):
+            with pytest.raises(EplbConfigError, match=message):
+                check(version, found, dynamic=dynamic, world=replace(WORLD, is_quantised=True))
+    check(version, source("linear"))
+    # vllm-ascend moves experts and leaves the map of this path as it was: linear, which is right there.
+    check(version, source("linear"), dynamic=True)
+
+
+@pytest.mark.parametrize(
+    ("version", "name", "size", "top_k", "expected"),
+    [
+        ("0.18.0", "A2", 64, 8, True),
+        ("0.30.0rc2", "A2", 64, 8, True),
+        ("0.23.0", "310P", 2, 8, True),
+        ("0.18.0", "A3", 2, 8, False),
+        ("0.30.0rc2", "A3", 2, 8, False),
+        # An A5: the oldest release never, later ones in worlds no larger than the top k.
+        ("0.18.0", "A5", 2, 8, False),
+        ("0.22.1rc1", "A5", 8, 8, True),
+        ("0.22.1rc1", "A5", 9, 8, False),
+        ("0.30.0rc2", "A5", 8, 8, True),
+        ("0.30.0rc2", "A5", 16, None, True),
+    ],
+)
+def test_which_worlds_may_take_it(
+    version: str, name: str, size: int, top_k: int | None, expected: bool
+) -> None:
+    world = World(size, top_k, uses_lora=False, is_quantised=True)
+    assert can_gather(release(version), name, world) is expected
+    # From 0.26 on adapters are exchanged on every chip.
+    lora = replace(world, uses_lora=True)
+    assert can_gather(release(version), name, lora) is (expected and version != "0.30.0rc2")
+
+
+def test_a_world_is_read_from_the_arguments_and_the_model() -> None:
+    arguments = SimpleNamespace(
+        tensor_parallel_size=2, data_parallel_size=3, pipeline_parallel_size=5, enable_lora=True
+    )
+    text = SimpleNamespace(num_experts_per_tok=8)
+    model = SimpleNamespace(hf_text_config=text, quantization="ascend")
+    assert World.of(arguments, model) == World(30, 8, uses_lora=True, is_quantised=True)
+    other = SimpleNamespace(hf_text_config=SimpleNamespace(top_k_experts=4), quantization=None)
+    assert World.of(SimpleNamespace(), other) == World(1, 4, uses_lora=False, is_quantised=False)
+    unknown = SimpleNamespace(hf_text_config=SimpleNamespace(), quantization=None)
+    assert World.of(SimpleNamespace(), unknown).top_k is None
+
+
+@pytest.mark.parametrize("on", ["A2", "A3", "A5", "310P"], indirect=True)
+def test_the_chip_is_vllm_ascends_own_word(on: str) -> None:
+    assert chip() == on
+
+
+@pytest.mark.usefixtures("on")
+@pytest.mark.parametrize("on", ["A7"], indirect=True)
+def test_a_chip_that_is_not_known_is_refused() -> None:
+    with pytest.raises(EplbConfigError, match="the chip is A7; expected one of A2, A3, A5, 310P"):
+        check("0.23.0", swapped())
+    # Where the path does not matter it is not asked.
+    check("0.23.0", source("linear"))
+
+
+def test_a_chip_that_cannot_be_told_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "vllm_ascend", None)
+    monkeypatch.delitem(sys.modules, "vllm_ascend.utils", raising=False)
+    with pytest.raises(EplbConfigError, match="does not say which chip it was built for"):
+        check("0.23.0", swapped())
+
+
+# What fails or hangs
+
+
+@pytest.mark.usefixtures("on")
+def test_copies_that_the_profile_run_trips_over_are_refused() -> None:
+    message = r"^map\.json has 4 redundant experts, on a model that is not quantised; expected none with vllm-ascend 0\.18\.0"
+    with pytest.raises(EplbConfigError, match=message):
+        check("0.18.0", source("ring", 4))
+    check("0.18.0", source("ring", 4), world=replace(WORLD, is_quantised=True))
+    check("0.18.0", swapped())
+    check("0.22.1rc1", source("ring", 4))
+
+
+@pytest.mark.usefixtures("on")
+@pytest.mark.parametrize(
+    ("version", "given", "refused"),
+    [
+        ("0.22.1rc1", {}, True),
+        ("0.22.1rc1", {"eplb_policy_type": 2}, False),
+        ("0.18.0", {"eplb_policy_type": 2}, True),
+        ("0.23.0", {}, False),
+        ("0.23.0", {"eplb_policy_type": 1}, True),
+        ("0.30.0rc2", {}, False),
+        ("0.30.0rc2", {"eplb_policy_type": 1}, True),
+    ],
+)
+def test_a_policy_that_its_process_dies_of_is_refused(
+    version: str, given: dict[str, Any], refused: bool
+) -> None:
+    layout = release(version).layout
+    world = replace(WORLD, is_quantised=True)
+    # At most one copy a rank, whatever the policy; and none is planned where nothing moves.
+    check(version, source(layout, 4), given, world, dynamic=True)
+    check(version, source(layout, 8), given, world)
+    if refused:
+        message = r"^map\.json has 8 redundant experts on 4 ranks; expected at most 4 with eplb_policy_type"
+        with pytest.raises(EplbConfigError, match=message) as raised:
+            check(version, source(layout, 8), given, world, dynamic=True)
+        assert ("eplb_policy_type 2 in eplb_config" in str(raised.value)) is (version != "0.18.0")
+    else:
+        check(version, source(layout, 8), given, world, dynamic=True)
+
+
+def test_on_one_rank_there_are_no_maps_to_be_wrong(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ascend_checks, "chip", lambda: pytest.fail("asked for the chip"))
+    check("0.30.0rc2", source(ranks=1))
+
+
+# vLLM's own EPLB, and its second runner
+
+
+@pytest.mark.parametrize(
+    ("enable_eplb", "environ", "message"),
+    [
+        (True, {}, "^--enable-eplb is given beside vllm-ascend; .*older table.*set dynamic in expert_maps"),
+        (
+            False,
+            {"VLLM_USE_V2_MODEL_RUNNER": "1"},
+            "^VLLM_USE_V2_MODEL_RUNNER is 1 beside vllm-ascend.*unset it",
+        ),
+    ],
+)
+def test_the_second_runner_is_refused(enable_eplb: bool, environ: dict[str, str], message: str) -> None:
+    with pytest.raises(EplbConfigError, match=message):
+        check_runner(SimpleNamespace(enable_eplb=enable_eplb), environ)
+
+
+@pytest.mark.parametrize("environ", [{}, {"VLLM_USE_V2_MODEL_RUNNER": "0"}])
+def test_the_first_runner_is_taken(environ: dict[str, str]) -> None:
+    check_runner(SimpleNamespace(enable_eplb=False), environ)
