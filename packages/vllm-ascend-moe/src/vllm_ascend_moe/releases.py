@@ -9,7 +9,7 @@ loads neither vLLM nor vllm-ascend.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, TypedDict
 
 from packaging.specifiers import SpecifierSet
 from packaging.version import InvalidVersion, Version
@@ -20,6 +20,9 @@ VLLM = SpecifierSet(">=0.30,<0.34", prereleases=True)
 _LAYER = "vllm_ascend.ops.fused_moe.fused_moe"
 _LAYER_0_23 = "vllm_ascend.ops.fused_moe.fused_moe_0_23_0"
 _ROUTED = "vllm_ascend.ops.fused_moe.routed_experts"
+_ORDER = "maps in another order than vLLM's"
+
+Layout = Literal["ring", "append"]
 
 
 @dataclass(frozen=True)
@@ -28,7 +31,7 @@ class Release:
 
     Attributes:
         vllm_ascend: its version.
-        vllm: the vLLM that it pairs with.
+        vllm: the vLLM that it pairs with, by its own documentation.
         torch: the torch that it pins.
         torch_npu: the torch-npu that it pins.
         has_wheel: whether the package index has a wheel; if not, a source distribution.
@@ -56,10 +59,10 @@ class Release:
     torch: str
     torch_npu: str
     layers: tuple[str, ...]
-    layout: Literal["ring", "append"]
+    layout: Layout
     fills: Literal["map", "append"]
     has_wheel: bool = True
-    layout_v2: Literal["ring", "append"] | None = None
+    layout_v2: Layout | None = None
     forbids_unknown_keys: bool = False
     has_heat_stage: bool = True
     heat_interval: int = 600
@@ -70,7 +73,62 @@ class Release:
     lora_exchanges: bool = False
     checked: Literal["ci", "all", "contract"] = "contract"
 
+    def __str__(self) -> str:
+        """Name the pair."""
+        return f"vllm-ascend {self.vllm_ascend} with vLLM {self.vllm}"
 
+    @property
+    def maps(self) -> str:
+        """Which maps it serves right, where its chip and world never take the path AllGather."""
+        return "any" if self.fills == "map" else "vLLM's order"
+
+    @property
+    def refused(self) -> tuple[str, ...]:
+        """What the plugin refuses beside this release, on top of what it refuses beside all."""
+        found = [] if self.fills == "map" else [_ORDER]
+        if self.profiles_slots:
+            found.append("redundant experts on a model that is not quantised")
+        policies = " or ".join(
+            f"{policy} (its default)" if policy == self.policy_type else str(policy)
+            for policy in self.one_copy_policies
+        )
+        found.append(f"more redundant experts than ranks with eplb_policy_type {policies}")
+        if not self.has_heat_stage:
+            found.append("load_collection_phase other than all")
+        return tuple(found)
+
+
+class _Before023(TypedDict):
+    has_heat_stage: bool
+    heat_interval: int
+    policy_type: int
+
+
+class _Since027(TypedDict):
+    torch: str
+    torch_npu: str
+    layers: tuple[str, ...]
+    layout: Layout
+    fills: Literal["map", "append"]
+    has_wheel: bool
+    forbids_unknown_keys: bool
+    lora_exchanges: bool
+
+
+# What a line of releases has in common.
+_BEFORE_0_23 = _Before023(has_heat_stage=False, heat_interval=400, policy_type=1)
+_SINCE_0_27 = _Since027(
+    torch="2.10.0",
+    torch_npu="2.10.0.post4",
+    layers=(_ROUTED,),
+    layout="append",
+    fills="append",
+    has_wheel=False,
+    forbids_unknown_keys=True,
+    lora_exchanges=True,
+)
+# Established by reading each release's source; `nox -s npu_contract -- --all` compares them with it. Pre-releases that a
+# later one of the same number replaced (0.18.0rc1, 0.23.0rc1) are left out.
 RELEASES = (
     Release(
         "0.18.0",
@@ -80,28 +138,44 @@ RELEASES = (
         (_LAYER,),
         "ring",
         "map",
-        has_heat_stage=False,
-        heat_interval=400,
-        policy_type=1,
         one_copy_policies=(1, 2),
         profiles_slots=True,
         small_worlds_gather=False,
         checked="all",
+        **_BEFORE_0_23,
     ),
     Release(
-        "0.22.1rc1",
-        "0.22.1",
-        "2.10.0",
-        "2.10.0",
+        "0.19.1rc1",
+        "0.19.1",
+        "2.9.0",
+        "2.9.0",
         (_LAYER,),
         "ring",
         "map",
-        has_heat_stage=False,
-        heat_interval=400,
-        policy_type=1,
-        checked="all",
+        profiles_slots=True,
+        small_worlds_gather=False,
+        **_BEFORE_0_23,
+    ),
+    Release("0.20.2rc1", "0.20.2", "2.10.0", "2.10.0", (_LAYER,), "ring", "map", **_BEFORE_0_23),
+    Release("0.21.0rc1", "0.21.0", "2.10.0", "2.10.0", (_LAYER,), "ring", "map", **_BEFORE_0_23),
+    Release(
+        "0.22.1rc1", "0.22.1", "2.10.0", "2.10.0", (_LAYER,), "ring", "map", checked="all", **_BEFORE_0_23
     ),
     Release("0.23.0", "0.23.0", "2.10.0", "2.10.0.post4", (_LAYER, _LAYER_0_23), "ring", "map", checked="ci"),
+    Release(
+        "0.23.0.post1",
+        "0.23.0",
+        "2.10.0",
+        "2.10.0.post4",
+        (_LAYER, _LAYER_0_23),
+        "ring",
+        "map",
+        has_wheel=False,
+    ),
+    Release("0.24.0rc1", "0.24.0", "2.10.0", "2.10.0.post2", (_LAYER,), "append", "append"),
+    Release(
+        "0.25.1rc1", "0.25.1", "2.10.0", "2.10.0.post2", (_LAYER,), "append", "append", lora_exchanges=True
+    ),
     Release(
         "0.26.0rc1",
         "0.26.0",
@@ -113,20 +187,11 @@ RELEASES = (
         lora_exchanges=True,
         checked="all",
     ),
-    Release(
-        "0.30.0rc2",
-        "0.30.0",
-        "2.10.0",
-        "2.10.0.post4",
-        (_ROUTED,),
-        "append",
-        "append",
-        has_wheel=False,
-        layout_v2="ring",
-        forbids_unknown_keys=True,
-        lora_exchanges=True,
-        checked="ci",
-    ),
+    Release("0.27.1rc1", "0.27.1", layout_v2="append", **_SINCE_0_27),
+    Release("0.28.0rc1", "0.28.0", layout_v2="append", **_SINCE_0_27),
+    Release("0.29.0rc1", "0.29.0", layout_v2="append", **_SINCE_0_27),
+    Release("0.30.0rc1", "0.30.0", layout_v2="ring", **_SINCE_0_27),
+    Release("0.30.0rc2", "0.30.0", layout_v2="ring", checked="ci", **_SINCE_0_27),
 )
 NEWEST = RELEASES[-1]
 
@@ -159,4 +224,59 @@ def _same(found: str, expected: str) -> bool:
         return False
 
 
-__all__ = ["NEWEST", "RELEASES", "VLLM", "Release", "find", "problem"]
+# What is refused beside every release.
+REFUSED = (
+    "a map that is not linear where batches may take the path AllGather (A2, 310P, small worlds of A5)",
+    "vLLM's own --enable-eplb and the runner V2",
+    "placements of shared experts (mix_placement)",
+)
+COLUMNS = (
+    "vllm-ascend",
+    "vLLM",
+    "torch / torch-npu",
+    "maps are asked for in",
+    "default layout with copies",
+    "maps that are served",
+    "refused besides",
+    "checked",
+)
+_CHECKED = {"ci": "served in CI", "all": "served on demand", "contract": "source compared"}
+
+
+def row(release: Release) -> tuple[str, ...]:
+    """Return a release's line of the table, a text for each column."""
+    layout = release.layout if release.layout_v2 is None else f"{release.layout}; V2: {release.layout_v2}"
+    return (
+        release.vllm_ascend + ("" if release.has_wheel else " (source)"),
+        release.vllm,
+        f"{release.torch} / {release.torch_npu}",
+        ", ".join(module.rpartition(".")[2] for module in release.layers),
+        layout,
+        release.maps,
+        # The order of maps has a column of its own.
+        "; ".join(what for what in release.refused if what != _ORDER),
+        _CHECKED[release.checked],
+    )
+
+
+def markdown() -> str:
+    """Return the table as the README shows it, and what is refused beside every release."""
+    lines = [COLUMNS, ("---",) * len(COLUMNS), *(row(release) for release in RELEASES)]
+    table = "\n".join(f"| {' | '.join(line)} |" for line in lines)
+    everywhere = "\n".join(f"- {what}" for what in REFUSED)
+    return f"{table}\n\nRefused beside every release:\n\n{everywhere}\n"
+
+
+__all__ = [
+    "COLUMNS",
+    "NEWEST",
+    "REFUSED",
+    "RELEASES",
+    "VLLM",
+    "Layout",
+    "Release",
+    "find",
+    "markdown",
+    "problem",
+    "row",
+]

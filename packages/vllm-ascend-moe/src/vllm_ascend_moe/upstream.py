@@ -18,18 +18,15 @@ import sys
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from packaging.specifiers import SpecifierSet
 from packaging.version import InvalidVersion, Version
 
 from expert_maps import ExpertMapsError
+from vllm_ascend_moe import releases
 from vllm_ascend_moe._log import logger
 from vllm_ascend_moe.activation import vllm_version
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
-
-SUPPORTED_VLLM = SpecifierSet(">=0.30,<0.33", prereleases=True)
-SUPPORTED_VLLM_ASCEND = SpecifierSet(">=0.18,<0.24", prereleases=True)
 
 # What importing fails with where a device's libraries are missing.
 IMPORT_ERRORS = (ImportError, OSError, RuntimeError)
@@ -199,32 +196,51 @@ INIT_IN_LAYER_0_23 = Hook(
     ("eplb_config", "layer_id", "moe_config"),
 )
 ASCEND_OPTIONAL = (INIT_IN_LAYER_0_23,)
+# Its dynamic EPLB: where a layer's experts are exchanged and its maps committed, and the processes that it starts.
+MOVE_EXPERTS = Hook(
+    "vllm_ascend.eplb.core.eplb_device_transfer_loader",
+    "D2DExpertWeightLoader.update_expert_map_and_weight",
+    ("self", "reqs"),
+)
+EPLB_PROCESS = Hook(
+    "vllm_ascend.eplb.core.eplb_worker", "EplbProcess.worker_process", ("self", "planner_q", "block_update_q")
+)
+EPLB_MANAGER = Hook("vllm_ascend.worker.model_runner_v1", "Manager", ())
+# vLLM's function where it is defined: its loaders for tensors over the network import it by name from here.
+INITIALIZE_MODEL_UTIL = Hook(
+    "vllm.model_executor.model_loader.utils", "initialize_model", ("vllm_config", "model_config")
+)
+ASCEND_WORKER = (MOVE_EXPERTS, EPLB_PROCESS, EPLB_MANAGER, INITIALIZE_MODEL_UTIL)
+
+
+def init_in_layers(modules: Iterable[str]) -> list[Hook]:
+    """Return the hooks into the modules whose layers ask for their maps, by the name that each has imported."""
+    return [Hook(module, INIT_EPLB_CONFIG.name, INIT_EPLB_CONFIG.parameters) for module in modules]
 
 
 def check_versions(*, ascend: bool) -> None:
-    """Refuse a version that the hooks were not checked against.
+    """Refuse a version that the hooks were not checked against; beside vllm-ascend, a pair that is not in the table.
 
     Raises:
         UpstreamError: see the class.
     """
-    if ascend:
-        _check_version("vllm-ascend", vllm_ascend_version(), SUPPORTED_VLLM_ASCEND)
-    else:
-        _check_version("vLLM", vllm_version(), SUPPORTED_VLLM)
-
-
-def _check_version(name: str, found: str | None, supported: SpecifierSet) -> None:
-    try:
-        # A build's local part (+cpu) says nothing of the source.
-        fits = found is not None and Version(Version(found).public) in supported
-    except InvalidVersion:
-        fits = False
-    if not fits:
+    found = vllm_version()
+    problem = releases.problem(vllm_ascend_version(), found) if ascend else _vllm_problem(found)
+    if problem is not None:
         msg = (
-            f"found {name} {found}; vllm-ascend-moe supports {supported}. Install one of these, or leave out "
-            "expert_maps and VLLM_ASCEND_MOE_ENABLED to serve without the plugin"
+            f"{problem}. Install one of these, or leave out expert_maps and VLLM_ASCEND_MOE_ENABLED to serve without "
+            "the plugin"
         )
         raise UpstreamError(msg)
+
+
+def _vllm_problem(found: str | None) -> str | None:
+    try:
+        # A build's local part (+cpu) says nothing of the source.
+        fits = found is not None and Version(Version(found).public) in releases.VLLM
+    except InvalidVersion:
+        fits = False
+    return None if fits else f"found vLLM {found}; vllm-ascend-moe supports {releases.VLLM}"
 
 
 def vllm_ascend_version() -> str | None:
@@ -272,8 +288,8 @@ def check_hooks(hooks: Iterable[Hook]) -> None:
     found = list(problems(hooks))
     if found:
         msg = (
-            f"vLLM {vllm_version()} is not as vllm-ascend-moe expects (supported: {SUPPORTED_VLLM}): "
-            f"{'; '.join(found)}"
+            f"vLLM {vllm_version()} is not as vllm-ascend-moe expects (supported: {releases.VLLM}, or a pair of "
+            f"`vllm-ascend-moe releases`): {'; '.join(found)}"
         )
         raise UpstreamError(msg)
 
