@@ -65,7 +65,7 @@ def main(request_path: str, response_path: str) -> None:
 def _generate(llm: Any, request: dict[str, Any]) -> dict[str, Any]:  # noqa: ANN401 - vLLM's
     from vllm import SamplingParams
 
-    prompts = [{"prompt_token_ids": ids} for ids in request["prompts"]]
+    prompts = request["prompts"]
     options = SamplingParams(temperature=0, max_tokens=request["max_tokens"], ignore_eos=True, logprobs=0)
     begin = time.perf_counter()
     results = llm.generate(prompts, options, use_tqdm=False)
