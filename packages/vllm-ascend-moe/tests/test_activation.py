@@ -103,7 +103,7 @@ def test_active_with_wrong_options_is_refused(
 
 
 class Config:
-    """vLLM's configuration: what it has beside its fields goes with it wherever it is copied or pickled."""
+    """vLLM's configuration, as far as it is read here."""
 
     def __init__(self, additional_config: object = None, worker_extension_cls: str = "") -> None:
         self.additional_config = {} if additional_config is None else additional_config
@@ -134,6 +134,11 @@ def test_what_the_front_end_found_holds_in_every_process() -> None:
         assert found.is_active
 
 
+def test_what_is_said_does_not_get_lost_in_a_config_of_another_kind() -> None:
+    with pytest.raises(SettingsError, match="the additional config is a str; expected an object"):
+        leave_resolved(Config("a hash of its own"), Activation(Settings(), "asked"), "abc")
+
+
 def test_an_engine_does_not_inherit_what_another_was_told() -> None:
     first, second = Config(), Config()
     leave_resolved(first, Activation(Settings(layout="ring"), "asked"), "abc")
@@ -156,7 +161,7 @@ def test_a_process_that_no_front_end_has_told_stays_inactive() -> None:
     found = read_resolved(Config(), {LAYOUT: "ring"})
     assert not found.is_active
     assert LAYOUT in found.reason
-    assert not read_resolved(Config(["a hash of its own"]), {}).is_active
+    assert not read_resolved(Config("a hash of its own"), {}).is_active
 
 
 @pytest.mark.parametrize(

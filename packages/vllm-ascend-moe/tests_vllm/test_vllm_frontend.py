@@ -4,7 +4,10 @@
 
 from __future__ import annotations
 
+import copy
 import json
+import pickle
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -81,7 +84,7 @@ def test_a_map_file_alone_switches_on_what_it_needs(model: Path, tmp_path: Path)
     assert parallel.enable_eplb
     assert parallel.eplb_config.num_redundant_experts == 4
     assert not parallel.eplb_config.use_async
-    found = activation.read_activation(config.additional_config, {})
+    found = activation.read_resolved(config, {})
     assert found.settings is not None
     assert found.settings.expert_map_path == path
     assert found.settings.dynamic is False
@@ -105,7 +108,7 @@ def test_vllms_own_switch_means_dynamic(model: Path) -> None:
     eplb = config.parallel_config.eplb_config
     assert (eplb.num_redundant_experts, eplb.step_interval, eplb.window_size) == (2, 50, 20)
     assert eplb.log_balancedness
-    assert activation.read_activation(config.additional_config, {}).settings.dynamic  # type: ignore[union-attr]
+    assert activation.read_resolved(config, {}).settings.dynamic  # type: ignore[union-attr]
     still = configure(model, {"dynamic": False}, tensor_parallel_size=2, enable_eplb=True, eplb_config=own)
     assert still.parallel_config.eplb_config.step_interval > 10**6
 
@@ -130,7 +133,7 @@ def test_a_dense_model_is_served_where_only_the_environment_asks(
     monkeypatch.setenv("VLLM_ASCEND_MOE_ENABLED", "1")
     config = configure(dense)
     assert not config.parallel_config.enable_eplb
-    found = activation.read_activation(config.additional_config)
+    found = activation.read_resolved(config)
     assert not found.is_active
     assert "has no experts" in found.reason
 
@@ -242,15 +245,28 @@ def test_on_a_gpu_vllm_decides_for_itself(model: Path, monkeypatch: pytest.Monke
 
 
 def test_other_processes_believe_the_front_end_alone(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    config = configure(model, {"num_redundant_experts": 4}, tensor_parallel_size=2).additional_config
+    config = configure(model, {"num_redundant_experts": 4}, tensor_parallel_size=2)
+    # As it is passed on: pickled to another process, copied to each data-parallel engine.
+    passed = pickle.loads(pickle.dumps(copy.deepcopy(config)))  # noqa: S301 - our own bytes
     monkeypatch.setenv("VLLM_ASCEND_MOE_NUM_REDUNDANT_EXPERTS", "2")
-    found = activation.read_resolved(config)
+    found = activation.read_resolved(passed)
     assert found.settings is not None
     assert found.settings.num_redundant_experts == 4
     monkeypatch.setenv("VLLM_ASCEND_MOE_ENABLED", "1")
-    assert "has no effect here" in activation.read_resolved({}).reason
-    with pytest.raises(ExpertMapsError, match="was made without the plugin"):
-        activation.read_resolved({"expert_maps": {}})
+    plain = SimpleNamespace(additional_config={}, parallel_config=SimpleNamespace(worker_extension_cls=""))
+    assert "has no effect here" in activation.read_resolved(plain).reason
+    plain.additional_config = {"expert_maps": {}}
+    with pytest.raises(ExpertMapsError, match="without the plugin"):
+        activation.read_resolved(plain)
+
+
+def test_a_map_does_not_make_vllm_compile_the_model_anew(model: Path, tmp_path: Path) -> None:
+    one, other = (write_map(tmp_path / name) for name in ("one.json", "other.json"))
+    hashes = {
+        configure(model, {"expert_map_path": path}, tensor_parallel_size=2).compute_hash()
+        for path in (one, other)
+    }
+    assert len(hashes) == 1
 
 
 def test_an_engine_after_an_active_one_finds_vllm_as_it_was() -> None:

@@ -25,12 +25,21 @@ from vllm_ascend_moe.settings import (
 # Which balancer serves: vllm-ascend's layer and its own EPLB, or vLLM's EPLB state.
 Way = Literal["vllm-ascend", "vllm-eplb"]
 
-# In this attribute of vLLM's configuration the process that reads command line and environment leaves to the others
-# what it found there. It is pickled and copied with the configuration, but is no part of the additional config, in which
-# vllm-ascend refuses keys that it does not know, and by which vLLM decides whether a compiled model may be used again.
-_RESOLVED = "_vllm_ascend_moe_resolved"
 # The plugin's worker extension: a configuration that names it was made by an active front end.
 REPORT = "vllm_ascend_moe.report.WorkerReport"
+
+
+class AdditionalConfig(dict[str, Any]):
+    """vLLM's additional config, and what the process that reads command line and environment leaves to the others.
+
+    That is pickled and copied with it, but is no key of it: vllm-ascend refuses keys that it does not know, and vLLM
+    decides by them whether a compiled model may be used again. vLLM's configuration itself takes no further attribute.
+
+    Attributes:
+        resolved: see `leave_resolved`; plain values.
+    """
+
+    resolved: dict[str, Any]
 
 
 @dataclass(frozen=True)
@@ -55,6 +64,19 @@ class Activation:
         return self.settings is not None
 
 
+def as_object(additional_config: object) -> Mapping[str, Any]:
+    """Return vLLM's additional config as the object that it must be; an empty one for none.
+
+    Raises:
+        SettingsError: it is something else.
+    """
+    given = additional_config or {}
+    if not isinstance(given, Mapping):
+        msg = f"the additional config is a {type(given).__name__}; expected an object, to which the plugin adds its own"
+        raise SettingsError(msg)
+    return given
+
+
 def leave_resolved(vllm_config: Any, activation: Activation, digest: str | None) -> None:
     """Leave to every other process of this engine what the front end has decided.
 
@@ -62,11 +84,19 @@ def leave_resolved(vllm_config: Any, activation: Activation, digest: str | None)
         vllm_config: vLLM's, complete; it is handed to the others.
         activation: the front end's.
         digest: of the placement; None where there is none.
+
+    Raises:
+        SettingsError: its additional config is of a kind that carries nothing.
     """
     settings = None if activation.settings is None else activation.settings.model_dump()
-    resolved = {"settings": settings, "digest": digest, "reason": activation.reason, "way": activation.way}
-    # Not by vLLM's class, which checks what is set. Plain values: every process reads them, whatever it has imported.
-    object.__setattr__(vllm_config, _RESOLVED, resolved)
+    config = AdditionalConfig(as_object(vllm_config.additional_config))
+    config.resolved = {
+        "settings": settings,
+        "digest": digest,
+        "reason": activation.reason,
+        "way": activation.way,
+    }
+    vllm_config.additional_config = config
 
 
 def read_activation(additional_config: object, environ: Mapping[str, str] | None = None) -> Activation:
@@ -104,8 +134,8 @@ def read_resolved(vllm_config: Any, environ: Mapping[str, str] | None = None) ->
     Raises:
         SettingsError: the plugin is asked for, but no front end has seen this configuration.
     """
-    resolved = getattr(vllm_config, _RESOLVED, None)
-    if resolved is not None:
+    if isinstance(vllm_config.additional_config, AdditionalConfig):
+        resolved = vllm_config.additional_config.resolved
         settings = None if resolved["settings"] is None else Settings.model_validate(resolved["settings"])
         return Activation(settings, resolved["reason"], resolved["digest"], resolved["way"])
     config = vllm_config.additional_config if isinstance(vllm_config.additional_config, Mapping) else {}
@@ -172,6 +202,7 @@ __all__ = [
     "Activation",
     "SettingsError",
     "Way",
+    "as_object",
     "leave_resolved",
     "log_active",
     "log_inactive",

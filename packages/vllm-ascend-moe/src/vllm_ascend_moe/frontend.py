@@ -9,7 +9,6 @@ that a placement is checked against, and nothing has been decided yet.
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
@@ -17,6 +16,7 @@ from vllm_ascend_moe import releases, upstream
 from vllm_ascend_moe.activation import (
     REPORT,
     Activation,
+    as_object,
     leave_resolved,
     log_active,
     log_inactive,
@@ -47,7 +47,7 @@ from vllm_ascend_moe.frontend_checks import (
     needs_eplb_state,
 )
 from vllm_ascend_moe.platforms import Kind, platform_kind
-from vllm_ascend_moe.settings import CONFIG_KEY, ENV_ENABLED, Settings, SettingsError
+from vllm_ascend_moe.settings import CONFIG_KEY, ENV_ENABLED, Settings
 from vllm_ascend_moe.sources import PlacementSource, count_layers, find_source
 
 if TYPE_CHECKING:
@@ -252,7 +252,7 @@ def _prepare_ascend(engine_args: Any, model_config: Any, preparation: _Preparati
     settings, source = preparation.activation.settings, preparation.source
     assert settings is not None
     assert source is not None
-    given = engine_args.additional_config or {}
+    given = engine_args.additional_config
     if settings.dynamic or not source.is_linear:
         check_even(source)
     options = given_options(given)
@@ -266,17 +266,9 @@ def _prepare_ascend(engine_args: Any, model_config: Any, preparation: _Preparati
 
 def _hide_options(engine_args: Any, preparation: _Preparation) -> None:
     """Take the plugin's options out of what vLLM and vllm-ascend see: some releases refuse keys that are not theirs."""
-    given = engine_args.additional_config
-    if isinstance(given, Mapping):
-        _set(
-            engine_args,
-            preparation,
-            "additional_config",
-            {name: value for name, value in given.items() if name != CONFIG_KEY},
-        )
-    elif given is not None and preparation.kind == "ascend":
-        msg = f"the additional config is a {type(given).__name__}; expected an object, in which vllm-ascend has its options"
-        raise SettingsError(msg)
+    given = as_object(engine_args.additional_config)
+    theirs = {name: value for name, value in given.items() if name != CONFIG_KEY}
+    _set(engine_args, preparation, "additional_config", theirs)
 
 
 def _set(engine_args: Any, preparation: _Preparation, name: str, value: object) -> None:
