@@ -16,7 +16,7 @@ from typer.testing import CliRunner, Result
 
 import vllm_ascend_moe
 from expert_maps import generate_placement, write_placement
-from vllm_ascend_moe import upstream
+from vllm_ascend_moe import releases, upstream
 from vllm_ascend_moe.cli import app
 from vllm_ascend_moe.doctor import Diagnosis, diagnose
 from vllm_ascend_moe.settings import ENV_ENABLED, ENV_PREFIX
@@ -26,7 +26,10 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 GENERAL, PLATFORM = "vllm.general_plugins", "vllm.platform_plugins"
-NOT_INSTALLED = "vllm is not installed; install it (pip install 'vllm-ascend-moe[vllm]')"
+NOT_INSTALLED = (
+    "vllm is not installed; install it (pip install 'vllm-ascend-moe[vllm]', or on an NPU a pair of "
+    "`vllm-ascend-moe releases`)"
+)
 ACTIVE: dict[str, Any] = {"expert_maps": {}}
 
 
@@ -103,9 +106,7 @@ def test_without_torch_that_is_the_problem() -> None:
     run = subprocess.run(
         [sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=120
     )
-    assert "torch is not installed; install it (pip install 'vllm-ascend-moe[vllm]')" in json.loads(
-        run.stdout
-    )
+    assert NOT_INSTALLED.replace("vllm is", "torch is") in json.loads(run.stdout)
 
 
 # With vLLM
@@ -117,16 +118,19 @@ def test_without_torch_that_is_the_problem() -> None:
         ("cpu", "cpu", "the plugin's router and experts"),
         ("cuda", "gpu", "vLLM's kernels, with the plugin's placement, policy, recording and replica choice"),
         ("xpu", "gpu", "vLLM's kernels, with the plugin's placement, policy, recording and replica choice"),
-        ("ascend", "ascend", "vllm-ascend's layer, with the plugin's maps"),
+        ("ascend", "ascend", "vllm-ascend's layer and its runner V1, with the plugin's maps"),
     ],
 )
 def test_where_all_is_well_there_are_no_problems(
     platform: str, device: str, way: str, world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    fake_vllm.install(monkeypatch, (*fake_vllm.HOOKS, *upstream.ASCEND), platform=platform)
+    hooks: tuple[upstream.Hook, ...] = fake_vllm.HOOKS
+    version = "0.32.0+cpu"
     if platform == "ascend":
-        world.versions["vllm-ascend"] = "0.18.0"
+        hooks, version = upstream.beside(releases.NEWEST), f"{releases.NEWEST.vllm}+empty"
+        world.versions["vllm-ascend"] = releases.NEWEST.vllm_ascend
         world.points[PLATFORM] = ["ascend"]
+    fake_vllm.install(monkeypatch, hooks, platform=platform, version=version)
     for config, environ, reason in (
         (ACTIVE, {}, "expert_maps is in the additional config"),
         (None, {ENV_ENABLED: "1"}, f"{ENV_ENABLED} is set"),
@@ -136,34 +140,67 @@ def test_where_all_is_well_there_are_no_problems(
         assert found.notes == []
         assert found.device == device
         assert found.state == f"active: {reason}; {way}"
-        assert found.versions["vllm"] == "0.32.0+cpu"
+        assert found.versions["vllm"] == version
+        assert found.kernels == ("compiled by Numba" if platform == "cpu" else None)
 
 
 @pytest.mark.parametrize(
-    ("platform", "hooks"),
+    ("platform", "release", "hooks"),
     [
-        ("cpu", (*upstream.WATCHED, upstream.STOP_TIMEOUT, *upstream.EPLB, *upstream.CPU)),
-        ("cuda", (*upstream.WATCHED, upstream.STOP_TIMEOUT, *upstream.EPLB)),
-        ("ascend", (*upstream.WATCHED, *upstream.ASCEND)),
-        # Modules that only some versions have are looked at where they are.
-        ("ascend", (*upstream.WATCHED, *upstream.ASCEND, *upstream.ASCEND_OPTIONAL)),
+        ("cpu", None, (*upstream.WATCHED, upstream.STOP_TIMEOUT, *upstream.EPLB, *upstream.CPU)),
+        ("cuda", None, (*upstream.WATCHED, upstream.STOP_TIMEOUT, *upstream.EPLB)),
+        *(("ascend", release, upstream.beside(release)) for release in releases.RELEASES),
     ],
 )
 def test_every_hook_of_the_platform_is_checked_and_no_other(
-    platform: str, hooks: tuple[upstream.Hook, ...], world: World, monkeypatch: pytest.MonkeyPatch
+    platform: str,
+    release: releases.Release | None,
+    hooks: tuple[upstream.Hook, ...],
+    world: World,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    world.versions["vllm-ascend"] = "0.18.0"
-    fake_vllm.install(monkeypatch, hooks, platform=platform)
+    version = "0.33.0"
+    if release is not None:
+        version, world.versions["vllm-ascend"] = release.vllm, release.vllm_ascend
+    fake_vllm.install(monkeypatch, hooks, platform=platform, version=version)
     assert diagnose(ACTIVE, {}).problems == []
     # Every module is there still, and none of the functions.
     for hook in hooks:
         fake_vllm.replace(monkeypatch, hook, None)
     told = diagnose(ACTIVE, {}).problems
     assert {problem.partition(" is not there")[0] for problem in told} == {str(hook) for hook in hooks}
-    fake_vllm.install(monkeypatch, [], platform=platform)
+    fake_vllm.install(monkeypatch, [], platform=platform, version=version)
     told = diagnose(ACTIVE, {}).problems
-    needed = {str(hook) for hook in hooks if hook not in upstream.ASCEND_OPTIONAL}
-    assert {problem.partition(" is not there")[0] for problem in told} == needed
+    assert {problem.partition(" is not there")[0] for problem in told} == {str(hook) for hook in hooks}
+
+
+def test_beside_vllm_ascend_the_row_of_the_table_is_shown(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for release in releases.RELEASES:
+        world.versions["vllm-ascend"] = release.vllm_ascend
+        fake_vllm.install(monkeypatch, upstream.beside(release), platform="ascend", version=release.vllm)
+        found = diagnose(ACTIVE, {})
+        assert found.release is not None
+        assert tuple(found.release.items()) == tuple(
+            zip(releases.COLUMNS, releases.row(release), strict=True)
+        )
+        assert found.refused == [*release.refused, *releases.REFUSED]
+        result = CliRunner().invoke(app, ["doctor"], env={"COLUMNS": "200"})
+        assert f"default layout with copies  {release.layout}" in result.stdout.replace("\t", " ")
+        for what in found.refused:
+            assert what in result.stdout
+
+
+def test_a_cpu_without_kernels_is_said_to_be_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    fake_vllm.install(monkeypatch)
+    monkeypatch.setitem(sys.modules, "numba", None)
+    found = diagnose(ACTIVE, {})
+    assert found.kernels == "none: plain torch serves"
+    (note,) = found.notes
+    assert note.startswith("without kernels a CPU serves more slowly: ")
+    assert "vllm-ascend-moe[cpu]" in note
+    assert found.problems == []
 
 
 def test_a_changed_function_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -184,10 +221,15 @@ def test_an_unsupported_version_or_platform_is_a_problem(
     fake_vllm.install(monkeypatch, platform="tpu")
     (problem,) = diagnose(ACTIVE, {}).problems
     assert problem.startswith("the platform is tpu; expected ")
-    fake_vllm.install(monkeypatch, platform="ascend")
-    world.versions["vllm-ascend"] = "0.17.0"
-    (problem,) = diagnose(ACTIVE, {}).problems
-    assert problem.startswith("found vllm-ascend 0.17.0; ")
+    for ascend, vllm in (("0.17.0", "0.17.0"), ("0.23.0", "0.32.0"), ("0.30.0", "0.30.0")):
+        fake_vllm.install(monkeypatch, platform="ascend", version=vllm)
+        world.versions["vllm-ascend"] = ascend
+        found = diagnose(ACTIVE, {})
+        (problem,) = found.problems
+        assert problem.startswith(f"found vllm-ascend {ascend} with vLLM {vllm}; expected a pair ")
+        for release in releases.RELEASES:
+            assert f"{release.vllm_ascend} with {release.vllm}" in problem
+        assert found.release is None
 
 
 @pytest.mark.parametrize(
@@ -225,7 +267,7 @@ def test_a_vllm_ascend_that_cannot_be_imported_does_not_stop_the_doctor(
     folder.mkdir(parents=True)
     (folder.parents[1] / "__init__.py").touch()
     (folder.parent / "__init__.py").write_text(f"raise {error}('libascendcl.so: cannot open')\n")
-    fake_vllm.install(monkeypatch, platform=platform)
+    fake_vllm.install(monkeypatch, platform=platform, version="0.23.0" if platform == "ascend" else "0.32.0")
     monkeypatch.syspath_prepend(tmp_path)
     for name in ("vllm_ascend", "vllm_ascend.ops"):
         # Set and taken away, so that none is left behind when the test is over.

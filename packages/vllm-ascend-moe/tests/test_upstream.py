@@ -14,7 +14,7 @@ import fake_vllm
 import pytest
 
 from expert_maps import ExpertMapsError
-from vllm_ascend_moe import frontend, serving, upstream
+from vllm_ascend_moe import frontend, releases, serving, upstream
 from vllm_ascend_moe.platforms import platform_kind
 from vllm_ascend_moe.upstream import (
     Hook,
@@ -49,7 +49,7 @@ def passing(function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:  # 
 
 
 def test_a_vllm_with_every_function_has_none(monkeypatch: pytest.MonkeyPatch) -> None:
-    everything = (*fake_vllm.HOOKS, *upstream.ASCEND)
+    everything = (*fake_vllm.HOOKS, *upstream.beside(releases.NEWEST))
     fake_vllm.install(monkeypatch, everything)
     assert not list(problems(everything))
     check_hooks(everything)
@@ -120,16 +120,6 @@ def test_a_function_that_shows_no_parameters_is_a_problem_too(monkeypatch: pytes
     assert found == "vllm.somewhere.function is not there (ValueError: no signature found)"
 
 
-def test_optional_hooks_are_those_whose_module_is_there(monkeypatch: pytest.MonkeyPatch) -> None:
-    nowhere = Hook("vllm.no.where", "function", ())
-    fake_vllm.install(monkeypatch, [FUNCTION])
-    # The module counts: in it, a missing function is a problem.
-    renamed = Hook(FUNCTION.module, "other", ())
-    assert upstream.present([nowhere, FUNCTION, METHOD, renamed]) == [FUNCTION, renamed]
-    fake_vllm.without_vllm(monkeypatch)
-    assert upstream.present([nowhere, FUNCTION]) == []
-
-
 def test_every_misfit_is_named_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     fake_vllm.install(monkeypatch, [METHOD], version="0.31.0")
     fake_vllm.replace(monkeypatch, METHOD, fake_vllm.function("method", ("self",)))
@@ -194,14 +184,14 @@ def test_one_hook_does_not_touch_another(monkeypatch: pytest.MonkeyPatch) -> Non
 
 
 @pytest.mark.parametrize(
-    "version", ["0.30.0", "0.30.2.post1", "0.31.0rc1", "0.32.0+cpu", "0.32.0", "0.32.9.dev7+gabcdef"]
+    "version", ["0.30.0", "0.30.2.post1", "0.31.0rc1", "0.32.0+cpu", "0.33.0", "0.33.9.dev7+gabcdef"]
 )
 def test_supported_versions_pass(version: str, monkeypatch: pytest.MonkeyPatch) -> None:
     fake_vllm.install(monkeypatch, [], version=version)
     check_versions(ascend=False)
 
 
-@pytest.mark.parametrize("version", ["0.29.9", "0.30.0rc1", "0.33.0", "0.33.0rc1+cpu", "1.0", "dev", ""])
+@pytest.mark.parametrize("version", ["0.29.9", "0.30.0rc1", "0.34.0", "0.34.0rc1+cpu", "1.0", "dev", ""])
 def test_other_versions_are_refused_with_what_is_supported(
     version: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -211,7 +201,7 @@ def test_other_versions_are_refused_with_what_is_supported(
     text = str(error.value)
     assert text.startswith(f"found vLLM {version}; vllm-ascend-moe supports ")
     assert ">=0.30" in text
-    assert "<0.33" in text
+    assert "<0.34" in text
     assert "leave out expert_maps and VLLM_ASCEND_MOE_ENABLED" in text
 
 
@@ -222,24 +212,41 @@ def test_no_vllm_is_refused_as_well(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.parametrize(
-    ("version", "fits"),
-    [("0.18.0", True), ("0.23.0rc1", True), ("0.17.0", False), ("0.24.0", False), (None, False)],
+    ("version", "vllm", "fits"),
+    [
+        *((release.vllm_ascend, f"{release.vllm}+empty", True) for release in releases.RELEASES),
+        ("0.23.0+cpu", "0.23.0", True),
+        ("0.23.0", "0.22.1", False),
+        ("0.23.0rc1", "0.23.0", False),
+        ("0.17.0", "0.17.0", False),
+        ("0.30.0rc3", "0.30.0", False),
+        ("0.30.0", "0.30.0", False),
+        ("dev", "0.30.0", False),
+        ("0.30.0rc2", "dev", False),
+        (None, "0.30.0", False),
+    ],
 )
-def test_beside_vllm_ascend_its_version_counts(
-    version: str | None, fits: bool, monkeypatch: pytest.MonkeyPatch
+def test_beside_vllm_ascend_the_pair_counts(
+    version: str | None, vllm: str, fits: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def installed(name: str) -> str:
         if name != "vllm-ascend" or version is None:
             raise importlib.metadata.PackageNotFoundError(name)
         return version
 
-    fake_vllm.install(monkeypatch, [], version="0.1")
+    fake_vllm.install(monkeypatch, [], version=vllm)
     monkeypatch.setattr(importlib.metadata, "version", installed)
     if fits:
         check_versions(ascend=True)
-    else:
-        with pytest.raises(UpstreamError, match=rf"found vllm-ascend {version}; .* supports .*>=0\.18"):
-            check_versions(ascend=True)
+        return
+    with pytest.raises(UpstreamError) as error:
+        check_versions(ascend=True)
+    text = str(error.value)
+    assert text.startswith(
+        f"found vllm-ascend {version} with vLLM {vllm}; expected a pair that the plugin knows"
+    )
+    assert all(f"{release.vllm_ascend} with {release.vllm}" in text for release in releases.RELEASES)
+    assert text.endswith("or leave out expert_maps and VLLM_ASCEND_MOE_ENABLED to serve without the plugin")
 
 
 # Platforms
@@ -316,7 +323,8 @@ def test_an_inactive_plugin_passes_everything_on_and_says_so_once(
     before = {hook: current(hook) for hook in fake_vllm.HOOKS}
     upstream.watch()
     arguments = SimpleNamespace(additional_config={"other": 1})
-    config = SimpleNamespace(additional_config={"other": 1})
+    parallel = SimpleNamespace(worker_extension_cls="")
+    config = SimpleNamespace(additional_config={"other": 1}, parallel_config=parallel)
     with caplog.at_level(logging.INFO, logger="vllm.ascend_moe"):
         for _ in range(2):
             for hook, given in (
@@ -331,7 +339,9 @@ def test_an_inactive_plugin_passes_everything_on_and_says_so_once(
     # Nothing more was put in place, and nothing was changed.
     watched = set(upstream.WATCHED)
     assert all(current(hook) is before[hook] for hook in fake_vllm.HOOKS if hook not in watched)
-    assert vars(arguments) == vars(config) == {"additional_config": {"other": 1}}
+    assert vars(arguments) == {"additional_config": {"other": 1}}
+    assert vars(config) == {"additional_config": {"other": 1}, "parallel_config": parallel}
+    assert vars(parallel) == {"worker_extension_cls": ""}
     assert serving.current() is None
 
 

@@ -15,9 +15,13 @@ from rich.table import Table
 from rich.text import Text
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from vllm_ascend_moe.doctor import Diagnosis
 
 _PROBLEMS, _BAD_INPUT = 1, 2
+# Columns of the table of releases that a terminal has no room for.
+_WIDE = {"torch / torch-npu", "maps are asked for in", "refused besides"}
 
 app = typer.Typer(
     name="vllm-ascend-moe",
@@ -62,6 +66,35 @@ def doctor(
     raise typer.Exit(_PROBLEMS if found.problems else 0)
 
 
+@app.command("releases")
+def show_releases(
+    markdown: Annotated[
+        bool, typer.Option("--markdown", help="Print the table as the README has it.")
+    ] = False,
+) -> None:
+    """Show which vllm-ascend the plugin serves beside, with which vLLM, and what it refuses there."""
+    from vllm_ascend_moe import releases
+
+    if markdown:
+        typer.echo(releases.markdown(), nl=False)
+        return
+    shown = [index for index, name in enumerate(releases.COLUMNS) if name not in _WIDE]
+    lines = [releases.COLUMNS, *map(releases.row, releases.RELEASES)]
+    widths = [max(len(line[index]) for line in lines) for index in shown]
+    for line in lines:
+        cells = zip((line[index] for index in shown), widths, strict=True)
+        typer.echo("  ".join(cell.ljust(width) for cell, width in cells).rstrip())
+    typer.echo(f"without vllm-ascend: vLLM {releases.VLLM}")
+    refused: dict[str, list[str]] = {}
+    for release in releases.RELEASES:
+        for what in release.refused:
+            refused.setdefault(what, []).append(release.vllm_ascend)
+    for what in releases.REFUSED:
+        typer.echo(f"refused beside all: {what}")
+    for what, versions in refused.items():
+        typer.echo(f"refused beside {', '.join(versions)}: {what}")
+
+
 def _show_version(asked: bool) -> None:
     if asked:
         from vllm_ascend_moe import __version__
@@ -99,6 +132,8 @@ def _print(found: Diagnosis) -> None:
     )
     row("VLLM_PLUGINS", plugins)
     row("device", found.device or "unknown")
+    for name, value in _beside(found):
+        row(name, value)
     row("state", found.state)
     if found.settings:
         row("options", json_.dumps(found.settings))
@@ -108,6 +143,17 @@ def _print(found: Diagnosis) -> None:
             console.print(f"{title}: {line}", markup=False)
     if not found.problems:
         console.print("no problems found")
+
+
+def _beside(found: Diagnosis) -> Iterator[tuple[str, str]]:
+    """Yield what applies to this device: the row of the table beside vllm-ascend, or the kernels of a CPU."""
+    for name, value in (found.release or {}).items():
+        if name not in {"vllm-ascend", "vLLM", "refused besides"}:  # said already, or next
+            yield name, value
+    for what in found.refused:
+        yield "refused", what
+    if found.kernels is not None:
+        yield "kernels", found.kernels
 
 
 def main() -> None:

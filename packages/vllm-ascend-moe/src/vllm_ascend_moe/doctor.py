@@ -10,8 +10,9 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from expert_maps import ExpertMapsError
-from vllm_ascend_moe import __version__, upstream
+from vllm_ascend_moe import __version__, releases, upstream
 from vllm_ascend_moe.activation import read_activation, versions
+from vllm_ascend_moe.kernels import no_kernels
 from vllm_ascend_moe.platforms import Kind, platform_kind
 from vllm_ascend_moe.settings import CONFIG_KEY, ENV_ENABLED
 
@@ -31,6 +32,10 @@ class Diagnosis:
         entry_points: group → names of the plugins that are installed in it.
         vllm_plugins: the names that ``VLLM_PLUGINS`` allows; None where it is unset, which allows all.
         device: how the plugin would serve: ``cpu``, ``gpu`` or ``ascend``; None where that is not known.
+        release: the row of the table that applies beside vllm-ascend: column → value; None by itself or for an
+            unknown pair.
+        refused: what the plugin refuses beside that release.
+        kernels: where a CPU serves, whether by kernels or by plain torch; None elsewhere.
         state: whether the plugin would be active, and why.
         settings: the options that it would be active with, defaults left out.
         problems: what would not work, each with what to change; empty where all is well.
@@ -41,6 +46,9 @@ class Diagnosis:
     entry_points: dict[str, list[str]] = field(default_factory=dict)
     vllm_plugins: list[str] | None = None
     device: str | None = None
+    release: dict[str, str] | None = None
+    refused: list[str] = field(default_factory=list)
+    kernels: str | None = None
     state: str = "inactive"
     settings: dict[str, object] = field(default_factory=dict)
     problems: list[str] = field(default_factory=list)
@@ -93,7 +101,8 @@ def _look_at_vllm(found: Diagnosis) -> Kind | None:
     for module in ("torch", "vllm"):
         if importlib.util.find_spec(module) is None:
             found.problems.append(
-                f"{module} is not installed; install it (pip install 'vllm-ascend-moe[vllm]')"
+                f"{module} is not installed; install it (pip install 'vllm-ascend-moe[vllm]', or on an NPU a pair of "
+                "`vllm-ascend-moe releases`)"
             )
             return None
     try:
@@ -108,13 +117,27 @@ def _look_at_vllm(found: Diagnosis) -> Kind | None:
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         found.problems.append(f"vLLM cannot be imported ({type(error).__name__}: {reason})")
         return None
-    eplb = (upstream.STOP_TIMEOUT, *upstream.EPLB)
-    by_kind = {"ascend": upstream.ASCEND, "cpu": (*eplb, *upstream.CPU), "gpu": eplb}
-    optional = upstream.present(upstream.ASCEND_OPTIONAL) if kind == "ascend" else []
-    found.problems.extend(upstream.problems((*upstream.WATCHED, *by_kind[kind], *optional)))
+    found.problems.extend(upstream.problems(_hooks(found, kind)))
+    if kind == "cpu":
+        lacking = no_kernels()
+        found.kernels = "compiled by Numba" if lacking is None else "none: plain torch serves"
+        if lacking is not None:
+            found.notes.append(f"without kernels a CPU serves more slowly: {lacking}")
     if found.versions["torch-npu"] and kind != "ascend":
         found.notes.append(f"torch-npu is installed, but vLLM's platform is not Ascend's: {kind} serves")
     return kind
+
+
+def _hooks(found: Diagnosis, kind: Kind) -> tuple[upstream.Hook, ...]:
+    """Return what would be hooked, and note the row of the table that says so."""
+    if kind != "ascend":
+        eplb = (*upstream.WATCHED, upstream.STOP_TIMEOUT, *upstream.EPLB)
+        return (*eplb, *upstream.CPU) if kind == "cpu" else eplb
+    release = releases.find(found.versions["vllm-ascend"])
+    assert release is not None  # or the versions would have been refused
+    found.release = dict(zip(releases.COLUMNS, releases.row(release), strict=True))
+    found.refused = [*release.refused, *releases.REFUSED]
+    return upstream.beside(release)
 
 
 def _look_at_activation(
@@ -137,7 +160,7 @@ def _look_at_activation(
     ways = {
         "cpu": "the plugin's router and experts",
         "gpu": "vLLM's kernels, with the plugin's placement, policy, recording and replica choice",
-        "ascend": "vllm-ascend's layer, with the plugin's maps",
+        "ascend": "vllm-ascend's layer and its runner V1, with the plugin's maps",
     }
     how = ways[kind] if kind else "nothing, until the problems are solved"
     found.state = f"active: {activation.reason}; {how}"

@@ -9,7 +9,7 @@ from typing import Literal
 from vllm_ascend_moe.upstream import UpstreamError
 
 # cpu: the plugin's router and experts. gpu: vLLM's kernels, with the plugin's placement, policy, recording and
-# replica choice. ascend: vllm-ascend's layer, with the plugin's maps.
+# replica choice. ascend: vllm-ascend's layer and its runner V1, with the plugin's maps.
 Kind = Literal["cpu", "gpu", "ascend"]
 
 

@@ -12,7 +12,6 @@ from __future__ import annotations
 import functools
 import importlib
 import importlib.metadata
-import importlib.util
 import inspect
 import sys
 from dataclasses import dataclass
@@ -27,6 +26,8 @@ from vllm_ascend_moe.activation import vllm_version
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
+
+    from vllm_ascend_moe.releases import Release
 
 # What importing fails with where a device's libraries are missing.
 IMPORT_ERRORS = (ImportError, OSError, RuntimeError)
@@ -185,17 +186,6 @@ CPU = (
 INIT_EPLB_CONFIG = Hook(
     "vllm_ascend.eplb.core.eplb_utils", "init_eplb_config", ("eplb_config", "layer_id", "moe_config")
 )
-INIT_IN_LAYER = Hook(
-    "vllm_ascend.ops.fused_moe.fused_moe", "init_eplb_config", ("eplb_config", "layer_id", "moe_config")
-)
-ASCEND = (INIT_EPLB_CONFIG, INIT_IN_LAYER)
-# vllm-ascend 0.23 keeps a second layer for vLLM 0.23.0, in a module of its own; other versions do not have it.
-INIT_IN_LAYER_0_23 = Hook(
-    "vllm_ascend.ops.fused_moe.fused_moe_0_23_0",
-    "init_eplb_config",
-    ("eplb_config", "layer_id", "moe_config"),
-)
-ASCEND_OPTIONAL = (INIT_IN_LAYER_0_23,)
 # Its dynamic EPLB: where a layer's experts are exchanged and its maps committed, and the processes that it starts.
 MOVE_EXPERTS = Hook(
     "vllm_ascend.eplb.core.eplb_device_transfer_loader",
@@ -210,12 +200,19 @@ EPLB_MANAGER = Hook("vllm_ascend.worker.model_runner_v1", "Manager", ())
 INITIALIZE_MODEL_UTIL = Hook(
     "vllm.model_executor.model_loader.utils", "initialize_model", ("vllm_config", "model_config")
 )
-ASCEND_WORKER = (MOVE_EXPERTS, EPLB_PROCESS, EPLB_MANAGER, INITIALIZE_MODEL_UTIL)
+# Beside vllm-ascend: what is hooked or called of vLLM's, and of its own; its layers ask by the names that each release has.
+BESIDE_VLLM = (*WATCHED, INITIALIZE_MODEL, INITIALIZE_MODEL_UTIL, EP_GROUP, PP_GROUP)
+BESIDE_ASCEND = (INIT_EPLB_CONFIG, MOVE_EXPERTS, EPLB_PROCESS, EPLB_MANAGER)
 
 
 def init_in_layers(modules: Iterable[str]) -> list[Hook]:
     """Return the hooks into the modules whose layers ask for their maps, by the name that each has imported."""
     return [Hook(module, INIT_EPLB_CONFIG.name, INIT_EPLB_CONFIG.parameters) for module in modules]
+
+
+def beside(release: Release) -> tuple[Hook, ...]:
+    """Return every hook that is used beside a release of vllm-ascend: vLLM's EPLB is none of them."""
+    return (*BESIDE_VLLM, *BESIDE_ASCEND, *init_in_layers(release.layers))
 
 
 def check_versions(*, ascend: bool) -> None:
@@ -264,19 +261,6 @@ def problems(hooks: Iterable[Hook]) -> Iterator[str]:
         if tuple(name for name in found if name in hook.parameters) != hook.parameters:
             expected = ", ".join(hook.parameters)
             yield f"{hook} has the parameters ({', '.join(found)}); expected ({expected}) among them"
-
-
-def present(hooks: Iterable[Hook]) -> list[Hook]:
-    """Return those of optional hooks whose module is installed."""
-    found = []
-    for hook in hooks:
-        try:
-            spec = importlib.util.find_spec(hook.module)
-        except IMPORT_ERRORS:  # a parent is missing, or cannot be imported
-            spec = None
-        if spec is not None:
-            found.append(hook)
-    return found
 
 
 def check_hooks(hooks: Iterable[Hook]) -> None:
