@@ -173,7 +173,10 @@ def test_a_record_must_be_a_placement(served: Served, ring: Placement, tmp_path:
     assert judge(case, served, REFERENCE).problems == []
 
 
-@pytest.mark.parametrize("release", releases.RELEASES, ids=lambda release: release.vllm_ascend)
+SERVED = [release for release in releases.RELEASES if release.checked != "contract"]
+
+
+@pytest.mark.parametrize("release", SERVED, ids=lambda release: release.vllm_ascend)
 def test_every_release_has_all_cases(release: releases.Release, tmp_path: Path) -> None:
     cases = cases_for(release, tmp_path)
     names = [case.name for case in cases]
@@ -186,7 +189,8 @@ def test_every_release_has_all_cases(release: releases.Release, tmp_path: Path) 
         "API server",
     ):
         assert any(part in name for name in names), part
-    assert {mutant for case in cases for mutant in case.mutants} == set(MUTANTS)
+    mutants = MUTANTS if release.fills == "map" else MUTANTS[:2]
+    assert [case.mutants for case in cases if case.mutants] == [mutants]
     assert {case.chip for case in cases} == {"A2", "A3"}
     assert any(case.expected == "refused" and case.says == "AllGather" for case in cases)
     # Where the loader fills vLLM's order, a planned map is refused; elsewhere one is served.

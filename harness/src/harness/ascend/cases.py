@@ -100,6 +100,13 @@ def write_broken(folder: Path, model: Path) -> Path:
     return folder
 
 
+def copies(release: Release, *, dynamic: bool) -> int:
+    """Return how many redundant experts the cases of a release have: as many as it serves on two ranks."""
+    if release.profiles_slots:
+        return 0
+    return 2 if dynamic and release.policy_type in release.one_copy_policies else REDUNDANT
+
+
 def cases_for(release: Release, folder: Path) -> list[Case]:
     """Return the cases of a release; maps that they need are written into the folder.
 
@@ -108,84 +115,74 @@ def cases_for(release: Release, folder: Path) -> list[Case]:
         folder: for maps and records.
     """
     folder = folder.absolute()
-    planned, deepseek, append = (
-        folder / f"{name}.json" for name in ("planned", "planned_deepseek", "append")
-    )
-    write_map(planned, TINY_MOE)
-    write_map(deepseek, TINY_DEEPSEEK)
-    write_append(append, TINY_MOE)
-    # Where the loader fills vLLM's order, that is the only map that is served.
-    served = planned if release.fills == "map" else append
+    static, moving = copies(release, dynamic=False), copies(release, dynamic=True)
+    planned, deepseek, start = (folder / f"{name}.json" for name in ("planned", "planned_deepseek", "start"))
+    write_map(planned, TINY_MOE, redundant=static)
+    write_map(deepseek, TINY_DEEPSEEK, redundant=static)
+    served = planned
+    if release.fills == "map":
+        write_map(start, TINY_MOE, redundant=moving)
+    else:
+        # Where the loader fills vLLM's order, that is the only map that is served.
+        served = folder / "append.json"
+        write_append(served, TINY_MOE, redundant=static)
+        write_append(start, TINY_MOE, redundant=moving)
+    # Every layer of vLLM's order is the same, so a shift by a layer changes nothing.
+    mutants = MUTANTS if release.fills == "map" else MUTANTS[:2]
     with_map = {"expert_maps": {"expert_map_path": str(served)}}
-    record = folder / "recorded.json"
+    some = "with copies" if static else "without copies"
     cases = [
         Case("plugin inactive", TINY_MOE, "A2"),
         Case("`{}`", TINY_MOE, "A3", config={"expert_maps": {}}),
         Case("`{}`", TINY_DEEPSEEK, "A2", config={"expert_maps": {}}),
-        Case("static map, 16 + 4", TINY_MOE, "A3", config=with_map, mutants=MUTANTS, rows=served),
+        Case(f"static map, {some}", TINY_MOE, "A3", config=with_map, mutants=mutants, rows=served),
+        *_dynamic_cases(folder, start, moving),
+        Case("static map, API server, data parallel 2", TINY_MOE, "A3", config=with_map, is_server=True),
+        Case(
+            "static map, pipeline parallel 2",
+            TINY_MOE,
+            "A3",
+            config=with_map,
+            engine={"pipeline_parallel_size": 2},
+            rows=served,
+        ),
+        Case("static map (U1)", TINY_MOE, "A2", config=with_map, expected="refused", says="AllGather"),
+    ]
+    asked = {"expert_maps": {"expert_map_path": str(deepseek if release.fills == "map" else planned)}}
+    if release.fills == "map":
+        cases.append(Case(f"static map, {some}", TINY_DEEPSEEK, "A3", config=asked, rows=deepseek))
+    else:
+        name = "static map in another order than vLLM's"
+        cases.append(Case(name, TINY_MOE, "A3", config=asked, expected="refused", says="order"))
+    return cases
+
+
+def _dynamic_cases(folder: Path, start: Path, redundant: int) -> list[Case]:
+    """Return the cases in which vllm-ascend moves experts."""
+    record = folder / "recorded.json"
+    config = {"expert_maps": {"num_redundant_experts": redundant, **_DYNAMIC}}
+    return [
         Case(
             "dynamic from a map",
             TINY_MOE,
             "A3",
-            config={"expert_maps": {"expert_map_path": str(served), **_DYNAMIC}},
+            config={"expert_maps": {"expert_map_path": str(start), **_DYNAMIC}},
             moves=True,
         ),
         Case(
             "dynamic from the layout, recording by vllm-ascend",
             TINY_MOE,
             "A3",
-            config={
-                "expert_maps": {"num_redundant_experts": REDUNDANT, **_DYNAMIC},
-                "eplb_config": {"expert_map_record_path": str(record)},
-            },
+            config={**config, "eplb_config": {"expert_map_record_path": str(record)}},
             record=record,
         ),
+        Case("dynamic without copies", TINY_MOE, "A2", config={"expert_maps": dict(_DYNAMIC)}, moves=True),
         # U3: vllm-ascend's EPLB process is there when the weights turn out to be broken.
         Case(
-            "a worker fails while loading, dynamic",
+            "dynamic, a worker fails while loading",
             write_broken(folder / "broken", TINY_MOE),
             "A3",
-            config={"expert_maps": {"num_redundant_experts": REDUNDANT, **_DYNAMIC}},
+            config=config,
             expected="ends",
         ),
-        Case("static map, API server, data parallel 2", TINY_MOE, "A3", config=with_map, is_server=True),
-        Case(
-            "static map on A2 (U1)",
-            TINY_MOE,
-            "A2",
-            config=with_map,
-            expected="refused",
-            says="AllGather",
-        ),
-        Case(
-            "static map, pipeline parallel 2",
-            TINY_MOE,
-            "A3",
-            ranks=2,
-            config=with_map,
-            engine={"pipeline_parallel_size": 2},
-            rows=served,
-        ),
     ]
-    if release.fills == "map":
-        cases.append(
-            Case(
-                "static map, 16 + 4",
-                TINY_DEEPSEEK,
-                "A3",
-                config={"expert_maps": {"expert_map_path": str(deepseek)}},
-                rows=deepseek,
-            )
-        )
-    else:
-        cases.append(
-            Case(
-                "a map in another order than vLLM's",
-                TINY_MOE,
-                "A3",
-                config={"expert_maps": {"expert_map_path": str(planned)}},
-                expected="refused",
-                says="order",
-            )
-        )
-    return cases
