@@ -13,7 +13,7 @@ import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 import torch
 
@@ -74,15 +74,22 @@ class _MoEConfig:
     tp_rank: int | None
 
 
-def init_eplb_config(eplb_config: object, layer_id: int, moe_config: object) -> EplbMaps:
+def init_eplb_config(
+    eplb_config: object,
+    layer_id: int,
+    moe_config: object,
+    *,
+    layout: Literal["ring", "append"] = "ring",
+    is_draft: bool = False,
+) -> EplbMaps:
     """Derive one MoE layer's maps: placement → expert map → log2phy.
 
     | settings | placement | redundancy | log2phy |
     |---|---|---|---|
     | ``ep_size`` 1 | none: the maps are None | 0 | None |
     | a map file | the file's row ``layer_id`` | the file's | yes |
-    | a map file, ``layer_id`` = its number of layers (draft layer) | ``ring`` | the file's | yes |
-    | dynamic EPLB or recording | ``ring`` | as configured | yes |
+    | a map file, ``layer_id`` = its number of layers (draft layer), or ``is_draft`` | ``layout`` | the file's | yes |
+    | dynamic EPLB or recording | ``layout`` | as configured | yes |
     | none of these | ``linear``, as vLLM's | 0 | None |
 
     Of an expert's n copies a rank sends to copy ``ep_rank % n``; where ``moe_config.tp_size`` is above 1,
@@ -96,6 +103,8 @@ def init_eplb_config(eplb_config: object, layer_id: int, moe_config: object) -> 
         moe_config: an object (or mapping) with ``num_experts`` (E, logical, required where there is
             expert parallelism), ``ep_size`` (1), ``ep_rank`` (0), ``tp_size`` (1) and ``tp_rank``
             (``ep_rank % tp_size``); in brackets what an absent attribute means.
+        layout: where copies stand by default: ``ring``, or as another loader fills slots.
+        is_draft: whether the layer is a draft model's, for which a map file has no rows, whatever its index.
 
     Returns:
         The maps.
@@ -115,11 +124,13 @@ def init_eplb_config(eplb_config: object, layer_id: int, moe_config: object) -> 
         return EplbMaps(None, None, 0, None)
     moe = _read_moe_config(moe_config, ep_size)
     if eplb.expert_map_path is not None:
-        placement, row = _from_file(eplb.expert_map_path, eplb.num_redundant_experts, layer, moe)
+        placement, row = _from_file(
+            eplb.expert_map_path, eplb.num_redundant_experts, None if is_draft else layer, moe, layout
+        )
     else:
         redundant = eplb.num_redundant_experts if eplb.is_on else 0
-        layout = "ring" if eplb.is_on else "linear"
-        placement, row = _default_placement(layout, moe.num_experts, ep_size, redundant), 0
+        name = layout if eplb.is_on else "linear"
+        placement, row = _default_placement(name, moe.num_experts, ep_size, redundant), 0
     log2phy = None
     if eplb.is_on or eplb.expert_map_path is not None:
         log2phy = placement.log2phy(row, moe.ep_rank, tp_size=moe.tp_size, tp_rank=moe.tp_rank)
@@ -132,19 +143,21 @@ def init_eplb_config(eplb_config: object, layer_id: int, moe_config: object) -> 
     )
 
 
-def _from_file(path: str, num_redundant_experts: int, layer: int, moe: _MoEConfig) -> tuple[Placement, int]:
-    """Return a placement and the row in it that is this layer's."""
+def _from_file(
+    path: str, num_redundant_experts: int, layer: int | None, moe: _MoEConfig, layout: str
+) -> tuple[Placement, int]:
+    """Return a placement and the row in it that is this layer's; None is a draft model's."""
     placement = read_expert_map(path, moe.num_experts, moe.ep_size, num_redundant_experts)
-    if layer < placement.num_layers:
+    if layer is not None and layer < placement.num_layers:
         return placement, layer
-    if layer > placement.num_layers:
+    if layer is not None and layer > placement.num_layers:
         msg = (
             f"layer_id is {layer}; expected at most {placement.num_layers}: {path} has "
             f"{placement.num_layers} layers, and the next one is the draft layer"
         )
         raise EplbConfigError(msg)
     return (
-        _default_placement("ring", moe.num_experts, moe.ep_size, placement.num_redundant_experts),
+        _default_placement(layout, moe.num_experts, moe.ep_size, placement.num_redundant_experts),
         0,
     )
 

@@ -27,9 +27,9 @@ class WorkerReport:
         Returns:
             ``active``, ``ep_rank``, ``ep_size``; and where vLLM's EPLB state serves: ``digest``,
             ``physical_to_logical`` [L, P], ``num_redundant_experts``, ``rearrangements`` (commits since
-            loading), ``recorded_steps``, ``slot_checksums`` (hex, [L, slots]). Beside vllm-ascend, whose layers get
-            their maps from the plugin: the same of the placement that they were built with, without checksums; and
-            nothing of it with dynamic EPLB, which moves experts without the plugin.
+            loading), ``recorded_steps``, ``slot_checksums`` (hex, [L, slots]). Beside vllm-ascend: the same of this
+            pipeline stage's layers, read from them, and ``wrong_slots``: sentences, empty where every table names what
+            its slot holds.
         """
         from vllm_ascend_moe.moving import local_checksums
         from vllm_ascend_moe.serving import current
@@ -45,7 +45,7 @@ class WorkerReport:
         }
         model = serving.model
         if model is None:
-            return report | _beside_vllm_ascend(serving)
+            return report | ({} if serving.ascend is None else serving.ascend.report(checksums=checksums))
         report |= _placed(serving, serving.live_placement())
         if checksums:
             # In hex: not every transport carries integers of 64 bits.
@@ -62,16 +62,3 @@ def _placed(serving: Serving, placement: Placement) -> dict[str, Any]:
         "rearrangements": serving.rearrangements,
         "recorded_steps": serving.recorder.num_rows if serving.recorder else 0,
     }
-
-
-def _beside_vllm_ascend(serving: Serving) -> dict[str, Any]:
-    """Return what is known of a placement that vllm-ascend serves and does not change."""
-    from vllm_ascend_moe.ascend import served_placement
-
-    if serving.kind != "ascend" or serving.settings.dynamic:
-        return {}
-    source = serving.source
-    placement = served_placement(
-        len(source.placement.physical_to_logical) if source and source.is_file else None
-    )
-    return {} if placement is None else _placed(serving, placement)

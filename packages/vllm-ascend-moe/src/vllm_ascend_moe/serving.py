@@ -17,9 +17,9 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from expert_maps import ExpertMapsError
-from vllm_ascend_moe import moving, upstream
+from vllm_ascend_moe import moving, releases, upstream
 from vllm_ascend_moe._log import logger
-from vllm_ascend_moe.activation import Activation, log_active, read_resolved
+from vllm_ascend_moe.activation import Activation, log_active, read_resolved, vllm_version
 from vllm_ascend_moe.agreement import require_agreement
 from vllm_ascend_moe.eplb import EplbConfigError
 from vllm_ascend_moe.frontend import describe, say_inactive
@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from expert_maps import Placement
+    from vllm_ascend_moe.ascend_worker import AscendWorker
 
 _current: Serving | None = None
 
@@ -61,6 +62,9 @@ def around_worker_init(
     result = original(worker, vllm_config, *args, **kwargs)
     _current.follow_shutdown(worker)
     _current.refuse_reloads(worker)
+    if _current.ascend is not None:
+        # Whatever loads the model: this is around all of it.
+        worker.load_model = functools.partial(_current.ascend.load, worker.load_model)
     return result
 
 
@@ -74,6 +78,7 @@ class Serving:
         source: the placement asked for; None where it could not be read.
         rearrangements: how often experts have moved since they were placed.
         recorder: None where nothing is recorded, or on a rank that does not write.
+        ascend: its part beside vllm-ascend; None elsewhere.
     """
 
     def __init__(self, vllm_config: Any, activation: Activation) -> None:
@@ -94,6 +99,7 @@ class Serving:
         self._weights_digest = "none"
         self._has_agreed = False
         self._main_state: Any = None
+        self.ascend: AscendWorker | None = None
         try:
             num_experts = int(vllm_config.model_config.get_num_experts())
             num_layers = count_layers(vllm_config.model_config)
@@ -122,17 +128,9 @@ class Serving:
             UpstreamError: a version or a function does not fit; nothing is installed.
         """
         upstream.check_versions(ascend=self.kind == "ascend")
-        if self.kind == "ascend":
-            from vllm_ascend_moe.ascend import around_init_eplb_config
-
-            # The layer of one version imports the function into a module of its own.
-            hooks = (*upstream.ASCEND, *upstream.present(upstream.ASCEND_OPTIONAL))
-            upstream.check_hooks((*hooks, upstream.INITIALIZE_MODEL, upstream.EP_GROUP))
-            for hook in hooks:
-                upstream.wrap(hook, around_init_eplb_config)
-            upstream.wrap(upstream.INITIALIZE_MODEL, self._around_initialize_model)
-            if self.way == "vllm-ascend":
-                return  # its own EPLB, not vLLM's
+        if self.way == "vllm-ascend":
+            self._install_ascend()
+            return  # its own EPLB, not vLLM's
         upstream.check_hooks((*upstream.EPLB, *(upstream.CPU if self.kind == "cpu" else ())))
         for hook, around in (
             (upstream.INITIALIZE_MODEL, self._around_initialize_model),
@@ -151,6 +149,17 @@ class Serving:
 
             install(self)
 
+    def _install_ascend(self) -> None:
+        from vllm_ascend_moe.ascend_worker import AscendWorker
+
+        found = upstream.vllm_ascend_version()
+        release = releases.find(found)
+        if release is None:
+            raise upstream.UpstreamError(releases.problem(found, vllm_version()))
+        ascend = AscendWorker(self, release)
+        ascend.install(self._around_initialize_model)
+        self.ascend = ascend
+
     def refuse_reloads(self, worker: Any) -> None:
         """Refuse to load weights anew: vLLM would load them in its own layout, under tables for another."""
         for name in ("reload_weights", "start_weight_update", "start_draft_weight_update"):
@@ -158,7 +167,7 @@ class Serving:
                 setattr(worker, name, functools.partial(self._reload, name, getattr(worker, name)))
 
     def _reload(self, name: str, original: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
-        if self._main_state is not None:
+        if self._main_state is not None or (self.ascend is not None and self.ascend.has_maps):
             msg = (
                 f"{name} was called while experts stand where the plugin has put them; expected no new weights: vLLM "
                 "loads them in a layout of its own. Start the server again"
@@ -192,17 +201,28 @@ class Serving:
 
     def _around_initialize_model(self, original: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         """Check the model as soon as it exists: before the weights are read, which may take minutes."""
-        model_config = kwargs.get("model_config")
-        if model_config is not None and model_config is not self.config.model_config:
-            return original(*args, **kwargs)  # a draft model
-        self._require_same_source()
-        model = original(*args, **kwargs)
-        if self.way != "vllm-ascend":
+        if self is not _current:
+            return original(*args, **kwargs)  # of an engine before this one, in the same process
+        make = functools.partial(original, *args, **kwargs)
+        is_draft = self._is_draft(kwargs.get("model_config"))
+        if not is_draft:
+            self._require_same_source()
+        if self.ascend is not None:
+            model = self.ascend.build(make, draft=is_draft)
+            if not is_draft:
+                assert self.source is not None
+                self._log_active(self.source.digest)
+            return model
+        model = make()
+        if not is_draft:
             self._check_model(model)
-        else:
-            assert self.source is not None
-            self._log_active(self.source.digest)
         return model
+
+    def _is_draft(self, model_config: Any) -> bool:
+        if model_config is None or model_config is self.config.model_config:
+            return False
+        # A loader of vllm-ascend's that falls back to another makes the main model by a copy of its configuration.
+        return self.ascend is None or getattr(model_config, "runner_type", None) == "draft"
 
     def _require_same_source(self) -> None:
         detail, digest, error = "no placement", None, self._error
