@@ -33,7 +33,7 @@ APPENDS = [one.vllm_ascend for one in releases.RELEASES if one.fills == "append"
 
 def source(layout: str = "linear", redundant: int = 0, ranks: int = RANKS) -> PlacementSource:
     placement = generate_placement(
-        layout,  # type: ignore[arg-type]
+        layout,
         num_experts=EXPERTS,
         ep_size=ranks,
         num_layers=LAYERS,

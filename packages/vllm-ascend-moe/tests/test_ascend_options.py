@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import sys
 from types import ModuleType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
@@ -21,6 +21,9 @@ from vllm_ascend_moe.ascend_options import (
 )
 from vllm_ascend_moe.eplb import EplbConfigError
 from vllm_ascend_moe.settings import Settings, SettingsError
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 
 def release(version: str) -> releases.Release:
@@ -274,46 +277,44 @@ def test_an_option_that_came_later_is_refused_before(phase: str, version: str) -
 # Switching vllm-ascend's dynamic EPLB on, for one engine
 
 
-@pytest.fixture
-def executor(monkeypatch: pytest.MonkeyPatch) -> list[str | None]:
-    """Say with which word in the variable vllm-ascend's executor was imported; the environment is clean."""
+@pytest.fixture(autouse=True)
+def executor(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Put a vllm-ascend in place whose executor remembers the variable it was imported with; a clean environment."""
     for name in ("DYNAMIC_EPLB", "EXPERT_MAP_RECORD"):
         monkeypatch.setenv(name, "")
         monkeypatch.delenv(name)
     monkeypatch.setattr(module, "_switched_on", [])
-    imported: list[str | None] = []
+    path = tmp_path.joinpath(*EXECUTOR.split(".")).with_suffix(".py")
+    path.parent.mkdir(parents=True)
+    path.write_text('import os\n\nSEEN = os.environ.get("DYNAMIC_EPLB")\n', encoding="utf-8")
+    monkeypatch.syspath_prepend(tmp_path)
+    for name in [found for found in sys.modules if found.split(".")[0] == "vllm_ascend"]:
+        monkeypatch.delitem(sys.modules, name)
+    # What is imported here is gone again afterwards.
+    monkeypatch.setattr(sys, "modules", sys.modules.copy())
 
-    def import_module(name: str) -> None:
-        assert name == EXECUTOR
-        imported.append(os.environ.get("DYNAMIC_EPLB"))
 
-    monkeypatch.setattr(module.importlib, "import_module", import_module)
-    return imported
-
-
-def test_workers_may_have_children_once_the_variable_is_set(executor: list[str | None]) -> None:
+def test_workers_may_have_children_once_the_variable_is_set() -> None:
     # vllm-ascend looks at the variable where it is imported, which was before the plugin knew.
     switch_dynamic_on()
-    assert executor == ["true"]
+    assert sys.modules[EXECUTOR].SEEN == "true"
     assert os.environ["DYNAMIC_EPLB"] == "true"
 
 
-def test_the_variable_is_not_left_to_a_later_engine(executor: list[str | None]) -> None:
+def test_the_variable_is_not_left_to_a_later_engine() -> None:
     for _ in range(2):
         switch_dynamic_on()
+        assert os.environ["DYNAMIC_EPLB"] == "true"
         forget_engine()
         assert "DYNAMIC_EPLB" not in os.environ
-    assert executor == ["true", "true"]
 
 
 @pytest.mark.parametrize("name", ["DYNAMIC_EPLB", "EXPERT_MAP_RECORD"])
-def test_the_users_own_word_is_left(
-    name: str, executor: list[str | None], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_users_own_word_is_left(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(name, "1")
     before = dict(os.environ)
     switch_dynamic_on()
-    assert len(executor) == 1
+    assert EXECUTOR in sys.modules
     assert dict(os.environ) == before
     forget_engine()
     assert dict(os.environ) == before
