@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import logging
 from types import SimpleNamespace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import pytest
@@ -260,3 +260,30 @@ def test_tensors_of_different_layers_share_no_memory() -> None:
     first.global_expert_map.fill_(7)
     assert as_list(second.expert_map)[0] == -1
     assert as_list(init_eplb_config(config(dynamic_eplb=True), 0, moe()).global_expert_map)[0][0] == 0
+
+
+# Beside another loader
+
+
+def test_copies_stand_as_the_loader_fills_slots() -> None:
+    layouts: list[Literal["ring", "append"]] = ["ring", "append"]
+    for layout in layouts:
+        wanted = generate_placement(layout, num_experts=16, ep_size=4, num_redundant_experts=4)
+        for rank in range(4):
+            maps = init_eplb_config(
+                config(dynamic_eplb=True, num_redundant_experts=4),
+                0,
+                moe(16, 4, rank),
+                layout=layout,
+            )
+            assert_maps_of(maps, wanted, 0, rank)
+
+
+def test_a_draft_layer_has_no_row_in_a_file_whatever_its_index(planned: tuple[str, Placement]) -> None:
+    path, _ = planned
+    append = generate_placement("append", num_experts=16, ep_size=4, num_redundant_experts=4)
+    for layer in (0, 2, 3, 7):
+        maps = init_eplb_config(
+            config(expert_map_path=path), layer, moe(16, 4, 1), layout="append", is_draft=True
+        )
+        assert_maps_of(maps, append, 0, 1)

@@ -1,0 +1,184 @@
+# SPDX-FileCopyrightText: The expert-maps authors
+# SPDX-License-Identifier: Apache-2.0
+"""A worker beside vllm-ascend: which functions are hooked, whichever module names them, and what each then does."""
+
+from __future__ import annotations
+
+import functools
+import sys
+from types import SimpleNamespace
+from typing import TYPE_CHECKING, Any
+
+import fake_vllm
+import pytest
+
+from vllm_ascend_moe import releases, serving, upstream
+from vllm_ascend_moe.activation import Activation, leave_resolved
+from vllm_ascend_moe.agreement import DisagreementError
+from vllm_ascend_moe.eplb import EplbConfigError
+from vllm_ascend_moe.report import WorkerReport
+from vllm_ascend_moe.settings import Settings
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+EXPERTS = 16
+NETLOADER = "vllm_ascend.model_loader.netloader.netloader"
+
+
+class Worker:
+    def __init__(self) -> None:
+        self.done: list[str] = []
+
+    def load_model(self) -> None:
+        self.done.append("loaded")
+
+    def reload_weights(self) -> None:
+        self.done.append("loaded anew")
+
+
+@pytest.fixture(autouse=True)
+def no_hooks_left() -> Iterator[None]:
+    yield
+    upstream.restore()
+    serving._current = None
+
+
+def config(settings: Settings | None = None, digest: str | None = None) -> SimpleNamespace:
+    """Return vLLM's configuration of two ranks, as vllm-ascend leaves it: with an EPLB that is not vLLM's switched on."""
+    made = SimpleNamespace(
+        additional_config={},
+        parallel_config=SimpleNamespace(
+            enable_eplb=True, tensor_parallel_size=1, data_parallel_size=1, worker_extension_cls=""
+        ),
+        model_config=SimpleNamespace(get_num_experts=lambda: EXPERTS, model="tiny"),
+        device_config=SimpleNamespace(device_type="npu"),
+        load_config=SimpleNamespace(load_format="auto"),
+    )
+    activation = Activation(settings or Settings(), "a test", None, "vllm-ascend")
+    leave_resolved(made, activation, digest)
+    return made
+
+
+def install(monkeypatch: pytest.MonkeyPatch, release: str = "0.23.0") -> None:
+    """Put a vLLM and a vllm-ascend in place: what the plugin uses beside that release, and no EPLB of vLLM's."""
+    known = releases.find(release)
+    assert known is not None
+    fake_vllm.install(monkeypatch, upstream.beside(known), platform="ascend", version=known.vllm)
+    monkeypatch.setattr(upstream, "vllm_ascend_version", lambda: release)
+    adaptor = upstream.Hook("vllm_ascend.eplb.adaptor.vllm_adaptor", "VllmEplbAdaptor", ())
+    fake_vllm.replace(monkeypatch, adaptor, type("Adaptor", (), {"_registered_moe_layers": [1]}))
+    fake_vllm.replace(monkeypatch, upstream.PP_GROUP, lambda: SimpleNamespace(world_size=1, rank_in_group=0))
+    for module in known.layers:
+        fake_vllm.replace(
+            monkeypatch, upstream.Hook(module, "Layer", ()), type("Layer", (), {"moe_counter": 3})
+        )
+    # As `from … import initialize_model` binds it.
+    made = sys.modules[upstream.INITIALIZE_MODEL_UTIL.module].initialize_model
+    fake_vllm.replace(monkeypatch, upstream.INITIALIZE_MODEL, made)
+    fake_vllm.replace(monkeypatch, upstream.Hook(NETLOADER, "initialize_model", ()), made)
+
+
+def start(made: SimpleNamespace) -> Worker:
+    worker = Worker()
+    serving.around_worker_init(lambda *_: None, worker, made)
+    return worker
+
+
+@pytest.mark.parametrize("release", [release.vllm_ascend for release in releases.RELEASES])
+def test_it_starts_without_any_function_of_vllms_eplb(release: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    install(monkeypatch, release)
+    start(config())
+    found = serving.current()
+    assert found is not None
+    assert found.ascend is not None
+    known = releases.find(release)
+    assert known is not None
+    for module in known.layers:
+        assert hasattr(sys.modules[module].init_eplb_config, upstream._MARK)
+
+
+@pytest.mark.parametrize("hook", [upstream.MOVE_EXPERTS, upstream.EPLB_PROCESS, upstream.EPLB_MANAGER])
+def test_a_vllm_ascend_of_which_a_function_is_missing_is_refused(
+    hook: upstream.Hook, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    install(monkeypatch)
+    owner: Any = sys.modules[hook.module]
+    *path, name = hook.name.split(".")
+    for part in path:
+        owner = getattr(owner, part)
+    monkeypatch.delattr(owner, name)
+    with pytest.raises(upstream.UpstreamError, match=name):
+        start(config())
+
+
+@pytest.mark.parametrize(
+    "module", [upstream.INITIALIZE_MODEL.module, upstream.INITIALIZE_MODEL_UTIL.module, NETLOADER]
+)
+def test_ranks_agree_whichever_loader_makes_the_model(module: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    install(monkeypatch)
+    made = config(digest="0" * 64)
+    start(made)
+    with pytest.raises(DisagreementError, match="give every node the same file"):
+        sys.modules[module].initialize_model(vllm_config=made, model_config=made.model_config)
+
+
+def test_layers_are_numbered_anew(monkeypatch: pytest.MonkeyPatch) -> None:
+    install(monkeypatch)
+    start(config())
+    known = releases.find("0.23.0")
+    assert known is not None
+    assert [sys.modules[module].Layer.moe_counter for module in known.layers] == [-1, -1]
+    adaptor = sys.modules["vllm_ascend.eplb.adaptor.vllm_adaptor"].VllmEplbAdaptor
+    assert adaptor._registered_moe_layers == []
+
+
+def test_a_copy_of_the_main_models_configuration_is_the_main_models(monkeypatch: pytest.MonkeyPatch) -> None:
+    # As vllm-ascend's netloader falls back to another loader.
+    install(monkeypatch)
+    made = config()
+    start(made)
+    found = serving.current()
+    assert found is not None
+    assert found.ascend is not None
+    asked: list[bool] = []
+    monkeypatch.setattr(found.ascend, "build", lambda _, *, draft: asked.append(draft))
+    make = functools.partial(sys.modules[upstream.INITIALIZE_MODEL.module].initialize_model, vllm_config=made)
+    make(model_config=made.model_config)
+    make(model_config=SimpleNamespace(runner_type="generate"))
+    make(model_config=SimpleNamespace(runner_type="draft"))
+    assert asked == [False, False, True]
+
+
+def test_all_of_loading_is_followed_by_the_comparison(monkeypatch: pytest.MonkeyPatch) -> None:
+    install(monkeypatch)
+    worker = start(config())
+    found = serving.current()
+    assert found is not None
+    assert found.ascend is not None
+    found.ascend._main = SimpleNamespace(layers=[SimpleNamespace(log2phy=None)])  # type: ignore[assignment]
+    monkeypatch.setattr(found.ascend, "_compare", lambda *_, **__: worker.done.append("compared"))
+    worker.load_model()
+    assert worker.done == ["loaded", "compared"]
+    worker.reload_weights()
+    # Where maps are served, vLLM would load in another order.
+    found.ascend._main = SimpleNamespace(layers=[SimpleNamespace(log2phy=[0])])  # type: ignore[assignment]
+    with pytest.raises(EplbConfigError, match="reload_weights was called while experts stand"):
+        worker.reload_weights()
+
+
+def test_before_loading_the_report_has_no_placement(monkeypatch: pytest.MonkeyPatch) -> None:
+    install(monkeypatch)
+    start(config())
+    report = WorkerReport().expert_maps_report()
+    assert report["active"]
+    assert "digest" not in report
+
+
+def test_hooks_of_an_engine_before_this_one_do_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    install(monkeypatch)
+    made = config(digest="0" * 64)
+    start(made)
+    wrapped = sys.modules[NETLOADER].initialize_model
+    serving._current = None
+    assert wrapped(vllm_config=made, model_config=made.model_config)[0] == "initialize_model"
