@@ -80,8 +80,8 @@ class Settings(_Options):
 
     Attributes:
         expert_map_path: a map file with a placement for each MoE layer; it alone decides the redundancy.
-        layout: an initial placement by name, where there is no map file; None for ``linear`` without
-            redundant experts and ``ring`` with them.
+        layout: an initial placement by name, where there is no map file; None for ``linear`` without redundant
+            experts and ``ring`` with them, beside vllm-ascend the release's own.
         num_redundant_experts: redundant experts of a layer, over all ranks; None for the map file's, or 0.
         dynamic: whether experts are moved while serving; None for whether vLLM's ``--enable-eplb`` is given.
         policy: how a dynamic placement is planned: a policy of expert-maps, or ``vllm`` for vLLM's own; None
@@ -95,8 +95,9 @@ class Settings(_Options):
             a placement that stays.
         load_collection_phase: whose tokens are counted: ``prefill`` those of prompts, ``decode`` those
             generated.
-        step_interval: steps between two rearrangements; None for vLLM's ``eplb_config``.
-        window_size: steps of load that a rearrangement looks back on; None for vLLM's ``eplb_config``.
+        step_interval: steps between two rearrangements; None for vLLM's ``eplb_config``, or vllm-ascend's. Beside
+            vllm-ascend they hold the window, its planning and a step for each layer that moves.
+        window_size: steps of load that a rearrangement looks back on; None as above.
         record_interval: steps between two writes of the record; a clean stop and SIGTERM write too.
         log_balancedness: whether vLLM logs the balancedness; None for vLLM's ``eplb_config``.
         log_balancedness_interval: steps between two such lines; None for vLLM's ``eplb_config``.
