@@ -256,6 +256,16 @@ def test_a_slot_that_the_loader_leaves_out_is_refused(monkeypatch: pytest.Monkey
     )
 
 
+def test_a_rank_that_cannot_read_its_slots_stops_the_others(monkeypatch: pytest.MonkeyPatch) -> None:
+    def lose(rank: int, model: Model, _: AscendWorker) -> None:
+        if rank == 1:
+            model[0]._expert_map.fill_(3)
+
+    both_say(
+        serve(monkeypatch, Settings(), eplb(), spoil=late(lose)), "rank 1: EplbConfigError: expert_map names"
+    )
+
+
 def test_a_wrong_table_in_a_running_server_is_reported(
     planned: tuple[str, Placement], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -125,7 +125,12 @@ class AscendWorker:
             UpstreamError: a function does not fit; nothing is installed.
         """
         asks = [upstream.INIT_EPLB_CONFIG, *upstream.init_in_layers(self._release.layers)]
-        called = (upstream.INITIALIZE_MODEL, upstream.INITIALIZE_MODEL_UTIL, upstream.EP_GROUP, upstream.PP_GROUP)
+        called = (
+            upstream.INITIALIZE_MODEL,
+            upstream.INITIALIZE_MODEL_UTIL,
+            upstream.EP_GROUP,
+            upstream.PP_GROUP,
+        )
         upstream.check_hooks((*upstream.BESIDE_ASCEND, *asks, *called))
         self._forget_engine()
         for hook in asks:
@@ -215,33 +220,43 @@ class AscendWorker:
         return result
 
     def _compare(self, made: _Model, *, checks: bool) -> None:
-        mine = []
-        for index, layer in enumerate(made.layers):
-            problems = made.watch.problems(index, layer.row()) if checks else []
-            mine.append(read_state(layer, problems, sums=checks))
         if checks and made.layers and not made.watch.has_read:
             logger.warning(
-                "load_format %s reads no weights by name: copies of an expert were compared with each other, and no slot "
+                "load_format %s reads no weights by name: copies of an expert are compared with each other, and no slot "
                 "with the checkpoint",
                 self._serving.config.load_config.load_format,
             )
-        ranks = self._gather(mine)
+
+        def read() -> list[SlotState]:
+            return [
+                read_state(layer, made.watch.problems(index, layer.row()) if checks else [], sums=checks)
+                for index, layer in enumerate(made.layers)
+            ]
+
+        ranks = self._tell(read)
+        by_layer = [[states[index] for states in ranks] for index in range(len(made.layers))]
         wrong = [
             line
-            for index in range(len(made.layers))
-            for line in wrong_slots(
-                made.first + index, [states[index] for states in ranks], made.wanted(index)
-            )
+            for index, states in enumerate(by_layer)
+            for line in wrong_slots(made.first + index, states, made.wanted(index))
         ]
         self._stop_if(wrong, "after loading")
         if made is self._main:
-            self.rows = [[states[index].row for states in ranks] for index in range(len(made.layers))]
-            self._reference = [
-                reference_of([states[index] for states in ranks]) for index in range(len(made.layers))
-            ]
+            self.rows = [[state.row for state in states] for states in by_layer]
+            self._reference = [reference_of(states) for states in by_layer]
 
-    def _gather(self, mine: list[SlotState]) -> list[list[SlotState]]:
-        return gather(mine, self._serving.ranks.cpu_group)  # type: ignore[return-value]
+    def _tell(self, read: Callable[[], list[SlotState]]) -> list[list[SlotState]]:
+        """Return what every rank reads; what keeps one of them from reading stops all, so that none waits for it."""
+        states, error = [], None
+        try:
+            states = read()
+        except Exception as found:  # noqa: BLE001 - whatever it is, the other ranks are waiting
+            logger.exception("this rank's slots could not be read")
+            error = f"{type(found).__name__}: {found}"
+        told = gather((states, error), self._serving.ranks.cpu_group)
+        failed = [f"rank {rank}: {entry[1]}" for rank, entry in enumerate(told) if entry[1] is not None]  # type: ignore[index]
+        self._stop_if(failed, "slots could not be read")
+        return [entry[0] for entry in told]  # type: ignore[index]
 
     def _stop_if(self, wrong: Sequence[str], when: str) -> None:
         """Stop, in the same words on every rank of this stage."""
@@ -262,13 +277,17 @@ class AscendWorker:
         result = original(mover, *args, **kwargs)
         if moved == -1 or mover.layer_id != -1 or self._main is None:
             return result  # nothing was due
-        self._adaptor = mover.eplb_adaptor
+        adaptor = self._adaptor = mover.eplb_adaptor
         # Some releases number layers with the dense ones before them.
-        index = sorted(self._adaptor.expert_param_per_layer).index(moved)
-        layer = self._main.layers[index]
-        row = placed(self._adaptor.expert_map_per_layer_cpu[moved])
-        problems = moved_wrongly(row, self._moved_sums(index, moved), self._reference[index])
-        ranks = [states[0] for states in self._gather([read_state(layer, problems, row=row, sums=False)])]
+        index = sorted(adaptor.expert_param_per_layer).index(moved)
+        layer, reference = self._main.layers[index], self._reference[index]
+
+        def read() -> list[SlotState]:
+            row = placed(adaptor.expert_map_per_layer_cpu[moved])
+            problems = moved_wrongly(row, self._moved_sums(index, moved), reference)
+            return [read_state(layer, problems, row=row, sums=False)]
+
+        ranks = [states[0] for states in self._tell(read)]
         self._stop_if(list(wrong_slots(self._main.first + index, ranks)), "after vllm-ascend's rearrangement")
         self.rows[index] = [state.row for state in ranks]
         self.rearrangements += index == len(self._main.layers) - 1
