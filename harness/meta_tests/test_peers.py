@@ -45,12 +45,25 @@ def test_helper():
 def test_elsewhere():
     pytest.skip("no such device")
 
+@pytest.fixture
+def crumbling():
+    yield
+    raise RuntimeError("at its end")
+
+def test_end(crumbling):
+    assert double(1) > 1
+
 class TestOld(unittest.TestCase):
     def setUp(self):
         self.found = double(2)
 
     def test_it(self):
         self.assertEqual(self.found, 4)
+
+    def test_parts(self):
+        for value in (1, 2):
+            with self.subTest(value=value):
+                self.assertEqual(double(value), 2)
 """
 THEIRS = """
 def double(value):
@@ -128,8 +141,12 @@ def test_ours_stands_in_place_of_theirs_for_each_variant(
         ("wrong", "test_elsewhere"): ("skipped", 0),
         # unittest knows no parameters: its classes are run with the first variant.
         ("right", "TestOld.test_it"): ("passed", 1),
+        # A part that fails and an end that fails are failures of the test.
+        ("right", "TestOld.test_parts"): ("failed", 3),
+        ("right", "test_end"): ("failed", 1),
+        ("wrong", "test_end"): ("failed", 1),
     }
-    assert "assert 3 == (2 * 1)" in found["wrong", "test_double[1]"].message
+    assert found["wrong", "test_double[1]"].message == "assert 3 == (2 * 1) + where 3 = double(1)"
     assert "no such device" in found["right", "test_elsewhere"].message
     # Only what was asked for is unpacked, and nothing of it is changed.
     assert (tmp_path / "made-1" / "tests" / "test_made.py").read_text(encoding="utf-8") == TESTS

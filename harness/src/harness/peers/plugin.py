@@ -106,12 +106,15 @@ def _name(item: pytest.Item) -> str:
 
 
 def _message(report: Any) -> str:  # noqa: ANN401 - of pytest, private in part
+    """Return the beginning of what a report says, in one line."""
+    text = report.longrepr
     if report.passed:
-        return ""
-    if report.skipped:
-        return str(report.longrepr[2] if isinstance(report.longrepr, tuple) else report.longrepr)[:_MESSAGE]
-    crash = getattr(report.longrepr, "reprcrash", None)
-    return str(report.longrepr if crash is None else crash.message)[:_MESSAGE]
+        text = ""
+    elif report.skipped:
+        text = text[2] if isinstance(text, tuple) else text
+    elif (crash := getattr(text, "reprcrash", None)) is not None:
+        text = crash.message
+    return " ".join(str(text).split())[:_MESSAGE]
 
 
 @contextmanager

@@ -18,6 +18,7 @@ from harness.peers.sources import unpack_tests
 from vllm_ascend_moe import releases
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
     from pathlib import Path
 
     from harness.peers.suites import Run
@@ -77,7 +78,17 @@ def execute(run: Run, folder: Path) -> list[Outcome]:
         msg = f"{run.name}: no test was run: {_last_lines(log)}"
         raise RunError(msg)
     lines = outcomes.read_text(encoding="utf-8").splitlines()
-    return [Outcome(**json.loads(line)) for line in lines]
+    return _merge(Outcome(**json.loads(line)) for line in lines)
+
+
+def _merge(outcomes: Iterable[Outcome]) -> list[Outcome]:
+    """Return one outcome a test: its parts (subtests, an end that fails) are written too, and a failure counts."""
+    merged: dict[tuple[str, str, str], Outcome] = {}
+    for outcome in outcomes:
+        key = outcome.suite, outcome.variant, outcome.test
+        if key not in merged or merged[key].outcome != "failed":
+            merged[key] = outcome
+    return list(merged.values())
 
 
 def _environment(run: Run, work: Path) -> dict[str, str]:

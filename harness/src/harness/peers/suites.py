@@ -66,7 +66,7 @@ class Run:
     suites: tuple[Suite, ...]
     helpers: tuple[str, ...] = ()
     vllm_ascend: str | None = None
-    timeout_s: int = 300
+    timeout_s: int = 600
 
     @property
     def files(self) -> tuple[str, ...]:
@@ -150,6 +150,18 @@ ASCEND = Run(
         ),
         _POLICY,
         _MOVING,
+        Suite(
+            "layer",
+            (
+                "tests/ut/ops/a2/test_token_dispatcher.py",
+                "tests/ut/ops/test_moe_comm_method.py",
+                "tests/ut/ops/test_moe_mlp.py",
+                "tests/ut/ops/test_moe_runtime_args.py",
+                "tests/ut/ops/test_prepare_finalize.py",
+            ),
+            _NPU,
+            emulated=True,
+        ),
     ),
     helpers=(*_UT_HELPERS, f"{_UT}/core/a2/expert_map.json"),
     vllm_ascend="0.23.0",
