@@ -279,12 +279,15 @@ def test_a_wrong_table_in_a_running_server_is_reported(
         log2phy = model[0].log2phy
         log2phy.copy_(log2phy.roll(1))
         exchange(model, 2, 0, 1)
+        expert_map = model[1]._expert_map
+        expert_map.copy_(torch.where(expert_map < 0, expert_map, (expert_map + 1) % 6))
         return right, workers[rank].report(checksums=True)["wrong_slots"]
 
     for rank, (right, wrong) in enumerate(world.run(one)):
         assert right == []
         assert any(f"log2phy of rank {rank} sends expert" in line for line in wrong)
         assert any(f"slot 0 of MoE layer 2 on rank {rank} holds expert" in line for line in wrong)
+        assert any(f"slot 0 of MoE layer 1 on rank {rank} is expert" in line for line in wrong)
 
 
 # Counts of layers

@@ -329,7 +329,8 @@ class AscendWorker:
                 ranks[rank].problems.extend(moved_wrongly(row, found, self._reference[index]))
                 sums.append(_one_per_slot(found, len(row)))
             rows.append([state.row for state in ranks])
-            wrong += list(wrong_slots(self._main.first + index, ranks))
+            # As it was when it was last compared: nothing else may have changed it.
+            wrong += list(wrong_slots(self._main.first + index, ranks, self.rows[index]))
         placement = Placement.from_rank_lists(
             rows, num_logical_experts=1 + max(max(held) for held in rows[0])
         )
