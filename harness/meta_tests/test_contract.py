@@ -262,7 +262,7 @@ def test_offline_the_contract_fails_and_says_so(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "harness.contract", "--wheels", str(tmp_path / "wheels")]
     done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=180, env=environment)
     assert done.returncode == 1
-    assert "FAILED could not fetch torch_npu (2.8.0)" in done.stderr
+    assert "FAILED could not fetch torch_npu (2.9.0)" in done.stderr
     assert "nothing was checked" in done.stderr
     assert "Traceback" not in done.stderr
 
@@ -271,7 +271,7 @@ def test_a_wheel_with_another_hash_is_refused(tmp_path: Path, monkeypatch: pytes
     index = tmp_path / "index"
     index.mkdir()
     path = write_wheel(index)
-    path.rename(index / "torch_npu-2.8.0-cp311-cp311-manylinux_2_28_x86_64.whl")
+    path.rename(index / "torch_npu-2.9.0-cp311-cp311-manylinux_2_28_x86_64.whl")
     for name, value in (
         ("PIP_NO_INDEX", "1"),
         ("PIP_FIND_LINKS", str(index)),

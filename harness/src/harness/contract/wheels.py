@@ -10,19 +10,25 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import torch
+from packaging.version import Version
 
 from harness.contract.fetching import ContractError, fetch_newest, fetch_pinned
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-# What the index must give for a version; the newest one is checked as it comes. The contract is the same
-# text in the wheels of every Python and architecture.
+# What the index must give: the oldest and the newest that a served release pins, and the newest that there was. Their
+# shape functions are run, so no other wheel is taken unasked. The contract is the same text in the wheels of every
+# Python and architecture.
 PINNED = {
-    "2.8.0": "f437680685581f84c713e4625fdf3d95369856f1a583f38622f34e766f54039d",
+    "2.9.0": "afe075e10593b3a7e5414322bff7ff54e6d5a8836e9af8f00bc3e4466dadf6bb",
     "2.10.0": "4e14fa849000189c26b006be1d1700e2f46edda48c84a7de05efd9ce6786a215",
-    "2.13.0": "0deb809cf447d3fce636ccfdc9c9f874950f1fe76f18f4aaab31e2d345f7dac0",
+    "2.10.0.post4": "7d88428d9bb8473919a38947617fcc481cb6e28927a8aa30e486a9bc42f30d90",
+    "2.14.0": "7736f7d82cf9f16c7dfc4537f7e7c638153da760273a193455e70857f912189e",
 }
+# Which only rows of the table name that are compared with their source.
+OTHERS = {"2.10.0.post2": "63a591ef77883c8b644be2f12dd15191e14f34df5d8fce2cd4b7d124f626924d"}
+
 SCHEMAS = "torch_npu/csrc/aten/npu_native_functions_by_codegen.yaml"
 SHAPE_FUNCTIONS = "torch_npu/op_plugin/meta/_meta_registrations.py"
 DOCS = "torch_npu/_op_plugin_docs.py"
@@ -50,11 +56,13 @@ class Wheel:
         return None if text is None else torch._C.parse_schema(f"npu::{text}")  # noqa: SLF001 - no public parser
 
 
-def fetch(folder: Path) -> list[Path]:
-    """Download the wheels of the pinned versions and the newest.
+def fetch(folder: Path, *, everything: bool = False, newest: bool = False) -> list[Path]:
+    """Download the wheels of the pinned versions.
 
     Args:
-        folder: where they are kept; a pinned wheel that is there is not fetched again.
+        folder: where they are kept; a wheel that is there is not fetched again.
+        everything: also those that no served release pins.
+        newest: also the newest, whatever it is; its shape functions will be run.
 
     Returns:
         Their paths, in order of version, each version once.
@@ -62,11 +70,16 @@ def fetch(folder: Path) -> list[Path]:
     Raises:
         ContractError: one could not be fetched.
     """
+    pins = {**PINNED, **OTHERS} if everything else PINNED
     paths = [
-        fetch_pinned(folder / version, "torch-npu", version, sha256) for version, sha256 in PINNED.items()
+        fetch_pinned(folder / version, "torch-npu", version, pins[version])
+        for version in sorted(pins, key=Version)
     ]
-    newest = fetch_newest(folder / "newest", "torch-npu")
-    return paths if newest.name in {path.name for path in paths} else [*paths, newest]
+    if newest:
+        found = fetch_newest(folder / "newest", "torch-npu")
+        if found.name not in {path.name for path in paths}:
+            paths.append(found)
+    return paths
 
 
 def read(path: Path) -> Wheel:
@@ -87,4 +100,4 @@ def read(path: Path) -> Wheel:
     return Wheel(path.name.split("-")[1], schemas, texts[1], texts[2])
 
 
-__all__ = ["PINNED", "ContractError", "Wheel", "fetch", "fetch_pinned", "read"]
+__all__ = ["OTHERS", "PINNED", "ContractError", "Wheel", "fetch", "fetch_pinned", "read"]
