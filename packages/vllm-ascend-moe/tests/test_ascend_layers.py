@@ -447,3 +447,47 @@ def test_what_is_not_due_moves_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     workers[0].rows = [[[0]]]
     assert workers[0]._around_move(lambda *_: "result", SimpleNamespace(layer_id=-1), []) == "result"
     assert workers[0].rearrangements == 0
+
+
+# Copies
+
+
+def test_copies_whose_bytes_differ_are_refused_even_where_no_checkpoint_was_read(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    settings = Settings(dynamic=True, num_redundant_experts=REDUNDANT, layout="ring")
+    world, workers = make_world(monkeypatch, RANKS, settings)
+
+    def one(rank: int) -> Untyped:
+        model = build(
+            workers[rank], eplb(dynamic_eplb=True, num_redundant_experts=REDUNDANT), rank, RANKS, LAYERS
+        )
+        # As tensors that come from another server: nobody calls the model's load_weights.
+        if rank == 1:
+            model[2].held.w13_weight_scale.data[0, 1, 0] = 0.5
+        workers[rank].load(lambda: None)
+
+    ring = generate_placement("ring", num_experts=E, ep_size=RANKS, num_redundant_experts=REDUNDANT)
+    expert = ring.physical_to_logical[0, 6]
+    other = int((ring.physical_to_logical[0] == expert).argmax())
+    assert other < 6  # its copy is on the other rank
+    both_say(
+        world.run(one),
+        f"slot 0 of MoE layer 2 on rank 1 differs in w13_weight_scale from slot {other} of rank 0; expected the same "
+        f"bytes: both are expert {expert}'s",
+    )
+
+
+def test_dummy_weights_are_not_compared(monkeypatch: pytest.MonkeyPatch) -> None:
+    world, workers = make_world(monkeypatch, RANKS, Settings(dynamic=True, num_redundant_experts=REDUNDANT))
+
+    def one(rank: int) -> Untyped:
+        worker = workers[rank]
+        worker._serving.config.load_config.load_format = "dummy"
+        options = eplb(dynamic_eplb=True, num_redundant_experts=REDUNDANT)
+        model = build(worker, options, rank, RANKS, LAYERS)
+        model[2].held.w2_weight.data.normal_()
+        worker.load(lambda: None)
+        return worker.report(checksums=True)["wrong_slots"]
+
+    assert world.run(one) == [[], []]
