@@ -34,23 +34,33 @@ class Inspector(WorkerReport):
 
         Returns:
             ``ep_rank``; ``layers``: for each MoE layer ``layer`` (its index in the model), ``expert_map`` and
-            ``log2phy`` (lists, or None) as the forward pass reads them now, and ``slots``: SHA-256 of each slot's
+            ``log2phy`` (lists, or None) as they are now, and ``slots``: SHA-256 of each slot's
             bytes.
         """
         from vllm.distributed.parallel_state import get_ep_group
 
+        moved = self._moved_maps()
         return {
             "ep_rank": int(get_ep_group().rank_in_group),
             "layers": [
                 {
                     "layer": index,
-                    "expert_map": _listed(_find(parts, *_EXPERT_MAPS)),
+                    "expert_map": _listed(moved[place] if moved else _find(parts, *_EXPERT_MAPS)),
                     "log2phy": _listed(_find(parts, "log2phy")),
                     "slots": [hashlib.sha256(slot).hexdigest() for slot in _slots(parts[0])],
                 }
-                for index, parts in self._moe_layers()
+                for place, (index, parts) in enumerate(self._moe_layers())
             ],
         }
+
+    def _moved_maps(self) -> list[torch.Tensor]:
+        """Return the maps that vllm-ascend's dynamic EPLB keeps, by layer; none where it moves nothing.
+
+        It never writes them back to the layers, whose own maps stay those of the start.
+        """
+        updator = getattr(self.model_runner, "eplb_updator", None)  # type: ignore[attr-defined]
+        maps = getattr(getattr(updator, "adaptor", None), "expert_map_per_layer_cpu", {})
+        return [maps[key] for key in sorted(maps)]
 
     def _moe_layers(self) -> Iterator[tuple[int, list[Any]]]:
         """Yield each MoE layer's index, the module with the weights and the modules around it."""
