@@ -38,7 +38,8 @@ def load() -> None:
     if _environment.loaded():
         return
     wheel = _environment.torch_npu_wheel()
-    _environment.soc()
+    # All variables at once: a wrong one stops the start, not the first use.
+    _environment.soc(), _environment.binding(), _environment.device_count()
     ops.load()
     module, library = _device.set_up()
     _kept.append(library)
