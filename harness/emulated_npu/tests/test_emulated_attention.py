@@ -171,3 +171,40 @@ def test_batches_of_matrices_are_multiplied_with_axes_in_any_order() -> None:
     found = mla.npu_transpose_batchmatmul(x.permute(1, 0, 2), weight, perm_x1=(1, 0, 2), perm_y=(1, 0, 2))
     torch.testing.assert_close(found, wanted.transpose(0, 1))
     torch.testing.assert_close(mla.npu_transpose_batchmatmul(x, weight.mT, perm_x2=(0, 2, 1)), wanted)
+
+
+def test_rings_are_joined_in_place() -> None:
+    # Two sequences of 2 and 1 tokens, after 3 and 0 tokens that are cached.
+    query, rope = draw(3, 2, 4), draw(3, 2, 2, seed=1)
+    own, before = (
+        [draw(3, 2, size, seed=size) for size in (4, 2, 5)],
+        [draw(3, 2, size, seed=9 + size) for size in (4, 2, 5)],
+    )
+    output, lse = torch.empty(3, 2, 5), torch.empty(2, 3)
+    options: dict[str, Any] = {
+        "q_nope": query,
+        "q_rope": rope,
+        "qk_scale": 0.4,
+        "output": output,
+        "softmax_lse": lse,
+    }
+    mla.npu_ring_mla(
+        k_nope=own[0], k_rope=own[1], value=own[2], seqlen=torch.tensor([2, 1]), mask_type="mask_type_triu",
+        calc_type="calc_type_first_ring", mask=None, **options,
+    )  # fmt: skip
+    q = torch.cat((query, rope), -1)
+    k, past = torch.cat(own[:2], -1), torch.cat(before[:2], -1)
+    for rows in (slice(0, 2), slice(2, 3)):
+        torch.testing.assert_close(output[rows], obvious(q[rows], k[rows], own[2][rows], 0.4, causal=True))
+    mla.npu_ring_mla(
+        k_nope=before[0], k_rope=before[1], value=before[2], seqlen=torch.tensor([[2, 1], [3, 0]]), mask_type="no_mask",
+        calc_type="calc_type_default", pre_out=output, prev_lse=lse, **options,
+    )  # fmt: skip
+    whole = obvious(q[:2], torch.cat((past, k[:2])), torch.cat((before[2], own[2][:2])), 0.4, causal=True)
+    torch.testing.assert_close(output[:2], whole)
+    torch.testing.assert_close(output[2:], obvious(q[2:], k[2:], own[2][2:], 0.4, causal=True))
+    with pytest.raises(NotImplementedError, match="npu_ring_mla: mask_type_band, calc_type_first_ring"):
+        mla.npu_ring_mla(
+            k_nope=own[0], k_rope=own[1], value=own[2], seqlen=torch.tensor([2, 1]), mask_type="mask_type_band",
+            calc_type="calc_type_first_ring", **options,
+        )  # fmt: skip

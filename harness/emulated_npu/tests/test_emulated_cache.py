@@ -32,7 +32,7 @@ def test_rows_go_to_their_slots_and_padding_nowhere(write: object) -> None:
 def test_an_nz_cache_is_refused() -> None:
     x = torch.zeros(1, 1, 1)
     with pytest.raises(NotImplementedError, match="cache_mode is 'PA_NZ'; expected 'Norm'"):
-        cache.npu_scatter_pa_kv_cache(x, x, x, x, torch.zeros(1))
+        cache.npu_scatter_pa_kv_cache(x, x, x, x, torch.zeros(1), cache_mode="PA_NZ")
 
 
 def test_latents_are_normed_the_rest_is_turned_and_both_are_cached() -> None:
@@ -80,6 +80,12 @@ def test_a_part_of_each_sequence_is_read_back() -> None:
     mla.npu_paged_cache_load(
         keys, values, blocks, torch.tensor([5, 2]), seq_starts=torch.tensor([3, 1]), key=key, value=value
     )
+    other = torch.empty_like(key), torch.empty_like(value)
+    mla.npu_gather_pa_kv_cache(
+        keys, values, blocks, torch.tensor([5, 2]), *other, seq_offset=torch.tensor([3, 1])
+    )
+    assert torch.equal(other[0], key)
+    assert torch.equal(other[1], value)
     wanted = [(0, at) for at in range(3, 8)] + [(1, 1), (1, 2)]
     for row, (sequence, at) in enumerate(wanted):
         assert torch.equal(key[row], keys[blocks[sequence, at // 4], at % 4])

@@ -6,7 +6,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from torch_npu._registry import ATB, NPU, given
+from torch_npu._registry import ATB, CUSTOM, NPU, given
 
 if TYPE_CHECKING:
     import torch
@@ -46,6 +46,7 @@ def npu_reshape_and_cache(
 
 
 @given(NPU, "npu_scatter_pa_kv_cache")
+@given(CUSTOM, "npu_scatter_pa_kv_cache")
 def npu_scatter_pa_kv_cache(
     key: torch.Tensor,
     value: torch.Tensor,
@@ -53,9 +54,9 @@ def npu_scatter_pa_kv_cache(
     value_cache: torch.Tensor,
     slot_mapping: torch.Tensor,
     *,
-    cache_mode: str = "PA_NZ",
+    cache_mode: str = "Norm",
 ) -> None:
-    """Write keys and values to their slots.
+    """Write keys and values to their slots; a wheel whose schema has no cache_mode has the plain one only.
 
     Raises:
         NotImplementedError: the cache has an NZ format.

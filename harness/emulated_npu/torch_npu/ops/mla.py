@@ -10,6 +10,7 @@ import torch
 
 from torch_npu._registry import ATB, NPU, given
 from torch_npu.ops import cache
+from torch_npu.ops.attention import attend
 from torch_npu.ops.norms import npu_rms_norm
 
 if TYPE_CHECKING:
@@ -146,3 +147,87 @@ def npu_paged_cache_load(
         for read, written in ((key_cache, key), (value_cache, value)):
             written[end : end + number] = read[block, place].view(number, *written.shape[1:])
         end += number
+
+
+@given(NPU, "npu_gather_pa_kv_cache")
+def npu_gather_pa_kv_cache(
+    key_cache: torch.Tensor,
+    value_cache: torch.Tensor,
+    block_tables: torch.Tensor,
+    seq_lens: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    *,
+    seq_offset: torch.Tensor | None = None,
+) -> None:
+    """Do what `npu_paged_cache_load` does, by other names."""
+    npu_paged_cache_load(
+        key_cache, value_cache, block_tables, seq_lens, seq_starts=seq_offset, key=key, value=value
+    )
+
+
+@given(ATB, "atb.npu_ring_mla")
+def npu_ring_mla(
+    *,
+    q_nope: torch.Tensor,
+    q_rope: torch.Tensor,
+    k_nope: torch.Tensor,
+    k_rope: torch.Tensor,
+    value: torch.Tensor,
+    seqlen: torch.Tensor,
+    qk_scale: float,
+    mask_type: str,
+    calc_type: str,
+    output: torch.Tensor,
+    softmax_lse: torch.Tensor,
+    pre_out: torch.Tensor | None = None,
+    prev_lse: torch.Tensor | None = None,
+    **_: object,
+) -> None:
+    """Attend to one more part of the keys, and join that with what the parts before gave.
+
+    Args:
+        q_nope: [T, heads, D].
+        q_rope: [T, heads, R].
+        k_nope: [T', heads, D].
+        k_rope: [T', heads, R].
+        value: [T', heads, V].
+        seqlen: int32 [sequences], or [2, sequences] where keys are not as many as queries.
+        qk_scale: of the products.
+        mask_type: mask_type_triu (causal) or no_mask.
+        calc_type: calc_type_first_ring, or calc_type_default with the parts before.
+        output: [T, heads, V], written.
+        softmax_lse: float32 [heads, T], written: logarithms of the sums of exponentials.
+        pre_out: output of the parts before.
+        prev_lse: their logarithms.
+
+    Raises:
+        NotImplementedError: another mask or calculation.
+    """
+    first = calc_type == "calc_type_first_ring"
+    masks = ("mask_type_triu", "no_mask")
+    if mask_type not in masks or (
+        not first and (calc_type != "calc_type_default" or pre_out is None or prev_lse is None)
+    ):
+        msg = (
+            f"npu_ring_mla: {mask_type}, {calc_type}; expected one of {masks}, and a first ring or one before"
+        )
+        raise NotImplementedError(msg)
+    query, keys = torch.cat((q_nope, q_rope), -1), torch.cat((k_nope, k_rope), -1)
+    both = seqlen if seqlen.dim() > 1 else torch.stack((seqlen, seqlen))
+    row = column = 0
+    for queries, length in both.t().tolist():
+        rows, columns = slice(row, row + queries), slice(column, column + length)
+        row, column = row + queries, column + length
+        if length == 0:
+            continue
+        out, lse = attend(query[rows], keys[columns], value[columns], qk_scale, causal=mask_type == masks[0])
+        if not first and pre_out is not None and prev_lse is not None:
+            before = prev_lse[:, rows].t()
+            total = torch.logaddexp(before, lse)
+            out = pre_out[rows].float() * (before - total).exp().unsqueeze(-1) + out * (
+                lse - total
+            ).exp().unsqueeze(-1)
+            lse = total
+        output[rows] = out.to(output.dtype)
+        softmax_lse[:, rows] = lse.t()
