@@ -128,7 +128,9 @@ def environment(staged: Staged | None, chip: str, folder: Path, *, plugin: bool)
         plugin: whether this project's plugin is loaded.
     """
     beside = {} if staged is None else staged.environment(chip, folder / "names.txt")
-    variables = {**ENVIRONMENT, **beside}
+    # What vLLM keeps of a model's class is another for every version, under the same name.
+    cache = (folder.parent if staged is None else staged.folder).absolute() / "vllm_cache"
+    variables = {**ENVIRONMENT, **beside, "VLLM_CACHE_ROOT": str(cache)}
     if not plugin:
         # One list for all kinds of plugins: vllm-ascend's own are named, which leaves ours out.
         variables["VLLM_PLUGINS"] = "" if staged is None else ",".join(staged.plugins())
