@@ -20,9 +20,15 @@ from harness.contract.calls import find_calls, parse_calls
 from harness.contract.static import check_calls, check_limits, check_twins
 from harness.contract.wheels import ContractError, Wheel, fetch, read
 from vllm_ascend_moe.ops import OPS, Op
+from vllm_ascend_moe.releases import RELEASES
 
 SOURCE = Path(vllm_ascend_moe.__file__).parent
-SCHEMAS = {name: op.schema for name, op in OPS.items()}
+# What the plugin calls of torch_npu that is no op of the layer: weights as they are stored, for their checksums.
+OTHERS = {
+    "npu_format_cast": "npu_format_cast(Tensor self, int acl_format, *, int? customize_dtype=None, "
+    "int? input_dtype=None) -> Tensor"
+}
+SCHEMAS = {**{name: op.schema for name, op in OPS.items()}, **OTHERS}
 DOCS = (
     '_add_torch_npu_docstr("npu_moe_gating_top_k", 2048) _add_torch_npu_docstr("npu_moe_init_routing_v2", 10240)'
     ' _add_torch_npu_docstr("npu_grouped_matmul", 128 65536) _add_torch_npu_docstr('
@@ -74,7 +80,7 @@ def changed(name: str, old: str, new: str) -> Wheel:
 
 def test_what_fits_has_no_problems() -> None:
     calls = find_calls(SOURCE)
-    assert {call.name for call in calls} == set(OPS)
+    assert {call.name for call in calls} == set(SCHEMAS)
     assert check_calls(calls, [wheel("9.8"), wheel()]) == []
     assert check_twins(OPS, [wheel("9.8"), wheel()]) == []
     assert check_limits([wheel()]) == []
@@ -250,6 +256,32 @@ def test_an_op_without_a_shape_function_is_found(tmp_path: Path) -> None:
 
 
 # fetching
+
+
+def test_only_pinned_wheels_are_run_unless_the_newest_is_asked_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[tuple[str, str | None]] = []
+
+    def pinned(folder: Path, _: str, version: str, sha256: str) -> Path:
+        asked.append((version, sha256))
+        return folder / f"torch_npu-{version}.whl"
+
+    def newest(folder: Path, _: str) -> Path:
+        asked.append(("newest", None))
+        return folder / "torch_npu-99.0.whl"
+
+    monkeypatch.setattr(wheels, "fetch_pinned", pinned)
+    monkeypatch.setattr(wheels, "fetch_newest", newest)
+    fetch(tmp_path)
+    assert asked == list(wheels.PINNED.items())
+    served = {release.torch_npu for release in RELEASES if release.checked != "contract"}
+    assert served <= set(wheels.PINNED)
+    asked.clear()
+    paths = fetch(tmp_path, everything=True, newest=True)
+    assert {release.torch_npu for release in RELEASES} <= {version for version, _ in asked}
+    assert asked[-1] == ("newest", None)
+    assert paths[-1].name == "torch_npu-99.0.whl"
 
 
 def test_offline_the_contract_fails_and_says_so(tmp_path: Path) -> None:

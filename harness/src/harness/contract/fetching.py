@@ -7,6 +7,7 @@ from __future__ import annotations
 import hashlib
 import os
 import shlex
+import shutil
 import subprocess
 import sys
 from dataclasses import dataclass
@@ -171,7 +172,9 @@ def _find_source(folder: Path, project: str, version: str) -> Path:
     if match is None:
         msg = "the package index has none"
         raise ValueError(msg)
-    return Path(finder.download(match.link, folder))
+    found = Path(finder.download(match.link, folder))
+    # One that lies in a folder of the user's is handed out where it is.
+    return found if found.parent == folder else Path(shutil.copy(found, folder))
 
 
 def _kept(folder: Path, pattern: str, sha256: str) -> Path | None:
