@@ -39,7 +39,15 @@ def serve(case: Case, folder: Path, variables: Mapping[str, str], prompts: Seque
     log, names = folder / "log.txt", folder / "names.txt"
     names.unlink(missing_ok=True)
     arguments = ["--dtype", "float32", "--enforce-eager", "--max-model-len", "512", "--max-num-seqs", "64"]
-    arguments += ["--max-num-batched-tokens", "1024", "--no-enable-prefix-caching", "--seed", "0"]
+    arguments += [
+        "--max-num-batched-tokens",
+        "1024",
+        "--num-gpu-blocks-override",
+        "1024",
+        "--no-enable-prefix-caching",
+        "--seed",
+        "0",
+    ]
     arguments += ["--data-parallel-size", "2", "--enable-expert-parallel"]
     arguments += ["--worker-extension-cls", engine.EXTENSION]
     if case.config is not None:
