@@ -18,7 +18,7 @@ from harness.ascend.stage import ROOT, Staged, stage
 from harness.ascend.tables import experts_of
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Mapping, Sequence
     from pathlib import Path
 
     from vllm_ascend_moe.releases import Release
@@ -74,34 +74,40 @@ def run_releases(releases: Sequence[Release], say: Callable[[str], None], root: 
         ContractError: a release could not be fetched.
     """
     staged = [stage(release, root) for release in releases]
-    say("vLLM's CPU build, one rank")
-    plain = {model: _reference(None, model, root) for model in SIZES}
     rows: list[Row] = []
-    for each in staged:
-        rows += _run_release(each, plain, say, root)
+    with ThreadPoolExecutor(AT_ONCE) as pool:
+        first = {
+            (each, model): pool.submit(_reference, each, model, root)
+            for each in (None, *staged)
+            for model in SIZES
+        }
+        for each in staged:
+            references = {model: first[each, model].result() for model in SIZES}
+            version = each.release.vllm_ascend
+            rows += [
+                _one_rank(version, model, references[model], first[None, model].result()) for model in SIZES
+            ]
+            rows += _run_cases(each, references, pool, say, root)
     return rows
 
 
-def _run_release(
-    staged: Staged, plain: dict[Path, Reference], say: Callable[[str], None], root: Path
+def _run_cases(
+    staged: Staged,
+    references: Mapping[Path, Reference],
+    pool: ThreadPoolExecutor,
+    say: Callable[[str], None],
+    root: Path,
 ) -> list[Row]:
     version = staged.release.vllm_ascend
     folder = root / "runs" / version
-    cases = cases_for(staged.release, folder)
-    with ThreadPoolExecutor(AT_ONCE) as pool:
-        references = dict(
-            zip(SIZES, pool.map(lambda model: _reference(staged, model, root), SIZES), strict=True)
-        )
 
-        def run(numbered: tuple[int, Case]) -> Row:
-            number, case = numbered
-            judged = judge(case, _serve(staged, case, folder / f"case-{number}"), references.get(case.model))
-            say(f"{version} {case.chip} {case.model.name}, {case.name}: {_outcome(judged)}")
-            return Row(version, case, judged)
+    def run(numbered: tuple[int, Case]) -> Row:
+        number, case = numbered
+        judged = judge(case, _serve(staged, case, folder / f"case-{number}"), references.get(case.model))
+        say(f"{version} {case.chip} {case.model.name}, {case.name}: {_outcome(judged)}")
+        return Row(version, case, judged)
 
-        rows = [_one_rank(version, model, references[model], plain[model]) for model in SIZES]
-        rows += pool.map(run, enumerate(cases))
-    return rows
+    return list(pool.map(run, enumerate(cases_for(staged.release, folder))))
 
 
 def _outcome(judged: Judged) -> str:
