@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
@@ -20,9 +21,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import nox
+from nox.command import CommandFailed
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Iterator, Mapping, Sequence
 
 nox.needs_version = ">=2024.10.9"
 # pip, not uv: a torch build that is only known to pip's configuration must be found.
@@ -189,6 +191,16 @@ def lowest_python() -> str | None:
     return "3.10" if runs else None
 
 
+@contextlib.contextmanager
+def _exit_code_kept() -> Iterator[None]:
+    """End nox with the code of a command that says more than right or wrong by it."""
+    try:
+        yield
+    except CommandFailed as error:
+        code = str(error).rpartition(" ")[2]
+        raise SystemExit(int(code) if code.isdigit() else 1) from error
+
+
 @nox.session(venv_backend="none")
 def unit(session: nox.Session) -> None:
     """Run all tests that need neither vLLM nor an NPU."""
@@ -290,13 +302,17 @@ def accuracy(session: nox.Session) -> None:
     arguments = list(session.posargs)
     if not arguments or arguments[0].startswith("-"):
         arguments.insert(0, "run")
-    shared.run("python", "-m", "harness.accuracy", *arguments)
+    with _exit_code_kept():
+        shared.run("python", "-m", "harness.accuracy", *arguments)
 
 
 @nox.session(venv_backend="none")
 def ascend(session: nox.Session) -> None:
     """Serve with released vllm-ascend on an emulated NPU; `-- rehearse --map MAP` tries a map, `-- --all` every release."""
-    install_serve(session).run("python", "-m", "harness.ascend", *session.posargs)
+    # Checked by the command's own words; nox starts it in this folder.
+    arguments = _from_where_nox_was_called(session, "--map", "--model", "--prompts", "--output")
+    with _exit_code_kept():
+        install_serve(session).run("python", "-m", "harness.ascend", *arguments)
 
 
 @nox.session(venv_backend="none")
@@ -336,17 +352,17 @@ def demo(session: nox.Session) -> None:
     install(session, "run", CORE, HARNESS)
     output = Path("build/demo/expert_map.json")
     output.parent.mkdir(parents=True, exist_ok=True)
-    arguments = ["--output", str(output), *_from_where_nox_was_called(session)]
+    arguments = ["--output", str(output), *_from_where_nox_was_called(session, "--load", "--output")]
     session.run("python", "-m", "harness.demo", *arguments, env=ENV)
 
 
-def _from_where_nox_was_called(session: nox.Session) -> list[str]:
-    """Return the arguments with relative paths of --load and --output made to hold from this folder."""
+def _from_where_nox_was_called(session: nox.Session, *options: str) -> list[str]:
+    """Return the arguments with the relative paths of some options made to hold from this folder."""
     here = Path.cwd()
     arguments = list(session.posargs)
     for index, argument in enumerate(arguments):
         name, equals, value = argument.partition("=")
-        if name not in {"--load", "--output"}:
+        if name not in options:
             continue
         if equals:
             arguments[index] = f"{name}={_relative(session.invoked_from, value, here)}"
