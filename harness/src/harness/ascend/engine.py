@@ -22,6 +22,8 @@ if TYPE_CHECKING:
     from harness.ascend.stage import Staged
 
 LIMIT_SECONDS = 300.0
+_KILL_SECONDS = 15.0
+_POLL_SECONDS = 0.1
 # Two ranks on a machine with few cores and one NUMA node; the ports of a killed run may still be taken.
 ENVIRONMENT = {
     "VLLM_CPU_KVCACHE_SPACE": "1",
@@ -190,8 +192,20 @@ def serve(
     )
 
 
-def left_behind(session: int | None) -> tuple[int, ...]:
-    """Return the processes of a session that run still; a zombie does not."""
+def left_behind(session: int | None, seconds: float = _KILL_SECONDS) -> tuple[int, ...]:
+    """Return the processes of a session that run still, when those that are being killed have had time to end.
+
+    Args:
+        session: its id; None for one that is not known.
+        seconds: that time.
+    """
+    deadline = time.monotonic() + seconds
+    while (found := _running(session)) and time.monotonic() < deadline:
+        time.sleep(_POLL_SECONDS)
+    return found
+
+
+def _running(session: int | None) -> tuple[int, ...]:
     found = []
     for status in Path("/proc").glob("[0-9]*/stat") if session is not None else ():
         with contextlib.suppress(OSError):
@@ -199,6 +213,7 @@ def left_behind(session: int | None) -> tuple[int, ...]:
             state, _, _, of_session = (
                 status.read_text(encoding="utf-8", errors="replace").rpartition(")")[2].split()[:4]
             )
+            # A zombie does not run.
             if int(of_session) == session and state not in {"Z", "X"}:
                 found.append(int(status.parent.name))
     return tuple(sorted(found))
