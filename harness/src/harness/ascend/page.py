@@ -25,7 +25,8 @@ def cells(row: Row) -> tuple[str, ...]:
     """Return a line of the table."""
     case, judged = row.case, row.judged
     if judged.problems:
-        equal, slots = "FAILED", "; ".join(judged.problems)
+        # A log's last lines are for the terminal, where each case ends.
+        equal, slots = "FAILED", "; ".join(problem.partition("\n")[0] for problem in judged.problems)
     elif case.expected != "right":
         equal, slots = case.expected, "–"
     else:
