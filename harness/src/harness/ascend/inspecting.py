@@ -53,6 +53,18 @@ class Inspector(WorkerReport):
             ],
         }
 
+    def inspect_all_ranks(self) -> list[dict[str, Any]]:
+        """Return what `inspect_layers` says on every expert-parallel rank; all of them must be asked.
+
+        With data parallelism a server asks every engine and passes on the answer of one.
+        """
+        from vllm.distributed.parallel_state import get_ep_group
+
+        group = get_ep_group()
+        answers: list[Any] = [None] * group.world_size
+        torch.distributed.all_gather_object(answers, self.inspect_layers(), group=group.cpu_group)
+        return answers
+
     def _moved_maps(self) -> list[torch.Tensor]:
         """Return the maps that vllm-ascend's dynamic EPLB keeps, by layer; none where it moves nothing.
 

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
 _AT_ONCE = 8
 _STOP_SECONDS = 20.0
+_ANSWER_SECONDS = 60.0
 
 
 def serve(case: Case, folder: Path, variables: Mapping[str, str], prompts: Sequence[str]) -> engine.Served:
@@ -108,7 +109,6 @@ def _complete(server: Server, prompts: Sequence[str]) -> dict[str, Any]:
 
 
 def _inspect(server: Server) -> list[dict[str, Any]]:
-    answers: list[dict[str, Any]] = server.post("/collective_rpc", {"method": "inspect_layers", "args": []})[
-        "results"
-    ]
+    body = {"method": "inspect_all_ranks", "args": []}
+    answers: list[dict[str, Any]] = server.post("/collective_rpc", body, _ANSWER_SECONDS)["results"][0]
     return answers
