@@ -68,7 +68,16 @@ def test_a_member_is_typed_and_needs_no_newer_python(member: str) -> None:
 
 def test_pinned_files_have_hashes_and_no_addresses() -> None:
     files = sorted((ROOT / "requirements").glob("*.txt"))
-    assert {path.stem for path in files} >= {"dev", "minimums", "nox", "pythons", "run", "tools", "vllm", "zig"}
+    assert {path.stem for path in files} >= {
+        "dev",
+        "minimums",
+        "nox",
+        "pythons",
+        "run",
+        "tools",
+        "vllm",
+        "zig",
+    }
     for path in files:
         text = path.read_text(encoding="utf-8")
         assert "://" not in text, path
