@@ -132,12 +132,13 @@ def cases_for(release: Release, folder: Path) -> list[Case]:
     with_map = {"expert_maps": {"expert_map_path": str(served)}}
     some = "with copies" if static else "without copies"
     cases = [
+        # The one that takes longest comes first.
+        Case("static map, API server, data parallel 2", TINY_MOE, "A3", config=with_map, is_server=True),
         Case("plugin inactive", TINY_MOE, "A2"),
         Case("`{}`", TINY_MOE, "A3", config={"expert_maps": {}}),
         Case("`{}`", TINY_DEEPSEEK, "A2", config={"expert_maps": {}}),
         Case(f"static map, {some}", TINY_MOE, "A3", config=with_map, mutants=mutants, rows=served),
         *_dynamic_cases(folder, start, moving),
-        Case("static map, API server, data parallel 2", TINY_MOE, "A3", config=with_map, is_server=True),
         Case(
             "static map, pipeline parallel 2",
             TINY_MOE,
