@@ -54,7 +54,7 @@ PARALLEL = ("-n", "auto", "--maxprocesses", "8", "--dist", "worksteal")
 EMULATED = f"{HARNESS}/emulated_npu"
 EMULATED_TESTS = f"{EMULATED}/tests"
 # Two tests with engines at a time: more would not fit a small machine's memory. What shares an engine stays together.
-ENGINES = ("-n", "2", "--dist", "loadgroup")
+ENGINES = ("-n", "2", "--dist", "loadfile")
 # Environments that several sessions share.
 SHARED = Path("build/envs")
 

@@ -26,7 +26,6 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
 
 HERE = Path(__file__).parent
-SHARED = Path(__file__).resolve().parents[4] / "shared"
 # Two ranks on a machine with few cores and one NUMA node.
 ENVIRONMENT = {
     "VLLM_CPU_KVCACHE_SPACE": "1",
@@ -34,9 +33,13 @@ ENVIRONMENT = {
     "OMP_NUM_THREADS": "1",
     "HF_HUB_OFFLINE": "1",
     "VLLM_NO_USAGE_STATS": "1",
-    "PYTHONPATH": str(HERE),
+    # What stands in front of the environment, such as another vLLM, stays there.
+    "PYTHONPATH": os.pathsep.join(filter(None, [os.environ.get("PYTHONPATH"), str(HERE)])),
 }
-START_SECONDS = 240
+# One rank without processes of its own starts in a third of the time.
+IN_PROCESS = {"VLLM_ENABLE_V1_MULTIPROCESSING": "0"}
+# A limit for what hangs, not for a busy machine.
+START_SECONDS = 600
 
 
 def environment(changes: Mapping[str, str] | None = None) -> dict[str, str]:
@@ -119,6 +122,8 @@ def run(
         "max_tokens": max_tokens,
         "rounds": rounds,
         "observes": observes,
+        # What is recorded is written at the end; nothing else waits for vLLM to stop its processes.
+        "ends_in_order": "record_path" in (expert_maps or {}),
     }
     folder.mkdir(parents=True, exist_ok=True)
     ask, answer = folder / "request.json", folder / "response.json"

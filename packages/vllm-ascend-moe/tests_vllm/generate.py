@@ -8,6 +8,7 @@ python generate.py REQUEST.json RESPONSE.json
 from __future__ import annotations
 
 import json
+import os
 import sys
 import time
 from pathlib import Path
@@ -38,6 +39,11 @@ def main(request_path: str, response_path: str) -> None:
     routes = llm.collective_rpc("observed_routes") if observes else None
     response = {"rounds": rounds, "reports": reports, "routes": routes}
     Path(response_path).write_text(json.dumps(response), encoding="utf-8")
+    if not request["ends_in_order"]:
+        # The caller ends the processes that are left.
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(0)
 
 
 def _report(llm: Any) -> list[dict[str, Any]]:  # noqa: ANN401 - vLLM's

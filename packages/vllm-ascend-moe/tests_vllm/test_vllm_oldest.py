@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import tiny_models
-from engine import random_prompts, run
+from engine import IN_PROCESS, random_prompts, run
 from test_vllm_serving import assert_same, assert_slots_hold_their_experts
 
 from expert_maps import plan, read_load, write_placement
@@ -22,7 +22,7 @@ PROMPTS = random_prompts(64, 256, seed=3)
 def test_recorded_planned_served_and_moved(tmp_path: Path) -> None:
     # The first of four layers is dense.
     model = tiny_models.qwen3_moe_dense_first(tmp_path / "model")
-    alone = run(model, PROMPTS, tmp_path / "alone", max_tokens=12)
+    alone = run(model, PROMPTS, tmp_path / "alone", max_tokens=12, environ=IN_PROCESS)
     record = tmp_path / "load.npz"
     found = run(
         model,

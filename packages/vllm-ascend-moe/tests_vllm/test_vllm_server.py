@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pytest
 import tiny_models
-from engine import Run, Server, random_prompts, run, server
+from engine import IN_PROCESS, Run, Server, random_prompts, run, server
 
 from expert_maps import read_load
 
@@ -34,7 +34,7 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def alone(model: Path, tmp_path_factory: pytest.TempPathFactory) -> Run:
-    return run(model, PROMPTS, tmp_path_factory.mktemp("alone"), max_tokens=MAX_TOKENS)
+    return run(model, PROMPTS, tmp_path_factory.mktemp("alone"), max_tokens=MAX_TOKENS, environ=IN_PROCESS)
 
 
 def config(**options: Any) -> tuple[str, str]:  # noqa: ANN401 - JSON
@@ -102,7 +102,7 @@ def test_tensor_and_data_parallel_over_http(name: str, model: Path, alone: Run, 
     # The first splits its tokens over tensor-parallel ranks, in the second they all see the same.
     if name != "qwen3_moe":
         model = getattr(tiny_models, name)(tmp_path / name)
-        alone = run(model, PROMPTS, tmp_path / "alone", max_tokens=MAX_TOKENS)
+        alone = run(model, PROMPTS, tmp_path / "alone", max_tokens=MAX_TOKENS, environ=IN_PROCESS)
     record = tmp_path / "load.npz"
     options = config(
         num_redundant_experts=4, dynamic=True, step_interval=16, window_size=16, record_path=str(record)
