@@ -56,7 +56,9 @@ def session(
         raise _refuse(error) from error
     begin = time.monotonic()
     try:
-        rows = run_releases(chosen, lambda line: typer.echo(f"emulated: {line}"))
+        rows = run_releases(
+            chosen, lambda line: typer.echo(f"emulated: {line}"), every=every or release is not None
+        )
     except (ContractError, SessionError) as error:
         typer.echo(f"FAILED {error}", err=True)
         raise typer.Exit(1) from error

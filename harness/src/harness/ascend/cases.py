@@ -107,12 +107,13 @@ def copies(release: Release, *, dynamic: bool) -> int:
     return 2 if dynamic and release.policy_type in release.one_copy_policies else REDUNDANT
 
 
-def cases_for(release: Release, folder: Path) -> list[Case]:
+def cases_for(release: Release, folder: Path, *, every: bool = True) -> list[Case]:
     """Return the cases of a release; maps that they need are written into the folder.
 
     Args:
         release: of the table.
         folder: for maps and records.
+        every: also those that say the same of each release.
     """
     folder = folder.absolute()
     static, moving = copies(release, dynamic=False), copies(release, dynamic=True)
@@ -138,7 +139,7 @@ def cases_for(release: Release, folder: Path) -> list[Case]:
         Case("`{}`", TINY_MOE, "A3", config={"expert_maps": {}}),
         Case("`{}`", TINY_DEEPSEEK, "A2", config={"expert_maps": {}}),
         Case(f"static map, {some}", TINY_MOE, "A3", config=with_map, mutants=mutants, rows=served),
-        *_dynamic_cases(folder, start, moving),
+        *_dynamic_cases(folder, start, moving, every=every),
         Case(
             "static map, pipeline parallel 2",
             TINY_MOE,
@@ -158,11 +159,11 @@ def cases_for(release: Release, folder: Path) -> list[Case]:
     return cases
 
 
-def _dynamic_cases(folder: Path, start: Path, redundant: int) -> list[Case]:
+def _dynamic_cases(folder: Path, start: Path, redundant: int, *, every: bool) -> list[Case]:
     """Return the cases in which vllm-ascend moves experts."""
     record = folder / "recorded.json"
     config = {"expert_maps": {"num_redundant_experts": redundant, **_DYNAMIC}}
-    return [
+    cases = [
         Case(
             "dynamic from a map",
             TINY_MOE,
@@ -177,6 +178,11 @@ def _dynamic_cases(folder: Path, start: Path, redundant: int) -> list[Case]:
             config={**config, "eplb_config": {"expert_map_record_path": str(record)}},
             record=record,
         ),
+    ]
+    if not every:
+        return cases
+    return [
+        *cases,
         Case("dynamic without copies", TINY_MOE, "A2", config={"expert_maps": dict(_DYNAMIC)}, moves=True),
         # U3: vllm-ascend's EPLB process is there when the weights turn out to be broken.
         Case(

@@ -110,7 +110,7 @@ def options(model: Path, ranks: int, config: Mapping[str, Any] | None, **engine:
         "enforce_eager": True,
         "max_model_len": 512,
         "max_num_seqs": 64,
-        "max_num_batched_tokens": 1024,
+        "max_num_batched_tokens": 512,
         # Otherwise each worker takes most of the memory that the emulated NPU says it has.
         "num_gpu_blocks_override": 1024,
         "enable_prefix_caching": False,

@@ -42,7 +42,7 @@ def serve(case: Case, folder: Path, variables: Mapping[str, str], prompts: Seque
     arguments = ["--dtype", "float32", "--enforce-eager", "--max-model-len", "512", "--max-num-seqs", "64"]
     arguments += [
         "--max-num-batched-tokens",
-        "1024",
+        "512",
         "--num-gpu-blocks-override",
         "1024",
         "--no-enable-prefix-caching",

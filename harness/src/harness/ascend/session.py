@@ -61,13 +61,16 @@ class Row:
         }
 
 
-def run_releases(releases: Sequence[Release], say: Callable[[str], None], root: Path = ROOT) -> list[Row]:
+def run_releases(
+    releases: Sequence[Release], say: Callable[[str], None], root: Path = ROOT, *, every: bool = True
+) -> list[Row]:
     """Serve every case of the releases.
 
     Args:
         releases: of the table.
         say: is told of each case as it ends.
         root: where everything is kept.
+        every: for each release every case; if not, what is the same in all is served beside the first alone.
 
     Raises:
         SessionError: see the class.
@@ -87,19 +90,20 @@ def run_releases(releases: Sequence[Release], say: Callable[[str], None], root: 
             rows += [
                 _one_rank(version, model, references[model], first[None, model].result()) for model in SIZES
             ]
-            rows += _run_cases(each, references, pool, say, root)
+            cases = cases_for(each.release, root / "runs" / version, every=every or each is staged[0])
+            rows += _run_cases(each, cases, references, pool, say)
     return rows
 
 
 def _run_cases(
     staged: Staged,
+    cases: Sequence[Case],
     references: Mapping[Path, Reference],
     pool: ThreadPoolExecutor,
     say: Callable[[str], None],
-    root: Path,
 ) -> list[Row]:
     version = staged.release.vllm_ascend
-    folder = root / "runs" / version
+    folder = staged.folder.parent / "runs" / version
 
     def run(numbered: tuple[int, Case]) -> Row:
         number, case = numbered
@@ -107,7 +111,7 @@ def _run_cases(
         say(f"{version} {case.chip} {case.model.name}, {case.name}: {_outcome(judged)}")
         return Row(version, case, judged)
 
-    return list(pool.map(run, enumerate(cases_for(staged.release, folder))))
+    return list(pool.map(run, enumerate(cases)))
 
 
 def _outcome(judged: Judged) -> str:
