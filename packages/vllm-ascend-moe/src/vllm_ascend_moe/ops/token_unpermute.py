@@ -4,11 +4,10 @@
 
 from __future__ import annotations
 
-import numpy as np
 import torch
 from torch.nn import functional
 
-from vllm_ascend_moe.ops._op import can_use_kernel, op, refuse
+from vllm_ascend_moe.ops._op import op, refuse
 
 _NAME = "npu_moe_token_unpermute"
 # Values of rows that are added up at once: they stay in a core's cache.
@@ -74,8 +73,6 @@ def _fast(
             mode="sum",
             per_sample_weights=probs.float(),
         )
-    if permuted_tokens.dtype == torch.bfloat16 and can_use_kernel(permuted_tokens):
-        return _by_kernel(permuted_tokens, sorted_indices, probs)
     made = torch.empty(tokens, width, dtype=permuted_tokens.dtype)
     step = max(1, _AT_ONCE // (top_k * width))
     for start in range(0, tokens, step):
@@ -85,26 +82,6 @@ def _fast(
             weights.unsqueeze(1), rows.float().view(len(weights), top_k, width)
         ).squeeze(1)
     return made
-
-
-def _by_kernel(
-    permuted_tokens: torch.Tensor, sorted_indices: torch.Tensor, probs: torch.Tensor
-) -> torch.Tensor:
-    from vllm_ascend_moe.kernels import token_unpermute as kernel
-
-    last = len(permuted_tokens) - 1
-    if int(sorted_indices.min()) < 0 or int(sorted_indices.max()) > last:
-        msg = f"{_NAME}: sorted_indices are {int(sorted_indices.min())} … {int(sorted_indices.max())}; expected 0 … {last}"
-        raise IndexError(msg)
-    total = torch.empty(len(probs), permuted_tokens.shape[1])
-    rows = permuted_tokens.detach().contiguous().view(torch.int16).numpy()
-    kernel.add_up(
-        rows.view(np.uint16),
-        sorted_indices.view(probs.shape).long().contiguous().numpy(),
-        probs.detach().float().contiguous().numpy(),
-        total.numpy(),
-    )
-    return total.to(torch.bfloat16)
 
 
 def _refuse_padded(padded_mode: bool) -> None:  # noqa: FBT001 - the op's
