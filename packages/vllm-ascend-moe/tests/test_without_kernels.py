@@ -25,6 +25,7 @@ sys.modules["numba"] = None if {blocked} else __import__("numba")
 logging.basicConfig(stream=sys.stderr, format="%(message)s")
 import torch
 
+from vllm_ascend_moe import ops
 from vllm_ascend_moe.experts import ExpertWeights, apply_experts
 from vllm_ascend_moe.routing import RoutingConfig, select_experts
 torch.manual_seed(0)
