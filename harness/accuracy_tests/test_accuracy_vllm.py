@@ -1,6 +1,6 @@
 # SPDX-FileCopyrightText: The expert-maps authors
 # SPDX-License-Identifier: Apache-2.0
-"""The embedded model through vLLM's CPU build and lm-eval: three arms, one of them killed and run again."""
+"""The embedded model through vLLM's CPU build and lm-eval, in short: three arms, one of them killed and run again."""
 
 from __future__ import annotations
 
@@ -19,16 +19,17 @@ from expert_maps import read_placement
 from harness.accuracy import proof
 from harness.accuracy.config import load_config
 from harness.accuracy.records import read_record
+from harness.accuracy.run import SHORT_QUESTIONS as QUESTIONS
 from harness.accuracy.server import serve
 
 ROOT = Path(__file__).resolve().parents[2]
-QUESTIONS = 24
 ARMS = ("baseline", "eplb-static", "eplb-dynamic")
+# As many answers at a time as leave others to be asked after a kill.
+SLOWER = ("--concurrency", "16")
 
 
 def command(output: Path, *arguments: str) -> list[str]:
-    words = ["--questions", str(QUESTIONS), "--output", str(output), "--margin", "15", *arguments]
-    return [sys.executable, "-m", "harness.accuracy", "run", *words]
+    return [sys.executable, "-m", "harness.accuracy", "run", "--short", "--output", str(output), *arguments]
 
 
 def run(output: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
@@ -82,7 +83,7 @@ def results(tmp_path_factory: pytest.TempPathFactory) -> Path:
     log = output / "first.log"
     with log.open("w", encoding="utf-8") as stream:
         process = subprocess.Popen(
-            command(output, "--concurrency", "2"),
+            command(output, *SLOWER),
             cwd=ROOT,
             stdout=stream,
             stderr=stream,
@@ -101,7 +102,7 @@ def results(tmp_path_factory: pytest.TempPathFactory) -> Path:
     while running(started) and time.monotonic() < deadline:
         time.sleep(0.5)
     assert not running(started)
-    done = run(output, "--concurrency", "2")
+    done = run(output, *SLOWER)
     assert done.returncode == 0, done.stdout + done.stderr
     assert "baseline: complete, from the run that was cut off" in done.stderr
     assert f"eplb-static: questions: {known} of {QUESTIONS} are there" in done.stderr

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pytest
 import tiny_models
-from engine import random_prompts, run
+from engine import IN_PROCESS, random_prompts, run
 from test_vllm_serving import assert_same, assert_slots_hold_their_experts
 
 if TYPE_CHECKING:
@@ -23,7 +23,7 @@ MOVING = {"num_redundant_experts": 4, "dynamic": True, "step_interval": 4, "wind
 @pytest.mark.parametrize("name", ["deepseek_v2", "deepseek_v3"])
 def test_tokens_are_those_of_one_rank(name: str, tmp_path: Path) -> None:
     model = getattr(tiny_models, name)(tmp_path / name)
-    alone = run(model, PROMPTS, tmp_path / "alone", max_tokens=12)
+    alone = run(model, PROMPTS, tmp_path / "alone", max_tokens=12, environ=IN_PROCESS)
     found = run(model, PROMPTS, tmp_path / "two", max_tokens=12, tensor_parallel_size=2, expert_maps=MOVING)
     assert_same(found, alone)
     assert found.reports[-1][0]["rearrangements"] > 1
@@ -37,7 +37,15 @@ def test_int8_experts_move_with_their_scales(tmp_path: Path) -> None:
     config = json.loads((model / "config.json").read_text(encoding="utf-8"))
     config["num_experts_per_tok"] = 16
     (model / "config.json").write_text(json.dumps(config), encoding="utf-8")
-    alone = run(model, PROMPTS, tmp_path / "alone", dtype="float16", max_tokens=1, expert_maps={})
+    alone = run(
+        model,
+        PROMPTS,
+        tmp_path / "alone",
+        dtype="float16",
+        max_tokens=1,
+        expert_maps={},
+        environ=IN_PROCESS,
+    )
     found = run(
         model,
         PROMPTS,

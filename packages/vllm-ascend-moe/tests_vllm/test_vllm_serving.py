@@ -6,18 +6,17 @@ from __future__ import annotations
 
 import subprocess
 import sys
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
-import tiny_models
-from engine import SHARED, Run, random_prompts, run
+from engine import IN_PROCESS, Run, random_prompts, run
 
 from expert_maps import read_load, read_placement
 
-if TYPE_CHECKING:
-    from pathlib import Path
-
+# Its routers are skewed as those of large models are.
+MODEL = Path(__file__).resolve().parents[3] / "accuracy" / "tiny-moe"
 # As the model's own routers see them; a prompt's last token is generated from, so it is routed too.
 PROMPTS = random_prompts(64, 256)
 MAX_TOKENS = 16
@@ -26,30 +25,21 @@ TOKENS = sum(len(prompt) for prompt in PROMPTS) + len(PROMPTS) * (MAX_TOKENS - 1
 
 
 @pytest.fixture(scope="module")
-def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A trained model where it is at hand: its routers are skewed as those of large models are."""
-    trained = SHARED / "data" / "tiny-moe"
-    if (trained / "model.safetensors").exists():
-        return trained
-    return tiny_models.qwen3_moe(tmp_path_factory.mktemp("qwen3_moe"))
-
-
-@pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("serving")
 
 
 @pytest.fixture(scope="module")
-def baseline(model: Path, folder: Path) -> Run:
-    return run(model, PROMPTS, folder / "baseline", max_tokens=MAX_TOKENS, observes=True)
+def baseline(folder: Path) -> Run:
+    return run(MODEL, PROMPTS, folder / "baseline", max_tokens=MAX_TOKENS, observes=True, environ=IN_PROCESS)
 
 
 @pytest.fixture(scope="module")
-def recorded(model: Path, folder: Path, baseline: Run) -> Path:
+def recorded(folder: Path, baseline: Run) -> Path:
     """The load of two ranks in vLLM's own layout."""
     record = folder / "load.npz"
     found = run(
-        model,
+        MODEL,
         PROMPTS,
         folder / "recorded",
         max_tokens=MAX_TOKENS,
@@ -96,9 +86,9 @@ def test_without_the_plugin_nothing_changes(baseline: Run) -> None:
     assert np.sum(baseline.routes) == TOKENS * TOP_K * LAYERS
 
 
-def test_expert_parallelism_alone(model: Path, folder: Path, baseline: Run) -> None:
+def test_expert_parallelism_alone(folder: Path, baseline: Run) -> None:
     found = run(
-        model, PROMPTS, folder / "plain", max_tokens=MAX_TOKENS, tensor_parallel_size=2, expert_maps={}
+        MODEL, PROMPTS, folder / "plain", max_tokens=MAX_TOKENS, tensor_parallel_size=2, expert_maps={}
     )
     assert_same(found, baseline)
     assert [rank["ep_size"] for rank in found.reports[0]] == [2, 2]
@@ -120,9 +110,7 @@ def test_the_record_is_what_the_routers_chose_without_the_plugin(recorded: Path,
     assert (per_layer == per_layer[:, :1]).all()
 
 
-def test_the_recorded_load_is_planned_and_served(
-    model: Path, folder: Path, baseline: Run, recorded: Path
-) -> None:
+def test_the_recorded_load_is_planned_and_served(folder: Path, baseline: Run, recorded: Path) -> None:
     map_file = folder / "planned.json"
     command = [
         sys.executable,
@@ -141,7 +129,7 @@ def test_the_recorded_load_is_planned_and_served(
     record = folder / "again.npz"
     # A map file alone: redundancy and vLLM's EPLB follow from it.
     found = run(
-        model,
+        MODEL,
         PROMPTS,
         folder / "static",
         max_tokens=MAX_TOKENS,
@@ -163,14 +151,15 @@ def test_the_recorded_load_is_planned_and_served(
     assert np.array_equal(read_load(record).total, 2 * read_load(recorded).total)
 
 
-def test_experts_move_while_serving(model: Path, folder: Path, baseline: Run) -> None:
+def test_experts_move_while_serving_compiled_as_a_server_is_by_default(folder: Path, baseline: Run) -> None:
     found = run(
-        model,
+        MODEL,
         PROMPTS,
         folder / "dynamic",
         max_tokens=MAX_TOKENS,
         rounds=3,
         tensor_parallel_size=2,
+        enforce_eager=False,
         expert_maps={
             "num_redundant_experts": 4,
             "dynamic": True,
@@ -183,6 +172,7 @@ def test_experts_move_while_serving(model: Path, folder: Path, baseline: Run) ->
     moved = [report[0]["rearrangements"] for report in found.reports]
     assert moved[0] == 0
     assert moved == sorted(set(moved))
+    assert moved[-1] > 1
     first, last = found.reports[0], found.reports[-1]
     # Maps and bytes have moved, in every layer, and together.
     for layer in range(LAYERS):
@@ -193,59 +183,38 @@ def test_experts_move_while_serving(model: Path, folder: Path, baseline: Run) ->
     assert "Rearranged experts" in found.log
 
 
-def test_tokens_of_one_phase_are_counted(model: Path, folder: Path) -> None:
-    record = folder / "decode.npz"
-    run(
-        model,
-        PROMPTS,
-        folder / "decode",
-        max_tokens=MAX_TOKENS,
-        tensor_parallel_size=2,
-        # Prompts are read in parts, beside tokens that are generated.
-        max_num_batched_tokens=128,
-        expert_maps={"record_path": str(record), "load_collection_phase": "decode"},
-    )
-    generated = TOKENS - sum(len(prompt) for prompt in PROMPTS)
-    assert read_load(record).total.sum(axis=1).tolist() == [generated * TOP_K] * LAYERS
-
-
-def test_compiled_as_a_server_is_by_default(model: Path, folder: Path, baseline: Run) -> None:
-    found = run(
-        model,
-        PROMPTS,
-        folder / "compiled",
-        max_tokens=MAX_TOKENS,
-        rounds=2,
-        tensor_parallel_size=2,
-        enforce_eager=False,
-        expert_maps={"num_redundant_experts": 4, "dynamic": True, "step_interval": 8, "window_size": 8},
-    )
-    assert_same(found, baseline)
-    assert found.reports[-1][0]["rearrangements"] > 1
-
-
-def test_uneven_shares_and_one_rank(model: Path, folder: Path, baseline: Run) -> None:
+def test_uneven_shares_of_prompts_in_parts_where_one_phase_is_counted(folder: Path, baseline: Run) -> None:
     # Copies of the experts 0 … 3 of the layout take a fifth and four fifths of their tokens.
     weights = np.zeros((LAYERS, EXPERTS, 2))
     weights[..., 0] = 1
     weights[:, :4] = [0.2, 0.8]
     np.save(folder / "weights.npy", weights)
+    record = folder / "decode.npz"
     found = run(
-        model,
+        MODEL,
         PROMPTS,
         folder / "weighted",
         max_tokens=MAX_TOKENS,
         tensor_parallel_size=2,
+        # Prompts are read in parts, beside tokens that are generated.
+        max_num_batched_tokens=128,
         expert_maps={
             "layout": "append",
             "num_redundant_experts": 4,
             "replica_weights_path": str(folder / "weights.npy"),
+            "record_path": str(record),
+            "load_collection_phase": "decode",
         },
     )
     assert_same(found, baseline)
+    generated = TOKENS - sum(len(prompt) for prompt in PROMPTS)
+    assert read_load(record).total.sum(axis=1).tolist() == [generated * TOP_K] * LAYERS
+
+
+def test_one_rank(folder: Path, baseline: Run) -> None:
     record = folder / "one.npz"
     alone = run(
-        model, PROMPTS, folder / "one", max_tokens=MAX_TOKENS, expert_maps={"record_path": str(record)}
+        MODEL, PROMPTS, folder / "one", max_tokens=MAX_TOKENS, expert_maps={"record_path": str(record)}
     )
     assert_same(alone, baseline)
     assert baseline.routes is not None
