@@ -112,9 +112,9 @@ class Finalize(Family):
 
     def implementations(self, kind: Kind) -> list[Implementation]:
         """Return the twin, the kernel, torch_npu's op, and two ways through [T, K, H]."""
-        found = [Implementation("torch", "the plain-torch twin, an embedding bag", _unpermute_by("twin"))]
-        if kind == "cpu" and ops.npu_moe_token_unpermute.fast is not None:
-            found.append(Implementation("numba", "the kernel for a CPU", _unpermute_by("fast")))
+        # On a CPU what serves is plain torch too: an embedding bag, in 16 bits products of some tokens at a time.
+        serves = "fast" if kind == "cpu" else "twin"
+        found = [Implementation("torch", "what serves in plain torch", _unpermute_by(serves))]
         if kind == "npu":
             found.append(Implementation("npu", "torch_npu's op", _unpermute_by("npu")))
         return [
