@@ -111,7 +111,10 @@ def run(
         "max_num_seqs": 64,
         "enable_prefix_caching": False,
         "seed": 0,
-        "worker_extension_cls": "observer.Observer" if observes else "vllm_ascend_moe.report.WorkerReport",
+        # By its own name, the report in a configuration that the plugin has not seen is refused.
+        "worker_extension_cls": "observer.Observer"
+        if observes or expert_maps is None
+        else "vllm_ascend_moe.report.WorkerReport",
         **engine,
     }
     if expert_maps is not None:
