@@ -100,6 +100,20 @@ def test_a_loader_that_goes_by_the_map_takes_any(version: str) -> None:
         check(version, found, world=world)
 
 
+@pytest.mark.usefixtures("on")
+@pytest.mark.parametrize("version", [one.vllm_ascend for one in releases.RELEASES])
+@pytest.mark.parametrize("dynamic", [False, True])
+def test_ranks_of_uneven_sizes_are_refused(version: str, dynamic: bool) -> None:
+    placement = generate_placement("linear", num_experts=EXPERTS - 1, ep_size=RANKS, num_layers=LAYERS)
+    found = PlacementSource("linear layout", placement, is_file=False, num_layers=LAYERS)
+    message = (
+        rf"^linear layout gives {RANKS} ranks \[3, 4\] slots; expected equally many with vllm-ascend {version}, "
+        ".*wrong experts without an error: .*, or num_redundant_experts 1$"
+    )
+    with pytest.raises(EplbConfigError, match=message):
+        check(version, found, dynamic=dynamic)
+
+
 # The path AllGather
 
 

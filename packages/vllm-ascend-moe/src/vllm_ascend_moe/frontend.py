@@ -253,8 +253,6 @@ def _prepare_ascend(engine_args: Any, model_config: Any, preparation: _Preparati
     assert settings is not None
     assert source is not None
     given = engine_args.additional_config
-    if settings.dynamic or not source.is_linear:
-        check_even(source)
     options = given_options(given)
     check_served(settings, source, release, options, World.of(engine_args, model_config))
     options = ascend_options(settings, options, release, count_stage_layers(engine_args, source))
