@@ -35,6 +35,9 @@ ENVIRONMENT = {
     "HF_HUB_OFFLINE": "1",
     # Every engine imports some thousand modules in each of its processes: what Python compiles is kept.
     "PYTHONDONTWRITEBYTECODE": "",
+    # Importing takes longer than all the rest; a server would start each of its processes anew. vLLM's CPU build does so
+    # whatever is set here, but needs no second process for one rank.
+    "VLLM_WORKER_MULTIPROC_METHOD": "fork",
 }
 # What runs the engine; a test puts something else in its place.
 CHILD = "harness.ascend.child"
@@ -136,6 +139,8 @@ def environment(staged: Staged | None, chip: str, folder: Path, *, plugin: bool)
     # What vLLM keeps of a model's class is another for every version, under the same name.
     cache = (folder.parent if staged is None else staged.folder).absolute() / "vllm_cache"
     variables = {**ENVIRONMENT, **beside, "VLLM_CACHE_ROOT": str(cache)}
+    if staged is None:
+        variables["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"
     if not plugin:
         # One list for all kinds of plugins: vllm-ascend's own are named, which leaves ours out.
         variables["VLLM_PLUGINS"] = "" if staged is None else ",".join(staged.plugins())

@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import json
 import time
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING
 
@@ -18,7 +18,7 @@ from harness.ascend.stage import ROOT, Staged, stage
 from harness.ascend.tables import experts_of
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
+    from collections.abc import Callable, Sequence
     from pathlib import Path
 
     from vllm_ascend_moe.releases import Release
@@ -76,42 +76,38 @@ def run_releases(
         SessionError: see the class.
         ContractError: a release could not be fetched.
     """
-    staged = [stage(release, root) for release in releases]
-    rows: list[Row] = []
+    rows: list[Future[Row]] = []
     with ThreadPoolExecutor(AT_ONCE) as pool:
-        first = {
-            (each, model): pool.submit(_reference, each, model, root)
-            for each in (None, *staged)
-            for model in SIZES
-        }
-        for each in staged:
-            references = {model: first[each, model].result() for model in SIZES}
-            version = each.release.vllm_ascend
+        plain = {model: pool.submit(_reference, None, model, root) for model in SIZES}
+        for number, release in enumerate(releases):
+            # The next is fetched and laid out while engines of those before it run.
+            staged = stage(release, root)
+            alone = {model: pool.submit(_reference, staged, model, root) for model in SIZES}
+            cases = cases_for(release, root / "runs" / release.vllm_ascend, every=every or number == 0)
+            # In the order in which they are started, so that what one waits for has been started before it.
             rows += [
-                _one_rank(version, model, references[model], first[None, model].result()) for model in SIZES
+                pool.submit(_one_rank, release.vllm_ascend, model, alone[model], plain[model])
+                for model in SIZES
             ]
-            cases = cases_for(each.release, root / "runs" / version, every=every or each is staged[0])
-            rows += _run_cases(each, cases, references, pool, say)
-    return rows
+            rows += [
+                pool.submit(_run, staged, numbered, alone.get(numbered[1].model), say)
+                for numbered in enumerate(cases)
+            ]
+        return [row.result() for row in rows]
 
 
-def _run_cases(
+def _run(
     staged: Staged,
-    cases: Sequence[Case],
-    references: Mapping[Path, Reference],
-    pool: ThreadPoolExecutor,
+    numbered: tuple[int, Case],
+    reference: Future[Reference] | None,
     say: Callable[[str], None],
-) -> list[Row]:
+) -> Row:
+    number, case = numbered
     version = staged.release.vllm_ascend
-    folder = staged.folder.parent / "runs" / version
-
-    def run(numbered: tuple[int, Case]) -> Row:
-        number, case = numbered
-        judged = judge(case, _serve(staged, case, folder / f"case-{number}"), references.get(case.model))
-        say(f"{version} {case.chip} {case.model.name}, {case.name}: {_outcome(judged)}")
-        return Row(version, case, judged)
-
-    return list(pool.map(run, enumerate(cases)))
+    folder = staged.folder.parent / "runs" / version / f"case-{number}"
+    judged = judge(case, _serve(staged, case, folder), None if reference is None else reference.result())
+    say(f"{version} {case.chip} {case.model.name}, {case.name}: {_outcome(judged)}")
+    return Row(version, case, judged)
 
 
 def _outcome(judged: Judged) -> str:
@@ -139,8 +135,9 @@ def _reference(staged: Staged | None, model: Path, root: Path) -> Reference:
     )
 
 
-def _one_rank(version: str, model: Path, found: Reference, plain: Reference) -> Row:
+def _one_rank(version: str, model: Path, alone: Future[Reference], cpu_build: Future[Reference]) -> Row:
     """Compare one rank without the plugin with vLLM's CPU build."""
+    found, plain = alone.result(), cpu_build.result()
     case = Case("one rank, without the plugin", model, "A2", ranks=1)
     judged = Judged(seconds=found.seconds, paths=found.paths)
     judged.equal = engine.compare_tokens(found.tokens, plain.tokens)
