@@ -11,11 +11,13 @@ import signal
 import subprocess
 import sys
 import time
+from types import ModuleType, SimpleNamespace
 from typing import TYPE_CHECKING
 
 import pytest
 from fake_server import ENVIRONMENT, Fake, install
 
+from harness.accuracy.cpu_server import fork_on_a_cpu
 from harness.accuracy.server import (
     SHOWN_LINES,
     RefusedError,
@@ -175,6 +177,22 @@ def test_the_command_names_loopback_only() -> None:
     # Last, for of two of a name the last one holds.
     assert words[-5:] == ["--x", "--host", "127.0.0.1", "--port", "1234"]
     assert "model" in words
+
+
+@pytest.mark.parametrize(("is_cpu", "method"), [(True, "fork"), (False, "spawn")])
+def test_processes_are_forked_on_a_cpu_alone(
+    is_cpu: bool, method: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    variables = {"VLLM_WORKER_MULTIPROC_METHOD": lambda: "spawn"}
+    for name, content in {
+        "vllm": {"envs": SimpleNamespace(environment_variables=variables)},
+        "vllm.platforms": {"current_platform": SimpleNamespace(is_cpu=lambda: is_cpu)},
+    }.items():
+        module = ModuleType(name)
+        vars(module).update(content)
+        monkeypatch.setitem(sys.modules, name, module)
+    fork_on_a_cpu()
+    assert variables["VLLM_WORKER_MULTIPROC_METHOD"]() == method
 
 
 def test_another_server_on_its_port_is_not_taken_for_it(tmp_path: Path) -> None:

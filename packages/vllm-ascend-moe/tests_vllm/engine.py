@@ -228,13 +228,18 @@ def fetch(port: int, path: str, body: bytes | None = None) -> bytes:
 
 
 def start_server(
-    model: Path, folder: Path, *arguments: str, environ: Mapping[str, str] | None = None
+    model: Path,
+    folder: Path,
+    *arguments: str,
+    environ: Mapping[str, str] | None = None,
+    forks: bool = False,
 ) -> tuple[subprocess.Popen[bytes], int, Path]:
     """Start vLLM's OpenAI server; it need not come up."""
     folder.mkdir(parents=True, exist_ok=True)
     port, log = free_port(), folder / "server.log"
-    command = [sys.executable, "-m", "vllm.entrypoints.openai.api_server", "--model", str(model)]
-    command += ["--host", "127.0.0.1", "--port", str(port), "--dtype", "float32", "--enforce-eager"]
+    program = [str(HERE / "forked_server.py")] if forks else ["-m", "vllm.entrypoints.openai.api_server"]
+    command = [sys.executable, *program, "--model", str(model), "--host", "127.0.0.1"]
+    command += ["--port", str(port), "--dtype", "float32", "--enforce-eager"]
     command += ["--max-model-len", "128", "--no-enable-prefix-caching", *arguments]
     with log.open("w", encoding="utf-8") as stream:
         process = subprocess.Popen(
@@ -250,14 +255,18 @@ def start_server(
 
 @contextlib.contextmanager
 def server(
-    model: Path, folder: Path, *arguments: str, environ: Mapping[str, str] | None = None
+    model: Path,
+    folder: Path,
+    *arguments: str,
+    environ: Mapping[str, str] | None = None,
+    forks: bool = False,
 ) -> Iterator[Server]:
-    """Serve for the time of a `with` block.
+    """Serve for the time of a `with` block; its processes are started anew, as vLLM does, or forked.
 
     Raises:
         FailedError: it did not come up.
     """
-    process, port, log = start_server(model, folder, *arguments, environ=environ)
+    process, port, log = start_server(model, folder, *arguments, environ=environ, forks=forks)
     try:
         deadline = time.monotonic() + START_SECONDS
         while True:

@@ -108,7 +108,8 @@ def test_tensor_and_data_parallel_over_http(name: str, model: Path, alone: Run, 
         num_redundant_experts=4, dynamic=True, step_interval=16, window_size=16, record_path=str(record)
     )
     arguments = ["--tensor-parallel-size", "2", "--data-parallel-size", "2", *options]
-    with server(model, tmp_path, *arguments) as running:
+    # Six processes; those of the two tests above are started anew.
+    with server(model, tmp_path, *arguments, forks=True) as running:
         assert_answers_as(alone, running)
         found = report(running)
         assert found[0]["ep_size"] == 4

@@ -194,7 +194,7 @@ def command(model: str, port: int, arguments: Sequence[str]) -> list[str]:
     """Return the command that serves a model on loopback.
 
     `vllm serve` where vLLM is installed as such; its CPU build has the modules without the metadata that this
-    command needs, and the same server under another name.
+    command needs, and the same server under another name, here with processes that are forked.
     """
     # Of two of a name the last one holds.
     place = [*arguments, "--host", LOOPBACK, "--port", str(port)]
@@ -202,7 +202,7 @@ def command(model: str, port: int, arguments: Sequence[str]) -> list[str]:
     with contextlib.suppress(importlib.metadata.PackageNotFoundError):
         if vllm and importlib.metadata.version("vllm"):
             return [vllm, "serve", model, *place]
-    return [sys.executable, "-m", "vllm.entrypoints.openai.api_server", "--model", model, *place]
+    return [sys.executable, "-m", "harness.accuracy.cpu_server", "--model", model, *place]
 
 
 def free_port() -> int:

@@ -139,9 +139,12 @@ class Inspector(WorkerReport):
 
 
 def _find(parts: list[Any], *names: str) -> torch.Tensor | None:
-    """Return the first tensor of one of the names, by name, then from the inner module outwards."""
+    """Return the first tensor of one of the names, by name, then from the inner module outwards.
+
+    A module with log2phy comes first: in some releases vLLM's own map, of physical experts, is under the same name within it.
+    """
     for name in names:
-        for part in parts:
+        for part in sorted(parts, key=lambda part: not hasattr(part, "log2phy")):
             value = getattr(part, name, None)
             if isinstance(value, torch.Tensor):
                 return value
