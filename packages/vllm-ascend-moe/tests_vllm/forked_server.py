@@ -8,7 +8,12 @@ import runpy
 
 from vllm import envs
 
-if __name__ == "__main__":
-    # Over vLLM's own word for a CPU, which it writes into the environment.
+
+def fork_processes() -> None:
+    """Let this process fork what vLLM would start anew on a CPU, whatever is set in the environment."""
     envs.environment_variables["VLLM_WORKER_MULTIPROC_METHOD"] = lambda: "fork"
+
+
+if __name__ == "__main__":
+    fork_processes()
     runpy.run_module("vllm.entrypoints.openai.api_server", run_name="__main__", alter_sys=True)

@@ -17,11 +17,11 @@ from typing import Any
 
 def main(request_path: str, response_path: str) -> None:
     """Generate; every round runs all prompts, and reports are taken before the first and after each."""
-    from vllm import LLM, SamplingParams, envs
+    from forked_server import fork_processes
+    from vllm import LLM, SamplingParams
 
-    # On a CPU vLLM starts its workers anew, whatever is set: each would import everything once more, which takes longer
-    # than all the rest. The servers of these tests do start anew.
-    envs.environment_variables["VLLM_WORKER_MULTIPROC_METHOD"] = lambda: "fork"
+    # Importing takes longer than all the rest. Servers of one and two ranks are tested with processes started anew.
+    fork_processes()
     request: dict[str, Any] = json.loads(Path(request_path).read_text(encoding="utf-8"))
     llm = LLM(**request["engine"])
     prompts = [{"prompt_token_ids": ids} for ids in request["prompts"]]

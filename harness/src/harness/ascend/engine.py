@@ -35,8 +35,7 @@ ENVIRONMENT = {
     "HF_HUB_OFFLINE": "1",
     # Every engine imports some thousand modules in each of its processes: what Python compiles is kept.
     "PYTHONDONTWRITEBYTECODE": "",
-    # Importing takes longer than all the rest; a server would start each of its processes anew. vLLM's CPU build does so
-    # whatever is set here, but needs no second process for one rank.
+    # Importing takes longer than all the rest; a server would start each of its processes anew.
     "VLLM_WORKER_MULTIPROC_METHOD": "fork",
 }
 # What runs the engine; a test puts something else in its place.
@@ -140,6 +139,7 @@ def environment(staged: Staged | None, chip: str, folder: Path, *, plugin: bool)
     cache = (folder.parent if staged is None else staged.folder).absolute() / "vllm_cache"
     variables = {**ENVIRONMENT, **beside, "VLLM_CACHE_ROOT": str(cache)}
     if staged is None:
+        # vLLM's CPU build does so whatever is set, but one rank needs no second process.
         variables["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"
     if not plugin:
         # One list for all kinds of plugins: vllm-ascend's own are named, which leaves ours out.

@@ -143,8 +143,9 @@ def _find(parts: list[Any], *names: str) -> torch.Tensor | None:
 
     A module with log2phy comes first: in some releases vLLM's own map, of physical experts, is under the same name within it.
     """
+    ordered = sorted(parts, key=lambda part: not hasattr(part, "log2phy"))
     for name in names:
-        for part in sorted(parts, key=lambda part: not hasattr(part, "log2phy")):
+        for part in ordered:
             value = getattr(part, name, None)
             if isinstance(value, torch.Tensor):
                 return value

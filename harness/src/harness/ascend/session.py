@@ -83,28 +83,28 @@ def run_releases(
             # The next is fetched and laid out while engines of those before it run.
             staged = stage(release, root)
             alone = {model: pool.submit(_reference, staged, model, root) for model in SIZES}
-            cases = cases_for(release, root / "runs" / release.vllm_ascend, every=every or number == 0)
+            runs = root.absolute() / "runs" / release.vllm_ascend
+            cases = cases_for(release, runs, every=every or number == 0)
             # In the order in which they are started, so that what one waits for has been started before it.
             rows += [
                 pool.submit(_one_rank, release.vllm_ascend, model, alone[model], plain[model])
                 for model in SIZES
             ]
             rows += [
-                pool.submit(_run, staged, numbered, alone.get(numbered[1].model), say)
-                for numbered in enumerate(cases)
+                pool.submit(_run, staged, case, runs / f"case-{place}", alone.get(case.model), say)
+                for place, case in enumerate(cases)
             ]
         return [row.result() for row in rows]
 
 
 def _run(
     staged: Staged,
-    numbered: tuple[int, Case],
+    case: Case,
+    folder: Path,
     reference: Future[Reference] | None,
     say: Callable[[str], None],
 ) -> Row:
-    number, case = numbered
     version = staged.release.vllm_ascend
-    folder = staged.folder.parent / "runs" / version / f"case-{number}"
     judged = judge(case, _serve(staged, case, folder), None if reference is None else reference.result())
     say(f"{version} {case.chip} {case.model.name}, {case.name}: {_outcome(judged)}")
     return Row(version, case, judged)
