@@ -4,11 +4,18 @@
 
 from __future__ import annotations
 
+import json
 from types import SimpleNamespace
+from typing import TYPE_CHECKING
 
 import torch
 
 from harness.ascend.inspecting import Inspector, _find
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    import pytest
 
 LOGICAL, PHYSICAL = torch.tensor([0, 1, -1, -1]), torch.tensor([0, 1, 2, -1, -1, -1])
 
@@ -62,3 +69,11 @@ def test_one_module_may_hold_all() -> None:
     held = _find([layer, torch.nn.Module()], "ascend_expert_map", "_expert_map", "expert_map")
     assert held is not None
     assert held.tolist() == LOGICAL.tolist()
+
+
+def test_each_rank_writes_what_it_holds(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for rank in (0, 1):
+        monkeypatch.setattr(Inspector, "inspect_layers", lambda _, rank=rank: {"ep_rank": rank, "layers": []})
+        Inspector().write_inspection(str(tmp_path))
+    for rank in (0, 1):
+        assert json.loads((tmp_path / f"rank-{rank}.json").read_text()) == {"ep_rank": rank, "layers": []}

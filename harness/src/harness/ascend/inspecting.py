@@ -9,7 +9,9 @@ own: what the plugin reports is not taken for a proof of the plugin.
 from __future__ import annotations
 
 import hashlib
+import json
 import re
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -53,17 +55,14 @@ class Inspector(WorkerReport):
             ],
         }
 
-    def inspect_all_ranks(self) -> list[dict[str, Any]]:
-        """Return what `inspect_layers` says on every expert-parallel rank; all of them must be asked.
+    def write_inspection(self, folder: str) -> None:
+        """Write what `inspect_layers` says as ``rank-N.json``, by the expert-parallel rank.
 
-        With data parallelism a server asks every engine and passes on the answer of one.
+        With data parallelism a server asks every engine and passes on the answer of one. Ranks do not gather the answers
+        among themselves: while one waits for them, another may be in a step that waits for it.
         """
-        from vllm.distributed.parallel_state import get_ep_group
-
-        group = get_ep_group()
-        answers: list[Any] = [None] * group.world_size
-        torch.distributed.all_gather_object(answers, self.inspect_layers(), group=group.cpu_group)
-        return answers
+        found = self.inspect_layers()
+        (Path(folder) / f"rank-{found['ep_rank']}.json").write_text(json.dumps(found), encoding="utf-8")
 
     def _moved_maps(self) -> list[torch.Tensor]:
         """Return the maps that vllm-ascend's dynamic EPLB keeps, by layer; none where it moves nothing.

@@ -66,7 +66,7 @@ def serve(case: Case, folder: Path, variables: Mapping[str, str], prompts: Seque
             assert server.process is not None
             session = _session_below(server.process.pid)
             rounds.append(_complete(server, prompts))
-            inspections.append(_inspect(server))
+            inspections.append(_inspect(server, folder, case.ranks))
     except ServerError as error:
         failed = str(error)
     refused = engine.own_error(log) if failed else None
@@ -108,7 +108,14 @@ def _complete(server: Server, prompts: Sequence[str]) -> dict[str, Any]:
         return {"tokens": list(pool.map(one, prompts))}
 
 
-def _inspect(server: Server) -> list[dict[str, Any]]:
-    body = {"method": "inspect_all_ranks", "args": []}
-    answers: list[dict[str, Any]] = server.post("/collective_rpc", body, _ANSWER_SECONDS)["results"][0]
-    return answers
+def _inspect(server: Server, folder: Path, ranks: int) -> list[dict[str, Any]]:
+    """Return what every rank's layers hold; the server answers once all of them have written it."""
+    for left in folder.glob("rank-*.json"):
+        left.unlink()
+    body = {"method": "write_inspection", "args": [str(folder)]}
+    server.post("/collective_rpc", body, _ANSWER_SECONDS)
+    written = [folder / f"rank-{rank}.json" for rank in range(ranks)]
+    if absent := [path.name for path in written if not path.exists()]:
+        msg = f"{', '.join(absent)} not written; expected what each of {ranks} ranks holds"
+        raise ServerError(msg)
+    return [json.loads(path.read_text(encoding="utf-8")) for path in written]
