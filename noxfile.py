@@ -110,7 +110,9 @@ class Shared:
 
     def install(self, *arguments: str) -> None:
         """Install by pip."""
-        self.run("python", "-m", "pip", "install", "--quiet", "--disable-pip-version-check", *arguments)
+        # What is imported is compiled then: that is a tenth of what is installed.
+        pip = ["pip", "install", "--quiet", "--disable-pip-version-check", "--no-compile"]
+        self.run("python", "-m", *pip, *arguments)
 
     def under(self, requirements: str) -> Shared:
         """Return it with what a file pins in front of what is installed, from a folder of its own."""
@@ -217,12 +219,15 @@ def unit(session: nox.Session) -> None:
 def pythons(session: nox.Session) -> None:
     """Run the tests of expert-maps, which needs no torch, on every Python that is here; `-- --short` a few of them."""
     install(session, "pythons", CORE)
-    words = list(session.posargs)
-    tests = [f"{CORE}/tests"]
-    if "--short" in words:
-        words.remove("--short")
-        tests = [f"{CORE}/tests/test_{name}.py" for name in SMOKE_TESTS]
+    words, tests = _tests_of_core(session.posargs)
     session.run("pytest", *tests, *PARALLEL, *words, env=ENV)
+
+
+def _tests_of_core(posargs: Sequence[str]) -> tuple[list[str], list[str]]:
+    """Return pytest's options and the tests of expert-maps: a few of them with ``--short``."""
+    words = [word for word in posargs if word != "--short"]
+    short = len(words) < len(posargs)
+    return words, [f"{CORE}/tests/test_{name}.py" for name in SMOKE_TESTS] if short else [f"{CORE}/tests"]
 
 
 @nox.session(venv_backend="none")
@@ -391,11 +396,12 @@ def bench(session: nox.Session) -> None:
 
 @nox.session(python=lowest_python())
 def minimums(session: nox.Session) -> None:
-    """Run the tests of both packages with the lowest versions that they allow, expert-maps' on the lowest Python."""
+    """Run both packages' tests with the lowest versions that they allow, expert-maps' on the lowest Python, few with `-- --short`."""
+    words, tests = _tests_of_core(session.posargs)
     # What old versions say of each other's deprecations is not ours to mend.
-    options = [*PARALLEL, "-W", "default::DeprecationWarning", *session.posargs]
+    options = [*PARALLEL, "-W", "default::DeprecationWarning", *words]
     install(session, "minimums", CORE)
-    session.run("pytest", f"{CORE}/tests", *options, env=ENV)
+    session.run("pytest", *tests, *options, env=ENV)
     # In front of the environment that has torch: few indexes have a torch for every Python that is not for CUDA.
     # As a module: the command of pytest that is installed is of another version than what it would find.
     install_dev(session).under("minimums").run("python", "-m", "pytest", f"{PLUGIN}/tests", *options)

@@ -19,6 +19,7 @@ import numpy as np
 import pytest
 import yaml
 from fake_server import ENVIRONMENT, EXPERTS, LAYERS, RANKS, Fake, install, reports
+from forking import run_module
 
 from expert_maps import generate_placement, read_placement
 from harness.accuracy.records import read_record
@@ -89,14 +90,8 @@ class Bench:
         return [sys.executable, "-m", "harness.accuracy", "run", *words]
 
     def run(self, *arguments: object) -> subprocess.CompletedProcess[str]:
-        return subprocess.run(
-            self.command(*arguments),
-            cwd=self.folder,
-            check=False,
-            capture_output=True,
-            text=True,
-            timeout=300,
-        )
+        _, _, module, *words = self.command(*arguments)
+        return run_module(module, *words, cwd=self.folder, seconds=300)
 
     def answered(self) -> Counter[str]:
         path = Path(self.orders["log"])

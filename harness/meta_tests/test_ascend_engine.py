@@ -11,14 +11,35 @@ import sys
 import tarfile
 import time
 import zipfile
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 
-from harness.ascend import engine, stage
+from harness.ascend import engine, forkserver, stage
+from harness.ascend.forkserver import ForkServer, ForkServerError, ForkServers
 from harness.ascend.pins import SHA256
 from harness.contract.fetching import ContractError
+from harness.emulated_npu import NAMES
 from vllm_ascend_moe import releases
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+
+@pytest.fixture(params=["started", "forked"])
+def servers(
+    request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[ForkServers | None]:
+    """None where an engine is a process of its own, else what forks it."""
+    if request.param == "started":
+        yield None
+        return
+    # It stands for vLLM: what is imported before an engine is forked.
+    monkeypatch.setattr(forkserver, "MODULES", ("json",))
+    with ForkServers(tmp_path / "servers") as started:
+        yield started
 
 
 def _child(folder: Path, monkeypatch: pytest.MonkeyPatch, body: str) -> dict[str, str]:
@@ -28,16 +49,18 @@ def _child(folder: Path, monkeypatch: pytest.MonkeyPatch, body: str) -> dict[str
         encoding="utf-8",
     )
     monkeypatch.setattr(engine, "CHILD", "stand_in")
-    return {"PYTHONPATH": str(folder)}
+    return {"PYTHONPATH": str(folder), NAMES: str(folder / "names.txt")}
 
 
-def test_what_was_served_comes_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_was_served_comes_back(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, servers: ForkServers | None
+) -> None:
     body = (
         "round_ = {'tokens': [[1]], 'seconds': 1.0}\n"
-        "(answer.parent / 'names.txt').write_text('npu.npu_moe_token_permute\\nnpu.npu_swiglu\\n')\n"
+        "pathlib.Path(os.environ['EMULATED_NPU_NAMES']).write_text('npu.npu_moe_token_permute\\nnpu.npu_swiglu\\n')\n"
         "answer.write_text(json.dumps({'phase': 'end', 'rounds': [round_], 'inspections': [[]], 'mutants': {}}))"
     )
-    served = engine.serve({"engine": {}}, tmp_path / "run", _child(tmp_path, monkeypatch, body), 60)
+    served = engine.serve({"engine": {}}, tmp_path / "run", _child(tmp_path, monkeypatch, body), 60, servers)
     assert served.tokens == [[1]]
     assert served.failed is None
     assert served.refused is None
@@ -45,7 +68,7 @@ def test_what_was_served_comes_back(tmp_path: Path, monkeypatch: pytest.MonkeyPa
 
 
 def test_what_takes_too_long_is_ended_with_all_its_processes(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, servers: ForkServers | None
 ) -> None:
     body = (
         "other = subprocess.Popen([sys.executable, '-c', 'import time; time.sleep(600)'])\n"
@@ -53,7 +76,7 @@ def test_what_takes_too_long_is_ended_with_all_its_processes(
         "time.sleep(600)"
     )
     begin = time.monotonic()
-    served = engine.serve({"engine": {}}, tmp_path / "run", _child(tmp_path, monkeypatch, body), 3)
+    served = engine.serve({"engine": {}}, tmp_path / "run", _child(tmp_path, monkeypatch, body), 3, servers)
     assert served.failed is not None
     assert "took more than 3 s in phase start" in served.failed
     assert time.monotonic() - begin < 60
@@ -73,7 +96,7 @@ def _is_running(pid: int) -> bool:
 
 
 def test_a_worker_that_holds_a_subprocess_leaves_nothing_behind(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, servers: ForkServers | None
 ) -> None:
     # U3: vllm-ascend's EPLB process outlives a worker that failed, and holds the start.
     body = (
@@ -82,7 +105,7 @@ def test_a_worker_that_holds_a_subprocess_leaves_nothing_behind(
         "answer.write_text(json.dumps({'phase': 'start'}))\n"
         "raise RuntimeError('the worker died')"
     )
-    served = engine.serve({"engine": {}}, tmp_path / "run", _child(tmp_path, monkeypatch, body), 60)
+    served = engine.serve({"engine": {}}, tmp_path / "run", _child(tmp_path, monkeypatch, body), 60, servers)
     assert served.failed is not None
     assert "RuntimeError: the worker died" in served.failed
     assert not _is_running(int((tmp_path / "run" / "pid.txt").read_text()))
@@ -111,18 +134,91 @@ def test_what_runs_in_a_session_is_found() -> None:
     ],
 )
 def test_the_plugins_own_error_is_a_refusal(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, said: str, refused: str | None
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    servers: ForkServers | None,
+    said: str,
+    refused: str | None,
 ) -> None:
     body = (
         "answer.write_text(json.dumps({'phase': 'start'}))\n"
         f"print({said!r})\nprint('RuntimeError: Engine core initialization failed. See root cause above.')\nsys.exit(1)"
     )
-    served = engine.serve({"engine": {}}, tmp_path / "run", _child(tmp_path, monkeypatch, body), 60)
+    served = engine.serve({"engine": {}}, tmp_path / "run", _child(tmp_path, monkeypatch, body), 60, servers)
     assert served.refused == refused
     assert (served.failed is None) == (refused is not None)
     if refused is None:
         assert served.failed is not None
         assert served.failed.startswith(said)
+
+
+def _fork(server: ForkServer, folder: Path, code: str, seconds: float = 60) -> str:
+    """Run a module in a fork; what it printed."""
+    folder.mkdir(exist_ok=True)
+    (folder / "forked_module.py").write_text(code, encoding="utf-8")
+    variables = {"WORD": folder.name}
+    server.run(["forked_module", "argument"], folder / "log.txt", variables, seconds)
+    return (folder / "log.txt").read_text(encoding="utf-8")
+
+
+def test_a_fork_is_like_a_program_of_its_own(tmp_path: Path) -> None:
+    code = (
+        "import os, sys, imported\n"
+        "print(__name__, sys.argv[1], os.environ['WORD'], os.getsid(0) == os.getpid(), imported.COUNT)\n"
+        "imported.COUNT += 1\nprint(sys.stdin.read() == '')"
+    )
+    (tmp_path / "imported.py").write_text("COUNT = 1\nprint('once')\n", encoding="utf-8")
+    path = os.pathsep.join(str(tmp_path / name) for name in ("", "one"))
+    server = ForkServer(tmp_path / "server.txt", {"PYTHONPATH": path}, ["imported"])
+    try:
+        for _ in range(2):
+            assert _fork(server, tmp_path / "one", code) == "__main__ argument one True 1\nTrue\n"
+    finally:
+        server.close()
+    # It was imported before, and once.
+    assert (tmp_path / "server.txt").read_text(encoding="utf-8") == "once\n"
+
+
+def test_a_server_that_cannot_import_says_why(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    server = ForkServer(tmp_path / "server.txt", {}, ["no_such_module"])
+    try:
+        with pytest.raises(ForkServerError, match=r"(?s)did not fork.*No module named 'no_such_module'"):
+            _fork(server, tmp_path / "one", "")
+    finally:
+        server.close()
+    monkeypatch.setattr(forkserver, "MODULES", ("no_such_module",))
+    with ForkServers(tmp_path / "servers") as servers:
+        served = engine.serve({"engine": {}}, tmp_path / "run", {}, 60, servers)
+    assert served.failed is not None
+    assert "No module named 'no_such_module'" in served.failed
+
+
+def test_what_is_forked_ends_with_its_server(tmp_path: Path) -> None:
+    code = "import os, pathlib, time\npathlib.Path('PID').write_text(str(os.getpid()))\ntime.sleep(600)"
+    server = ForkServer(tmp_path / "server.txt", {"PYTHONPATH": str(tmp_path / "one")}, [])
+    pid_file = tmp_path / "pid"
+    with ThreadPoolExecutor(1) as pool:
+        running = pool.submit(_fork, server, tmp_path / "one", code.replace("PID", str(pid_file)))
+        deadline = time.monotonic() + 30
+        while not (pid_file.exists() and pid_file.read_text()) and time.monotonic() < deadline:
+            time.sleep(0.05)
+        server.close()
+        running.result(30)
+    assert not _is_running(int(pid_file.read_text()))
+
+
+def test_servers_make_room_for_one_another(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(forkserver, "MODULES", ())
+    with ForkServers(tmp_path, keep=1) as servers:
+        with servers.server({"A": "1"}) as first, servers.server({"A": "2"}) as second:
+            # One of which something runs stays.
+            assert first.is_alive
+            assert second.is_alive
+        with servers.server({"A": "2"}) as again:
+            assert again is second
+        with servers.server({"A": "3"}):
+            assert not first.is_alive
+            assert not second.is_alive
 
 
 def test_a_wheel_is_unpacked_without_what_is_compiled(tmp_path: Path) -> None:

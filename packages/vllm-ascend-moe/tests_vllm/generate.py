@@ -1,9 +1,6 @@
 # SPDX-FileCopyrightText: The expert-maps authors
 # SPDX-License-Identifier: Apache-2.0
-"""Run vLLM offline in a process of its own: a request as JSON in, what was generated as JSON out.
-
-python generate.py REQUEST.json RESPONSE.json
-"""
+"""Run vLLM offline in a process of its own: a request as JSON in, what was generated as JSON out."""
 
 from __future__ import annotations
 
@@ -65,7 +62,3 @@ def _output(result: Any) -> dict[str, Any]:  # noqa: ANN401 - vLLM's
             *(choice[token].logprob for token, choice in zip(ids, output.logprobs, strict=True)),
         ],
     }
-
-
-if __name__ == "__main__":
-    main(*sys.argv[1:])

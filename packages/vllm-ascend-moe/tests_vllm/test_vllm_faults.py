@@ -52,7 +52,8 @@ def test_ranks_that_were_given_different_files(model: Path, tmp_path: Path) -> N
         # Each rank is a server of its own, as on two nodes.
         arguments = ["--data-parallel-size", "2", "--data-parallel-rank", str(rank)]
         arguments += ["--data-parallel-address", "127.0.0.1", "--data-parallel-rpc-port", str(port)]
-        started.append(start_server(model, tmp_path / str(rank), *arguments, "--additional-config", options))
+        arguments += ["--additional-config", options]
+        started.append(start_server(model, tmp_path / str(rank), *arguments, forks=True))
     codes = wait_all([process for process, _, _ in started], seconds=200)
     assert None not in codes, "a rank was left waiting"
     assert 0 not in codes

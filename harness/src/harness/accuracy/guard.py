@@ -29,7 +29,7 @@ def guard(seconds: float, command: list[str]) -> int:
         command,
         stdin=subprocess.DEVNULL,
         start_new_session=True,
-        preexec_fn=_end_with_parent,  # noqa: PLW1509 - there is one thread
+        preexec_fn=end_with_parent,  # noqa: PLW1509 - there is one thread
     )
     try:
         while process.poll() is None:
@@ -45,7 +45,7 @@ def guard(seconds: float, command: list[str]) -> int:
     return process.returncode if process.returncode >= 0 else 128 - process.returncode
 
 
-def _end_with_parent() -> None:
+def end_with_parent() -> None:
     """Have Linux kill this process when its parent ends: SIGKILL leaves the guard no time for it."""
     with contextlib.suppress(OSError, AttributeError):
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)

@@ -17,6 +17,7 @@ from expert_maps import ExpertMapsError
 from harness.accuracy import proof
 from harness.accuracy.arm import ArmRun
 from harness.accuracy.config import Arm
+from harness.accuracy.cpu_server import fork_on_a_cpu
 from harness.accuracy.records import read_record, texts_digest
 from harness.accuracy.schema import Forced
 from harness.accuracy.server import RefusedError, Server
@@ -150,6 +151,8 @@ def engine(settings: RunSettings, *changes: str, additional: dict[str, Any]) -> 
     words = [*settings.config.server.arguments, "--model", settings.model, "--dtype", settings.dtype]
     words += ["--worker-extension-cls", WORKER, "--disable-log-stats", *changes]
     words += ["--additional-config", json.dumps({"expert_maps": additional})]
+    # Each of its processes would import everything anew, and an arm is a handful of questions.
+    fork_on_a_cpu()
     parser = EngineArgs.add_cli_args(FlexibleArgumentParser())
     try:
         llm = LLM.from_engine_args(EngineArgs.from_cli_args(parser.parse_args(words)))

@@ -15,10 +15,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from harness.accuracy.server import last_lines, start
+from harness.ascend.forkserver import ForkServerError
+from harness.emulated_npu import NAMES
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
+    from harness.ascend.forkserver import ForkServers
     from harness.ascend.stage import Staged
 
 # Of a busy machine: on a quiet one an engine takes a tenth of it.
@@ -148,7 +151,11 @@ def environment(staged: Staged | None, chip: str, folder: Path, *, plugin: bool)
 
 
 def serve(
-    request: Mapping[str, Any], folder: Path, variables: Mapping[str, str], seconds: float = LIMIT_SECONDS
+    request: Mapping[str, Any],
+    folder: Path,
+    variables: Mapping[str, str],
+    seconds: float = LIMIT_SECONDS,
+    servers: ForkServers | None = None,
 ) -> Served:
     """Run one engine to its end, or end it and all its processes after the time limit.
 
@@ -157,45 +164,65 @@ def serve(
         folder: of its own; for request, response and log.
         variables: environment variables.
         seconds: most seconds.
+        servers: the engine is forked by one of them; None starts a process of its own.
     """
     folder = folder.absolute()
     folder.mkdir(parents=True, exist_ok=True)
-    ask, answer, log, names = (
-        folder / name for name in ("request.json", "response.json", "log.txt", "names.txt")
-    )
+    ask, answer, log = (folder / name for name in ("request.json", "response.json", "log.txt"))
     answer.unlink(missing_ok=True)
-    names.unlink(missing_ok=True)
+    used = Path(variables[NAMES]) if NAMES in variables else None
+    if used is not None:
+        used.unlink(missing_ok=True)
     ask.write_text(json.dumps({"rounds": 1, "mutants": [], "max_tokens": 16, **request}), encoding="utf-8")
-    words = [sys.executable, "-m", CHILD, str(ask), str(answer)]
-    begin, late = time.monotonic(), False
-    with start(words, log, variables, stop_seconds=5.0) as process:
+    words = [CHILD, str(ask), str(answer)]
+    begin, session, broken = time.monotonic(), None, None
+    if servers is None:
+        is_late = _run_alone(words, log, variables, seconds)
+    else:
         try:
-            process.wait(seconds)
-        except subprocess.TimeoutExpired:
-            late = True
-    used = time.monotonic() - begin
+            with servers.server({**variables, NAMES: ""}) as server:
+                session, is_late = server.run(words, log, variables, seconds)
+        except ForkServerError as error:
+            broken, is_late = str(error), False
+    duration = time.monotonic() - begin
     response: dict[str, Any] = {"phase": "start"}
     if answer.exists():
         response = json.loads(answer.read_text(encoding="utf-8"))
-    refused, failed = response.get("refused"), None
-    if late:
+    refused, failed = response.get("refused"), broken
+    if is_late:
         failed = f"took more than {seconds:g} s in phase {response['phase']}{last_lines(log)}"
-    elif refused is None and response["phase"] != "end":
+    elif refused is None and failed is None and response["phase"] != "end":
         refused = own_error(log)
         failed = None if refused else f"{_last_error(log)} (log: {log.name}, phase {response['phase']})"
-    listed = names.read_text(encoding="utf-8").split() if names.exists() else []
     return Served(
         response.get("rounds", []),
         response.get("inspections", []),
         response.get("mutants", {}),
         refused,
         failed,
-        tuple(sorted(set(listed))),
-        left_behind(response.get("session")),
-        late,
-        used,
+        read_names(used),
+        left_behind(response.get("session") or session),
+        is_late,
+        duration,
         log,
     )
+
+
+def read_names(path: Path | None) -> tuple[str, ...]:
+    """Return the names that an engine's processes listed."""
+    if path is None or not path.exists():
+        return ()
+    return tuple(sorted(set(path.read_text(encoding="utf-8").split())))
+
+
+def _run_alone(words: Sequence[str], log: Path, variables: Mapping[str, str], seconds: float) -> bool:
+    """Run a module in a process of its own; whether the time limit had to end it."""
+    with start([sys.executable, "-m", *words], log, variables, stop_seconds=5.0) as process:
+        try:
+            process.wait(seconds)
+        except subprocess.TimeoutExpired:
+            return True
+    return False
 
 
 def left_behind(session: int | None, seconds: float = _KILL_SECONDS) -> tuple[int, ...]:

@@ -70,14 +70,13 @@ def serve(case: Case, folder: Path, variables: Mapping[str, str], prompts: Seque
     except ServerError as error:
         failed = str(error)
     refused = engine.own_error(log) if failed else None
-    listed = names.read_text(encoding="utf-8").split() if names.exists() else []
     return engine.Served(
         rounds,
         inspections,
         {},
         refused,
         None if refused else failed,
-        tuple(sorted(set(listed))),
+        engine.read_names(names),
         engine.left_behind(session),
         False,  # noqa: FBT003 - a server is ended in any case
         time.monotonic() - begin,

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 from harness.ascend import engine, server
 from harness.ascend.cases import SIZES, Case, cases_for
+from harness.ascend.forkserver import ForkServers
 from harness.ascend.judging import Judged, Reference, judge
 from harness.ascend.prompts import prompts_for
 from harness.ascend.stage import ROOT, Staged, stage
@@ -23,7 +24,7 @@ if TYPE_CHECKING:
 
     from vllm_ascend_moe.releases import Release
 
-# Engines at a time: importing keeps one core busy, and there are two.
+# Engines at a time: each keeps a core busy and a half; three wait for one another more than they gain.
 AT_ONCE = 2
 _ROUNDS_TO_MOVE = 3
 
@@ -77,12 +78,12 @@ def run_releases(
         ContractError: a release could not be fetched.
     """
     rows: list[Future[Row]] = []
-    with ThreadPoolExecutor(AT_ONCE) as pool:
-        plain = {model: pool.submit(_reference, None, model, root) for model in SIZES}
+    with ForkServers(root.absolute() / "runs") as servers, ThreadPoolExecutor(AT_ONCE) as pool:
+        plain = {model: pool.submit(_reference, None, model, root, servers) for model in SIZES}
         for number, release in enumerate(releases):
             # The next is fetched and laid out while engines of those before it run.
             staged = stage(release, root)
-            alone = {model: pool.submit(_reference, staged, model, root) for model in SIZES}
+            alone = {model: pool.submit(_reference, staged, model, root, servers) for model in SIZES}
             runs = root.absolute() / "runs" / release.vllm_ascend
             cases = cases_for(release, runs, every=every or number == 0)
             # In the order in which they are started, so that what one waits for has been started before it.
@@ -91,7 +92,7 @@ def run_releases(
                 for model in SIZES
             ]
             rows += [
-                pool.submit(_run, staged, case, runs / f"case-{place}", alone.get(case.model), say)
+                pool.submit(_run, staged, case, runs / f"case-{place}", alone.get(case.model), say, servers)
                 for place, case in enumerate(cases)
             ]
         return [row.result() for row in rows]
@@ -103,9 +104,12 @@ def _run(
     folder: Path,
     reference: Future[Reference] | None,
     say: Callable[[str], None],
+    servers: ForkServers,
 ) -> Row:
     version = staged.release.vllm_ascend
-    judged = judge(case, _serve(staged, case, folder), None if reference is None else reference.result())
+    judged = judge(
+        case, _serve(staged, case, folder, servers), None if reference is None else reference.result()
+    )
     say(f"{version} {case.chip} {case.model.name}, {case.name}: {_outcome(judged)}")
     return Row(version, case, judged)
 
@@ -116,12 +120,13 @@ def _outcome(judged: Judged) -> str:
     return f"{'refused' if judged.refused else 'as expected'} in {judged.seconds:.0f} s"
 
 
-def _reference(staged: Staged | None, model: Path, root: Path) -> Reference:
+def _reference(staged: Staged | None, model: Path, root: Path, servers: ForkServers) -> Reference:
     """Serve a model on one rank without the plugin."""
     where = "vllm" if staged is None else staged.release.vllm_ascend
     folder = root / "runs" / where / f"one-rank-{model.name}"
     request = {"engine": engine.options(model, 1, None), "prompts": prompts_for(model)}
-    served = engine.serve(request, folder, engine.environment(staged, "A2", folder, plugin=False))
+    variables = engine.environment(staged, "A2", folder, plugin=False)
+    served = engine.serve(request, folder, variables, servers=servers)
     if served.tokens is None:
         msg = f"{where}, one rank without the plugin: {served.failed}; expected it to serve {model}"
         raise SessionError(msg)
@@ -146,7 +151,7 @@ def _one_rank(version: str, model: Path, alone: Future[Reference], cpu_build: Fu
     return Row(version, case, judged)
 
 
-def _serve(staged: Staged, case: Case, folder: Path) -> engine.Served:
+def _serve(staged: Staged, case: Case, folder: Path, servers: ForkServers) -> engine.Served:
     variables = engine.environment(staged, case.chip, folder, plugin=True)
     if case.is_server:
         return server.serve(case, folder, variables, prompts_for(case.model))
@@ -156,7 +161,7 @@ def _serve(staged: Staged, case: Case, folder: Path) -> engine.Served:
         "mutants": list(case.mutants),
         "rounds": _ROUNDS_TO_MOVE if case.moves or case.record else 1,
     }
-    return engine.serve(request, folder, variables)
+    return engine.serve(request, folder, variables, servers=servers)
 
 
 def write_record(path: Path, rows: Sequence[Row], seconds: float) -> None:

@@ -1,0 +1,46 @@
+# SPDX-FileCopyrightText: The expert-maps authors
+# SPDX-License-Identifier: Apache-2.0
+"""What the tests of servers ask, and how answers are held against those of one rank."""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from engine import IN_PROCESS, random_prompts, run
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from engine import Run, Server
+
+PROMPTS = random_prompts(64, 256, seed=2)
+MAX_TOKENS = 12
+TOKENS = sum(len(prompt) for prompt in PROMPTS) + len(PROMPTS) * (MAX_TOKENS - 1)
+
+
+def run_alone(model: Path, folder: Path) -> Run:
+    """Return the answers of one rank."""
+    return run(model, PROMPTS, folder, max_tokens=MAX_TOKENS, environ=IN_PROCESS)
+
+
+def config(**options: Any) -> tuple[str, str]:  # noqa: ANN401 - JSON
+    """Return the arguments that give the plugin its options."""
+    return "--additional-config", json.dumps({"expert_maps": options})
+
+
+def report(running: Server) -> list[dict[str, Any]]:
+    """Return every rank's report."""
+    answer = running.post("/collective_rpc", {"method": "expert_maps_report"})
+    found: list[dict[str, Any]] = answer["results"]
+    return found
+
+
+def assert_answers_as(alone: Run, running: Server) -> None:
+    """Require the texts of one rank, with log-probabilities near to its."""
+    choices = running.complete(PROMPTS, MAX_TOKENS)
+    assert [choice["token_ids"] for choice in choices] == alone.tokens[0]
+    for choice, output in zip(choices, alone.rounds[0], strict=True):
+        expected = output["logprobs"][-MAX_TOKENS:]
+        assert np.abs(np.array(choice["logprobs"]["token_logprobs"]) - expected).max() <= 1e-4
