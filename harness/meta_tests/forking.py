@@ -14,7 +14,6 @@ from pathlib import Path
 
 # What takes ten seconds to import; what is not installed is left out.
 _IMPORTED = [
-    "torch",
     "scipy.stats",
     "harness.accuracy.run",
     "harness.accuracy.compare",

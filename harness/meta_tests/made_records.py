@@ -4,16 +4,17 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from forking import run_module
 
 from harness.accuracy.records import Record, read_record, texts_digest, write_record
 from harness.accuracy.schema import Forced, Question, Summary, task_version
 
 if TYPE_CHECKING:
+    import subprocess
     from collections.abc import Collection
 
 CONFIGURATION = {"task": "words", "num_fewshot": 0, "max_tokens": 64}
@@ -151,10 +152,4 @@ def record(arm: Arm) -> Record:
 
 def compare(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
     """Run the command `compare`."""
-    return subprocess.run(
-        [sys.executable, "-m", "harness.accuracy", "compare", *map(str, arguments)],
-        capture_output=True,
-        text=True,
-        check=False,
-        timeout=120,
-    )
+    return run_module("harness.accuracy", "compare", *map(str, arguments), cwd=Path.cwd(), seconds=120)

@@ -49,6 +49,8 @@ class ForkServerError(RuntimeError):
 class _Fork(socketserver.StreamRequestHandler):
     """In a fork: lead a session, say its id, and be what ``python -m MODULE ARGUMENTS`` would be."""
 
+    server: socketserver.UnixStreamServer
+
     def handle(self) -> None:
         """Run what the first line asks for."""
         asked = json.loads(self.rfile.readline())
