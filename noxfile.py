@@ -146,7 +146,7 @@ def _install_shared(session: nox.Session, name: str, pinned: list[str]) -> Share
     sources = [
         *Path(CORE, "native").glob("*.[ch]"),
         Path(CORE, "hatch_build.py"),
-        *Path().glob("packages/*/src/*/__init__.py"),
+        *Path().glob("packages/*/src/*/_*.py"),
     ]
     sources += [*Path().glob("packages/*/pyproject.toml"), Path(HARNESS, "pyproject.toml")]
     stamps = {

@@ -80,9 +80,9 @@ def test_deepseek_r1_is_served_with_16_redundant_experts_on_16_ranks() -> None:
 
 @pytest.mark.parametrize("name", ["deepseek-r1-w8a8", "qwen3-235b-a22b", "qwen3-30b-a3b"])
 def test_arms_for_npus_can_be_served_and_proven(name: str, tmp_path: Path) -> None:
-    ascend_options = pytest.importorskip("vllm_ascend_moe.ascend_options")
+    ascend_options = pytest.importorskip("vllm_ascend_moe.backends.ascend.options")
     releases = pytest.importorskip("vllm_ascend_moe.releases")
-    settings = pytest.importorskip("vllm_ascend_moe.settings")
+    settings = pytest.importorskip("vllm_ascend_moe.core.settings")
     config = load_config(str(ROOT / "accuracy" / "models" / f"{name}.yaml"))
     ranks = next(word for word in config.server.arguments if word.startswith("--tensor-parallel-size="))
     for arm in config.arms.values():

@@ -25,16 +25,16 @@ from harness.accuracy.int8 import quantise
 from harness.accuracy.offline import Order
 from harness.accuracy.sensitivity_page import Outcome, Part, as_json, page
 from harness.accuracy.verdict import judge
-from vllm_ascend_moe.experts import ExpertWeights, apply_experts
-from vllm_ascend_moe.ops import take_turns_and_record
-from vllm_ascend_moe.slots import SlotRule
+from vllm_ascend_moe.core.slots import SlotRule
+from vllm_ascend_moe.npu_ops.experts import ExpertWeights, apply_experts
+from vllm_ascend_moe.npu_ops.ops import take_turns_and_record
 
 if TYPE_CHECKING:
     from pathlib import Path
 
     from numpy.typing import NDArray
 
-    from vllm_ascend_moe.replicas import ReplicaChoice
+    from vllm_ascend_moe.core.replicas import ReplicaChoice
 
 EXPERTS, RANKS, HIDDEN, WIDTH, TOP_K, TOKENS = 8, 2, 32, 32, 2, 64
 OF_A_REPLICA: tuple[Kind, ...] = ("neighbour", "zeroed", "noise", "dropped slot")

@@ -19,7 +19,7 @@ from harness.contract import wheels
 from harness.contract.calls import find_calls, parse_calls
 from harness.contract.static import check_calls, check_limits, check_twins
 from harness.contract.wheels import ContractError, Wheel, fetch, read
-from vllm_ascend_moe.ops import OPS, Op
+from vllm_ascend_moe.npu_ops.ops import OPS, Op
 from vllm_ascend_moe.releases import RELEASES
 
 SOURCE = Path(vllm_ascend_moe.__file__).parent

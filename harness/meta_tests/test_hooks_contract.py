@@ -22,8 +22,10 @@ from harness.contract.ascend import written_options
 from harness.contract.fetching import ContractError
 from harness.contract.hooks import Release, Report, check_release, wanted
 from harness.contract.pins import SOURCES
-from vllm_ascend_moe import ascend, releases, upstream
-from vllm_ascend_moe.upstream import Hook
+from vllm_ascend_moe import releases
+from vllm_ascend_moe.backends.ascend import answers as ascend
+from vllm_ascend_moe.hooks import table, wrapping
+from vllm_ascend_moe.hooks.table import Hook
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -171,7 +173,7 @@ def check_served(wheel: Path, *hooks: Hook) -> Report:
 def check_ascend(wheel: Path, version: str = "0.22.1rc1") -> Report:
     row = releases.find(version)
     assert row is not None
-    hooks = tuple(hook for hook in upstream.beside(row) if hook.module.startswith("vllm_ascend."))
+    hooks = tuple(hook for hook in table.beside(row) if hook.module.startswith("vllm_ascend."))
     return check_release(wheel, Release("vllm-ascend", version, hooks, row))
 
 
@@ -237,7 +239,7 @@ def test_the_verdict_is_that_of_the_run_time_check(
     for name in [name for name in sys.modules if name.partition(".")[0] == "served"]:
         del sys.modules[name]
     fits = [not check_served(wheel, hook).problems for hook in HOOKS]
-    assert fits == [not list(upstream.problems([hook])) for hook in HOOKS]
+    assert fits == [not list(wrapping.problems([hook])) for hook in HOOKS]
 
 
 def test_what_is_imported_for_types_only_is_not_there(tmp_path: Path) -> None:
@@ -420,11 +422,11 @@ def test_every_release_and_its_vllm_are_pinned_and_those_that_are_served_are_in_
     for row in releases.RELEASES:
         ascends = next(each for each in everything if each.row is row)
         (vllms,) = (each for each in everything if each.project == "vllm" and each.version == row.vllm)
-        assert set(upstream.beside(row)) <= {*ascends.hooks, *vllms.hooks}
+        assert set(table.beside(row)) <= {*ascends.hooks, *vllms.hooks}
 
 
 def test_every_vllm_by_itself_is_compared_with_all_that_is_used_there() -> None:
-    alone = {*upstream.WATCHED, upstream.STOP_TIMEOUT, *upstream.EPLB, *upstream.CPU}
+    alone = {*table.WATCHED, table.STOP_TIMEOUT, *table.EPLB, *table.CPU}
     versions = {each.version for each in wanted(everything=True) if alone <= set(each.hooks)}
     assert versions == {
         version for project, version in SOURCES if project == "vllm" and version in releases.VLLM

@@ -103,11 +103,11 @@ def test_pins_of_more_are_what_run_pins(name: str) -> None:
 
 
 def test_versions_agree() -> None:
-    for member, module in (
-        ("packages/expert-maps", "expert_maps"),
-        ("packages/vllm-ascend-moe", "vllm_ascend_moe"),
+    for path in (
+        "expert-maps/src/expert_maps/__init__.py",
+        "vllm-ascend-moe/src/vllm_ascend_moe/_version.py",
     ):
-        code = (ROOT / member / "src" / module / "__init__.py").read_text(encoding="utf-8")
+        code = (ROOT / "packages" / path).read_text(encoding="utf-8")
         found = re.search(r'^__version__ = "([^"]+)"', code, re.MULTILINE)
         assert found is not None
         version = found.group(1)

@@ -13,16 +13,18 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from vllm_ascend_moe import ascend_worker, releases, upstream
-from vllm_ascend_moe.ascend_worker import AscendWorker
-from vllm_ascend_moe.sources import PlacementSource, find_source
+from vllm_ascend_moe import releases
+from vllm_ascend_moe.backends.ascend import worker as ascend_worker
+from vllm_ascend_moe.backends.ascend.worker import AscendWorker
+from vllm_ascend_moe.core.sources import PlacementSource, find_source
+from vllm_ascend_moe.hooks import wrapping
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
     import pytest
 
-    from vllm_ascend_moe.settings import Settings
+    from vllm_ascend_moe.core.settings import Settings
 
 E, HIDDEN, INNER = 8, 3, 2
 # What vllm-ascend has no types for.
@@ -176,7 +178,7 @@ def make_world(
     monkeypatch: pytest.MonkeyPatch, ranks: int, settings: Settings, *, release: str = "0.23.0"
 ) -> tuple[World, list[AscendWorker]]:
     """Make workers beside one release."""
-    monkeypatch.setattr(upstream, "vllm_ascend_version", lambda: release)
+    monkeypatch.setattr(wrapping, "vllm_ascend_version", lambda: release)
     to = torch.Tensor.to
 
     def stay(tensor: torch.Tensor, *args: Untyped, **kwargs: Untyped) -> torch.Tensor:

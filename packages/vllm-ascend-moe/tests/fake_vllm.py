@@ -10,14 +10,14 @@ import sys
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
-from vllm_ascend_moe import upstream
+from vllm_ascend_moe.hooks import table
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
 
     import pytest
 
-HOOKS = (*upstream.WATCHED, upstream.STOP_TIMEOUT, *upstream.EPLB, *upstream.CPU)
+HOOKS = (*table.WATCHED, table.STOP_TIMEOUT, *table.EPLB, *table.CPU)
 
 
 def function(name: str, parameters: Iterable[str]) -> Callable[..., Any]:
@@ -41,7 +41,7 @@ def without_vllm(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def install(
     monkeypatch: pytest.MonkeyPatch,
-    hooks: Iterable[upstream.Hook] = HOOKS,
+    hooks: Iterable[table.Hook] = HOOKS,
     *,
     version: str = "0.32.0+cpu",
     platform: str = "cpu",
@@ -62,7 +62,7 @@ def install(
         replace(monkeypatch, hook, function(hook.name, hook.parameters))
 
 
-def replace(monkeypatch: pytest.MonkeyPatch, hook: upstream.Hook, value: object) -> None:
+def replace(monkeypatch: pytest.MonkeyPatch, hook: table.Hook, value: object) -> None:
     """Put something where a hook's function is looked for; classes on the way are made."""
     owner: Any = _module(monkeypatch, hook.module)
     *path, attribute = hook.name.split(".")

@@ -15,7 +15,7 @@ import fake_vllm
 import pytest
 
 import vllm_ascend_moe
-from vllm_ascend_moe.activation import (
+from vllm_ascend_moe.core.activation import (
     REPORT,
     Activation,
     leave_resolved,
@@ -26,7 +26,7 @@ from vllm_ascend_moe.activation import (
     versions,
     vllm_version,
 )
-from vllm_ascend_moe.settings import ENV_ENABLED, ENV_PREFIX, Settings, SettingsError
+from vllm_ascend_moe.core.settings import ENV_ENABLED, ENV_PREFIX, Settings, SettingsError
 
 LAYOUT, CHOICE = f"{ENV_PREFIX}LAYOUT", f"{ENV_PREFIX}REPLICA_CHOICE"
 

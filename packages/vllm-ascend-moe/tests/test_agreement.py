@@ -12,8 +12,8 @@ import pytest
 import torch
 
 from expert_maps import ExpertMapsError
-from vllm_ascend_moe import agreement
-from vllm_ascend_moe.agreement import DisagreementError, gather, require_agreement
+from vllm_ascend_moe.core import agreement
+from vllm_ascend_moe.core.agreement import DisagreementError, gather, require_agreement
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -10,9 +10,9 @@ import pytest
 import torch
 
 from expert_maps import ExpertMapsError, LayoutError, Placement, generate_placement, plan, write_placement
-from vllm_ascend_moe import upstream
-from vllm_ascend_moe.ascend import around_init_eplb_config
+from vllm_ascend_moe.backends.ascend.answers import around_init_eplb_config
 from vllm_ascend_moe.eplb import EplbConfigError
+from vllm_ascend_moe.hooks import wrapping
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -96,7 +96,7 @@ def test_with_a_file_each_layer_gets_its_own_maps(tmp_path: Path) -> None:
 def test_copies_stand_where_the_releases_loader_fills_slots(
     release: str | None, layout: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(upstream, "vllm_ascend_version", lambda: release)
+    monkeypatch.setattr(wrapping, "vllm_ascend_version", lambda: release)
     wanted = generate_placement(layout, num_experts=16, ep_size=4, num_redundant_experts=4)
     options = eplb(num_redundant_experts=4, dynamic_eplb=True)
     for rank in range(4):

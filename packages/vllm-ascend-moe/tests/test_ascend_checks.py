@@ -11,11 +11,12 @@ import numpy as np
 import pytest
 
 from expert_maps import Placement, generate_placement
-from vllm_ascend_moe import ascend_checks, releases
-from vllm_ascend_moe.ascend_checks import World, can_gather, check_runner, check_served, chip
+from vllm_ascend_moe import releases
+from vllm_ascend_moe.backends.ascend import checks as ascend_checks
+from vllm_ascend_moe.backends.ascend.checks import World, can_gather, check_runner, check_served, chip
+from vllm_ascend_moe.core.settings import Settings
+from vllm_ascend_moe.core.sources import PlacementSource
 from vllm_ascend_moe.eplb import EplbConfigError
-from vllm_ascend_moe.settings import Settings
-from vllm_ascend_moe.sources import PlacementSource
 
 WORLD = World(size=4, top_k=2, uses_lora=False, is_quantised=False)
 EXPERTS, RANKS, LAYERS = 16, 4, 3

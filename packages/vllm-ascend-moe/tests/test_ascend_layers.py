@@ -12,15 +12,15 @@ import torch
 from fake_ascend import E, Model, Untyped, build, eplb, load, make_world
 
 from expert_maps import Placement, generate_placement, plan, write_placement
-from vllm_ascend_moe.agreement import DisagreementError
+from vllm_ascend_moe.core.agreement import DisagreementError
+from vllm_ascend_moe.core.settings import Settings
 from vllm_ascend_moe.eplb import EplbConfigError
-from vllm_ascend_moe.settings import Settings
 
 if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
 
-    from vllm_ascend_moe.ascend_worker import AscendWorker
+    from vllm_ascend_moe.backends.ascend.worker import AscendWorker
 
 LAYERS, RANKS, REDUNDANT = 3, 2, 4
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from vllm_ascend_moe.ascend_loading import CheckpointNames, different
-from vllm_ascend_moe.checksums import checksum, content_sum, named_slot_tensors
+from vllm_ascend_moe.backends.ascend.loading import CheckpointNames, different
+from vllm_ascend_moe.core.checksums import checksum, content_sum, named_slot_tensors
 
 # Names
 

@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from vllm_ascend_moe import ascend_options as module
 from vllm_ascend_moe import releases
-from vllm_ascend_moe.ascend_options import (
+from vllm_ascend_moe.backends.ascend import options as module
+from vllm_ascend_moe.backends.ascend.options import (
     ascend_options,
     check_options,
     forget_engine,
@@ -19,8 +19,8 @@ from vllm_ascend_moe.ascend_options import (
     join_given,
     switch_dynamic_on,
 )
+from vllm_ascend_moe.core.settings import Settings, SettingsError
 from vllm_ascend_moe.eplb import EplbConfigError
-from vllm_ascend_moe.settings import Settings, SettingsError
 
 if TYPE_CHECKING:
     from pathlib import Path

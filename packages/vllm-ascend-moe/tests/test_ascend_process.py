@@ -15,7 +15,7 @@ import pytest
 WORKER = """
 import multiprocessing, os, signal, sys, time
 from multiprocessing import Manager
-from vllm_ascend_moe import ascend_process
+from vllm_ascend_moe.backends.ascend import process as ascend_process
 
 def raise_once(*_):
     raise SystemExit

@@ -12,12 +12,14 @@ from typing import TYPE_CHECKING, Any
 import fake_vllm
 import pytest
 
-from vllm_ascend_moe import releases, serving, upstream
-from vllm_ascend_moe.activation import Activation, leave_resolved
-from vllm_ascend_moe.agreement import DisagreementError
+from vllm_ascend_moe import releases
+from vllm_ascend_moe.backends import serving
+from vllm_ascend_moe.core.activation import Activation, leave_resolved
+from vllm_ascend_moe.core.agreement import DisagreementError
+from vllm_ascend_moe.core.settings import Settings
 from vllm_ascend_moe.eplb import EplbConfigError
+from vllm_ascend_moe.hooks import table, wrapping
 from vllm_ascend_moe.report import WorkerReport
-from vllm_ascend_moe.settings import Settings
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -40,7 +42,7 @@ class Worker:
 @pytest.fixture(autouse=True)
 def no_hooks_left() -> Iterator[None]:
     yield
-    upstream.restore()
+    wrapping.restore()
     serving._current = None
 
 
@@ -64,19 +66,17 @@ def install(monkeypatch: pytest.MonkeyPatch, release: str = "0.23.0") -> None:
     """Put a vLLM and a vllm-ascend in place: what the plugin uses beside that release, and no EPLB of vLLM's."""
     known = releases.find(release)
     assert known is not None
-    fake_vllm.install(monkeypatch, upstream.beside(known), platform="ascend", version=known.vllm)
-    monkeypatch.setattr(upstream, "vllm_ascend_version", lambda: release)
-    adaptor = upstream.Hook("vllm_ascend.eplb.adaptor.vllm_adaptor", "VllmEplbAdaptor", ())
+    fake_vllm.install(monkeypatch, table.beside(known), platform="ascend", version=known.vllm)
+    monkeypatch.setattr(wrapping, "vllm_ascend_version", lambda: release)
+    adaptor = table.Hook("vllm_ascend.eplb.adaptor.vllm_adaptor", "VllmEplbAdaptor", ())
     fake_vllm.replace(monkeypatch, adaptor, type("Adaptor", (), {"_registered_moe_layers": [1]}))
-    fake_vllm.replace(monkeypatch, upstream.PP_GROUP, lambda: SimpleNamespace(world_size=1, rank_in_group=0))
+    fake_vllm.replace(monkeypatch, table.PP_GROUP, lambda: SimpleNamespace(world_size=1, rank_in_group=0))
     for module in known.layers:
-        fake_vllm.replace(
-            monkeypatch, upstream.Hook(module, "Layer", ()), type("Layer", (), {"moe_counter": 3})
-        )
+        fake_vllm.replace(monkeypatch, table.Hook(module, "Layer", ()), type("Layer", (), {"moe_counter": 3}))
     # As `from … import initialize_model` binds it.
-    made = sys.modules[upstream.INITIALIZE_MODEL_UTIL.module].initialize_model
-    fake_vllm.replace(monkeypatch, upstream.INITIALIZE_MODEL, made)
-    fake_vllm.replace(monkeypatch, upstream.Hook(NETLOADER, "initialize_model", ()), made)
+    made = sys.modules[table.INITIALIZE_MODEL_UTIL.module].initialize_model
+    fake_vllm.replace(monkeypatch, table.INITIALIZE_MODEL, made)
+    fake_vllm.replace(monkeypatch, table.Hook(NETLOADER, "initialize_model", ()), made)
 
 
 def start(made: SimpleNamespace) -> Worker:
@@ -95,12 +95,12 @@ def test_it_starts_without_any_function_of_vllms_eplb(release: str, monkeypatch:
     known = releases.find(release)
     assert known is not None
     for module in known.layers:
-        assert hasattr(sys.modules[module].init_eplb_config, upstream._MARK)
+        assert hasattr(sys.modules[module].init_eplb_config, wrapping._MARK)
 
 
-@pytest.mark.parametrize("hook", [upstream.MOVE_EXPERTS, upstream.EPLB_PROCESS, upstream.EPLB_MANAGER])
+@pytest.mark.parametrize("hook", [table.MOVE_EXPERTS, table.EPLB_PROCESS, table.EPLB_MANAGER])
 def test_a_vllm_ascend_of_which_a_function_is_missing_is_refused(
-    hook: upstream.Hook, monkeypatch: pytest.MonkeyPatch
+    hook: table.Hook, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     install(monkeypatch)
     owner: Any = sys.modules[hook.module]
@@ -108,12 +108,12 @@ def test_a_vllm_ascend_of_which_a_function_is_missing_is_refused(
     for part in path:
         owner = getattr(owner, part)
     monkeypatch.delattr(owner, name)
-    with pytest.raises(upstream.UpstreamError, match=name):
+    with pytest.raises(wrapping.UpstreamError, match=name):
         start(config())
 
 
 @pytest.mark.parametrize(
-    "module", [upstream.INITIALIZE_MODEL.module, upstream.INITIALIZE_MODEL_UTIL.module, NETLOADER]
+    "module", [table.INITIALIZE_MODEL.module, table.INITIALIZE_MODEL_UTIL.module, NETLOADER]
 )
 def test_ranks_agree_whichever_loader_makes_the_model(module: str, monkeypatch: pytest.MonkeyPatch) -> None:
     install(monkeypatch)
@@ -143,7 +143,7 @@ def test_a_copy_of_the_main_models_configuration_is_the_main_models(monkeypatch:
     assert found.ascend is not None
     asked: list[bool] = []
     monkeypatch.setattr(found.ascend, "build", lambda _, *, draft: asked.append(draft))
-    make = functools.partial(sys.modules[upstream.INITIALIZE_MODEL.module].initialize_model, vllm_config=made)
+    make = functools.partial(sys.modules[table.INITIALIZE_MODEL.module].initialize_model, vllm_config=made)
     make(model_config=made.model_config)
     make(model_config=SimpleNamespace(runner_type="generate"))
     make(model_config=SimpleNamespace(runner_type="draft"))

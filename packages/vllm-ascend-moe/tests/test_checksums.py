@@ -10,8 +10,8 @@ from hypothesis import given
 from hypothesis import settings as examples
 from hypothesis import strategies as st
 
-from vllm_ascend_moe import checksums
-from vllm_ascend_moe.checksums import slot_checksums, slot_tensors
+from vllm_ascend_moe.core import checksums
+from vllm_ascend_moe.core.checksums import slot_checksums, slot_tensors
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

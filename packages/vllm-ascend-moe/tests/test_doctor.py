@@ -16,10 +16,11 @@ from typer.testing import CliRunner, Result
 
 import vllm_ascend_moe
 from expert_maps import generate_placement, write_placement
-from vllm_ascend_moe import releases, upstream
+from vllm_ascend_moe import releases
 from vllm_ascend_moe.cli import app
+from vllm_ascend_moe.core.settings import ENV_ENABLED, ENV_PREFIX
 from vllm_ascend_moe.doctor import Diagnosis, diagnose
-from vllm_ascend_moe.settings import ENV_ENABLED, ENV_PREFIX
+from vllm_ascend_moe.hooks import table
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -124,10 +125,10 @@ def test_without_torch_that_is_the_problem() -> None:
 def test_where_all_is_well_there_are_no_problems(
     platform: str, device: str, way: str, world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    hooks: tuple[upstream.Hook, ...] = fake_vllm.HOOKS
+    hooks: tuple[table.Hook, ...] = fake_vllm.HOOKS
     version = "0.32.0+cpu"
     if platform == "ascend":
-        hooks, version = upstream.beside(releases.NEWEST), f"{releases.NEWEST.vllm}+empty"
+        hooks, version = table.beside(releases.NEWEST), f"{releases.NEWEST.vllm}+empty"
         world.versions["vllm-ascend"] = releases.NEWEST.vllm_ascend
         world.points[PLATFORM] = ["ascend"]
     fake_vllm.install(monkeypatch, hooks, platform=platform, version=version)
@@ -147,15 +148,15 @@ def test_where_all_is_well_there_are_no_problems(
 @pytest.mark.parametrize(
     ("platform", "release", "hooks"),
     [
-        ("cpu", None, (*upstream.WATCHED, upstream.STOP_TIMEOUT, *upstream.EPLB, *upstream.CPU)),
-        ("cuda", None, (*upstream.WATCHED, upstream.STOP_TIMEOUT, *upstream.EPLB)),
-        *(("ascend", release, upstream.beside(release)) for release in releases.RELEASES),
+        ("cpu", None, (*table.WATCHED, table.STOP_TIMEOUT, *table.EPLB, *table.CPU)),
+        ("cuda", None, (*table.WATCHED, table.STOP_TIMEOUT, *table.EPLB)),
+        *(("ascend", release, table.beside(release)) for release in releases.RELEASES),
     ],
 )
 def test_every_hook_of_the_platform_is_checked_and_no_other(
     platform: str,
     release: releases.Release | None,
-    hooks: tuple[upstream.Hook, ...],
+    hooks: tuple[table.Hook, ...],
     world: World,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
@@ -179,7 +180,7 @@ def test_beside_vllm_ascend_the_row_of_the_table_is_shown(
 ) -> None:
     for release in releases.RELEASES:
         world.versions["vllm-ascend"] = release.vllm_ascend
-        fake_vllm.install(monkeypatch, upstream.beside(release), platform="ascend", version=release.vllm)
+        fake_vllm.install(monkeypatch, table.beside(release), platform="ascend", version=release.vllm)
         found = diagnose(ACTIVE, {})
         assert found.release is not None
         assert tuple(found.release.items()) == tuple(
@@ -205,9 +206,9 @@ def test_a_cpu_without_kernels_is_said_to_be_one(monkeypatch: pytest.MonkeyPatch
 
 def test_a_changed_function_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     fake_vllm.install(monkeypatch)
-    fake_vllm.replace(monkeypatch, upstream.STEP, fake_vllm.function("step", ("self",)))
+    fake_vllm.replace(monkeypatch, table.STEP, fake_vllm.function("step", ("self",)))
     (problem,) = diagnose(ACTIVE, {}).problems
-    assert problem.startswith(f"{upstream.STEP} has the parameters (self); expected (self, is_dummy")
+    assert problem.startswith(f"{table.STEP} has the parameters (self); expected (self, is_dummy")
 
 
 def test_an_unsupported_version_or_platform_is_a_problem(

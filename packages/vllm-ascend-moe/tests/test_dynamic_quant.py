@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from sizes import DTYPES, normal
 
-from vllm_ascend_moe.ops import npu_dynamic_quant
+from vllm_ascend_moe.npu_ops.ops import npu_dynamic_quant
 
 
 @settings(deadline=None, max_examples=60)

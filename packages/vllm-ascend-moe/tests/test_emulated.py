@@ -8,11 +8,11 @@ import pytest
 import torch
 from sizes import choose, normal
 
-from vllm_ascend_moe import ops
-from vllm_ascend_moe.emulated import emulated_npu
-from vllm_ascend_moe.experts import ExpertWeights, apply_experts
-from vllm_ascend_moe.ops import OPS
-from vllm_ascend_moe.routing import RoutingConfig, select_experts
+from vllm_ascend_moe.npu_ops import ops
+from vllm_ascend_moe.npu_ops.emulated import emulated_npu
+from vllm_ascend_moe.npu_ops.experts import ExpertWeights, apply_experts
+from vllm_ascend_moe.npu_ops.ops import OPS
+from vllm_ascend_moe.npu_ops.routing import RoutingConfig, select_experts
 
 
 def run(dtype: torch.dtype = torch.float32) -> list[torch.Tensor]:

@@ -13,9 +13,9 @@ from sizes import TOLERANCE, LargestOutput, choose, normal
 from torch.nn import functional
 
 from expert_maps import LayoutName, generate_placement
-from vllm_ascend_moe import ops
-from vllm_ascend_moe.experts import ExpertWeights, apply_experts
-from vllm_ascend_moe.ops import map_to_physical
+from vllm_ascend_moe.npu_ops import ops
+from vllm_ascend_moe.npu_ops.experts import ExpertWeights, apply_experts
+from vllm_ascend_moe.npu_ops.ops import map_to_physical
 
 HIDDEN, INNER = 12, 10
 

@@ -14,9 +14,12 @@ import numpy as np
 import pytest
 
 from expert_maps import ExpertMapsError, Placement, generate_placement, write_placement
-from vllm_ascend_moe import ascend_checks, ascend_options, frontend, releases, upstream
-from vllm_ascend_moe.activation import read_resolved
-from vllm_ascend_moe.settings import Settings
+from vllm_ascend_moe import frontend, releases
+from vllm_ascend_moe.backends.ascend import checks as ascend_checks
+from vllm_ascend_moe.backends.ascend import options as ascend_options
+from vllm_ascend_moe.core.activation import read_resolved
+from vllm_ascend_moe.core.settings import Settings
+from vllm_ascend_moe.hooks import wrapping
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -74,7 +77,7 @@ def configure(monkeypatch: pytest.MonkeyPatch) -> Callable[..., Config]:
     monkeypatch.setattr(ascend_options, "_switched_on", [])
     # What vllm-ascend's executor would be imported as; see test_ascend_options.
     monkeypatch.setattr(ascend_options, "_EXECUTOR", "os")
-    monkeypatch.setattr(upstream, "check_versions", lambda **_: None)
+    monkeypatch.setattr(wrapping, "check_versions", lambda **_: None)
 
     def run(
         additional_config: Any = None,  # noqa: ANN401 - a user's
@@ -86,7 +89,7 @@ def configure(monkeypatch: pytest.MonkeyPatch) -> Callable[..., Config]:
         fails: bool = False,
         **changes: object,
     ) -> Config:
-        monkeypatch.setattr(upstream, "vllm_ascend_version", lambda: release)
+        monkeypatch.setattr(wrapping, "vllm_ascend_version", lambda: release)
         monkeypatch.setattr(ascend_checks, "chip", lambda: on)
 
         def create(engine_args: SimpleNamespace) -> Config:

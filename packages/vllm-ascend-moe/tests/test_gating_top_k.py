@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from sizes import DTYPES, normal
 
-from vllm_ascend_moe.ops import npu_moe_gating_top_k
+from vllm_ascend_moe.npu_ops.ops import npu_moe_gating_top_k
 
 SHAPES = [
     (8, 1, 1, 2),

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from sizes import DTYPES, TOLERANCE, normal
 
-from vllm_ascend_moe.ops import npu_grouped_matmul
+from vllm_ascend_moe.npu_ops.ops import npu_grouped_matmul
 
 COUNTS = st.lists(st.integers(0, 6), min_size=1, max_size=5)
 

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from sizes import DTYPES, normal
 
-from vllm_ascend_moe.ops import npu_dynamic_quant, npu_moe_init_routing_v2
+from vllm_ascend_moe.npu_ops.ops import npu_dynamic_quant, npu_moe_init_routing_v2
 
 
 @settings(deadline=None, max_examples=120)

@@ -7,10 +7,10 @@ import re
 import pytest
 import torch
 
-from vllm_ascend_moe import limits
-from vllm_ascend_moe.experts import ExpertWeights
-from vllm_ascend_moe.limits import LimitError
-from vllm_ascend_moe.routing import RoutingConfig
+from vllm_ascend_moe.npu_ops import limits
+from vllm_ascend_moe.npu_ops.experts import ExpertWeights
+from vllm_ascend_moe.npu_ops.limits import LimitError
+from vllm_ascend_moe.npu_ops.routing import RoutingConfig
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from vllm_ascend_moe.ops import (
+from vllm_ascend_moe.npu_ops.ops import (
     can_use_kernel,
     map_and_record,
     map_to_physical,
@@ -88,7 +88,7 @@ def test_off_the_kernel_it_is_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
     for plain in (False, True):
         if plain:
             # The module, which the package's function of that name hides.
-            module = importlib.import_module("vllm_ascend_moe.ops.map_and_record")
+            module = importlib.import_module("vllm_ascend_moe.npu_ops.ops.map_and_record")
             monkeypatch.setattr(module, "can_use_kernel", lambda _: False)
         one, two = torch.zeros(4, dtype=torch.int64), torch.zeros(4, dtype=torch.int64)
         mapped = map_and_record(ids, torch.tensor([3, 1, 2]), one, counted=counted)

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from sizes import LargestOutput
 
 from expert_maps import generate_placement
-from vllm_ascend_moe.ops import map_to_physical, take_turns
+from vllm_ascend_moe.npu_ops.ops import map_to_physical, take_turns
 
 
 @settings(deadline=None, max_examples=80)

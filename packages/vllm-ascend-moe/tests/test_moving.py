@@ -10,10 +10,11 @@ import pytest
 import torch
 
 from expert_maps import Placement
-from vllm_ascend_moe import moving, upstream
-from vllm_ascend_moe.agreement import DisagreementError
+from vllm_ascend_moe.backends import moving
+from vllm_ascend_moe.core.agreement import DisagreementError
+from vllm_ascend_moe.core.slots import SlotRule
 from vllm_ascend_moe.eplb import EplbConfigError
-from vllm_ascend_moe.slots import SlotRule
+from vllm_ascend_moe.hooks import table, wrapping
 
 # Two layers, four experts and two copies on one rank's worth of slots each.
 ROWS = np.array([[0, 1, 2, 3, 0, 1], [3, 2, 1, 0, 3, 2]])
@@ -101,8 +102,8 @@ def one_rank(monkeypatch: pytest.MonkeyPatch, *, leaves_scales: bool = False) ->
     def commit(model_state: Any, rows: torch.Tensor) -> None:  # noqa: ANN401 - vLLM's
         model_state.physical_to_logical_map.copy_(rows)
 
-    functions = {upstream.MOVE_WEIGHTS: rearrange, upstream.COMMIT: commit}
-    monkeypatch.setattr(upstream, "original", functions.__getitem__)
+    functions = {table.MOVE_WEIGHTS: rearrange, table.COMMIT: commit}
+    monkeypatch.setattr(wrapping, "original", functions.__getitem__)
     ranks = SimpleNamespace(cpu_group=None, ep_group=SimpleNamespace(device_group=None))
     return model, state, ranks
 

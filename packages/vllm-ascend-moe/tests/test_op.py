@@ -7,8 +7,8 @@ import inspect
 import pytest
 import torch
 
-from vllm_ascend_moe import ops
-from vllm_ascend_moe.ops import OPS
+from vllm_ascend_moe.npu_ops import ops
+from vllm_ascend_moe.npu_ops.ops import OPS
 
 
 def test_each_op_has_torch_npus_signature() -> None:

@@ -17,11 +17,11 @@ import vllm_ascend_moe
     [
         ("vllm_ascend_moe", {"torch", "torch_npu", "vllm"}),
         ("vllm_ascend_moe.eplb", {"torch_npu", "vllm"}),
-        ("vllm_ascend_moe.ops", {"torch_npu", "vllm"}),
-        ("vllm_ascend_moe.routing", {"torch_npu", "vllm"}),
-        ("vllm_ascend_moe.experts", {"torch_npu", "vllm"}),
-        ("vllm_ascend_moe.replicas", {"torch_npu", "vllm"}),
-        ("vllm_ascend_moe.emulated", {"torch_npu", "vllm"}),
+        ("vllm_ascend_moe.npu_ops", {"torch_npu", "vllm"}),
+        ("vllm_ascend_moe.npu_ops.routing", {"torch_npu", "vllm"}),
+        ("vllm_ascend_moe.npu_ops.experts", {"torch_npu", "vllm"}),
+        ("vllm_ascend_moe.core.replicas", {"torch_npu", "vllm"}),
+        ("vllm_ascend_moe.npu_ops.emulated", {"torch_npu", "vllm"}),
     ],
 )
 def test_importing_loads_nothing_heavy(module: str, absent: set[str]) -> None:

@@ -11,13 +11,13 @@ import fake_vllm
 import pytest
 
 from expert_maps import POLICY_NAMES, Placement, generate_placement
-from vllm_ascend_moe import upstream
-from vllm_ascend_moe.activation import Activation
+from vllm_ascend_moe.backends.policy import check_policy, router_groups
+from vllm_ascend_moe.backends.serving import Serving
+from vllm_ascend_moe.core.activation import Activation
+from vllm_ascend_moe.core.settings import Settings
+from vllm_ascend_moe.core.sources import PlacementSource
 from vllm_ascend_moe.eplb import EplbConfigError
-from vllm_ascend_moe.policy import check_policy, router_groups
-from vllm_ascend_moe.serving import Serving
-from vllm_ascend_moe.settings import Settings
-from vllm_ascend_moe.sources import PlacementSource
+from vllm_ascend_moe.hooks import table
 
 
 def layout(name: str = "ring", redundant: int = 4) -> Placement:
@@ -60,11 +60,11 @@ def serve(monkeypatch: pytest.MonkeyPatch, settings: Settings, groups: int, node
     """Let a worker check a model of so many groups on so many nodes."""
     fake_vllm.install(monkeypatch)
     model = SimpleNamespace(num_moe_layers=3, num_expert_groups=groups)
-    fake_vllm.replace(monkeypatch, upstream.FIND_MOE_MODEL, lambda _: model)
-    fake_vllm.replace(monkeypatch, upstream.NODE_COUNT, lambda: nodes)
+    fake_vllm.replace(monkeypatch, table.FIND_MOE_MODEL, lambda _: model)
+    fake_vllm.replace(monkeypatch, table.NODE_COUNT, lambda: nodes)
     group: Any = SimpleNamespace(world_size=1, rank_in_group=0)
-    fake_vllm.replace(monkeypatch, upstream.EP_GROUP, lambda: group)
-    fake_vllm.replace(monkeypatch, upstream.PP_GROUP, lambda: group)
+    fake_vllm.replace(monkeypatch, table.EP_GROUP, lambda: group)
+    fake_vllm.replace(monkeypatch, table.PP_GROUP, lambda: group)
     parallel = SimpleNamespace(tensor_parallel_size=4, data_parallel_size=1, enable_eplb=True)
     serving = Serving(
         SimpleNamespace(

@@ -9,7 +9,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from vllm_ascend_moe.ops import record_load
+from vllm_ascend_moe.npu_ops.ops import record_load
 
 
 @settings(deadline=None, max_examples=80)

@@ -17,8 +17,8 @@ from hypothesis import strategies as st
 
 from expert_maps import ExpertMapsError, FormatError, LoadError, plan, read_load
 from expert_maps.formats.loads import write_load
-from vllm_ascend_moe import recorder as module
-from vllm_ascend_moe.recorder import LoadRecorder, RecordError
+from vllm_ascend_moe.core import recorder as module
+from vllm_ascend_moe.core.recorder import LoadRecorder, RecordError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import fake_vllm
 
 import vllm_ascend_moe
-from vllm_ascend_moe import upstream
+from vllm_ascend_moe.hooks import table, wrapping
 
 if TYPE_CHECKING:
     import pytest
@@ -31,26 +31,34 @@ def heavy(loaded: set[str]) -> set[str]:
     return {name for name in loaded if name.split(".")[0] in {"torch", "torch_npu", "vllm", "vllm_ascend"}}
 
 
+def import_all(names: set[str]) -> str:
+    return "import " + ", ".join(f"vllm_ascend_moe.{name}" for name in sorted(names))
+
+
 def test_without_vllm_it_does_nothing_and_imports_nothing() -> None:
     loaded, log = run(f"import vllm_ascend_moe as plugin; plugin.register(); plugin.register(); {LOADED}")
     assert "vllm_ascend_moe" in loaded
     assert not heavy(loaded)
-    # Of the plugin, the logger alone.
-    assert {name for name in loaded if name.startswith("vllm_ascend_moe.")} == {"vllm_ascend_moe._log"}
+    # Of the plugin, the logger and its version alone.
+    assert {name for name in loaded if name.startswith("vllm_ascend_moe.")} == {
+        "vllm_ascend_moe._log",
+        "vllm_ascend_moe._version",
+    }
     line = f"vllm-ascend-moe {vllm_ascend_moe.__version__} inactive: vLLM is not installed"
     assert line in log
 
 
 def test_what_decides_and_reports_loads_no_torch() -> None:
-    names = {"activation", "cli", "doctor", "platforms", "settings", "upstream", "report"}
-    loaded, _ = run(f"from vllm_ascend_moe import {', '.join(names)}; {LOADED}")
+    names = {"cli", "doctor", "platforms", "report", "core.activation", "core.settings", "hooks.wrapping"}
+    loaded, _ = run(f"{import_all(names)}; {LOADED}")
     assert loaded >= {f"vllm_ascend_moe.{name}" for name in names}
     assert not heavy(loaded)
 
 
 def test_what_serves_loads_no_vllm() -> None:
-    names = {"agreement", "ascend", "checksums", "frontend", "recorder", "serving", "slots", "sources"}
-    loaded, _ = run(f"from vllm_ascend_moe import {', '.join(names)}; {LOADED}")
+    names = {"frontend", "backends.serving", "backends.ascend.worker"}
+    names |= {f"core.{name}" for name in ("agreement", "checksums", "recorder", "slots", "sources")}
+    loaded, _ = run(f"{import_all(names)}; {LOADED}")
     assert loaded >= {f"vllm_ascend_moe.{name}" for name in names}
     assert {name.split(".")[0] for name in heavy(loaded)} == {"torch"}
 
@@ -59,10 +67,10 @@ def test_with_vllm_it_watches_however_often_it_is_called(monkeypatch: pytest.Mon
     fake_vllm.install(monkeypatch)
     for _ in range(3):
         vllm_ascend_moe.register()
-    for hook in upstream.WATCHED:
-        function = upstream.original(hook)
-        assert upstream._find(hook)[2] is not function
-        assert not hasattr(function, upstream._MARK)
+    for hook in table.WATCHED:
+        function = wrapping.original(hook)
+        assert wrapping._find(hook)[2] is not function
+        assert not hasattr(function, wrapping._MARK)
 
 
 def test_vllm_finds_it_by_its_entry_point() -> None:

@@ -13,8 +13,9 @@ from packaging.requirements import Requirement
 from packaging.version import Version
 from typer.testing import CliRunner
 
-from vllm_ascend_moe import releases, upstream
+from vllm_ascend_moe import releases
 from vllm_ascend_moe.cli import app
+from vllm_ascend_moe.hooks import table
 
 PACKAGE = Path(__file__).parents[1]
 SOURCE = PACKAGE / "src/vllm_ascend_moe"
@@ -89,18 +90,16 @@ def test_only_the_table_compares_versions() -> None:
 
 
 def test_every_hook_that_is_used_beside_vllm_ascend_is_one_that_is_checked() -> None:
-    known = set(upstream.beside(releases.NEWEST))
+    known = set(table.beside(releases.NEWEST))
     used = {
         node.attr
-        for path in SOURCE.glob("ascend*.py")
+        for path in sorted((SOURCE / "backends" / "ascend").glob("*.py"))
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
-        if isinstance(node, ast.Attribute)
-        and isinstance(node.value, ast.Name)
-        and node.value.id == "upstream"
+        if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name) and node.value.id == "table"
     }
-    hooks = {name for name in used if isinstance(getattr(upstream, name), upstream.Hook)}
+    hooks = {name for name in used if isinstance(getattr(table, name), table.Hook)}
     assert "INIT_EPLB_CONFIG" in hooks
-    assert {name for name in hooks if getattr(upstream, name) not in known} == set()
+    assert {name for name in hooks if getattr(table, name) not in known} == set()
 
 
 def test_the_readme_has_exactly_the_table() -> None:

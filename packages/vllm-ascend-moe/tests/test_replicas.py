@@ -9,15 +9,15 @@ import pytest
 import torch
 
 from expert_maps import ExpertMapsError, Placement, generate_placement
-from vllm_ascend_moe.experts import ExpertWeights, apply_experts
-from vllm_ascend_moe.ops import map_to_physical
-from vllm_ascend_moe.replicas import (
+from vllm_ascend_moe.core.replicas import (
     REPLICA_CHOICES,
     ReplicaChoice,
     ReplicaChoiceError,
     build_routing_table,
     check_ranks_agree,
 )
+from vllm_ascend_moe.npu_ops.experts import ExpertWeights, apply_experts
+from vllm_ascend_moe.npu_ops.ops import map_to_physical
 
 PLACEMENT = generate_placement("ring", num_experts=8, ep_size=4, num_redundant_experts=8)
 

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from sizes import normal
 
-from vllm_ascend_moe.routing import RoutingConfig, ScoringFunc, select_experts
+from vllm_ascend_moe.npu_ops.routing import RoutingConfig, ScoringFunc, select_experts
 
 
 @settings(deadline=None, max_examples=80)

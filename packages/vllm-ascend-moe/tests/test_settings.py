@@ -14,8 +14,8 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from expert_maps import LAYOUT_NAMES, POLICY_NAMES, ExpertMapsError
-from vllm_ascend_moe.replicas import REPLICA_CHOICES
-from vllm_ascend_moe.settings import (
+from vllm_ascend_moe.core.replicas import REPLICA_CHOICES
+from vllm_ascend_moe.core.settings import (
     ENV_ENABLED,
     ENV_PREFIX,
     VLLM_POLICY,

@@ -14,10 +14,10 @@ from hypothesis import settings as examples
 from hypothesis import strategies as st
 
 from expert_maps import ExpertMapsError, FormatError, LoadError, Placement, generate_placement
-from vllm_ascend_moe.ops import map_to_physical, take_turns
-from vllm_ascend_moe.replicas import build_routing_table
-from vllm_ascend_moe.settings import ReplicaChoiceName, Settings
-from vllm_ascend_moe.slots import MAX_SLOTS, ReplicaChoiceError, SlotRule, read_replica_weights
+from vllm_ascend_moe.core.replicas import build_routing_table
+from vllm_ascend_moe.core.settings import ReplicaChoiceName, Settings
+from vllm_ascend_moe.core.slots import MAX_SLOTS, ReplicaChoiceError, SlotRule, read_replica_weights
+from vllm_ascend_moe.npu_ops.ops import map_to_physical, take_turns
 
 if TYPE_CHECKING:
     from pathlib import Path

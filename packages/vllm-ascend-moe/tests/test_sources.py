@@ -22,9 +22,9 @@ from expert_maps import (
     plan,
     write_placement,
 )
+from vllm_ascend_moe.core.settings import Settings
+from vllm_ascend_moe.core.sources import PlacementSource, count_layers, find_source
 from vllm_ascend_moe.eplb import EplbConfigError, read_expert_map
-from vllm_ascend_moe.settings import Settings
-from vllm_ascend_moe.sources import PlacementSource, count_layers, find_source
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from sizes import DTYPES, normal
 
-from vllm_ascend_moe.ops import npu_swiglu
+from vllm_ascend_moe.npu_ops.ops import npu_swiglu
 
 
 @settings(deadline=None, max_examples=50)

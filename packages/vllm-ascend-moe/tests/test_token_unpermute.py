@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from sizes import DTYPES, TOLERANCE, LargestOutput, normal
 
-from vllm_ascend_moe.ops import npu_moe_token_unpermute
+from vllm_ascend_moe.npu_ops.ops import npu_moe_token_unpermute
 
 
 @settings(deadline=None, max_examples=60)

@@ -14,10 +14,11 @@ import fake_vllm
 import pytest
 
 from expert_maps import ExpertMapsError
-from vllm_ascend_moe import frontend, releases, serving, upstream
-from vllm_ascend_moe.platforms import platform_kind
-from vllm_ascend_moe.upstream import (
-    Hook,
+from vllm_ascend_moe import frontend, releases
+from vllm_ascend_moe.backends import serving
+from vllm_ascend_moe.hooks import entry, table
+from vllm_ascend_moe.hooks.table import Hook
+from vllm_ascend_moe.hooks.wrapping import (
     UpstreamError,
     call,
     check_hooks,
@@ -26,6 +27,7 @@ from vllm_ascend_moe.upstream import (
     problems,
     wrap,
 )
+from vllm_ascend_moe.platforms import platform_kind
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -49,7 +51,7 @@ def passing(function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:  # 
 
 
 def test_a_vllm_with_every_function_has_none(monkeypatch: pytest.MonkeyPatch) -> None:
-    everything = (*fake_vllm.HOOKS, *upstream.beside(releases.NEWEST))
+    everything = (*fake_vllm.HOOKS, *table.beside(releases.NEWEST))
     fake_vllm.install(monkeypatch, everything)
     assert not list(problems(everything))
     check_hooks(everything)
@@ -285,22 +287,22 @@ def test_watching_puts_one_layer_around_what_makes_a_configuration(monkeypatch: 
     fake_vllm.install(monkeypatch)
     before = {hook: current(hook) for hook in fake_vllm.HOOKS}
     for _ in range(2):
-        upstream.watch()
+        entry.watch()
         changed = {hook for hook in fake_vllm.HOOKS if current(hook) is not before[hook]}
-        assert changed == set(upstream.WATCHED)
+        assert changed == set(table.WATCHED)
         assert all(original(hook) is before[hook] for hook in fake_vllm.HOOKS)
 
 
 def test_a_worker_does_not_load_the_engines_arguments(monkeypatch: pytest.MonkeyPatch) -> None:
-    seen = (upstream.EXECUTOR_INIT, upstream.WORKER_INIT)
+    seen = (table.EXECUTOR_INIT, table.WORKER_INIT)
     fake_vllm.install(monkeypatch, seen)
     before = {hook: current(hook) for hook in seen}
-    upstream.watch()
-    assert upstream.CREATE_ENGINE_CONFIG.module not in sys.modules
+    entry.watch()
+    assert table.CREATE_ENGINE_CONFIG.module not in sys.modules
     assert all(current(hook) is not before[hook] for hook in seen)
 
 
-@pytest.mark.parametrize("missing", upstream.WATCHED, ids=str)
+@pytest.mark.parametrize("missing", table.WATCHED, ids=str)
 def test_where_it_cannot_watch_it_says_so_and_changes_nothing(
     missing: Hook, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -309,7 +311,7 @@ def test_where_it_cannot_watch_it_says_so_and_changes_nothing(
     fake_vllm.replace(monkeypatch, missing, fake_vllm.function("other", ("other",)))
     before = {hook: current(hook) for hook in fake_vllm.HOOKS}
     with caplog.at_level(logging.INFO, logger="vllm.ascend_moe"):
-        upstream.watch()
+        entry.watch()
     (message,) = caplog.messages
     assert caplog.records[0].levelno == logging.WARNING
     assert re.search(f"vllm-ascend-moe inactive: .*{re.escape(str(missing))}", message)
@@ -321,23 +323,23 @@ def test_an_inactive_plugin_passes_everything_on_and_says_so_once(
 ) -> None:
     fake_vllm.install(monkeypatch)
     before = {hook: current(hook) for hook in fake_vllm.HOOKS}
-    upstream.watch()
+    entry.watch()
     arguments = SimpleNamespace(additional_config={"other": 1})
     parallel = SimpleNamespace(worker_extension_cls="")
     config = SimpleNamespace(additional_config={"other": 1}, parallel_config=parallel)
     with caplog.at_level(logging.INFO, logger="vllm.ascend_moe"):
         for _ in range(2):
             for hook, given in (
-                (upstream.CREATE_ENGINE_CONFIG, (arguments, 1)),
-                (upstream.CREATE_MODEL_CONFIG, (arguments,)),
-                (upstream.EXECUTOR_INIT, ("self", config)),
-                (upstream.WORKER_INIT, ("self", config, 3)),
+                (table.CREATE_ENGINE_CONFIG, (arguments, 1)),
+                (table.CREATE_MODEL_CONFIG, (arguments,)),
+                (table.EXECUTOR_INIT, ("self", config)),
+                (table.WORKER_INIT, ("self", config, 3)),
             ):
                 assert current(hook)(*given, more=2) == (hook.name, given, {"more": 2})
     (message,) = caplog.messages
     assert "inactive: expert_maps is not in the additional config" in message
     # Nothing more was put in place, and nothing was changed.
-    watched = set(upstream.WATCHED)
+    watched = set(table.WATCHED)
     assert all(current(hook) is before[hook] for hook in fake_vllm.HOOKS if hook not in watched)
     assert vars(arguments) == {"additional_config": {"other": 1}}
     assert vars(config) == {"additional_config": {"other": 1}, "parallel_config": parallel}
@@ -353,7 +355,7 @@ def test_an_active_plugin_refuses_a_vllm_that_it_does_not_know(
     version: str, platform: str, message: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     fake_vllm.install(monkeypatch, version=version, platform=platform)
-    upstream.watch()
+    entry.watch()
     arguments = SimpleNamespace(additional_config={"expert_maps": {}})
     with pytest.raises(UpstreamError, match=message):
-        current(upstream.CREATE_ENGINE_CONFIG)(arguments)
+        current(table.CREATE_ENGINE_CONFIG)(arguments)

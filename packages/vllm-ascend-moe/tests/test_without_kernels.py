@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Any
 import pytest
 import torch
 
-from vllm_ascend_moe.kernels import no_kernels
-from vllm_ascend_moe.ops import npu_grouped_matmul
+from vllm_ascend_moe.npu_ops.kernels import no_kernels
+from vllm_ascend_moe.npu_ops.ops import npu_grouped_matmul
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -24,10 +24,9 @@ import json, logging, sys
 sys.modules["numba"] = None if {blocked} else __import__("numba")
 logging.basicConfig(stream=sys.stderr, format="%(message)s")
 import torch
-
-from vllm_ascend_moe import ops
-from vllm_ascend_moe.experts import ExpertWeights, apply_experts
-from vllm_ascend_moe.routing import RoutingConfig, select_experts
+from vllm_ascend_moe.npu_ops import ops
+from vllm_ascend_moe.npu_ops.experts import ExpertWeights, apply_experts
+from vllm_ascend_moe.npu_ops.routing import RoutingConfig, select_experts
 torch.manual_seed(0)
 grid = torch.randint(-9, 9, (33, 16)).float()
 routing = RoutingConfig(16, 4)
@@ -44,7 +43,7 @@ turned = ops.take_turns_and_record(ids, slots, count, turns)
 experts = ExpertWeights(torch.full((16, 16, 32), 0.25), torch.full((16, 16, 16), 0.5))
 output = apply_experts(grid, torch.full_like(weights, 0.25), ids, experts)
 print(json.dumps([x.tolist() for x in (weights, ids, physical, load, turned, turns, output)]))
-print("kernels" if "vllm_ascend_moe.kernels._jit" in sys.modules else "twins")
+print("kernels" if "vllm_ascend_moe.npu_ops.kernels._jit" in sys.modules else "twins")
 """
 
 

@@ -14,11 +14,11 @@ from vllm.distributed.eplb.eplb_state import EplbLayerState
 from vllm.model_executor.layers.fused_moe.oracle.unquantized import UnquantizedMoeBackend
 from vllm.model_executor.layers.fused_moe.router.router_factory import create_fused_moe_router
 
-from vllm_ascend_moe import cpu
+from vllm_ascend_moe.backends import vllm_cpu as cpu
+from vllm_ascend_moe.core.settings import Phase, Settings
 from vllm_ascend_moe.eplb import EplbConfigError
-from vllm_ascend_moe.modular_experts import AscendExperts
-from vllm_ascend_moe.router import AscendRouter
-from vllm_ascend_moe.settings import Phase, Settings
+from vllm_ascend_moe.npu_ops.modular_experts import AscendExperts
+from vllm_ascend_moe.npu_ops.router import AscendRouter
 
 
 def hooks(

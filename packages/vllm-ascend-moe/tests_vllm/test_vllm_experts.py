@@ -28,9 +28,9 @@ from vllm.model_executor.layers.quantization.utils.quant_utils import (
 )
 
 from expert_maps import generate_placement
-from vllm_ascend_moe.limits import LimitError
-from vllm_ascend_moe.modular_experts import AscendExperts
-from vllm_ascend_moe.ops import map_to_physical
+from vllm_ascend_moe.npu_ops.limits import LimitError
+from vllm_ascend_moe.npu_ops.modular_experts import AscendExperts
+from vllm_ascend_moe.npu_ops.ops import map_to_physical
 
 HIDDEN, INTERMEDIATE = 64, 32
 

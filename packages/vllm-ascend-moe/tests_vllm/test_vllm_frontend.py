@@ -16,7 +16,9 @@ import tiny_models
 from engine import ENVIRONMENT
 
 from expert_maps import ExpertMapsError, generate_placement, write_placement
-from vllm_ascend_moe import activation, frontend, upstream
+from vllm_ascend_moe import frontend
+from vllm_ascend_moe.core import activation
+from vllm_ascend_moe.hooks import table, wrapping
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -212,21 +214,21 @@ def test_eplb_on_a_dense_model(dense: Path) -> None:
 
 
 def test_an_unsupported_vllm(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(upstream, "vllm_version", lambda: "0.99.0")
+    monkeypatch.setattr(wrapping, "vllm_version", lambda: "0.99.0")
     refuse(r"found vLLM 0\.99\.0; vllm-ascend-moe supports .*0\.30", model, {})
     # A vLLM that the plugin does not know serves all the same without it.
     assert configure(model).additional_config == {}
 
 
 def test_every_hook_fits_this_vllm() -> None:
-    hooks = (*upstream.WATCHED, upstream.STOP_TIMEOUT, *upstream.EPLB, *upstream.CPU)
-    assert list(upstream.problems(hooks)) == []
+    hooks = (*table.WATCHED, table.STOP_TIMEOUT, *table.EPLB, *table.CPU)
+    assert list(wrapping.problems(hooks)) == []
 
 
 def test_a_function_that_has_changed_is_named() -> None:
-    changed = upstream.Hook(upstream.COMMIT.module, upstream.COMMIT.name, ("model_state", "rank"))
-    with pytest.raises(upstream.UpstreamError, match=r"_commit_eplb_maps has the parameters .*; expected"):
-        upstream.check_hooks([upstream.STEP, changed])
+    changed = table.Hook(table.COMMIT.module, table.COMMIT.name, ("model_state", "rank"))
+    with pytest.raises(wrapping.UpstreamError, match=r"_commit_eplb_maps has the parameters .*; expected"):
+        wrapping.check_hooks([table.STEP, changed])
 
 
 def test_what_contradicts_vllms_own_switch(model: Path, tmp_path: Path) -> None:
@@ -270,9 +272,9 @@ def test_a_map_does_not_make_vllm_compile_the_model_anew(model: Path, tmp_path: 
 
 
 def test_an_engine_after_an_active_one_finds_vllm_as_it_was() -> None:
-    owner, name, real = upstream._find(upstream.COMMIT)
-    upstream.wrap(upstream.COMMIT, lambda original, *args: original(*args))
-    upstream.wrap(upstream.COMMIT, lambda original, *args: original(*args))
+    owner, name, real = wrapping._find(table.COMMIT)
+    wrapping.wrap(table.COMMIT, lambda original, *args: original(*args))
+    wrapping.wrap(table.COMMIT, lambda original, *args: original(*args))
     assert getattr(owner, name) is not real
-    upstream.restore()
-    assert getattr(owner, name) is upstream.original(upstream.COMMIT) is getattr(real, upstream._MARK, real)
+    wrapping.restore()
+    assert getattr(owner, name) is wrapping.original(table.COMMIT) is getattr(real, wrapping._MARK, real)

@@ -23,7 +23,7 @@ from expert_maps import (
     generate_placement,
     plan,
 )
-from vllm_ascend_moe.policy import keep_slots, make_policy
+from vllm_ascend_moe.backends.policy import keep_slots, make_policy
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -16,9 +16,9 @@ from vllm.model_executor.layers.fused_moe.router.cpu_router import CPURouter
 from vllm.model_executor.layers.fused_moe.router.grouped_topk_router import grouped_topk
 
 from expert_maps import generate_placement
-from vllm_ascend_moe.replicas import build_routing_table
-from vllm_ascend_moe.router import AscendRouter
-from vllm_ascend_moe.routing import RoutingConfig
+from vllm_ascend_moe.core.replicas import build_routing_table
+from vllm_ascend_moe.npu_ops.router import AscendRouter
+from vllm_ascend_moe.npu_ops.routing import RoutingConfig
 
 SETTINGS = settings(deadline=None, max_examples=60)
 

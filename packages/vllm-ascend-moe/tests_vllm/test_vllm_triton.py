@@ -14,8 +14,8 @@ pytest.importorskip("triton", reason="Triton is not installed")
 
 INTERPRETED = """
 import itertools, torch
-from vllm_ascend_moe.kernels.triton_map_and_record import can_add_to, map_and_record
-from vllm_ascend_moe.ops import map_to_physical, record_load
+from vllm_ascend_moe.npu_ops.kernels.triton_map_and_record import can_add_to, map_and_record
+from vllm_ascend_moe.npu_ops.ops import map_to_physical, record_load
 
 generator = torch.Generator().manual_seed(0)
 sizes = [(0, 2, 7, 3), (1, 8, 256, 1), (5, 2, 7, 3), (300, 8, 256, 32), (1100, 3, 16, 5)]
@@ -49,7 +49,7 @@ COMPILED = """
 import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
-from vllm_ascend_moe.kernels.triton_map_and_record import BLOCK, map_and_record_kernel
+from vllm_ascend_moe.npu_ops.kernels.triton_map_and_record import BLOCK, map_and_record_kernel
 
 pointers = {"ids": "*i32", "table": "*i32", "load": "*i32", "physical": "*i32", "num_tokens": "*i64"}
 sizes = dict.fromkeys(["entries", "token_offset", "rows", "num_experts", "num_physical"], "i32")

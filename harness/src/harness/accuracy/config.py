@@ -190,7 +190,7 @@ def check_options(options: dict[str, Any]) -> None:
         ValueError: one is unknown, or has a wrong value.
     """
     try:
-        from vllm_ascend_moe.settings import Settings
+        from vllm_ascend_moe.core.settings import Settings
     except ImportError:
         return
     try:

@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import torch
 
-from vllm_ascend_moe.checksums import slot_tensors
+from vllm_ascend_moe.core.checksums import slot_tensors
 from vllm_ascend_moe.report import WorkerReport
 
 if TYPE_CHECKING:
@@ -213,7 +213,7 @@ class FaultyWorker(WorkerReport):
 
         Args:
             rows: physical_to_logical, [L, P].
-            choice: see `vllm_ascend_moe.replicas`.
+            choice: see `vllm_ascend_moe.core.replicas`.
             weights: [L, E, X], for the choice ``weighted``.
 
         Returns:
@@ -222,8 +222,8 @@ class FaultyWorker(WorkerReport):
         import numpy as np
 
         from expert_maps import Placement
-        from vllm_ascend_moe import moving, serving
-        from vllm_ascend_moe.slots import SlotRule
+        from vllm_ascend_moe.backends import moving, serving
+        from vllm_ascend_moe.core.slots import SlotRule
 
         served, state = serving.current(), self._model_state
         assert served is not None

@@ -143,7 +143,7 @@ def _with(expert_maps: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _versions() -> dict[str, object]:
-    from vllm_ascend_moe.activation import versions
+    from vllm_ascend_moe.core.activation import versions
 
     return {name.replace("-", "_"): version for name, version in versions().items() if version}
 

@@ -23,7 +23,7 @@ from harness.contract.calls import find_calls
 from harness.contract.hooks import Report, check_release, fetch_releases, wanted
 from harness.contract.static import check_calls, check_limits, check_twins
 from harness.contract.wheels import ContractError, Wheel, fetch, read
-from vllm_ascend_moe.ops import OPS
+from vllm_ascend_moe.npu_ops.ops import OPS
 
 _TIMEOUT_S = 300
 

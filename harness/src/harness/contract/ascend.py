@@ -11,8 +11,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from harness.contract.source import SourceError, bindings, parameters
-from vllm_ascend_moe import ascend, ascend_options, upstream
-from vllm_ascend_moe.settings import Settings
+from vllm_ascend_moe.backends.ascend import answers as ascend
+from vllm_ascend_moe.backends.ascend import options as ascend_options
+from vllm_ascend_moe.core.settings import Settings
+from vllm_ascend_moe.hooks import table
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -20,7 +22,7 @@ if TYPE_CHECKING:
     from harness.contract.source import Sources
     from vllm_ascend_moe.releases import Release
 
-_ASKED = upstream.INIT_EPLB_CONFIG
+_ASKED = table.INIT_EPLB_CONFIG
 # What vllm-ascend calls what it passes, by position; ascend.py takes them by position too.
 _ARGUMENTS = (
     ("eplb_config", "placement_eplb_config"),

@@ -15,7 +15,7 @@ import torch
 from expert_maps import generate_placement
 from harness.contract.ascend import Findings, option_defaults
 from harness.contract.source import SourceError
-from vllm_ascend_moe import upstream
+from vllm_ascend_moe.hooks import table
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -64,7 +64,7 @@ def _option(name: str) -> Callable[[Sources, Release], object]:
 
 def _layout(sources: Sources, _: Release) -> object:
     """Run the function that makes the default placement, alone, and name what it makes."""
-    (definition,) = sources.find(upstream.INIT_EPLB_CONFIG.module, "generate_global_placement")
+    (definition,) = sources.find(table.INIT_EPLB_CONFIG.module, "generate_global_placement")
     if not isinstance(definition.node, ast.FunctionDef):
         msg = f"{definition.where}: expected a function"
         raise SourceError(msg)

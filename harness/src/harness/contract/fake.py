@@ -21,10 +21,10 @@ import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from harness.contract.wheels import Wheel, read
-from vllm_ascend_moe import ops
-from vllm_ascend_moe.experts import ExpertWeights, apply_experts
-from vllm_ascend_moe.ops import OPS, Op, registered_ops, twins_only
-from vllm_ascend_moe.routing import RoutingConfig, select_experts
+from vllm_ascend_moe.npu_ops import ops
+from vllm_ascend_moe.npu_ops.experts import ExpertWeights, apply_experts
+from vllm_ascend_moe.npu_ops.ops import OPS, Op, registered_ops, twins_only
+from vllm_ascend_moe.npu_ops.routing import RoutingConfig, select_experts
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -2,7 +2,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The plugin's hooks against the source of released vLLM and vllm-ascend; nothing is installed or run.
 
-At run time the plugin checks the vLLM that it finds (`vllm_ascend_moe.upstream.problems`). This is the same
+At run time the plugin checks the vLLM that it finds (`vllm_ascend_moe.hooks.wrapping.problems`). This is the same
 rule for releases that cannot be installed here, or not beside each other.
 """
 
@@ -16,14 +16,15 @@ from harness.contract.facts import check_facts
 from harness.contract.fetching import fetch_source
 from harness.contract.pins import SOURCES
 from harness.contract.source import SourceError, parameters, read_sources
-from vllm_ascend_moe import releases, upstream
+from vllm_ascend_moe import releases
+from vllm_ascend_moe.hooks import table
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
     from pathlib import Path
 
     from harness.contract.source import Sources
-    from vllm_ascend_moe.upstream import Hook
+    from vllm_ascend_moe.hooks.table import Hook
 
 
 @dataclass(frozen=True)
@@ -48,7 +49,7 @@ class Release:
 
 
 # vLLM by itself: each minor version that the plugin supports; those of CI are the oldest and the two newest.
-_VLLM = (*upstream.WATCHED, upstream.STOP_TIMEOUT, *upstream.EPLB, *upstream.CPU)
+_VLLM = (*table.WATCHED, table.STOP_TIMEOUT, *table.EPLB, *table.CPU)
 _ALONE = {"0.30.0": True, "0.31.0": False, "0.32.0": True, "0.33.0": True}
 
 
@@ -63,12 +64,12 @@ def wanted(*, everything: bool = False) -> list[Release]:
         version: list(_VLLM) for version, is_in_ci in _ALONE.items() if everything or is_in_ci
     }
     for row in rows:
-        hooks.setdefault(row.vllm, []).extend(hook for hook in upstream.beside(row) if not _is_ascends(hook))
+        hooks.setdefault(row.vllm, []).extend(hook for hook in table.beside(row) if not _is_ascends(hook))
     of_ascend = [
         Release(
             "vllm-ascend",
             row.vllm_ascend,
-            tuple(hook for hook in upstream.beside(row) if _is_ascends(hook)),
+            tuple(hook for hook in table.beside(row) if _is_ascends(hook)),
             row,
         )
         for row in rows
@@ -156,7 +157,7 @@ def check_release(path: Path, release: Release) -> Report:
 
 
 def hook_problems(sources: Sources, hook: Hook) -> Iterator[str]:
-    """Say what of a hook is not as the plugin relies on it, by the rule of `upstream.problems`.
+    """Say what of a hook is not as the plugin relies on it, by the rule of `wrapping.problems`.
 
     Where a module chooses among several definitions, each must fit.
     """

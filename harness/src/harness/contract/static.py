@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
     from harness.contract.calls import CallSite
     from harness.contract.wheels import Wheel
-    from vllm_ascend_moe.ops import Op
+    from vllm_ascend_moe.npu_ops.ops import Op
 
 # Arguments that newer versions have and older ones lack, so that a call cannot name them; with the default
 # that stands for what the older versions do. A changed default fails.

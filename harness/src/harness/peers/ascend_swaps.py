@@ -12,8 +12,8 @@ import torch
 from expert_maps import Placement, generate_placement, plan
 from expert_maps.routing import rank_offset_table
 from harness.peers.calls import hit
-from vllm_ascend_moe.ascend import around_init_eplb_config
-from vllm_ascend_moe.ops import map_to_physical as our_map_to_physical
+from vllm_ascend_moe.backends.ascend.answers import around_init_eplb_config
+from vllm_ascend_moe.npu_ops.ops import map_to_physical as our_map_to_physical
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence

@@ -161,7 +161,7 @@ def _move(
     if kwargs:
         theirs(old, new, weights, buffer, group, communicator, **kwargs)
         return
-    from vllm_ascend_moe.moving import move_experts
+    from vllm_ascend_moe.backends.moving import move_experts
 
     calls.hit()
     experts = int(old.max()) + 1

@@ -11,7 +11,7 @@ import torch
 
 from expert_maps import Placement, generate_placement
 from harness.peers.calls import hit
-from vllm_ascend_moe.policy import keep_slots, make_policy
+from vllm_ascend_moe.backends.policy import keep_slots, make_policy
 
 if TYPE_CHECKING:
     from collections.abc import Callable

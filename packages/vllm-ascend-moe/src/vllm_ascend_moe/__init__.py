@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import importlib.util
 
-__version__ = "0.1.0"
+from vllm_ascend_moe._version import __version__
 
 __all__ = ["__version__", "register"]
 
@@ -18,7 +18,7 @@ def register() -> None:
     """Enter vLLM: the entry point in `vllm.general_plugins`, called in every process, perhaps several times.
 
     It only sets vLLM up to be watched until its configuration is known: until then nothing is changed, and
-    nothing ever is where the plugin is inactive (see `vllm_ascend_moe.activation`). Without vLLM it does
+    nothing ever is where the plugin is inactive (see `vllm_ascend_moe.core.activation`). Without vLLM it does
     nothing, and imports nothing.
     """
     if importlib.util.find_spec("vllm") is None:
@@ -26,6 +26,6 @@ def register() -> None:
 
         logger.info("vllm-ascend-moe %s inactive: vLLM is not installed", __version__)
         return
-    from vllm_ascend_moe.upstream import watch
+    from vllm_ascend_moe.hooks.entry import watch
 
     watch()

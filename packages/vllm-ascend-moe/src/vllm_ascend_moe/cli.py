@@ -97,7 +97,7 @@ def show_releases(
 
 def _show_version(asked: bool) -> None:
     if asked:
-        from vllm_ascend_moe import __version__
+        from vllm_ascend_moe._version import __version__
 
         typer.echo(f"vllm-ascend-moe {__version__}")
         raise typer.Exit

@@ -10,11 +10,13 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from expert_maps import ExpertMapsError
-from vllm_ascend_moe import __version__, releases, upstream
-from vllm_ascend_moe.activation import read_activation, versions
-from vllm_ascend_moe.kernels import no_kernels
+from vllm_ascend_moe import releases
+from vllm_ascend_moe._version import __version__
+from vllm_ascend_moe.core.activation import read_activation, versions
+from vllm_ascend_moe.core.settings import CONFIG_KEY, ENV_ENABLED
+from vllm_ascend_moe.hooks import table, wrapping
+from vllm_ascend_moe.npu_ops.kernels import no_kernels
 from vllm_ascend_moe.platforms import Kind, platform_kind
-from vllm_ascend_moe.settings import CONFIG_KEY, ENV_ENABLED
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -108,16 +110,16 @@ def _look_at_vllm(found: Diagnosis) -> Kind | None:
     try:
         kind = platform_kind()
         found.device = kind
-        upstream.check_versions(ascend=kind == "ascend")
+        wrapping.check_versions(ascend=kind == "ascend")
     except ExpertMapsError as error:
         found.problems.append(str(error))
         return None
-    except (AttributeError, *upstream.IMPORT_ERRORS) as error:
+    except (AttributeError, *wrapping.IMPORT_ERRORS) as error:
         # A torch_npu without CANN fails here, in ways of its own.
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         found.problems.append(f"vLLM cannot be imported ({type(error).__name__}: {reason})")
         return None
-    found.problems.extend(upstream.problems(_hooks(found, kind)))
+    found.problems.extend(wrapping.problems(_hooks(found, kind)))
     if kind == "cpu":
         lacking = no_kernels()
         found.kernels = "compiled by Numba" if lacking is None else "none: plain torch serves"
@@ -128,16 +130,16 @@ def _look_at_vllm(found: Diagnosis) -> Kind | None:
     return kind
 
 
-def _hooks(found: Diagnosis, kind: Kind) -> tuple[upstream.Hook, ...]:
+def _hooks(found: Diagnosis, kind: Kind) -> tuple[table.Hook, ...]:
     """Return what would be hooked, and note the row of the table that says so."""
     if kind != "ascend":
-        eplb = (*upstream.WATCHED, upstream.STOP_TIMEOUT, *upstream.EPLB)
-        return (*eplb, *upstream.CPU) if kind == "cpu" else eplb
+        eplb = (*table.WATCHED, table.STOP_TIMEOUT, *table.EPLB)
+        return (*eplb, *table.CPU) if kind == "cpu" else eplb
     release = releases.find(found.versions["vllm-ascend"])
     assert release is not None  # or the versions would have been refused
     found.release = dict(zip(releases.COLUMNS, releases.row(release), strict=True))
     found.refused = [*release.refused, *releases.REFUSED]
-    return upstream.beside(release)
+    return table.beside(release)
 
 
 def _look_at_activation(

@@ -12,8 +12,18 @@ import os
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
-from vllm_ascend_moe import releases, upstream
-from vllm_ascend_moe.activation import (
+from vllm_ascend_moe import releases
+from vllm_ascend_moe.backends.ascend.checks import World, check_runner, check_served
+from vllm_ascend_moe.backends.ascend.options import (
+    EPLB_CONFIG,
+    ascend_options,
+    check_options,
+    forget_engine,
+    given_options,
+    join_given,
+    switch_dynamic_on,
+)
+from vllm_ascend_moe.core.activation import (
     REPORT,
     Activation,
     as_object,
@@ -24,16 +34,8 @@ from vllm_ascend_moe.activation import (
     read_resolved,
     vllm_version,
 )
-from vllm_ascend_moe.ascend_checks import World, check_runner, check_served
-from vllm_ascend_moe.ascend_options import (
-    EPLB_CONFIG,
-    ascend_options,
-    check_options,
-    forget_engine,
-    given_options,
-    join_given,
-    switch_dynamic_on,
-)
+from vllm_ascend_moe.core.settings import CONFIG_KEY, ENV_ENABLED, Settings
+from vllm_ascend_moe.core.sources import PlacementSource, count_layers, find_source
 from vllm_ascend_moe.eplb import EplbConfigError
 from vllm_ascend_moe.frontend_checks import (
     change,
@@ -46,9 +48,8 @@ from vllm_ascend_moe.frontend_checks import (
     make_eplb_config,
     needs_eplb_state,
 )
+from vllm_ascend_moe.hooks import table, wrapping
 from vllm_ascend_moe.platforms import Kind, platform_kind
-from vllm_ascend_moe.settings import CONFIG_KEY, ENV_ENABLED, Settings
-from vllm_ascend_moe.sources import PlacementSource, count_layers, find_source
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -92,7 +93,7 @@ def around_create_engine_config(
         say_inactive(activation)
         return original(engine_args, *args, **kwargs)
     kind = platform_kind()
-    upstream.check_versions(ascend=kind == "ascend")
+    wrapping.check_versions(ascend=kind == "ascend")
     preparation = _Preparation(activation, kind)
     setattr(engine_args, _PREPARATION, preparation)
     _hide_options(engine_args, preparation)
@@ -240,7 +241,7 @@ def _settle(
 def _release(engine_args: Any) -> Release:
     """Return what the plugin knows of this vllm-ascend, beside which it can serve."""
     check_runner(engine_args, os.environ)
-    version = upstream.vllm_ascend_version()
+    version = wrapping.vllm_ascend_version()
     release = releases.find(version)
     if release is None:
         raise EplbConfigError(releases.problem(version, vllm_version()))
@@ -283,8 +284,8 @@ def _complete(config: Any, preparation: _Preparation) -> Any:
         config.parallel_config.enable_eplb = True
     leave_resolved(config, activation, source.digest)
     if activation.settings.record_path is not None:
-        upstream.check_hooks([upstream.STOP_TIMEOUT])
-        upstream.wrap(upstream.STOP_TIMEOUT, _allow_time_to_stop)
+        wrapping.check_hooks([table.STOP_TIMEOUT])
+        wrapping.wrap(table.STOP_TIMEOUT, _allow_time_to_stop)
     _said_in.add(os.getpid())
     device = config.device_config.device_type
     log_active("front end", device, describe(activation.settings), source.digest)

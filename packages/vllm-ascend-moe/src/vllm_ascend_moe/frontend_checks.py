@@ -7,13 +7,13 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
+from vllm_ascend_moe.core.settings import Settings, read_settings
+from vllm_ascend_moe.core.slots import SlotRule
 from vllm_ascend_moe.eplb import EplbConfigError
-from vllm_ascend_moe.settings import Settings, read_settings
-from vllm_ascend_moe.slots import SlotRule
 
 if TYPE_CHECKING:
+    from vllm_ascend_moe.core.sources import PlacementSource
     from vllm_ascend_moe.platforms import Kind
-    from vllm_ascend_moe.sources import PlacementSource
 
 # Steps that no server lives to see.
 _NEVER = 10**9

@@ -6,7 +6,7 @@ from __future__ import annotations
 
 from typing import Literal
 
-from vllm_ascend_moe.upstream import UpstreamError
+from vllm_ascend_moe.hooks.wrapping import UpstreamError
 
 # cpu: the plugin's router and experts. gpu: vLLM's kernels, with the plugin's placement, policy, recording and
 # replica choice. ascend: vllm-ascend's layer and its runner V1, with the plugin's maps.

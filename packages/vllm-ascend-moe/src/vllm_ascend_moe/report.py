@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from expert_maps import Placement
-    from vllm_ascend_moe.serving import Serving
+    from vllm_ascend_moe.backends.serving import Serving
 
 
 class WorkerReport:
@@ -31,8 +31,8 @@ class WorkerReport:
             pipeline stage's layers, read from them, and ``wrong_slots``: sentences, empty where every table names what
             its slot holds.
         """
-        from vllm_ascend_moe.moving import local_checksums
-        from vllm_ascend_moe.serving import current
+        from vllm_ascend_moe.backends.moving import local_checksums
+        from vllm_ascend_moe.backends.serving import current
 
         serving = current()
         if serving is None:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from vllm_ascend_moe.routing import RoutingConfig, ScoringFunc
+    from vllm_ascend_moe.npu_ops.routing import RoutingConfig, ScoringFunc
 
 
 @dataclass(frozen=True)
@@ -61,7 +61,7 @@ class Model:
 
     def routing(self) -> RoutingConfig:
         """Return the model's routing, checked against torch_npu's limits."""
-        from vllm_ascend_moe.routing import RoutingConfig
+        from vllm_ascend_moe.npu_ops.routing import RoutingConfig
 
         return RoutingConfig(
             self.num_experts,

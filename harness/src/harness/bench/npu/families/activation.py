@@ -12,7 +12,7 @@ from torch.nn import functional
 from harness.bench.npu import peers
 from harness.bench.npu.cases import Case, Family, Implementation, activations
 from harness.bench.npu.checking import DiffersError, require_close, require_count, require_like, tolerance
-from vllm_ascend_moe import ops
+from vllm_ascend_moe.npu_ops import ops
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -14,8 +14,8 @@ from torch.nn import functional
 from harness.bench.npu import peers
 from harness.bench.npu.cases import Case, Family, Implementation, activations, top_ids
 from harness.bench.npu.checking import require_close, require_count, tolerance
-from vllm_ascend_moe import ops
-from vllm_ascend_moe.experts import ExpertWeights, apply_experts
+from vllm_ascend_moe.npu_ops import ops
+from vllm_ascend_moe.npu_ops.experts import ExpertWeights, apply_experts
 
 if TYPE_CHECKING:
     from harness.bench.npu.cases import Outputs, Run, Tensors

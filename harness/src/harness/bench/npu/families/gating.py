@@ -11,8 +11,8 @@ import torch
 from harness.bench.npu import peers
 from harness.bench.npu.cases import Case, Family, Implementation, router_logits
 from harness.bench.npu.checking import DiffersError, require_close, require_count, require_like
-from vllm_ascend_moe import ops
-from vllm_ascend_moe.routing import select_experts
+from vllm_ascend_moe.npu_ops import ops
+from vllm_ascend_moe.npu_ops.routing import select_experts
 
 if TYPE_CHECKING:
     from harness.bench.npu.cases import Outputs, Run, Tensors

@@ -15,7 +15,7 @@ from expert_maps import generate_placement
 from harness.bench.npu import peers
 from harness.bench.npu.cases import Case, Family, Implementation, top_ids
 from harness.bench.npu.checking import require_count, require_equal
-from vllm_ascend_moe import ops
+from vllm_ascend_moe.npu_ops import ops
 
 if TYPE_CHECKING:
     from collections.abc import Callable

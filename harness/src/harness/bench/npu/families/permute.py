@@ -10,7 +10,7 @@ import torch
 
 from harness.bench.npu.cases import Case, Family, Implementation, activations, top_ids
 from harness.bench.npu.checking import DiffersError, require_close, require_count, require_equal, tolerance
-from vllm_ascend_moe import ops
+from vllm_ascend_moe.npu_ops import ops
 
 if TYPE_CHECKING:
     from collections.abc import Callable

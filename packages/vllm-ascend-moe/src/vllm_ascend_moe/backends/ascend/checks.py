@@ -1,0 +1,202 @@
+# SPDX-FileCopyrightText: The expert-maps authors
+# SPDX-License-Identifier: Apache-2.0
+"""What a release of vllm-ascend would serve wrongly, or not at all: found and refused before anything is loaded."""
+
+from __future__ import annotations
+
+import importlib
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from vllm_ascend_moe.core.settings import read_flag
+from vllm_ascend_moe.eplb import EplbConfigError
+from vllm_ascend_moe.hooks import wrapping
+from vllm_ascend_moe.releases import RELEASES
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from vllm_ascend_moe.core.settings import Settings
+    from vllm_ascend_moe.core.sources import PlacementSource
+    from vllm_ascend_moe.releases import Release
+
+_RUNNER = "VLLM_USE_V2_MODEL_RUNNER"
+_CHIPS = ("A2", "A3", "A5", "310P")
+_POLICY = "eplb_policy_type"
+
+
+@dataclass(frozen=True)
+class World:
+    """What vllm-ascend chooses the path of the tokens by, beside the chip, and the kind of the layers.
+
+    Attributes:
+        size: processes, over all kinds of parallelism.
+        top_k: experts that a token goes to; None where the model's configuration does not say.
+        uses_lora: whether adapters are served.
+        is_quantised: whether the model is.
+    """
+
+    size: int
+    top_k: int | None
+    uses_lora: bool
+    is_quantised: bool
+
+    @classmethod
+    def of(cls, engine_args: Any, model_config: Any) -> World:
+        """Read it from vLLM's arguments and the model's configuration."""
+        size = 1
+        for name in ("tensor", "data", "pipeline", "prefill_context"):
+            size *= getattr(engine_args, f"{name}_parallel_size", 1)
+        text = model_config.hf_text_config
+        top_k = getattr(text, "num_experts_per_tok", None) or getattr(text, "top_k_experts", None)
+        uses_lora = bool(getattr(engine_args, "enable_lora", False))
+        return cls(size, top_k, uses_lora, is_quantised=model_config.quantization is not None)
+
+
+def chip() -> str:
+    """Return the chip that this vllm-ascend was built for: A2, A3, A5 or 310P.
+
+    Raises:
+        EplbConfigError: it does not say, or says one that the plugin does not know.
+    """
+    try:
+        found = str(importlib.import_module("vllm_ascend.utils").get_ascend_device_type().name).lstrip("_")
+    except (AttributeError, *wrapping.IMPORT_ERRORS, KeyError) as error:
+        msg = (
+            f"vllm-ascend does not say which chip it was built for ({type(error).__name__}: {error}); expected one of "
+            f"{', '.join(_CHIPS)}, by which it chooses how tokens reach their experts"
+        )
+        raise EplbConfigError(msg) from error
+    if found not in _CHIPS:
+        msg = f"the chip is {found}; expected one of {', '.join(_CHIPS)}, whose paths the plugin knows"
+        raise EplbConfigError(msg)
+    return found
+
+
+def can_gather(release: Release, chip_name: str, world: World) -> bool:
+    """Whether some batch may take vllm-ascend's path AllGather, with two expert-parallel ranks or more.
+
+    An A2 takes it for every batch above a capacity and in small worlds for all, a 310P always, an A3 never.
+    """
+    if world.uses_lora and release.lora_exchanges:
+        return False
+    if chip_name == "A5":
+        return release.small_worlds_gather and (world.top_k is None or world.size <= world.top_k)
+    return chip_name != "A3"
+
+
+def check_runner(engine_args: Any, environ: Mapping[str, str]) -> None:
+    """Refuse vLLM's own EPLB and its second runner, beside vllm-ascend.
+
+    Raises:
+        EplbConfigError: one of them is asked for.
+    """
+    version = read_flag(_RUNNER, environ.get(_RUNNER))
+    for given, name, wanted in (
+        (engine_args.enable_eplb, "--enable-eplb is given", "leave it out, and set dynamic in expert_maps"),
+        (version, f"{_RUNNER} is 1", "unset it"),
+    ):
+        if given:
+            msg = (
+                f"{name} beside vllm-ascend; expected its runner V1 and its own EPLB: in V2 a placement of the plugin's "
+                f"would move weights while each layer goes on to route by an older table. To serve a map, {wanted}; to "
+                "serve by V2, leave out expert_maps and VLLM_ASCEND_MOE_ENABLED"
+            )
+            raise EplbConfigError(msg)
+
+
+def check_served(
+    settings: Settings, source: PlacementSource, release: Release, given: Mapping[str, Any], world: World
+) -> None:
+    """Refuse what this release would serve with wrong experts, or hang with.
+
+    Args:
+        settings: the plugin's, with the redundancy filled in.
+        source: the placement to start from.
+        release: vllm-ascend's.
+        given: the user's ``eplb_config``.
+        world: see there.
+
+    Raises:
+        EplbConfigError: with the reason and the ways out.
+    """
+    if source.placement.ep_size == 1:
+        return  # no maps at all
+    _check_even(source, release)
+    _check_order(source, release)
+    if not source.is_linear:
+        _check_path(source, release, world)
+    redundant = source.placement.num_redundant_experts
+    if redundant and release.profiles_slots and not world.is_quantised:
+        msg = (
+            f"{source.name} has {redundant} redundant experts, on a model that is not quantised; expected none with "
+            f"vllm-ascend {release.vllm_ascend}, whose profile run looks up ids of slots as if they were experts' and "
+            "fails: take a later vllm-ascend, or a placement without redundant experts"
+        )
+        raise EplbConfigError(msg)
+    if settings.dynamic:
+        _check_policy(source, release, given.get(_POLICY))
+
+
+def _check_even(source: PlacementSource, release: Release) -> None:
+    placement = source.placement
+    if placement.is_even:
+        return
+    lacking = -placement.num_logical_experts % placement.ep_size
+    more = f", or num_redundant_experts {lacking}" if lacking else ""
+    msg = (
+        f"{source.name} gives {placement.ep_size} ranks {sorted(set(placement.slots_per_rank.tolist()))} slots; expected "
+        f"equally many with vllm-ascend {release.vllm_ascend}, which takes a rank's first expert to be its number times "
+        f"its own count, so tokens would reach wrong experts without an error: take a number of ranks that divides the "
+        f"experts{more}"
+    )
+    raise EplbConfigError(msg)
+
+
+def _check_order(source: PlacementSource, release: Release) -> None:
+    rows = source.placement.physical_to_logical
+    num_experts = source.placement.num_logical_experts
+    if release.fills == "map" or bool((rows == np.arange(rows.shape[1]) % num_experts).all()):
+        return
+    layer, slot = np.argwhere(rows != np.arange(rows.shape[1]) % num_experts)[0].tolist()
+    by_map = [known.vllm_ascend for known in RELEASES if known.fills == "map"][-1]
+    msg = (
+        f"{source.name} has expert {rows[layer, slot]} in slot {slot} of layer {layer}; expected "
+        f"{slot % num_experts} with vllm-ascend {release.vllm_ascend}, whose loader fills slots in vLLM's order "
+        f"whatever a map says, so tokens would reach wrong experts without an error: take vllm-ascend {by_map}, a map in "
+        "that order, or dynamic without a map"
+    )
+    raise EplbConfigError(msg)
+
+
+def _check_path(source: PlacementSource, release: Release, world: World) -> None:
+    name = chip()
+    if not can_gather(release, name, world):
+        return
+    msg = (
+        f"{source.name} is not linear, on a {name} with {world.size} processes; expected the linear layout without "
+        f"redundant experts: there vllm-ascend {release.vllm_ascend} may send a batch by AllGather, which looks ids of "
+        "slots up in a map of experts, so tokens would reach wrong experts without an error. Serve on an A3, or "
+        "without a map; dynamic without redundant experts starts from the linear layout and is right"
+    )
+    raise EplbConfigError(msg)
+
+
+def _check_policy(source: PlacementSource, release: Release, policy: object) -> None:
+    policy = release.policy_type if policy is None else policy
+    redundant, ep_size = source.placement.num_redundant_experts, source.placement.ep_size
+    if policy not in release.one_copy_policies or redundant <= ep_size:
+        return
+    others = sorted({1, 2} - set(release.one_copy_policies))
+    way = f", or {_POLICY} {others[0]} in eplb_config of the additional config" if others else ""
+    msg = (
+        f"{source.name} has {redundant} redundant experts on {ep_size} ranks; expected at most {ep_size} with {_POLICY} "
+        f"{policy} of vllm-ascend {release.vllm_ascend}: its process fails at more, and the server then waits for it "
+        f"for ever. Take fewer{way}"
+    )
+    raise EplbConfigError(msg)
+
+
+__all__ = ["World", "can_gather", "check_runner", "check_served", "chip"]

@@ -1,0 +1,274 @@
+# SPDX-FileCopyrightText: The expert-maps authors
+# SPDX-License-Identifier: Apache-2.0
+"""Expert parallelism and EPLB on a CPU, by the router and the experts that run on Ascend.
+
+vLLM's CPU build has neither: its experts ignore the expert map (and read past their weights), its router
+neither maps nor records, its model runner never makes an EPLB state, and its communicator lacks what data
+parallelism needs. Importing this module loads vLLM.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import inspect
+import time
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from vllm.config import CompilationMode, get_current_vllm_config
+from vllm.distributed.eplb.eplb_state import EplbState
+from vllm.model_executor.layers.fused_moe.oracle.int8 import Int8MoeBackend
+from vllm.model_executor.layers.fused_moe.oracle.unquantized import UnquantizedMoeBackend
+
+from vllm_ascend_moe._log import logger
+from vllm_ascend_moe.eplb import EplbConfigError
+from vllm_ascend_moe.hooks import table, wrapping
+from vllm_ascend_moe.npu_ops.limits import LimitError
+from vllm_ascend_moe.npu_ops.modular_experts import AscendExperts
+from vllm_ascend_moe.npu_ops.ops import take_turns_and_record
+from vllm_ascend_moe.npu_ops.router import AscendRouter
+from vllm_ascend_moe.npu_ops.routing import RoutingConfig
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    from vllm_ascend_moe.backends.serving import Serving
+
+
+class _HostEvent:
+    """Stands in for an accelerator's event, where there is only the host's clock."""
+
+    def __init__(self, *args: object, **kwargs: object) -> None:  # noqa: ARG002 - torch's signature
+        self._at = 0.0
+
+    def record(self, *args: object) -> None:  # noqa: ARG002 - torch's signature
+        self._at = time.perf_counter()
+
+    def wait(self, *args: object) -> None:
+        pass
+
+    def synchronize(self) -> None:
+        pass
+
+    def elapsed_time(self, end: _HostEvent) -> float:
+        return (end._at - self._at) * 1000.0
+
+
+@contextlib.contextmanager
+def host_events() -> Iterator[None]:
+    """Time by the host while vLLM times by events of an accelerator."""
+    saved = torch.Event, torch.cuda.Event
+    torch.Event = torch.cuda.Event = _HostEvent  # type: ignore[misc, assignment]
+    try:
+        yield
+    finally:
+        torch.Event, torch.cuda.Event = saved  # type: ignore[misc]
+
+
+def install(serving: Serving) -> None:
+    """Put the hooks in place; their functions have been checked."""
+    hooks = _Hooks(serving)
+    for hook, around in (
+        (table.CREATE_ROUTER, hooks.create_router),
+        (table.MAP_AND_RECORD, hooks.map_and_record),
+        (table.EXPERTS_CLASS, hooks.experts_class),
+        (table.INT8_EXPERTS_CLASS, hooks.experts_class),
+        (table.SELECT_FORWARD, hooks.select_forward),
+        (table.LOAD_MODEL, hooks.load_model),
+        (table.PREPARE_INPUTS, hooks.prepare_inputs),
+        (table.ALL_GATHERV, _all_gatherv),
+        (table.REDUCE_SCATTERV, _reduce_scatterv),
+    ):
+        wrapping.wrap(hook, around)
+    _let_int8_move()
+
+
+class _Hooks:
+    """What stands around vLLM's functions on a CPU."""
+
+    def __init__(self, serving: Serving) -> None:
+        self._serving = serving
+        # Which tokens of the present batch are counted, bool [tokens]; None for all of them.
+        self._counted: torch.Tensor | None = None
+
+    def create_router(self, original: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        """Make the Ascend router where its op has the model's way of routing; else vLLM's."""
+        bound = inspect.signature(original).bind(*args, **kwargs)
+        bound.apply_defaults()
+        options = bound.arguments
+        theirs = ("custom_routing_function", "zero_expert_type", "hash_indices_table")
+        known = options["scoring_func"] in {"softmax", "sigmoid"}
+        fused_shared = options.get("num_fused_shared_experts", 0)
+        if not known or fused_shared or any(options[name] is not None for name in theirs):
+            return original(*args, **kwargs)
+        grouped = options["use_grouped_topk"]
+        bias = options["e_score_correction_bias"]
+        state = options["eplb_state"]
+        logical = options.get("num_logical_experts") or options["global_num_experts"]
+        try:
+            config = RoutingConfig(
+                num_experts=logical,
+                top_k=options["top_k"],
+                scoring_func=options["scoring_func"],
+                renormalize=options["renormalize"],
+                num_expert_group=options["num_expert_group"] if grouped else 1,
+                topk_group=options["topk_group"] if grouped else 1,
+                # vLLM's plain softmax router does not scale.
+                routed_scaling_factor=options["routed_scaling_factor"]
+                if grouped or bias is not None
+                else 1.0,
+            )
+        except LimitError as error:
+            logger.warning("vLLM's router serves this layer: an NPU would refuse it, %s", error)
+            return original(*args, **kwargs)
+        return AscendRouter(
+            config, e_score_correction_bias=bias, eplb_state=state, map_and_record=self._map_and_record
+        )
+
+    def map_and_record(self, original: Callable[..., Any], *args: Any, **kwargs: Any) -> torch.Tensor:  # noqa: ARG002 - vLLM's
+        """Map logical to physical ids and count them, which vLLM leaves out on a CPU."""
+        return self._map_and_record(*args, **kwargs)
+
+    def _map_and_record(
+        self,
+        topk_ids: torch.Tensor,
+        expert_load_view: torch.Tensor,
+        logical_to_physical_map: torch.Tensor,
+        logical_replica_count: torch.Tensor,
+        record_enabled: torch.Tensor,
+        num_unpadded_tokens: torch.Tensor | None = None,
+    ) -> torch.Tensor:
+        # On a CPU asking costs nothing, and counting does.
+        tokens = 0
+        counted = None
+        if record_enabled:
+            splits = self._serving.ranks.splits_tokens
+            first = self._serving.ranks.tp_rank * len(topk_ids) if splits else 0
+            tokens = len(topk_ids) if num_unpadded_tokens is None else int(num_unpadded_tokens) - first
+            if self._counted is not None:
+                counted = self._counted[first : first + len(topk_ids)]
+        return take_turns_and_record(
+            topk_ids,
+            logical_to_physical_map,
+            logical_replica_count,
+            expert_load_view,
+            num_tokens=tokens,
+            counted=counted,
+        )
+
+    def experts_class(self, original: Callable[..., Any], backend: Any) -> list[Any]:
+        """Offer the Ascend experts alone where vLLM would offer its CPU's."""
+        ours = {UnquantizedMoeBackend.CPU, Int8MoeBackend.CPU}
+        return [_ServedExperts] if backend in ours else list(original(backend))
+
+    def select_forward(self, original: Callable[..., Any], runner: Any) -> Any:
+        """Keep the layer one op for the compiler: how many rows an expert gets is data."""
+        if get_current_vllm_config().compilation_config.mode in {None, CompilationMode.NONE}:
+            return original(runner)
+        # As vLLM does on devices.
+        return (
+            torch.ops.vllm.moe_forward if runner.shared_experts is None else torch.ops.vllm.moe_forward_shared
+        )
+
+    def load_model(self, original: Callable[..., Any], runner: Any, *args: Any, **kwargs: Any) -> Any:
+        """After loading, make the EPLB state that vLLM's runners for devices make."""
+        result = original(runner, *args, **kwargs)
+        self._check_experts(runner.model)
+        if runner.parallel_config.enable_eplb:
+            moe = wrapping.call(table.FIND_MOE_MODEL, runner.model)
+            assert moe is not None  # checked when the model was made
+            runner._moe_model = moe  # noqa: SLF001 - as vLLM's runners do
+            with host_events():
+                runner.eplb_state = EplbState(runner.parallel_config, runner.device)
+                runner.eplb_state.add_model(moe, runner.model_config)
+        return result
+
+    def _check_experts(self, model: Any) -> None:
+        """Refuse layers whose experts would be vLLM's own: on a CPU they do not know of other ranks."""
+        if self._serving.ranks.ep_size == 1:
+            return
+        for name, module in model.named_modules():
+            method = getattr(module, "quant_method", None)
+            kernel = getattr(method, "moe_kernel", None)
+            experts = getattr(kernel, "fused_experts", None)
+            if type(module).__name__ == "RoutedExperts" and not isinstance(experts, AscendExperts):
+                found = type(experts or method).__name__
+                msg = (
+                    f"{name} runs {found}; expected AscendExperts (unquantised, or W8A8 with int8): on a CPU no "
+                    "others serve several expert-parallel ranks. Start with one rank, or another checkpoint"
+                )
+                raise EplbConfigError(msg)
+
+    def prepare_inputs(
+        self, original: Callable[..., Any], runner: Any, scheduler_output: Any, num_scheduled_tokens: Any
+    ) -> Any:
+        """Note which tokens of the batch are of the phase that is counted."""
+        phase = self._serving.settings.load_collection_phase
+        if phase != "all":
+            batch = runner.input_batch
+            scheduled = np.asarray(num_scheduled_tokens)
+            request = np.repeat(np.arange(batch.num_reqs), scheduled)
+            within = np.arange(len(request)) - np.repeat(np.cumsum(scheduled) - scheduled, scheduled)
+            position = batch.num_computed_tokens_cpu[request] + within
+            is_prompt = position < batch.num_prompt_tokens[request]
+            self._counted = torch.from_numpy(is_prompt if phase == "prefill" else ~is_prompt)
+        return original(runner, scheduler_output, num_scheduled_tokens)
+
+
+class _ServedExperts(AscendExperts):
+    """The Ascend experts; a layer that they cannot serve stops the start with the reason."""
+
+    @staticmethod
+    def is_supported_config(cls: type[AscendExperts], moe_config: Any, *args: Any) -> tuple[bool, str | None]:  # noqa: PLW0211 - vLLM's
+        supported, reason = AscendExperts.is_supported_config(cls, moe_config, *args)
+        if not supported:
+            msg = f"AscendExperts cannot serve this layer: {reason}"
+            raise EplbConfigError(msg)
+        return supported, reason
+
+
+def _let_int8_move() -> None:
+    """Let vLLM move int8 experts between ranks: with these experts a slot's weights and scales are its own."""
+    from vllm.model_executor.layers.quantization.compressed_tensors.compressed_tensors_moe import (
+        compressed_tensors_moe_w8a8_int8 as int8,
+    )
+
+    method = int8.CompressedTensorsW8A8Int8MoEMethod
+    wrapping.replace(method, "supports_eplb", property(lambda self: True))  # noqa: ARG005
+
+
+def _all_gatherv(
+    _: Callable[..., Any], communicator: Any, input_: Any, dim: int = 0, sizes: list[int] | None = None
+) -> Any:
+    """Gather tensors of unequal lengths: padded to the longest, because gloo gathers equal ones."""
+    if isinstance(input_, list):
+        return [_all_gatherv(_, communicator, tensor, dim, sizes) for tensor in input_]
+    if dim != 0:
+        msg = f"dim is {dim}; expected 0"
+        raise ValueError(msg)
+    lengths = sizes or [len(input_)] * communicator.world_size
+    padded = input_.new_zeros((max(lengths), *input_.shape[1:]))
+    padded[: len(input_)] = input_
+    parts = [torch.empty_like(padded) for _ in lengths]
+    torch.distributed.all_gather(parts, padded, group=communicator.device_group)
+    return torch.cat([part[:length] for part, length in zip(parts, lengths, strict=True)])
+
+
+def _reduce_scatterv(
+    _: Callable[..., Any],
+    communicator: Any,
+    input_: torch.Tensor,
+    dim: int = 0,
+    sizes: list[int] | None = None,
+) -> torch.Tensor:
+    """Add up over ranks and keep this rank's rows."""
+    if dim != 0:
+        msg = f"dim is {dim}; expected 0"
+        raise ValueError(msg)
+    world = communicator.world_size
+    lengths = sizes or [len(input_) // world] * world
+    total = input_.contiguous().clone()
+    torch.distributed.all_reduce(total, group=communicator.device_group)
+    start = sum(lengths[: communicator.rank_in_group])
+    return total[start : start + lengths[communicator.rank_in_group]].contiguous()
