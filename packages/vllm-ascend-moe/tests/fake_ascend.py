@@ -13,9 +13,8 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from vllm_ascend_moe import releases
-from vllm_ascend_moe.backends.ascend import worker as ascend_worker
-from vllm_ascend_moe.backends.ascend.worker import AscendWorker
+from vllm_ascend_moe.backends import ascend_v1
+from vllm_ascend_moe.backends.ascend_v1 import AscendV1
 from vllm_ascend_moe.core.sources import PlacementSource, find_source
 from vllm_ascend_moe.hooks import wrapping
 
@@ -37,14 +36,14 @@ class Experts(torch.nn.Module):
     moe_counter = -1
 
     def __init__(
-        self, worker: AscendWorker, eplb: Untyped, rank: int, ranks: int, *, apart: bool = False
+        self, worker: AscendV1, eplb: Untyped, rank: int, ranks: int, *, apart: bool = False
     ) -> None:
         super().__init__()
         Experts.moe_counter += 1
         self.moe_instance_id = Experts.moe_counter
         sizes = SimpleNamespace(num_experts=E, ep_size=ranks, ep_rank=rank)
-        self.global_expert_map, self._expert_map, self.log2phy, redundant = worker._around_init(
-            never, eplb, self.moe_instance_id, sizes
+        self.global_expert_map, self._expert_map, self.log2phy, redundant = worker.answer_layer(
+            eplb, self.moe_instance_id, sizes
         )
         held: Untyped = self if not apart else torch.nn.Module()
         if apart:  # as from 0.26 on
@@ -121,11 +120,6 @@ class Model(torch.nn.Module):
         return loaded
 
 
-def never(*_: object) -> None:
-    msg = "vllm-ascend's own function was called"
-    raise AssertionError(msg)
-
-
 def checkpoint(layers: int) -> Iterator[tuple[str, torch.Tensor]]:
     """Yield every weight of every expert, all of them different."""
     draw = torch.Generator().manual_seed(0)
@@ -176,7 +170,7 @@ class World:
 
 def make_world(
     monkeypatch: pytest.MonkeyPatch, ranks: int, settings: Settings, *, release: str = "0.23.0"
-) -> tuple[World, list[AscendWorker]]:
+) -> tuple[World, list[AscendV1]]:
     """Make workers beside one release."""
     monkeypatch.setattr(wrapping, "vllm_ascend_version", lambda: release)
     to = torch.Tensor.to
@@ -186,18 +180,18 @@ def make_world(
 
     monkeypatch.setattr(torch.Tensor, "to", stay)
     world = World(ranks)
-    monkeypatch.setattr(ascend_worker, "gather", world.gather)
-    found = releases.find(release)
-    assert found is not None
+    monkeypatch.setattr(ascend_v1, "gather", world.gather)
     source = find_source(settings, E, ranks)
-    return world, [AscendWorker(serving(settings, source, rank), found) for rank in range(ranks)]
+    return world, [AscendV1(session(settings, source, rank)) for rank in range(ranks)]
 
 
-def serving(settings: Settings, source: PlacementSource, rank: int) -> Untyped:
+def session(settings: Settings, source: PlacementSource, rank: int) -> Untyped:
     return SimpleNamespace(
         settings=settings,
         source=source,
         config=SimpleNamespace(load_config=SimpleNamespace(load_format="auto")),
+        has_agreed=True,
+        advance=lambda _: None,
         ranks=SimpleNamespace(ep_rank=rank, cpu_group=None, stage=lambda count: (0, count, count)),
     )
 
@@ -208,9 +202,7 @@ def eplb(**options: object) -> SimpleNamespace:
     return SimpleNamespace(**{**absent, **options})
 
 
-def build(
-    worker: AscendWorker, options: Untyped, rank: int, ranks: int, layers: int, **how: Untyped
-) -> Model:
+def build(worker: AscendV1, options: Untyped, rank: int, ranks: int, layers: int, **how: Untyped) -> Model:
     draft = how.pop("draft", False)
     made: Model = worker.build(
         lambda: Model([Experts(worker, options, rank, ranks, **how) for _ in range(layers)]), draft=draft
@@ -218,7 +210,7 @@ def build(
     return made
 
 
-def load(worker: AscendWorker, model: Model) -> None:
+def load(worker: AscendV1, model: Model) -> None:
     """Load as vLLM's loader does: read, turn into another form, and only then compare."""
 
     def all_of_it() -> None:
@@ -226,4 +218,5 @@ def load(worker: AscendWorker, model: Model) -> None:
         for index in range(len(model.layers)):
             model[index].process()
 
-    worker.load(all_of_it)
+    all_of_it()
+    worker.finish_loading()

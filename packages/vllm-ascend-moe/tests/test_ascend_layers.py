@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
 
-    from vllm_ascend_moe.backends.ascend.worker import AscendWorker
+    from vllm_ascend_moe.backends.ascend_v1 import AscendV1
 
 LAYERS, RANKS, REDUNDANT = 3, 2, 4
 
@@ -40,7 +40,7 @@ def serve(
     options: Untyped,
     *,
     layers: int = LAYERS,
-    spoil: Callable[[int, Model, AscendWorker], None] | None = None,
+    spoil: Callable[[int, Model, AscendV1], None] | None = None,
     **how: Untyped,
 ) -> list[Any]:
     """Return each rank's report after loading, or what it raised."""
@@ -105,7 +105,7 @@ def test_linear_expert_parallelism_is_compared_too(monkeypatch: pytest.MonkeyPat
 
 
 def test_what_a_linear_rank_holds_is_compared_too(monkeypatch: pytest.MonkeyPatch) -> None:
-    def swap(rank: int, model: Model, _: AscendWorker) -> None:
+    def swap(rank: int, model: Model, _: AscendV1) -> None:
         if rank == 1:
             exchange(model, 2, 0, 1)
 
@@ -120,10 +120,10 @@ def exchange(model: Model, layer: int, one: int, other: int) -> None:
         data[[one, other]] = data[[other, one]]
 
 
-def late(spoil: Callable[[int, Model, AscendWorker], None]) -> Callable[[int, Model, AscendWorker], None]:
+def late(spoil: Callable[[int, Model, AscendV1], None]) -> Callable[[int, Model, AscendV1], None]:
     """Spoil a model after it was read, as a loader's last step might."""
 
-    def before(rank: int, model: Model, worker: AscendWorker) -> None:
+    def before(rank: int, model: Model, worker: AscendV1) -> None:
         last = model[-1]
         process = last.process
 
@@ -144,7 +144,7 @@ def test_log2phy_rolled_by_one_is_refused(
 ) -> None:
     path, _ = planned
 
-    def roll(rank: int, model: Model, _: AscendWorker) -> None:
+    def roll(rank: int, model: Model, _: AscendV1) -> None:
         log2phy = model[1].log2phy
         if rank == 0:
             log2phy.copy_(log2phy.roll(1))
@@ -159,7 +159,7 @@ def test_a_neighbours_weights_in_a_slot_are_refused(
     path, placement = planned
     expert = placement.physical_to_logical[2, 6 + 3]
 
-    def swap(rank: int, model: Model, _: AscendWorker) -> None:
+    def swap(rank: int, model: Model, _: AscendV1) -> None:
         if rank == 1:
             exchange(model, 2, 3, 4)
 
@@ -171,7 +171,7 @@ def test_a_neighbours_weights_in_a_slot_are_refused(
 
 
 def test_a_copy_of_a_neighbours_weights_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    def copy(rank: int, model: Model, _: AscendWorker) -> None:
+    def copy(rank: int, model: Model, _: AscendV1) -> None:
         if rank == 0:
             data = model[0].held.w2_weight.data
             data[1] = data[0]
@@ -186,7 +186,7 @@ def test_a_loader_that_fills_another_slot_is_refused(
     path, placement = planned
     row = placement.physical_to_logical[0, :6]
 
-    def shift(rank: int, model: Model, _: AscendWorker) -> None:
+    def shift(rank: int, model: Model, _: AscendV1) -> None:
         if rank == 0:
             layer = model[0]
             right = layer._map_global_expert_id_to_local_expert_id
@@ -205,7 +205,7 @@ def test_a_loader_that_fills_another_slot_is_refused(
 
 
 def test_a_loader_that_writes_elsewhere_than_it_says_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    def misplace(rank: int, model: Model, _: AscendWorker) -> None:
+    def misplace(rank: int, model: Model, _: AscendV1) -> None:
         if rank == 1:
             held = model[1].held
             watched = held.w2_weight.weight_loader
@@ -228,7 +228,7 @@ def test_rows_shifted_by_a_layer_are_refused(
 ) -> None:
     path, _ = planned
 
-    def shift(rank: int, model: Model, worker: AscendWorker) -> None:  # noqa: ARG001 - on every rank
+    def shift(rank: int, model: Model, worker: AscendV1) -> None:  # noqa: ARG001 - on every rank
         made = worker._main
         assert made is not None
         for index, layer in enumerate(made.layers):
@@ -242,7 +242,7 @@ def test_rows_shifted_by_a_layer_are_refused(
 
 
 def test_a_slot_that_the_loader_leaves_out_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    def forget(rank: int, model: Model, _: AscendWorker) -> None:  # noqa: ARG001 - on every rank
+    def forget(rank: int, model: Model, _: AscendV1) -> None:  # noqa: ARG001 - on every rank
         reads = model.load_weights
 
         def without(weights: Untyped) -> set[str]:
@@ -257,7 +257,7 @@ def test_a_slot_that_the_loader_leaves_out_is_refused(monkeypatch: pytest.Monkey
 
 
 def test_a_rank_that_cannot_read_its_slots_stops_the_others(monkeypatch: pytest.MonkeyPatch) -> None:
-    def lose(rank: int, model: Model, _: AscendWorker) -> None:
+    def lose(rank: int, model: Model, _: AscendV1) -> None:
         if rank == 1:
             model[0]._expert_map.fill_(3)
 
@@ -341,7 +341,7 @@ def test_a_pipeline_stage_gets_its_own_rows(
     path, placement = planned
     _, workers = make_world(monkeypatch, RANKS, Settings(expert_map_path=path))
     ranks = SimpleNamespace(ep_rank=1, stage=lambda count: (1, count, LAYERS))
-    monkeypatch.setattr(workers[0]._serving, "ranks", ranks)
+    monkeypatch.setattr(workers[0].session, "ranks", ranks)
     model = build(workers[0], eplb(expert_map_path=path), 1, RANKS, 2)
     for index, layer in enumerate(map(model.__getitem__, range(len(model.layers)))):
         assert layer._expert_map.tolist() == placement.expert_map(1 + index, 1).tolist()
@@ -420,7 +420,7 @@ def test_moved_slots_are_compared_with_the_new_map(
 
 
 def move(
-    worker: AscendWorker, model: Model, mover: Mover, rank: int, index: int, first: int, fault: str | None
+    worker: AscendV1, model: Model, mover: Mover, rank: int, index: int, first: int, fault: str | None
 ) -> None:
     """Exchange the first two slots of each rank, tables and weights; or leave something of it out on rank 1."""
     fault = fault if rank == 1 else None
@@ -465,7 +465,7 @@ def test_copies_whose_bytes_differ_are_refused_even_where_no_checkpoint_was_read
         # As tensors that come from another server: nobody calls the model's load_weights.
         if rank == 1:
             model[2].held.w13_weight_scale.data[0, 1, 0] = 0.5
-        workers[rank].load(lambda: None)
+        workers[rank].finish_loading()
 
     ring = generate_placement("ring", num_experts=E, ep_size=RANKS, num_redundant_experts=REDUNDANT)
     expert = ring.physical_to_logical[0, 6]
@@ -483,11 +483,11 @@ def test_dummy_weights_are_not_compared(monkeypatch: pytest.MonkeyPatch) -> None
 
     def one(rank: int) -> Untyped:
         worker = workers[rank]
-        worker._serving.config.load_config.load_format = "dummy"
+        worker.session.config.load_config.load_format = "dummy"
         options = eplb(dynamic_eplb=True, num_redundant_experts=REDUNDANT)
         model = build(worker, options, rank, RANKS, LAYERS)
         model[2].held.w2_weight.data.normal_()
-        worker.load(lambda: None)
+        worker.finish_loading()
         return worker.report(checksums=True)["wrong_slots"]
 
     assert world.run(one) == [[], []]

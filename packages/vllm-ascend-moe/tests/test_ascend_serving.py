@@ -13,9 +13,11 @@ import fake_vllm
 import pytest
 
 from vllm_ascend_moe import releases
-from vllm_ascend_moe.backends import serving
+from vllm_ascend_moe.backends import worker as workers
+from vllm_ascend_moe.backends.ascend_v1 import AscendV1
 from vllm_ascend_moe.core.activation import Activation, leave_resolved
 from vllm_ascend_moe.core.agreement import DisagreementError
+from vllm_ascend_moe.core.session import Session, session_of
 from vllm_ascend_moe.core.settings import Settings
 from vllm_ascend_moe.eplb import EplbConfigError
 from vllm_ascend_moe.hooks import table, wrapping
@@ -43,7 +45,6 @@ class Worker:
 def no_hooks_left() -> Iterator[None]:
     yield
     wrapping.restore()
-    serving._current = None
 
 
 def config(settings: Settings | None = None, digest: str | None = None) -> SimpleNamespace:
@@ -79,19 +80,28 @@ def install(monkeypatch: pytest.MonkeyPatch, release: str = "0.23.0") -> None:
     fake_vllm.replace(monkeypatch, table.Hook(NETLOADER, "initialize_model", ()), made)
 
 
+def session(worker: Worker) -> Session:
+    found = session_of(worker)
+    assert found is not None
+    return found
+
+
+def backend(worker: Worker) -> AscendV1:
+    found = session(worker).backend
+    assert isinstance(found, AscendV1)
+    return found
+
+
 def start(made: SimpleNamespace) -> Worker:
     worker = Worker()
-    serving.around_worker_init(lambda *_: None, worker, made)
+    workers.around_worker_init(lambda *_: None, worker, made)
     return worker
 
 
 @pytest.mark.parametrize("release", [release.vllm_ascend for release in releases.RELEASES])
 def test_it_starts_without_any_function_of_vllms_eplb(release: str, monkeypatch: pytest.MonkeyPatch) -> None:
     install(monkeypatch, release)
-    start(config())
-    found = serving.current()
-    assert found is not None
-    assert found.ascend is not None
+    backend(start(config()))
     known = releases.find(release)
     assert known is not None
     for module in known.layers:
@@ -118,8 +128,8 @@ def test_a_vllm_ascend_of_which_a_function_is_missing_is_refused(
 def test_ranks_agree_whichever_loader_makes_the_model(module: str, monkeypatch: pytest.MonkeyPatch) -> None:
     install(monkeypatch)
     made = config(digest="0" * 64)
-    start(made)
-    with pytest.raises(DisagreementError, match="give every node the same file"):
+    worker = start(made)
+    with session(worker).loading(), pytest.raises(DisagreementError, match="give every node the same file"):
         sys.modules[module].initialize_model(vllm_config=made, model_config=made.model_config)
 
 
@@ -137,40 +147,36 @@ def test_a_copy_of_the_main_models_configuration_is_the_main_models(monkeypatch:
     # As vllm-ascend's netloader falls back to another loader.
     install(monkeypatch)
     made = config()
-    start(made)
-    found = serving.current()
-    assert found is not None
-    assert found.ascend is not None
+    found = start(made)
     asked: list[bool] = []
-    monkeypatch.setattr(found.ascend, "build", lambda _, *, draft: asked.append(draft))
+    monkeypatch.setattr(backend(found), "build", lambda _, *, draft: asked.append(draft))
     make = functools.partial(sys.modules[table.INITIALIZE_MODEL.module].initialize_model, vllm_config=made)
-    make(model_config=made.model_config)
-    make(model_config=SimpleNamespace(runner_type="generate"))
-    make(model_config=SimpleNamespace(runner_type="draft"))
+    with session(found).loading():
+        make(model_config=made.model_config)
+        make(model_config=SimpleNamespace(runner_type="generate"))
+        make(model_config=SimpleNamespace(runner_type="draft"))
     assert asked == [False, False, True]
 
 
 def test_all_of_loading_is_followed_by_the_comparison(monkeypatch: pytest.MonkeyPatch) -> None:
     install(monkeypatch)
     worker = start(config())
-    found = serving.current()
-    assert found is not None
-    assert found.ascend is not None
-    found.ascend._main = SimpleNamespace(layers=[SimpleNamespace(log2phy=None)])  # type: ignore[assignment]
-    monkeypatch.setattr(found.ascend, "_compare", lambda *_, **__: worker.done.append("compared"))
+    found = backend(worker)
+    session(worker).has_agreed = True
+    found._main = SimpleNamespace(layers=[SimpleNamespace(log2phy=None)])  # type: ignore[assignment]
+    monkeypatch.setattr(found, "_compare", lambda *_, **__: worker.done.append("compared"))
     worker.load_model()
     assert worker.done == ["loaded", "compared"]
     worker.reload_weights()
     # Where maps are served, vLLM would load in another order.
-    found.ascend._main = SimpleNamespace(layers=[SimpleNamespace(log2phy=[0])])  # type: ignore[assignment]
+    found._main = SimpleNamespace(layers=[SimpleNamespace(log2phy=[0])])  # type: ignore[assignment]
     with pytest.raises(EplbConfigError, match="reload_weights was called while experts stand"):
         worker.reload_weights()
 
 
 def test_before_loading_the_report_has_no_placement(monkeypatch: pytest.MonkeyPatch) -> None:
     install(monkeypatch)
-    start(config())
-    report = WorkerReport().expert_maps_report()
+    report = WorkerReport.expert_maps_report(start(config()))  # type: ignore[arg-type] # it is mixed into a worker
     assert report["active"]
     assert "digest" not in report
 
@@ -180,5 +186,5 @@ def test_hooks_of_an_engine_before_this_one_do_nothing(monkeypatch: pytest.Monke
     made = config(digest="0" * 64)
     start(made)
     wrapped = sys.modules[NETLOADER].initialize_model
-    serving._current = None
+    # What is loaded now is another engine's, which is inactive.
     assert wrapped(vllm_config=made, model_config=made.model_config)[0] == "initialize_model"

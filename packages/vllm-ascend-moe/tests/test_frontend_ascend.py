@@ -17,6 +17,7 @@ from expert_maps import ExpertMapsError, Placement, generate_placement, write_pl
 from vllm_ascend_moe import frontend, releases
 from vllm_ascend_moe.backends.ascend import checks as ascend_checks
 from vllm_ascend_moe.backends.ascend import options as ascend_options
+from vllm_ascend_moe.core import activation
 from vllm_ascend_moe.core.activation import read_resolved
 from vllm_ascend_moe.core.settings import Settings
 from vllm_ascend_moe.hooks import wrapping
@@ -73,7 +74,7 @@ def configure(monkeypatch: pytest.MonkeyPatch) -> Callable[..., Config]:
     for name in (VARIABLE, "EXPERT_MAP_RECORD", "VLLM_ASCEND_MOE_ENABLED", "VLLM_USE_V2_MODEL_RUNNER"):
         monkeypatch.setenv(name, "")
         monkeypatch.delenv(name)
-    monkeypatch.setattr(frontend, "_said_in", set())
+    monkeypatch.setattr(activation, "said_in", set())
     monkeypatch.setattr(ascend_options, "_switched_on", [])
     # What vllm-ascend's executor would be imported as; see test_ascend_options.
     monkeypatch.setattr(ascend_options, "_EXECUTOR", "os")

@@ -12,8 +12,10 @@ import pytest
 
 from expert_maps import POLICY_NAMES, Placement, generate_placement
 from vllm_ascend_moe.backends.policy import check_policy, router_groups
-from vllm_ascend_moe.backends.serving import Serving
+from vllm_ascend_moe.backends.ranks import Ranks
+from vllm_ascend_moe.backends.vllm_eplb import VllmEplb
 from vllm_ascend_moe.core.activation import Activation
+from vllm_ascend_moe.core.session import Session
 from vllm_ascend_moe.core.settings import Settings
 from vllm_ascend_moe.core.sources import PlacementSource
 from vllm_ascend_moe.eplb import EplbConfigError
@@ -66,16 +68,14 @@ def serve(monkeypatch: pytest.MonkeyPatch, settings: Settings, groups: int, node
     fake_vllm.replace(monkeypatch, table.EP_GROUP, lambda: group)
     fake_vllm.replace(monkeypatch, table.PP_GROUP, lambda: group)
     parallel = SimpleNamespace(tensor_parallel_size=4, data_parallel_size=1, enable_eplb=True)
-    serving = Serving(
-        SimpleNamespace(
-            parallel_config=parallel,
-            device_config=SimpleNamespace(device_type="cpu"),
-            model_config=SimpleNamespace(get_num_experts=lambda: 16),
-        ),
-        Activation(settings, "asked for"),
+    config = SimpleNamespace(
+        parallel_config=parallel,
+        device_config=SimpleNamespace(device_type="cpu"),
+        model_config=SimpleNamespace(get_num_experts=lambda: 16),
     )
-    serving.source = PlacementSource("layout ring", layout(), is_file=False)
-    serving._check_model(object())
+    session = Session(config, Activation(settings, "asked for"), Ranks(config))
+    session.source = PlacementSource("layout ring", layout(), is_file=False)
+    VllmEplb(session).check_model(object())
 
 
 def test_a_worker_refuses_before_weights_are_read(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -14,8 +14,8 @@ import fake_vllm
 import pytest
 
 from expert_maps import ExpertMapsError
-from vllm_ascend_moe import frontend, releases
-from vllm_ascend_moe.backends import serving
+from vllm_ascend_moe import releases
+from vllm_ascend_moe.core import activation, session
 from vllm_ascend_moe.hooks import entry, table
 from vllm_ascend_moe.hooks.table import Hook
 from vllm_ascend_moe.hooks.wrapping import (
@@ -278,8 +278,7 @@ def test_an_unknown_platform_is_refused(monkeypatch: pytest.MonkeyPatch) -> None
 
 @pytest.fixture(autouse=True)
 def first_in_this_process(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(frontend, "_said_in", set())
-    monkeypatch.setattr(serving, "_current", None)
+    monkeypatch.setattr(activation, "said_in", set())
     monkeypatch.delenv("VLLM_ASCEND_MOE_ENABLED", raising=False)
 
 
@@ -344,7 +343,7 @@ def test_an_inactive_plugin_passes_everything_on_and_says_so_once(
     assert vars(arguments) == {"additional_config": {"other": 1}}
     assert vars(config) == {"additional_config": {"other": 1}, "parallel_config": parallel}
     assert vars(parallel) == {"worker_extension_cls": ""}
-    assert serving.current() is None
+    assert not session.has_sessions()
 
 
 @pytest.mark.parametrize(

@@ -23,13 +23,13 @@ from vllm_ascend_moe.npu_ops.router import AscendRouter
 
 def hooks(
     *, phase: Phase = "all", tp_rank: int = 0, splits_tokens: bool = False, ep_size: int = 2
-) -> cpu._Hooks:
+) -> cpu.VllmCpu:
     ranks = SimpleNamespace(tp_rank=tp_rank, splits_tokens=splits_tokens, ep_size=ep_size)
-    serving: Any = SimpleNamespace(settings=Settings(load_collection_phase=phase), ranks=ranks)
-    return cpu._Hooks(serving)
+    session: Any = SimpleNamespace(settings=Settings(load_collection_phase=phase), ranks=ranks)
+    return cpu.VllmCpu(session)
 
 
-def prepare(found: cpu._Hooks) -> None:
+def prepare(found: cpu.VllmCpu) -> None:
     """A batch: one request that generates, the second part of a prompt, and one that ends its prompt."""
     runner = SimpleNamespace(
         input_batch=SimpleNamespace(
@@ -50,7 +50,7 @@ def test_tokens_of_the_phase_are_counted(phase: Phase, counted: list[int]) -> No
     load = torch.zeros(8, dtype=torch.int32)
     ids = torch.arange(8, dtype=torch.int32).unsqueeze(1)  # the last two rows are padding
     table, count = torch.arange(8).unsqueeze(1), torch.ones(8, dtype=torch.long)
-    physical = found._map_and_record(ids, load, table, count, torch.tensor(True), torch.tensor(6))
+    physical = found.map_and_record(ids, load, table, count, torch.tensor(True), torch.tensor(6))
     assert torch.equal(physical, ids)
     assert load.nonzero().flatten().tolist() == counted
 
@@ -63,7 +63,7 @@ def test_each_rank_counts_its_part_where_tokens_are_split() -> None:
         load = torch.zeros(4, dtype=torch.int32)
         ids = torch.full((3, 1), 2 + rank, dtype=torch.int32)
         table, count = torch.arange(4).unsqueeze(1), torch.ones(4, dtype=torch.long)
-        found._map_and_record(ids, load, table, count, torch.tensor(True), torch.tensor(5))
+        found.map_and_record(ids, load, table, count, torch.tensor(True), torch.tensor(5))
         loads.append(load.tolist())
     assert loads == [[0, 0, 3, 0], [0, 0, 0, 2]]
 

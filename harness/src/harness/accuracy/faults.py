@@ -222,10 +222,11 @@ class FaultyWorker(WorkerReport):
         import numpy as np
 
         from expert_maps import Placement
-        from vllm_ascend_moe.backends import moving, serving
+        from vllm_ascend_moe.backends import moving
+        from vllm_ascend_moe.core.session import session_of
         from vllm_ascend_moe.core.slots import SlotRule
 
-        served, state = serving.current(), self._model_state
+        served, state = session_of(self), self._model_state
         assert served is not None
         ranks = served.ranks
         target = Placement(rows, ranks.ep_size, num_logical_experts=state.model.num_logical_experts)
@@ -238,7 +239,7 @@ class FaultyWorker(WorkerReport):
             weights=shares,
         )
         moving.write_slots(rule, state, ranks.ep_size)
-        return served.live_placement().digest
+        return str(served.backend.live_placement().digest)
 
     @property
     def _model_state(self) -> Any:  # noqa: ANN401 - vLLM's

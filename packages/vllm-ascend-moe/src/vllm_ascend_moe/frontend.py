@@ -29,12 +29,13 @@ from vllm_ascend_moe.core.activation import (
     as_object,
     leave_resolved,
     log_active,
-    log_inactive,
     read_activation,
     read_resolved,
+    said_in,
+    say_inactive,
     vllm_version,
 )
-from vllm_ascend_moe.core.settings import CONFIG_KEY, ENV_ENABLED, Settings
+from vllm_ascend_moe.core.settings import CONFIG_KEY, ENV_ENABLED, Settings, describe
 from vllm_ascend_moe.core.sources import PlacementSource, count_layers, find_source
 from vllm_ascend_moe.eplb import EplbConfigError
 from vllm_ascend_moe.frontend_checks import (
@@ -59,9 +60,6 @@ if TYPE_CHECKING:
 _PREPARATION = "_vllm_ascend_moe_preparation"
 # Seconds in which engine processes may stop by themselves, where vLLM would kill them at once.
 _STOP_SECONDS = 30.0
-
-# The process that has said whether it is active; a forked child says so again.
-_said_in: set[int] = set()
 
 
 @dataclass
@@ -131,8 +129,8 @@ def around_executor_init(
     """Hook: the engine core says that it is active; it has nothing else to do."""
     activation = read_resolved(vllm_config)
     if activation.is_active:
-        if os.getpid() not in _said_in:
-            _said_in.add(os.getpid())
+        if os.getpid() not in said_in:
+            said_in.add(os.getpid())
             settings = activation.settings
             assert settings is not None
             log_active(
@@ -141,21 +139,6 @@ def around_executor_init(
     else:
         say_inactive(activation)
     return original(executor, vllm_config, *args, **kwargs)
-
-
-def describe(settings: Settings) -> str:
-    """Name where a placement comes from and whether it stays."""
-    layout = settings.layout or ("ring" if settings.num_redundant_experts else "linear")
-    source = settings.expert_map_path or f"layout {layout}"
-    redundant = settings.num_redundant_experts or 0
-    return f"{source} ({redundant} redundant, {'dynamic' if settings.dynamic else 'static'})"
-
-
-def say_inactive(activation: Activation) -> None:
-    """Say once in this process that the plugin does nothing here."""
-    if os.getpid() not in _said_in:
-        _said_in.add(os.getpid())
-        log_inactive(activation)
 
 
 def _prepare(engine_args: Any, model_config: Any, preparation: _Preparation) -> None:
@@ -286,7 +269,7 @@ def _complete(config: Any, preparation: _Preparation) -> Any:
     if activation.settings.record_path is not None:
         wrapping.check_hooks([table.STOP_TIMEOUT])
         wrapping.wrap(table.STOP_TIMEOUT, _allow_time_to_stop)
-    _said_in.add(os.getpid())
+    said_in.add(os.getpid())
     device = config.device_config.device_type
     log_active("front end", device, describe(activation.settings), source.digest)
     return config

@@ -4,11 +4,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
-
-if TYPE_CHECKING:
-    from expert_maps import Placement
-    from vllm_ascend_moe.backends.serving import Serving
+from typing import Any
 
 
 class WorkerReport:
@@ -31,34 +27,15 @@ class WorkerReport:
             pipeline stage's layers, read from them, and ``wrong_slots``: sentences, empty where every table names what
             its slot holds.
         """
-        from vllm_ascend_moe.backends.moving import local_checksums
-        from vllm_ascend_moe.backends.serving import current
+        from vllm_ascend_moe.core.session import session_of
 
-        serving = current()
-        if serving is None:
+        session = session_of(self)
+        if session is None:
             return {"active": False}
-        report: dict[str, Any] = {
+        report = {
             "active": True,
-            "ep_rank": serving.ranks.ep_rank,
-            "ep_size": serving.ranks.ep_size,
-            "settings": serving.settings.model_dump(),
+            "ep_rank": session.ranks.ep_rank,
+            "ep_size": session.ranks.ep_size,
+            "settings": session.settings.model_dump(),
         }
-        model = serving.model
-        if model is None:
-            return report | ({} if serving.ascend is None else serving.ascend.report(checksums=checksums))
-        report |= _placed(serving, serving.live_placement())
-        if checksums:
-            # In hex: not every transport carries integers of 64 bits.
-            sums = local_checksums(model).view("u8")
-            report["slot_checksums"] = [[f"{int(slot):016x}" for slot in layer] for layer in sums]
-        return report
-
-
-def _placed(serving: Serving, placement: Placement) -> dict[str, Any]:
-    return {
-        "digest": placement.digest,
-        "physical_to_logical": placement.physical_to_logical.tolist(),
-        "num_redundant_experts": placement.num_redundant_experts,
-        "rearrangements": serving.rearrangements,
-        "recorded_steps": serving.recorder.num_rows if serving.recorder else 0,
-    }
+        return report | session.backend.report(checksums=checksums)

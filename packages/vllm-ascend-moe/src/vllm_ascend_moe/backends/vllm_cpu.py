@@ -12,6 +12,7 @@ from __future__ import annotations
 import contextlib
 import inspect
 import time
+import weakref
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -22,6 +23,8 @@ from vllm.model_executor.layers.fused_moe.oracle.int8 import Int8MoeBackend
 from vllm.model_executor.layers.fused_moe.oracle.unquantized import UnquantizedMoeBackend
 
 from vllm_ascend_moe._log import logger
+from vllm_ascend_moe.backends.vllm_eplb import VllmEplb
+from vllm_ascend_moe.core.session import loading_session, session_of
 from vllm_ascend_moe.eplb import EplbConfigError
 from vllm_ascend_moe.hooks import table, wrapping
 from vllm_ascend_moe.npu_ops.limits import LimitError
@@ -32,8 +35,14 @@ from vllm_ascend_moe.npu_ops.routing import RoutingConfig
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
+    from contextlib import AbstractContextManager
 
-    from vllm_ascend_moe.backends.serving import Serving
+    from vllm_ascend_moe.core.session import Session
+    from vllm_ascend_moe.hooks.table import Hook
+
+
+# Of the engine whose batch was prepared last; its forward follows.
+_stepping: weakref.ref[VllmCpu] | None = None
 
 
 class _HostEvent:
@@ -66,31 +75,34 @@ def host_events() -> Iterator[None]:
         torch.Event, torch.cuda.Event = saved  # type: ignore[misc]
 
 
-def install(serving: Serving) -> None:
-    """Put the hooks in place; their functions have been checked."""
-    hooks = _Hooks(serving)
-    for hook, around in (
-        (table.CREATE_ROUTER, hooks.create_router),
-        (table.MAP_AND_RECORD, hooks.map_and_record),
-        (table.EXPERTS_CLASS, hooks.experts_class),
-        (table.INT8_EXPERTS_CLASS, hooks.experts_class),
-        (table.SELECT_FORWARD, hooks.select_forward),
-        (table.LOAD_MODEL, hooks.load_model),
-        (table.PREPARE_INPUTS, hooks.prepare_inputs),
-        (table.ALL_GATHERV, _all_gatherv),
-        (table.REDUCE_SCATTERV, _reduce_scatterv),
-    ):
-        wrapping.wrap(hook, around)
-    _let_int8_move()
+class VllmCpu(VllmEplb):
+    """The experts of one engine on a CPU."""
 
-
-class _Hooks:
-    """What stands around vLLM's functions on a CPU."""
-
-    def __init__(self, serving: Serving) -> None:
-        self._serving = serving
+    def __init__(self, session: Session) -> None:
+        """Know nothing of a model yet."""
+        super().__init__(session)
         # Which tokens of the present batch are counted, bool [tokens]; None for all of them.
         self._counted: torch.Tensor | None = None
+
+    def install(self) -> None:
+        """Put the hooks in place, and let int8 experts move; see `Backend`."""
+        super().install()
+        _let_int8_move()
+
+    def more_hooks(self) -> dict[Hook, Callable[..., Any]]:
+        """Return what vLLM lacks on a CPU."""
+        return _AROUND
+
+    def rearranging(self) -> AbstractContextManager[None]:
+        """Give vLLM a clock for its rearrangement."""
+        return host_events()
+
+    def finish_loading(self) -> None:
+        """See that the hooks were called; see `Backend`."""
+        super().finish_loading()
+        wrapping.require_called(table.LOAD_MODEL)
+        wrapping.require_called(table.EXPERTS_CLASS, table.INT8_EXPERTS_CLASS)
+        wrapping.require_called(table.CREATE_ROUTER)
 
     def create_router(self, original: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         """Make the Ascend router where its op has the model's way of routing; else vLLM's."""
@@ -123,14 +135,10 @@ class _Hooks:
             logger.warning("vLLM's router serves this layer: an NPU would refuse it, %s", error)
             return original(*args, **kwargs)
         return AscendRouter(
-            config, e_score_correction_bias=bias, eplb_state=state, map_and_record=self._map_and_record
+            config, e_score_correction_bias=bias, eplb_state=state, map_and_record=self.map_and_record
         )
 
-    def map_and_record(self, original: Callable[..., Any], *args: Any, **kwargs: Any) -> torch.Tensor:  # noqa: ARG002 - vLLM's
-        """Map logical to physical ids and count them, which vLLM leaves out on a CPU."""
-        return self._map_and_record(*args, **kwargs)
-
-    def _map_and_record(
+    def map_and_record(
         self,
         topk_ids: torch.Tensor,
         expert_load_view: torch.Tensor,
@@ -139,12 +147,13 @@ class _Hooks:
         record_enabled: torch.Tensor,
         num_unpadded_tokens: torch.Tensor | None = None,
     ) -> torch.Tensor:
+        """Map logical to physical ids and count them; vLLM's arguments."""
         # On a CPU asking costs nothing, and counting does.
         tokens = 0
         counted = None
         if record_enabled:
-            splits = self._serving.ranks.splits_tokens
-            first = self._serving.ranks.tp_rank * len(topk_ids) if splits else 0
+            splits = self.session.ranks.splits_tokens
+            first = self.session.ranks.tp_rank * len(topk_ids) if splits else 0
             tokens = len(topk_ids) if num_unpadded_tokens is None else int(num_unpadded_tokens) - first
             if self._counted is not None:
                 counted = self._counted[first : first + len(topk_ids)]
@@ -174,6 +183,9 @@ class _Hooks:
     def load_model(self, original: Callable[..., Any], runner: Any, *args: Any, **kwargs: Any) -> Any:
         """After loading, make the EPLB state that vLLM's runners for devices make."""
         result = original(runner, *args, **kwargs)
+        self.session.attach(runner)
+        global _stepping  # noqa: PLW0603 - vLLM's function is called with nothing that tells whose it is
+        _stepping = weakref.ref(self)
         self._check_experts(runner.model)
         if runner.parallel_config.enable_eplb:
             moe = wrapping.call(table.FIND_MOE_MODEL, runner.model)
@@ -186,7 +198,7 @@ class _Hooks:
 
     def _check_experts(self, model: Any) -> None:
         """Refuse layers whose experts would be vLLM's own: on a CPU they do not know of other ranks."""
-        if self._serving.ranks.ep_size == 1:
+        if self.session.ranks.ep_size == 1:
             return
         for name, module in model.named_modules():
             method = getattr(module, "quant_method", None)
@@ -204,7 +216,9 @@ class _Hooks:
         self, original: Callable[..., Any], runner: Any, scheduler_output: Any, num_scheduled_tokens: Any
     ) -> Any:
         """Note which tokens of the batch are of the phase that is counted."""
-        phase = self._serving.settings.load_collection_phase
+        global _stepping  # noqa: PLW0603 - as above
+        _stepping = weakref.ref(self)
+        phase = self.session.settings.load_collection_phase
         if phase != "all":
             batch = runner.input_batch
             scheduled = np.asarray(num_scheduled_tokens)
@@ -272,3 +286,49 @@ def _reduce_scatterv(
     torch.distributed.all_reduce(total, group=communicator.device_group)
     start = sum(lengths[: communicator.rank_in_group])
     return total[start : start + lengths[communicator.rank_in_group]].contiguous()
+
+
+def _while_loading(method: str) -> Callable[..., Any]:
+    """Return what is put around a function that vLLM calls while it makes and loads a model."""
+
+    def around(original: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        session = loading_session()
+        if session is None:
+            return original(*args, **kwargs)
+        return getattr(session.backend, method)(original, *args, **kwargs)
+
+    return around
+
+
+def _around_select_forward(original: Callable[..., Any], runner: Any) -> Any:
+    session = loading_session() or session_of(runner)
+    if session is None:
+        return original(runner)
+    session.attach(runner)
+    return session.backend.select_forward(original, runner)
+
+
+def _around_prepare_inputs(original: Callable[..., Any], runner: Any, *args: Any, **kwargs: Any) -> Any:
+    session = session_of(runner)
+    if session is None:
+        return original(runner, *args, **kwargs)
+    return session.backend.prepare_inputs(original, runner, *args, **kwargs)
+
+
+def _around_map_and_record(original: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+    """Map logical to physical ids and count them, which vLLM leaves out on a CPU."""
+    backend = None if _stepping is None else _stepping()
+    return original(*args, **kwargs) if backend is None else backend.map_and_record(*args, **kwargs)
+
+
+_AROUND: dict[Hook, Callable[..., Any]] = {
+    table.CREATE_ROUTER: _while_loading("create_router"),
+    table.MAP_AND_RECORD: _around_map_and_record,
+    table.EXPERTS_CLASS: _while_loading("experts_class"),
+    table.INT8_EXPERTS_CLASS: _while_loading("experts_class"),
+    table.SELECT_FORWARD: _around_select_forward,
+    table.LOAD_MODEL: _while_loading("load_model"),
+    table.PREPARE_INPUTS: _around_prepare_inputs,
+    table.ALL_GATHERV: _all_gatherv,
+    table.REDUCE_SCATTERV: _reduce_scatterv,
+}

@@ -25,6 +25,9 @@ from vllm_ascend_moe.core.settings import (
 # Which balancer serves: vllm-ascend's layer and its own EPLB, or vLLM's EPLB state.
 Way = Literal["vllm-ascend", "vllm-eplb"]
 
+# The processes that have said whether they are active; a forked child says so again.
+said_in: set[int] = set()
+
 # The plugin's worker extension: a configuration that names it was made by an active front end.
 REPORT = "vllm_ascend_moe.report.WorkerReport"
 
@@ -197,6 +200,13 @@ def log_inactive(activation: Activation) -> None:
     logger.info("vllm-ascend-moe %s inactive: %s", __version__, activation.reason)
 
 
+def say_inactive(activation: Activation) -> None:
+    """Say once in this process that the plugin does nothing here."""
+    if os.getpid() not in said_in:
+        said_in.add(os.getpid())
+        log_inactive(activation)
+
+
 __all__ = [
     "REPORT",
     "Activation",
@@ -208,6 +218,8 @@ __all__ = [
     "log_inactive",
     "read_activation",
     "read_resolved",
+    "said_in",
+    "say_inactive",
     "versions",
     "vllm_version",
 ]

@@ -241,4 +241,12 @@ def _nearest(name: str, known: Iterable[str]) -> str:
     return f". Did you mean {matches[0]!r}?" if matches else ""
 
 
+def describe(settings: Settings) -> str:
+    """Name where a placement comes from and whether it stays."""
+    layout = settings.layout or ("ring" if settings.num_redundant_experts else "linear")
+    source = settings.expert_map_path or f"layout {layout}"
+    redundant = settings.num_redundant_experts or 0
+    return f"{source} ({redundant} redundant, {'dynamic' if settings.dynamic else 'static'})"
+
+
 __all__ = ["Settings", "SettingsError", "read_flag", "read_settings"]

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 def watch() -> None:
     """Look at each configuration before it is used; without ``expert_maps`` in it nothing else happens."""
     from vllm_ascend_moe import frontend
-    from vllm_ascend_moe.backends import serving
+    from vllm_ascend_moe.backends import worker
 
     # A worker never makes a configuration, and the module is large.
     hooks = [hook for hook in table.WATCHED if hook.module in sys.modules or "arg_utils" not in hook.module]
@@ -30,7 +30,7 @@ def watch() -> None:
         table.CREATE_ENGINE_CONFIG: frontend.around_create_engine_config,
         table.CREATE_MODEL_CONFIG: frontend.around_create_model_config,
         table.EXECUTOR_INIT: frontend.around_executor_init,
-        table.WORKER_INIT: serving.around_worker_init,
+        table.WORKER_INIT: worker.around_worker_init,
     }
     for hook in hooks:
         wrapping.wrap(hook, around[hook])

@@ -1,10 +1,10 @@
 # SPDX-FileCopyrightText: The expert-maps authors
 # SPDX-License-Identifier: Apache-2.0
-"""Every hook into vLLM and vllm-ascend: which function, what is relied on, and what is put around it.
+"""Putting functions around vLLM's and vllm-ascend's, setting them back, and noting whether they were called.
 
 A hook replaces a function by one that calls it. Before that the names of its parameters are compared with
 those that the plugin relies on; where one is missing, nothing is installed and the start is refused. What the
-hooks do is written elsewhere (`frontend`, `serving`, `cpu`, `ascend`); this module only puts it in place.
+hooks do is written elsewhere (`frontend`, `backends`); this module only puts it in place.
 """
 
 from __future__ import annotations
@@ -34,6 +34,8 @@ IMPORT_ERRORS = (ImportError, OSError, RuntimeError)
 _MARK = "_vllm_ascend_moe_wraps"
 
 
+# Which hooks vLLM has called since `forget_calls`.
+_called: set[Hook] = set()
 # What `restore` sets back: owner, attribute and vLLM's own value.
 _replaced: list[tuple[Any, str, Any]] = []
 
@@ -135,10 +137,34 @@ def wrap(hook: Hook, around: Callable[..., Any]) -> None:
 
     @functools.wraps(inner)
     def wrapper(*args: Any, **kwargs: Any) -> Any:
+        _called.add(hook)
         return around(inner, *args, **kwargs)
 
     setattr(wrapper, _MARK, inner)
     replace(owner, attribute, wrapper, keep=hook in table.WATCHED)
+
+
+def forget_calls() -> None:
+    """Begin anew to note which hooks are called; before a model is loaded."""
+    _called.clear()
+
+
+def require_called(*hooks: Hook) -> None:
+    """Refuse to serve where one of some hooks was not called while the model was loaded.
+
+    That a function is there, with the parameters that are relied on, does not say that vLLM gets there: another model
+    runner may have a function of its own.
+
+    Raises:
+        UpstreamError: none of them was; the message names them.
+    """
+    if _called.isdisjoint(hooks):
+        msg = (
+            f"{' or '.join(map(str, hooks))} was never called while the model was loaded; expected it: this engine takes "
+            f"a way through vLLM {vllm_version()} that vllm-ascend-moe does not know (another model runner, a loader of "
+            "its own), and its placement would not be served. Leave that out, or leave out expert_maps"
+        )
+        raise UpstreamError(msg)
 
 
 def replace(owner: Any, attribute: str, value: object, *, keep: bool = False) -> None:

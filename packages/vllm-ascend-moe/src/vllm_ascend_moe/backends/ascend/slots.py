@@ -167,10 +167,22 @@ def moved_wrongly(
     return sorted(found.items())
 
 
+def one_per_slot(sums: dict[str, list[int]], slots: int) -> list[str]:
+    """Return one checksum for each slot, in hex: not every transport carries integers of 64 bits."""
+    found = []
+    for slot in range(slots):
+        total = 0
+        for name in sorted(sums):
+            total = total * 31 + sums[name][slot]
+        found.append(f"{total % 2**64:016x}")
+    return found
+
+
 __all__ = [
     "Reference",
     "SlotState",
     "moved_wrongly",
+    "one_per_slot",
     "read_state",
     "reference_of",
     "slot_sums",

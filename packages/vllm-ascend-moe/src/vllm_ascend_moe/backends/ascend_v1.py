@@ -1,6 +1,6 @@
 # SPDX-FileCopyrightText: The expert-maps authors
 # SPDX-License-Identifier: Apache-2.0
-"""One worker of vllm-ascend's runner V1: its layers get their maps, and their slots are compared with them.
+"""Beside vllm-ascend's runner V1: its layers get their maps, and their slots are compared with them.
 
 After loading, and after each layer that vllm-ascend moves, every rank tells its tables and its slots to the others, and
 all of them stop where a slot does not hold the expert that the tables name.
@@ -12,78 +12,46 @@ weights in a format of the device's own (NZ) read back as they were written.
 from __future__ import annotations
 
 import importlib
-import sys
 import time
 from typing import TYPE_CHECKING, Any
 
 from expert_maps import Placement
+from vllm_ascend_moe import releases
 from vllm_ascend_moe._log import logger
 from vllm_ascend_moe.backends.ascend.answers import Answer, Question, answer
-from vllm_ascend_moe.backends.ascend.layers import find_layers, placed
-from vllm_ascend_moe.backends.ascend.loading import LoadWatch
+from vllm_ascend_moe.backends.ascend.layers import placed
+from vllm_ascend_moe.backends.ascend.model import AskedModel, Rows, initialize_hooks, rows_of
 from vllm_ascend_moe.backends.ascend.process import around_manager, around_worker_process
 from vllm_ascend_moe.backends.ascend.slots import (
     Reference,
     SlotState,
     moved_wrongly,
+    one_per_slot,
     read_state,
     reference_of,
     slot_sums,
     wrong_slots,
 )
+from vllm_ascend_moe.backends.interface import Backend
+from vllm_ascend_moe.backends.vllm_eplb import around_initialize_model
+from vllm_ascend_moe.core.activation import vllm_version
 from vllm_ascend_moe.core.agreement import DisagreementError, gather
+from vllm_ascend_moe.core.session import State, loading_session
+from vllm_ascend_moe.core.settings import describe
 from vllm_ascend_moe.eplb import EplbConfigError
 from vllm_ascend_moe.hooks import table, wrapping
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-    from vllm_ascend_moe.backends.serving import Serving
-    from vllm_ascend_moe.eplb import EplbMaps
-    from vllm_ascend_moe.releases import Release
+    from vllm_ascend_moe.core.session import Session
 
-# The expert in each slot of each rank, of one layer.
-Rows = list[list[int]]
 # Of many wrong slots so many are told.
 _TOLD = 4
 
 
-class _Model:
-    """One model on this rank: its layers, what they asked for, and the watch over their loading."""
-
-    def __init__(self, model: Any, asked: list[tuple[Question, Rows | None]]) -> None:
-        self.layers = find_layers(model)
-        if len(self.layers) != len(asked):
-            msg = (
-                f"{type(model).__name__} has {len(self.layers)} MoE layers, and {len(asked)} asked for their maps; "
-                "expected as many"
-            )
-            raise EplbConfigError(msg)
-        self._asked = asked
-        self.first = 0
-        self.watch = LoadWatch(model, self.layers)
-
-    def take_rows(self, first: int) -> None:
-        """Write the maps of a later pipeline stage over those of the first; shapes are the same in all rows."""
-        self.first = first
-        for index, (layer, (question, _)) in enumerate(zip(self.layers, list(self._asked), strict=True)):
-            maps = question.maps(first + index)
-            layer.write(maps)
-            self._asked[index] = (question, _rows(maps))
-
-    def wanted(self, index: int) -> Rows | None:
-        """Return the expert in each slot of each rank, as the placement has it; None without expert parallelism."""
-        return self._asked[index][1]
-
-
-def _rows(maps: EplbMaps) -> Rows | None:
-    """Read the maps at once: the layer may get these very tensors, and change them."""
-    everywhere = maps.global_expert_map
-    return None if everywhere is None else [placed(row) for row in everywhere]
-
-
-class AscendWorker:
-    """The plugin in one worker.
+class AscendV1(Backend):
+    """The experts of one engine in vllm-ascend's layers.
 
     Attributes:
         rows: the expert in every slot of every rank, [L, R, slots], as the tables said when they were last compared;
@@ -91,39 +59,36 @@ class AscendWorker:
         rearrangements: how often vllm-ascend has moved the experts of all layers.
     """
 
-    def __init__(self, serving: Serving, release: Release) -> None:
-        """Know nothing of a model yet.
+    def __init__(self, session: Session) -> None:
+        """Know the release of vllm-ascend, and nothing of a model yet.
 
-        Args:
-            serving: what this is part of.
-            release: vllm-ascend's.
+        Raises:
+            UpstreamError: the release is not in the table.
         """
+        super().__init__(session)
+        found = wrapping.vllm_ascend_version()
+        release = releases.find(found)
+        if release is None:
+            raise wrapping.UpstreamError(releases.problem(found, vllm_version()))
         self.rows: list[Rows] = []
         self.rearrangements = 0
-        self._serving = serving
         self._release = release
         self._building: str | None = None
         self._asked: list[tuple[Question, Rows | None]] = []
-        self._main: _Model | None = None
-        self._draft: _Model | None = None
+        self._main: AskedModel | None = None
+        self._draft: AskedModel | None = None
         self._reference: list[Reference] = []
         # vllm-ascend's adaptor, once it has moved experts.
         self._adaptor: Any = None
 
     @property
-    def has_maps(self) -> bool:
+    def is_placed(self) -> bool:
         """Whether layers serve maps of the plugin's; not where vLLM's linear expert parallelism is all there is."""
         return self._main is not None and any(layer.log2phy is not None for layer in self._main.layers)
 
-    def install(self, around_initialize_model: Callable[..., Any]) -> None:
-        """Check vllm-ascend and put the hooks in place.
-
-        Args:
-            around_initialize_model: the serving's.
-
-        Raises:
-            UpstreamError: a function does not fit; nothing is installed.
-        """
+    def install(self) -> None:
+        """Put the hooks around vllm-ascend's functions; see `Backend`. Its EPLB serves, not vLLM's."""
+        wrapping.check_versions(ascend=True)
         asks = [table.INIT_EPLB_CONFIG, *table.init_in_layers(self._release.layers)]
         called = (
             table.INITIALIZE_MODEL,
@@ -134,7 +99,8 @@ class AscendWorker:
         wrapping.check_hooks((*table.BESIDE_ASCEND, *asks, *called))
         self._forget_engine()
         for hook in asks:
-            wrapping.wrap(hook, self._around_init)
+            wrapping.wrap(hook, _around_init_eplb_config)
+        # One process has one NPU, and an engine that moves experts has it for itself.
         wrapping.wrap(table.MOVE_EXPERTS, self._around_move)
         wrapping.wrap(table.EPLB_PROCESS, around_worker_process)
         wrapping.wrap(table.EPLB_MANAGER, around_manager)
@@ -153,15 +119,12 @@ class AscendWorker:
 
     # Loading.
 
-    def _around_init(
-        self,
-        original: Callable[..., Any],  # noqa: ARG002 - replaced
-        eplb_config: Any,
-        layer_id: int,
-        *args: Any,
-        **kwargs: Any,
-    ) -> Answer:
-        """Answer by the layer's place in its model; vllm-ascend's number goes on from one model to the next."""
+    def answer_layer(self, eplb_config: Any, layer_id: int, *args: Any, **kwargs: Any) -> Answer:
+        """Answer a layer by its place in its model; vllm-ascend's number goes on from one model to the next.
+
+        Raises:
+            EplbConfigError: it is made outside of vLLM's initialize_model.
+        """
         question = Question.of(eplb_config, *args, **kwargs)
         if self._building is None:
             msg = (
@@ -170,8 +133,21 @@ class AscendWorker:
             )
             raise EplbConfigError(msg)
         maps = question.maps(len(self._asked), draft=self._building == "draft")
-        self._asked.append((question, _rows(maps)))
+        self._asked.append((question, rows_of(maps)))
         return answer(maps)
+
+    def make_model(self, make: Callable[[], Any], model_config: Any) -> Any:
+        """Let a model be made, and its layers get their maps; see `Backend`."""
+        session = self.session
+        # A loader that falls back to another makes the main model by a copy of its configuration.
+        is_main = model_config is None or model_config is session.config.model_config
+        if not is_main and getattr(model_config, "runner_type", None) == "draft":
+            return self.build(make, draft=True)
+        session.require_same_source()
+        model = self.build(make, draft=False)
+        assert session.source is not None
+        self.say_active(describe(session.settings), session.source.digest)
+        return model
 
     def build(self, make: Callable[[], Any], *, draft: bool) -> Any:
         """Let a model be made, with the rows of the placement that are its layers'; then watch it being loaded.
@@ -189,13 +165,13 @@ class AscendWorker:
             model = make()
         finally:
             self._building = None
-        made = _Model(model, self._asked)
+        made = AskedModel(model, self._asked)
         if draft:
             self._draft = made
             return model
         self._main = made
-        first, count, total = self._serving.ranks.stage(len(made.layers))
-        source = self._serving.source
+        first, count, total = self.session.ranks.stage(len(made.layers))
+        source = self.session.source
         assert source is not None
         # A map with a layer too few or too many is refused here, before the weights are read.
         source.layers(first, count, total)
@@ -204,27 +180,25 @@ class AscendWorker:
         made.first = first
         return model
 
-    def load(self, original: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
-        """Around the worker's load_model: let it load, then compare slots with tables before anything is served.
-
-        Raises:
-            DisagreementError: a slot does not hold what the tables name, on all ranks.
-        """
-        result = original(*args, **kwargs)
+    def finish_loading(self) -> None:
+        """Compare slots with tables before anything is served; see `Backend`."""
+        if not self.session.has_agreed:
+            wrapping.require_called(*initialize_hooks())
         started = time.perf_counter()
-        checks = self._serving.config.load_config.load_format != "dummy"
+        checks = self.session.config.load_config.load_format != "dummy"
         for made in (self._draft, self._main):
             if made is not None:
                 self._compare(made, checks=checks)
+        if self.is_placed:
+            self.session.advance(State.PLACED)
         logger.info("slots were compared with their experts in %.2f s", time.perf_counter() - started)
-        return result
 
-    def _compare(self, made: _Model, *, checks: bool) -> None:
+    def _compare(self, made: AskedModel, *, checks: bool) -> None:
         if checks and made.layers and not made.watch.has_read:
             logger.warning(
                 "load_format %s reads no weights by name: copies of an expert are compared with each other, and no slot "
                 "with the checkpoint",
-                self._serving.config.load_config.load_format,
+                self.session.config.load_config.load_format,
             )
 
         def read() -> list[SlotState]:
@@ -253,7 +227,7 @@ class AscendWorker:
         except Exception as found:  # noqa: BLE001 - whatever it is, the other ranks are waiting
             logger.exception("this rank's slots could not be read")
             error = f"{type(found).__name__}: {found}"
-        told = gather((states, error), self._serving.ranks.cpu_group)
+        told = gather((states, error), self.session.ranks.cpu_group)
         failed = [f"rank {rank}: {entry[1]}" for rank, entry in enumerate(told) if entry[1] is not None]  # type: ignore[index]
         self._stop_if(failed, "slots could not be read")
         return [entry[0] for entry in told]  # type: ignore[index]
@@ -318,7 +292,7 @@ class AscendWorker:
         """
         if self._main is None or not all(map(all, self.rows)) or not self.rows:
             return {}  # nothing is loaded yet, or there is no expert parallelism
-        rank = self._serving.ranks.ep_rank
+        rank = self.session.ranks.ep_rank
         rows, wrong, sums = [], [], []
         for index, layer in enumerate(self._main.layers):
             row = self._live_row(index)
@@ -327,7 +301,7 @@ class AscendWorker:
             if checksums:
                 found = self._served_sums(index)
                 ranks[rank].problems.extend(moved_wrongly(row, found, self._reference[index]))
-                sums.append(_one_per_slot(found, len(row)))
+                sums.append(one_per_slot(found, len(row)))
             rows.append([state.row for state in ranks])
             # As it was when it was last compared: nothing else may have changed it.
             wrong += list(wrong_slots(self._main.first + index, ranks, self.rows[index]))
@@ -359,28 +333,9 @@ class AscendWorker:
         return int(sorted(self._adaptor.expert_param_per_layer)[index])
 
 
-def _one_per_slot(sums: dict[str, list[int]], slots: int) -> list[str]:
-    """Return one checksum for each slot, in hex: not every transport carries integers of 64 bits."""
-    found = []
-    for slot in range(slots):
-        total = 0
-        for name in sorted(sums):
-            total = total * 31 + sums[name][slot]
-        found.append(f"{total % 2**64:016x}")
-    return found
+def _around_init_eplb_config(original: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+    session = loading_session()
+    return original(*args, **kwargs) if session is None else session.backend.answer_layer(*args, **kwargs)
 
 
-def initialize_hooks() -> list[table.Hook]:
-    """Return every place where a loader may find vLLM's initialize_model: some import it by its name."""
-    name, parameters = table.INITIALIZE_MODEL.name, table.INITIALIZE_MODEL.parameters
-    found = {table.INITIALIZE_MODEL, table.INITIALIZE_MODEL_UTIL}
-    made = {wrapping.original(hook) for hook in found}
-    for module_name, module in list(sys.modules.items()):
-        if module_name.startswith(("vllm.", "vllm_ascend.")) and name in getattr(module, "__dict__", {}):
-            hook = table.Hook(module_name, name, parameters)
-            if wrapping.original(hook) in made:
-                found.add(hook)
-    return sorted(found, key=str)
-
-
-__all__ = ["AscendWorker", "initialize_hooks"]
+__all__ = ["AscendV1"]
