@@ -7,7 +7,7 @@ import torch
 from torch_npu import _registry
 from torch_npu.ops import FAMILIES, atb, custom, load, memory, routing
 
-from vllm_ascend_moe import npu_ops as twins
+from vllm_ascend_moe.npu_ops import ops as twins
 
 load()  # here, where torch_npu can be imported
 

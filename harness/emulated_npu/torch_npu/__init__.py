@@ -8,6 +8,7 @@ of the group `torch.backends`, at the end of `import torch`; only then is there 
 
 from __future__ import annotations
 
+import sys
 from typing import NoReturn
 
 from torch_npu import _environment
@@ -17,7 +18,7 @@ def _autoload() -> None:
     """Be what torch calls at the end of its own import."""
     from torch_npu import _load
 
-    _load.load()
+    _load.load(sys.modules[__name__])
 
 
 def __getattr__(name: str) -> NoReturn:

@@ -7,10 +7,10 @@ from __future__ import annotations
 import contextlib
 import importlib.metadata
 import sys
+from typing import TYPE_CHECKING
 
 import torch
 
-import torch_npu
 from torch_npu import (
     _chip,
     _custom,
@@ -25,12 +25,18 @@ from torch_npu import (
     ops,
 )
 
+if TYPE_CHECKING:
+    from types import ModuleType
+
 # What keeps things registered as long as the process lives.
 _kept: list[object] = []
 
 
-def load() -> None:
+def load(package: ModuleType) -> None:
     """Register the device, its ops and its communication, once.
+
+    Args:
+        package: torch_npu, which gets its names.
 
     Raises:
         ValueError: an environment variable is missing or wrong.
@@ -43,7 +49,7 @@ def load() -> None:
     ops.load()
     module, library = _device.set_up()
     _kept.append(library)
-    _add_ops(_schemas.of_torch_npu(wheel))
+    _add_ops(package, _schemas.of_torch_npu(wheel))
     _imported.add_modules()
     attributes = {
         "npu": module,
@@ -51,7 +57,7 @@ def load() -> None:
         "__version__": importlib.metadata.version("torch_npu"),
         **_imported.DTYPES,
     }
-    torch_npu.__dict__.update(attributes)
+    package.__dict__.update(attributes)
     _without_torchvisions_library()
     _hccl.register()
     _triton.install()
@@ -59,14 +65,14 @@ def load() -> None:
     _custom.install()
 
 
-def _add_ops(schemas: dict[str, str]) -> None:
+def _add_ops(package: ModuleType, schemas: dict[str, str]) -> None:
     _kept.append(_registry.define(_registry.NPU, schemas))
     for name in {name.partition(".")[0] for name in schemas}:
-        torch_npu.__dict__[name] = getattr(torch.ops.npu, name)
+        package.__dict__[name] = getattr(torch.ops.npu, name)
     atb = _imports.add_module("torch_npu.atb")
     for (namespace, name), op in _registry.GIVEN.items():
         if namespace == _registry.ATB:
-            owner = atb if name.startswith("atb.") else torch_npu
+            owner = atb if name.startswith("atb.") else package
             owner.__dict__[name.removeprefix("atb.")] = _registry.counted(f"torch_npu.{name}", op.function)
 
 

@@ -9,7 +9,7 @@ import torch
 from torch_npu import _hccl
 from torch_npu._registry import NPU, given
 from torch_npu.ops.routing import check_ids
-from vllm_ascend_moe import npu_ops as twins
+from vllm_ascend_moe.npu_ops import ops as twins
 
 _IGNORED = (
     "comm_alg",

@@ -5,6 +5,6 @@
 from __future__ import annotations
 
 from torch_npu._registry import NPU, given
-from vllm_ascend_moe import npu_ops as twins
+from vllm_ascend_moe.npu_ops import ops as twins
 
 given(NPU, "npu_grouped_matmul", ignored=("tuning_config",))(twins.npu_grouped_matmul.twin)

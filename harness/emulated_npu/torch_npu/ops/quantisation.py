@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from torch_npu._registry import CUSTOM, NPU, given
-from vllm_ascend_moe import npu_ops as twins
+from vllm_ascend_moe.npu_ops import ops as twins
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

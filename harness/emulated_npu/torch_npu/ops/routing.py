@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from torch_npu._registry import CUSTOM, NPU, given
-from vllm_ascend_moe import npu_ops as twins
+from vllm_ascend_moe.npu_ops import ops as twins
 
 given(NPU, "npu_moe_gating_top_k")(twins.npu_moe_gating_top_k.twin)
 given(NPU, "npu_moe_token_unpermute", ignored=("restore_shape",))(twins.npu_moe_token_unpermute.twin)

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING
 
 from harness.accuracy.limits import limits_for
 from harness.accuracy.records import read_record
-from harness.accuracy.table import criteria_table, field_table
-from harness.accuracy.verdict import MARGIN_POINTS, judge
+from harness.accuracy.table import field_table
+from harness.accuracy.verdict import MARGIN_POINTS, criteria_table, judge
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

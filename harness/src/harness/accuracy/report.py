@@ -15,7 +15,8 @@ from harness.accuracy.limits import LIMITS, limits_for
 from harness.accuracy.records import QUESTIONS, SUMMARY, read_record
 from harness.accuracy.schema import RecordError
 from harness.accuracy.statistics import accuracy_interval
-from harness.accuracy.table import NONE, criteria_table, field_table, markdown, one_line, points
+from harness.accuracy.table import NONE, field_table, markdown, one_line, points
+from harness.accuracy.verdict import criteria_table
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

@@ -25,8 +25,8 @@ from harness.accuracy.limits import limits_for
 from harness.accuracy.records import SUMMARY, read_record
 from harness.accuracy.server import check_url
 from harness.accuracy.settings import RunSettings
-from harness.accuracy.table import criteria_table, field_table
-from harness.accuracy.verdict import EXIT_CODES, MARGIN_POINTS
+from harness.accuracy.table import field_table
+from harness.accuracy.verdict import EXIT_CODES, MARGIN_POINTS, criteria_table
 
 if TYPE_CHECKING:
     from types import FrameType

@@ -1,6 +1,6 @@
 # SPDX-FileCopyrightText: The expert-maps authors
 # SPDX-License-Identifier: Apache-2.0
-"""Tables: an arm in the field's format, criteria, and sizes."""
+"""Tables: an arm in the field's format, and sizes."""
 
 from __future__ import annotations
 
@@ -11,7 +11,6 @@ if TYPE_CHECKING:
 
     from harness.accuracy.power import Aim, Sizes
     from harness.accuracy.schema import Summary
-    from harness.accuracy.verdict import Verdict
 
 NONE = "–"
 _FIELD_COLUMNS = ("dataset", "version", "metric", "mode", "model")
@@ -47,12 +46,6 @@ def field_table(summary: Summary) -> str:
     task = summary.task
     value = NONE if summary.value is None else f"{summary.value:.2f}"
     return markdown(_FIELD_COLUMNS, [[task.dataset, task.version, task.metric, task.mode, value]])
-
-
-def criteria_table(verdict: Verdict) -> str:
-    """Return the criteria in their order."""
-    rows = [[one.name, one.value, one.limit, one.outcome] for one in verdict.criteria]
-    return markdown(["criterion", "value", "limit", "outcome"], rows)
 
 
 def sizes_table(found: Sequence[Sizes], aim: Aim) -> str:

@@ -26,7 +26,7 @@ from harness.accuracy.limits import limits_for
 from harness.accuracy.pairs import pair
 from harness.accuracy.power import Aim, more_questions
 from harness.accuracy.statistics import largest_loss, mcnemar, p_loss_above, p_loss_below, tango_interval
-from harness.accuracy.table import one_line
+from harness.accuracy.table import markdown, one_line
 
 if TYPE_CHECKING:
     from harness.accuracy.limits import Limits
@@ -308,3 +308,9 @@ def _line(
         line = f"no worse: {found}" if answer == "no worse" else f"undecided: {count} more questions: {found}"
     absent = [one.name for one in criteria if one.outcome == "not measured"]
     return line + (f"; not measured: {', '.join(absent)}" if absent else "")
+
+
+def criteria_table(verdict: Verdict) -> str:
+    """Return the criteria in their order."""
+    rows = [[one.name, one.value, one.limit, one.outcome] for one in verdict.criteria]
+    return markdown(["criterion", "value", "limit", "outcome"], rows)

@@ -72,7 +72,7 @@ def train(
 ) -> None:
     """Train a tiny model on generated word problems and write its checkpoint."""
     with _one_line_errors():
-        from harness.tiny.train import Plan
+        from harness.tiny.plan import Plan
         from harness.tiny.train import train as run
 
         log = run(Plan(kind, tokens, seed, threads), output, Console())

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
     from harness.tiny.models import Kind
-    from harness.tiny.train import Plan
+    from harness.tiny.plan import Plan
 
 SUMS = "SHA256SUMS"
 LOG = "train_log.json"

@@ -17,7 +17,7 @@ from torch.nn.functional import cross_entropy
 from harness.tiny import checkpoint, problems
 from harness.tiny.batches import IGNORE, Batch, batches
 from harness.tiny.evaluate import load, score
-from harness.tiny.models import Kind, build, routers
+from harness.tiny.models import build, routers
 from harness.tiny.optimizer import Muon
 from harness.tiny.tokenizer import PAD_ID
 
@@ -27,6 +27,8 @@ if TYPE_CHECKING:
     from rich.console import Console
     from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
+    from harness.tiny.plan import Plan
+
 MUON_RATE = 0.02
 ADAM_RATE = 3e-3
 WARMUP_STEPS = 40
@@ -35,23 +37,6 @@ DECAY_FROM = 0.4
 # How far an expert's correction moves in a step, as in DeepSeek-V3's report (there 0.001).
 CORRECTION_STEP = 1e-3
 CHECKS = 10
-
-
-@dataclass(frozen=True)
-class Plan:
-    """What is trained.
-
-    Attributes:
-        kind: which model.
-        tokens: how many, padding not counted.
-        seed: of the weights.
-        threads: of torch.
-    """
-
-    kind: Kind
-    tokens: int
-    seed: int = 0
-    threads: int = 1
 
 
 @dataclass
