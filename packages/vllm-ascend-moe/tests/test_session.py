@@ -1,0 +1,242 @@
+# SPDX-FileCopyrightText: The expert-maps authors
+# SPDX-License-Identifier: Apache-2.0
+"""Engines in one process, active and inactive: each hook finds its own, and one that is never called stops the start."""
+
+from __future__ import annotations
+
+import gc
+from types import SimpleNamespace
+from typing import TYPE_CHECKING, Any
+
+import fake_vllm
+import pytest
+import torch
+
+from expert_maps import ExpertMapsError
+from vllm_ascend_moe.backends import worker as workers
+from vllm_ascend_moe.backends.vllm_eplb import VllmEplb
+from vllm_ascend_moe.core.activation import Activation, leave_resolved
+from vllm_ascend_moe.core.session import Session, State, StateError, has_sessions, session_of
+from vllm_ascend_moe.core.settings import Settings
+from vllm_ascend_moe.hooks import table, wrapping
+from vllm_ascend_moe.report import WorkerReport
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+EXPERTS, LAYERS = 4, 2
+
+
+@pytest.fixture(autouse=True)
+def vllm(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    fake_vllm.install(monkeypatch, platform="cuda")
+    alone = SimpleNamespace(world_size=1, rank_in_group=0)
+    for hook in (table.EP_GROUP, table.PP_GROUP):
+        fake_vllm.replace(monkeypatch, hook, lambda: alone)
+    fake_vllm.replace(monkeypatch, table.FIND_MOE_MODEL, lambda model: model)
+    yield
+    wrapping.restore()
+    gc.collect()
+    assert not has_sessions(), "an engine that is gone is kept alive"
+
+
+def config(*, active: bool = True, **settings: Any) -> SimpleNamespace:  # noqa: ANN401 - of the plugin
+    made = SimpleNamespace(
+        additional_config={},
+        parallel_config=SimpleNamespace(
+            enable_eplb=active, tensor_parallel_size=1, data_parallel_size=1, worker_extension_cls=""
+        ),
+        model_config=SimpleNamespace(get_num_experts=lambda: EXPERTS, model="tiny"),
+        device_config=SimpleNamespace(device_type="cuda"),
+        load_config=SimpleNamespace(load_format="dummy"),
+    )
+    leave_resolved(made, Activation(Settings(policy="vllm", **settings) if active else None, "a test"), None)
+    return made
+
+
+def model() -> SimpleNamespace:
+    return SimpleNamespace(
+        num_moe_layers=LAYERS,
+        moe_layers=[SimpleNamespace()] * LAYERS,
+        num_expert_groups=1,
+        num_logical_experts=EXPERTS,
+        num_redundant_experts=0,
+    )
+
+
+def eplb_state(made: SimpleNamespace) -> Any:  # noqa: ANN401 - vLLM's
+    """Return what vLLM has set up for a model on one rank: every expert in the slot of its number."""
+    state = SimpleNamespace(
+        model=made,
+        physical_to_logical_map=torch.arange(EXPERTS).repeat(LAYERS, 1),
+        logical_to_physical_map=torch.full((LAYERS, EXPERTS, 8), -1),
+        logical_replica_count=torch.zeros(LAYERS, EXPERTS, dtype=torch.long),
+        expert_load_pass=torch.ones(LAYERS, EXPERTS, dtype=torch.int32),
+    )
+    return SimpleNamespace(model_states={"main": state}, policy=None)
+
+
+def hooked(hook: table.Hook) -> Callable[..., Any]:
+    found: Callable[..., Any] = wrapping._find(hook)[2]
+    return found
+
+
+class Worker:
+    """As vLLM's: it loads a model in the way that it is told."""
+
+    def __init__(self, made: SimpleNamespace, *, calls: tuple[table.Hook, ...] = ()) -> None:
+        self.config, self.calls = made, calls
+        self.model = model()
+        self.state: Any = None
+        workers.around_worker_init(lambda *_: None, self, made)
+
+    def load_model(self) -> None:
+        model_config = self.config.model_config
+        if table.INITIALIZE_MODEL in self.calls:
+            make = hooked(table.INITIALIZE_MODEL)
+            make(vllm_config=self.config, model_config=model_config)
+        if table.ADD_MODEL in self.calls:
+            self.state = eplb_state(self.model)
+            hooked(table.ADD_MODEL)(self.state, self.model, model_config)
+
+
+def report(worker: Worker) -> dict[str, Any]:
+    # vLLM mixes it into its worker.
+    return WorkerReport.expert_maps_report(worker)  # type: ignore[arg-type]
+
+
+BOTH = (table.INITIALIZE_MODEL, table.ADD_MODEL)
+
+
+@pytest.fixture(autouse=True)
+def models(vllm: None, monkeypatch: pytest.MonkeyPatch) -> None:  # noqa: ARG001 - first
+    fake_vllm.replace(monkeypatch, table.INITIALIZE_MODEL, initialize_model)
+
+
+def initialize_model(vllm_config: object, model_config: object) -> SimpleNamespace:  # noqa: ARG001 - vLLM's
+    return model()
+
+
+def test_an_engine_is_prepared_then_placed_then_serves_and_stops(monkeypatch: pytest.MonkeyPatch) -> None:
+    entered: list[State] = []
+    advance = Session.advance
+    monkeypatch.setattr(
+        Session, "advance", lambda session, state: (advance(session, state), entered.append(session.state))
+    )
+    worker = Worker(config(), calls=BOTH)
+    session = session_of(worker)
+    assert session is not None
+    assert session.state is State.PREPARED
+    assert "digest" not in report(worker)
+    worker.load_model()
+    assert report(worker)["digest"]
+    session.stop()
+    assert entered == [State.PLACED, State.SERVING, State.STOPPING]
+    with pytest.raises(StateError, match="the engine is stopping; expected a state before serving"):
+        session.advance(State.SERVING)
+
+
+@pytest.mark.parametrize(
+    ("calls", "missing"), [((), "initialize_model"), ((table.INITIALIZE_MODEL,), "EplbState.add_model")]
+)
+def test_a_hook_that_is_never_called_stops_the_start(calls: tuple[table.Hook, ...], missing: str) -> None:
+    # As with a model runner that has functions of its own: those that are hooked are there, and fit.
+    worker = Worker(config(), calls=calls)
+    with pytest.raises(wrapping.UpstreamError, match=f"{missing} was never called while the model was"):
+        worker.load_model()
+    session = session_of(worker)
+    assert session is not None
+    assert session.state is State.PREPARED
+
+
+def test_what_another_engine_called_does_not_count() -> None:
+    first = Worker(config(), calls=BOTH)
+    first.load_model()
+    with pytest.raises(wrapping.UpstreamError, match="never called"):
+        Worker(config()).load_model()
+
+
+def step(worker: Worker, **kwargs: object) -> object:
+    return hooked(table.STEP)(worker.state, **kwargs)
+
+
+@pytest.mark.parametrize("first_is_active", [True, False])
+def test_active_and_inactive_engines_share_a_process(
+    first_is_active: bool,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    made_by_plugin: list[object] = []
+    make_model = VllmEplb.make_model
+
+    def counted(backend: VllmEplb, make: Callable[[], object], model_config: object) -> object:
+        made_by_plugin.append(model_config)
+        return make_model(backend, make, model_config)
+
+    monkeypatch.setattr(VllmEplb, "make_model", counted)
+    made = [Worker(config(active=active), calls=BOTH) for active in (first_is_active, not first_is_active)]
+    for worker in made:
+        worker.load_model()
+    active, inactive = made if first_is_active else reversed(made)
+    assert made_by_plugin == [active.config.model_config]
+    # Its tables are as vLLM left them, and its rearrangements are vLLM's.
+    assert session_of(inactive) is None
+    assert session_of(inactive.state) is None
+    assert (inactive.state.model_states["main"].logical_replica_count == 0).all()
+    assert hooked(table.REARRANGE)(inactive.state)[0] == table.REARRANGE.name
+    # The other one's are the plugin's, whichever came first.
+    assert (active.state.model_states["main"].logical_replica_count == 1).all()
+    assert hooked(table.REARRANGE)(active.state) is None
+    assert report(active)["active"]
+    assert not report(inactive)["active"]
+
+
+def test_two_active_engines_keep_what_is_theirs() -> None:
+    static, dynamic = Worker(config(), calls=BOTH), Worker(config(dynamic=True), calls=BOTH)
+    for worker in (dynamic, static):
+        worker.load_model()
+    assert hooked(table.REARRANGE)(static.state) is None
+    assert hooked(table.REARRANGE)(dynamic.state)[0] == table.REARRANGE.name
+    hooked(table.COMMIT)(dynamic.state.model_states["main"], None)
+    counts = [session.rearrangements for worker in (static, dynamic) if (session := session_of(worker))]
+    assert counts == [0, 1]
+
+
+def test_hooks_go_with_the_last_engine() -> None:
+    before = hooked(table.STEP)
+    worker = Worker(config(), calls=BOTH)
+    assert hooked(table.STEP) is not before
+    Worker(config(active=False))
+    assert hooked(table.STEP) is not before, "the first engine serves still"
+    del worker
+    gc.collect()
+    Worker(config(active=False))
+    assert hooked(table.STEP) is before
+
+
+def test_a_draft_models_rearrangements_are_not_counted() -> None:
+    worker = Worker(config(dynamic=True), calls=BOTH)
+    worker.load_model()
+    session, state = session_of(worker), worker.state
+    assert session is not None
+    assert isinstance(session.backend, VllmEplb)
+    draft = model()
+    state.model_states["draft"] = eplb_state(draft).model_states["main"]
+    hooked(table.ADD_MODEL)(state, draft, SimpleNamespace())
+    for name in ("main", "draft"):
+        hooked(table.COMMIT)(state.model_states[name], None)
+        for layer in range(LAYERS):
+            hooked(table.COMMIT_LAYER)(state.model_states[name], None, layer)
+    # One of all layers, and one that ended with the last.
+    assert session.rearrangements == 2
+
+
+def test_a_placement_that_cannot_be_read_is_kept_until_ranks_can_be_told(tmp_path: Any) -> None:  # noqa: ANN401
+    made = config(expert_map_path=str(tmp_path / "none.json"))
+    session = Session(made, Activation(Settings(expert_map_path=str(tmp_path / "none.json")), ""), _ranks())
+    assert session.source is None
+    with pytest.raises(ExpertMapsError, match=r"none\.json"):
+        session.require_same_source()
+
+
+def _ranks() -> SimpleNamespace:
+    return SimpleNamespace(ep_size=1, cpu_group=None)
