@@ -120,9 +120,12 @@ def initialize_model(vllm_config: object, model_config: object) -> SimpleNamespa
 def test_an_engine_is_prepared_then_placed_then_serves_and_stops(monkeypatch: pytest.MonkeyPatch) -> None:
     entered: list[State] = []
     advance = Session.advance
-    monkeypatch.setattr(
-        Session, "advance", lambda session, state: (advance(session, state), entered.append(session.state))
-    )
+
+    def noted(session: Session, state: State) -> None:
+        advance(session, state)
+        entered.append(state)
+
+    monkeypatch.setattr(Session, "advance", noted)
     worker = Worker(config(), calls=BOTH)
     session = session_of(worker)
     assert session is not None
