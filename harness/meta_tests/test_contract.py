@@ -106,7 +106,7 @@ def test_a_call_with_wrong_arguments_is_found(source: str, problem: str) -> None
 
 
 def test_a_wrong_keyword_in_the_plugins_own_source_is_found() -> None:
-    source = (SOURCE / "experts.py").read_text(encoding="utf-8")
+    source = (SOURCE / "npu_ops" / "experts.py").read_text(encoding="utf-8")
     assert "group_list_type=" in source
     calls = list(parse_calls(source.replace("group_list_type=", "group_list_kind="), "experts.py"))
     assert any("keyword 'group_list_kind'" in problem for problem in check_calls(calls, [wheel()]))

@@ -1,6 +1,6 @@
 # SPDX-FileCopyrightText: The expert-maps authors
 # SPDX-License-Identifier: Apache-2.0
-"""The Triton kernel: interpreted on the CPU beside plain torch, and compiled for a GPU that need not be there."""
+"""The Triton kernel beside plain torch: interpreted on a CPU, on a GPU where there is one; and compiled without one."""
 
 from __future__ import annotations
 
@@ -9,15 +9,17 @@ import subprocess
 import sys
 
 import pytest
+import torch
 
 pytest.importorskip("triton", reason="Triton is not installed")
 
-INTERPRETED = """
-import itertools, torch
+COMPARED = """
+import itertools, os, torch
 from vllm_ascend_moe.npu_ops.kernels.triton_map_and_record import can_add_to, map_and_record
 from vllm_ascend_moe.npu_ops.ops import map_to_physical, record_load
 
-generator = torch.Generator().manual_seed(0)
+torch.set_default_device(os.environ["DEVICE"])
+generator = torch.Generator(os.environ["DEVICE"]).manual_seed(0)
 sizes = [(0, 2, 7, 3), (1, 8, 256, 1), (5, 2, 7, 3), (300, 8, 256, 32), (1100, 3, 16, 5)]
 for (tokens, k, experts, rows), dtype in itertools.product(sizes, (torch.int32, torch.int64)):
     ids = torch.randint(-1, experts, (tokens, k), generator=generator).to(dtype)
@@ -42,6 +44,33 @@ for wrong in (torch.zeros(3, dtype=torch.int64), torch.zeros(6, dtype=torch.int3
         assert "expected a contiguous torch.int32" in str(error)
     else:
         raise AssertionError(wrong)
+print("equal")
+"""
+
+# What a graph replays reads ids, tables and the number of tokens as they are then.
+CAPTURED = """
+import torch
+from vllm_ascend_moe.npu_ops.kernels.triton_map_and_record import map_and_record
+from vllm_ascend_moe.npu_ops.ops import map_to_physical, record_load
+
+torch.set_default_device("cuda")
+ids = torch.randint(0, 256, (512, 8))
+table = torch.randint(0, 288, (4, 256), dtype=torch.int32)
+load, valid = torch.zeros(288, dtype=torch.int32), torch.tensor([512])
+map_and_record(ids, table, load, num_tokens=valid)  # compiles
+load.zero_()
+graph = torch.cuda.CUDAGraph()
+with torch.cuda.graph(graph):
+    found = map_and_record(ids, table, load, num_tokens=valid)
+wanted_load = torch.zeros_like(load)
+for count in (512, 100, 0):
+    ids.copy_(torch.randint(0, 256, ids.shape))
+    table.copy_(torch.randint(0, 288, table.shape))
+    valid.fill_(count)
+    graph.replay()
+    wanted = map_to_physical(ids, table)
+    record_load(wanted_load, wanted, num_tokens=count)
+    assert torch.equal(found, wanted) and torch.equal(load, wanted_load), count
 print("equal")
 """
 
@@ -82,7 +111,13 @@ def run(code: str, **environment: str) -> str:
 
 
 def test_interpreted_it_is_map_to_physical_and_record_load() -> None:
-    assert run(INTERPRETED, TRITON_INTERPRET="1") == "equal"
+    assert run(COMPARED, TRITON_INTERPRET="1", DEVICE="cpu") == "equal"
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU")
+@pytest.mark.parametrize("code", [COMPARED, CAPTURED], ids=["launched", "in a graph"])
+def test_on_a_gpu_it_is_map_to_physical_and_record_load(code: str) -> None:
+    assert run(code, DEVICE="cuda") == "equal"
 
 
 def test_it_compiles_for_sm_90_without_a_gpu() -> None:
