@@ -24,8 +24,8 @@ if TYPE_CHECKING:
 
     from vllm_ascend_moe.releases import Release
 
-# Engines at a time: each keeps a core busy and a half; three wait for one another more than they gain.
-AT_ONCE = 2
+# Engines at a time: each keeps a core busy and a half, and waits for its ranks in between.
+AT_ONCE = 3
 _ROUNDS_TO_MOVE = 3
 
 
