@@ -146,7 +146,8 @@ def _install_shared(session: nox.Session, name: str, pinned: list[str]) -> Share
     sources = [
         *Path(CORE, "native").glob("*.[ch]"),
         Path(CORE, "hatch_build.py"),
-        *Path().glob("packages/*/src/*/_*.py"),
+        # Where a version may stand.
+        *(path for name in ("__init__", "_version") for path in Path().glob(f"packages/*/src/*/{name}.py")),
     ]
     sources += [*Path().glob("packages/*/pyproject.toml"), Path(HARNESS, "pyproject.toml")]
     stamps = {

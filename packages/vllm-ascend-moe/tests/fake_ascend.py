@@ -191,6 +191,7 @@ def session(settings: Settings, source: PlacementSource, rank: int) -> Untyped:
         source=source,
         config=SimpleNamespace(load_config=SimpleNamespace(load_format="auto")),
         has_agreed=True,
+        rearrangements=0,
         advance=lambda _: None,
         ranks=SimpleNamespace(ep_rank=rank, cpu_group=None, stage=lambda count: (0, count, count)),
     )

@@ -56,7 +56,6 @@ class AscendV1(Backend):
     Attributes:
         rows: the expert in every slot of every rank, [L, R, slots], as the tables said when they were last compared;
             empty before.
-        rearrangements: how often vllm-ascend has moved the experts of all layers.
     """
 
     def __init__(self, session: Session) -> None:
@@ -71,7 +70,6 @@ class AscendV1(Backend):
         if release is None:
             raise wrapping.UpstreamError(releases.problem(found, vllm_version()))
         self.rows: list[Rows] = []
-        self.rearrangements = 0
         self._release = release
         self._building: str | None = None
         self._asked: list[tuple[Question, Rows | None]] = []
@@ -264,7 +262,7 @@ class AscendV1(Backend):
         ranks = [states[0] for states in self._tell(read)]
         self._stop_if(list(wrong_slots(self._main.first + index, ranks)), "after vllm-ascend's rearrangement")
         self.rows[index] = [state.row for state in ranks]
-        self.rearrangements += index == len(self._main.layers) - 1
+        self.session.rearrangements += index == len(self._main.layers) - 1
         return result
 
     def _moved_sums(self, index: int, key: int) -> dict[str, list[int]]:
@@ -312,7 +310,7 @@ class AscendV1(Backend):
             "digest": placement.digest,
             "physical_to_logical": placement.physical_to_logical.tolist(),
             "num_redundant_experts": placement.num_redundant_experts,
-            "rearrangements": self.rearrangements,
+            "rearrangements": self.session.rearrangements,
             "recorded_steps": 0,
             "wrong_slots": wrong,
         } | ({"slot_checksums": sums} if checksums else {})
