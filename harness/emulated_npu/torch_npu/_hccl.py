@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+import atexit
 from typing import Any
 
 import torch
@@ -30,6 +31,7 @@ def register() -> None:
     dist.is_hccl_available = lambda: True  # type: ignore[attr-defined]
     dist.Backend.register_backend("hccl", _create, extended_api=True, devices=["cpu", "npu"])
     dist.all_gather = _all_gather
+    atexit.register(_end)
 
 
 def gather_rows(group: str, rows: torch.Tensor) -> list[torch.Tensor]:
@@ -56,6 +58,13 @@ def gather_rows(group: str, rows: torch.Tensor) -> list[torch.Tensor]:
     parts = [torch.empty_like(padded) for _ in range(size)]
     backend.allgather([parts], [padded]).wait()
     return [part[: int(count)] for part, count in zip(parts, counts, strict=True)]
+
+
+def _end() -> None:
+    # A group that outlives the interpreter ends the process: gloo's threads then free Python objects that are gone.
+    _groups.clear()
+    if dist.is_initialized():
+        dist.destroy_process_group()
 
 
 def _create(opts: Any, pg_options: object = None) -> dist.ProcessGroupGloo:  # noqa: ANN401, ARG001 - torch's signature
