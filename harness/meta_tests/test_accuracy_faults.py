@@ -25,7 +25,7 @@ from harness.accuracy.int8 import quantise
 from harness.accuracy.offline import Order
 from harness.accuracy.sensitivity_page import Outcome, Part, as_json, page
 from harness.accuracy.verdict import judge
-from vllm_ascend_moe.core.slots import SlotRule
+from vllm_ascend_moe.core.replicas import SlotRule
 from vllm_ascend_moe.npu_ops.experts import ExpertWeights, apply_experts
 from vllm_ascend_moe.npu_ops.ops import take_turns_and_record
 

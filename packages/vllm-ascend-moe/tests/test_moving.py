@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 import torch
 
-from expert_maps import Placement
+from expert_maps import LayoutError, Placement
 from vllm_ascend_moe.backends import moving
 from vllm_ascend_moe.core.agreement import DisagreementError
-from vllm_ascend_moe.core.slots import SlotRule
+from vllm_ascend_moe.core.replicas import SlotRule
 from vllm_ascend_moe.eplb import EplbConfigError
 from vllm_ascend_moe.hooks import table, wrapping
 
@@ -63,7 +63,12 @@ def test_turns_are_written_in_place_and_only_for_the_layer_that_moved() -> None:
     state = model_state(ROWS, 4)
     before = state.logical_to_physical_map.clone()
     address = state.logical_to_physical_map.data_ptr()
-    moving.write_slots(SlotRule("rank_offset", turn=1), state, ep_size=2, layer=1)
+    state.logical_to_physical_map[1] = 5  # of a placement with more copies
+    row = torch.from_numpy(ROWS[1].copy())
+    state.physical_to_logical_map[1] = 0
+    moving.commit_layer(SlotRule("rank_offset", turn=1), state, row, ep_size=2, layer=1)
+    assert state.physical_to_logical_map.tolist() == ROWS.tolist()
+    assert (state.logical_to_physical_map[1, :, 2:] == -1).all()
     assert state.logical_to_physical_map.data_ptr() == address
     assert torch.equal(state.logical_to_physical_map[0], before[0])
     assert state.logical_to_physical_map[1, 3, :3].tolist() == [4, 0, -1]
@@ -72,6 +77,13 @@ def test_turns_are_written_in_place_and_only_for_the_layer_that_moved() -> None:
     moving.write_slots(SlotRule("static", turn=1), state, ep_size=2)
     assert state.logical_replica_count.tolist() == [[1] * 4] * 2
     assert state.logical_to_physical_map[:, :, 0].tolist() == [[4, 5, 2, 3], [3, 2, 5, 4]]
+
+
+def test_a_row_of_another_length_is_refused() -> None:
+    with pytest.raises(LayoutError, match=r"the new placement of MoE layer 7 has 5 slots; expected 6"):
+        moving.commit_layer(
+            SlotRule("static"), model_state(ROWS, 4), torch.zeros(5, dtype=torch.long), 2, 6, 1
+        )
 
 
 class Layer(torch.nn.Module):

@@ -61,7 +61,7 @@ def test_groups_that_a_model_names_but_does_not_have_are_one() -> None:
 def serve(monkeypatch: pytest.MonkeyPatch, settings: Settings, groups: int, nodes: int) -> None:
     """Let a worker check a model of so many groups on so many nodes."""
     fake_vllm.install(monkeypatch)
-    model = SimpleNamespace(num_moe_layers=3, num_expert_groups=groups)
+    model = SimpleNamespace(num_moe_layers=3, moe_layers=[None] * 3, num_expert_groups=groups)
     fake_vllm.replace(monkeypatch, table.FIND_MOE_MODEL, lambda _: model)
     fake_vllm.replace(monkeypatch, table.NODE_COUNT, lambda: nodes)
     group: Any = SimpleNamespace(world_size=1, rank_in_group=0)

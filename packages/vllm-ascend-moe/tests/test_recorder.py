@@ -395,3 +395,16 @@ def test_nothing_is_lost_or_doubled_between_threads(tmp_path: Path, monkeypatch:
     recorder.flush()
     assert len(rows(path)) <= 16
     assert rows(path).sum(axis=(0, 1)).tolist() == [1] * 240
+
+
+def test_steps_without_a_token_are_none(tmp_path: Path) -> None:
+    recorder = LoadRecorder(str(tmp_path / "load.npz"), 2, 3)
+    for value in (1, None, 2, None):
+        recorder.add(torch.zeros(2, 3, dtype=torch.int64) if value is None else step(value))
+    assert recorder.num_rows == 2
+    recorder.add(step(3))
+    recorder.flush()
+    assert read_load(tmp_path / "load.npz").counts[:, 0, 0].tolist() == [1, 2, 3]
+    recorder.add(torch.zeros(2, 3, dtype=torch.int64))
+    recorder.flush()
+    assert recorder.num_rows == 3

@@ -57,6 +57,39 @@ def test_static_choices_are_log2phy() -> None:
     assert local.sum() == 4
 
 
+@pytest.mark.parametrize("redundant", [0, 4, 8])
+def test_the_tables_are_those_of_the_placement(redundant: int) -> None:
+    placement = generate_placement(
+        "ring", num_experts=8, ep_size=4, num_redundant_experts=redundant, num_layers=2
+    )
+    for rank in range(placement.ep_size):
+        found = build_routing_table(placement, 1, rank, "rank_offset")
+        assert found.tolist() == placement.routing_table(1, rank).tolist()
+        weights = np.where(placement.logical_to_physical[1] >= 0, 1.0, 0.0)
+        weights /= weights.sum(axis=1, keepdims=True)
+        found = build_routing_table(placement, 1, rank, "weighted", replica_weights=weights, rows=30)
+        assert found.tolist() == placement.weighted_routing_table(1, rank, weights, rows=30).tolist()
+
+
+def test_local_tables_hold_the_copies_of_the_own_rank_or_else_of_the_node() -> None:
+    for rank in range(4):
+        table = build_routing_table(PLACEMENT, 0, rank, "local", num_nodes=2)
+        homes = PLACEMENT.slot_rank[table.numpy()]
+        for expert in range(8):
+            copies = PLACEMENT.slot_rank[PLACEMENT.physical_to_logical[0] == expert].tolist()
+            near = [r for r in copies if r == rank] or [r for r in copies if r // 2 == rank // 2] or copies
+            assert set(homes[:, expert].tolist()) == set(near)
+
+
+@pytest.mark.parametrize(
+    ("layer", "rank", "message"),
+    [(1, 0, "layer is 1; expected 0 … 0"), (0, 4, "ep_rank is 4; expected 0 … 3")],
+)
+def test_what_does_not_exist_is_named(layer: int, rank: int, message: str) -> None:
+    with pytest.raises(ExpertMapsError, match=message):
+        build_routing_table(PLACEMENT, layer, rank)
+
+
 def test_the_period_can_be_chosen() -> None:
     assert len(build_routing_table(PLACEMENT, 0, 0, "rank_offset", rows=7)) == 7
     assert len(build_routing_table(PLACEMENT, 0, 0, "weighted", rows=9, **options("weighted"))) == 9
@@ -73,7 +106,7 @@ def test_weights_are_followed_over_a_period() -> None:
                 assert abs(taken[slot].item() - 60 * shares(PLACEMENT)[expert, index]) < 1
 
 
-@pytest.mark.parametrize("choice", ["static", "own_rank", "tensor_parallel"])
+@pytest.mark.parametrize("choice", ["static", "own_rank", "tensor_parallel", "local"])
 def test_where_ranks_must_agree_a_choice_by_rank_is_refused(choice: ReplicaChoice) -> None:
     with pytest.raises(ReplicaChoiceError, match=f"replica choice is {choice}, .*all ranks must agree"):
         build_routing_table(PLACEMENT, 0, 1, choice, ranks_must_agree=True)
@@ -88,7 +121,7 @@ def test_a_choice_is_refused_where_ranks_would_disagree_and_nowhere_else(
     choice: str, redundant: int, agree: bool
 ) -> None:
     placement = generate_placement("ring", num_experts=8, ep_size=4, num_redundant_experts=redundant)
-    if agree and redundant and choice in {"static", "own_rank", "tensor_parallel"}:
+    if agree and redundant and choice in {"static", "own_rank", "tensor_parallel", "local"}:
         with pytest.raises(
             ReplicaChoiceError,
             match=f"^replica choice is {choice}, .*; expected rank_offset or weighted, because .* must agree$",

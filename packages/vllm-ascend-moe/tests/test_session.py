@@ -11,8 +11,9 @@ from typing import TYPE_CHECKING, Any
 import fake_vllm
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
-from expert_maps import ExpertMapsError
+from expert_maps import ExpertMapsError, read_load
 from vllm_ascend_moe.backends import worker as workers
 from vllm_ascend_moe.backends.vllm_eplb import VllmEplb
 from vllm_ascend_moe.core.activation import Activation, leave_resolved
@@ -34,6 +35,7 @@ def vllm(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     for hook in (table.EP_GROUP, table.PP_GROUP):
         fake_vllm.replace(monkeypatch, hook, lambda: alone)
     fake_vllm.replace(monkeypatch, table.FIND_MOE_MODEL, lambda model: model)
+    fake_vllm.replace(monkeypatch, table.NODE_COUNT, lambda: 1)
     yield
     wrapping.restore()
     gc.collect()
@@ -44,7 +46,11 @@ def config(*, active: bool = True, **settings: Any) -> SimpleNamespace:  # noqa:
     made = SimpleNamespace(
         additional_config={},
         parallel_config=SimpleNamespace(
-            enable_eplb=active, tensor_parallel_size=1, data_parallel_size=1, worker_extension_cls=""
+            enable_eplb=active,
+            eplb_config=SimpleNamespace(step_interval=8, window_size=8),
+            tensor_parallel_size=1,
+            data_parallel_size=1,
+            worker_extension_cls="",
         ),
         model_config=SimpleNamespace(get_num_experts=lambda: EXPERTS, model="tiny"),
         device_config=SimpleNamespace(device_type="cuda"),
@@ -61,6 +67,8 @@ def model() -> SimpleNamespace:
         num_expert_groups=1,
         num_logical_experts=EXPERTS,
         num_redundant_experts=0,
+        num_local_physical_experts=EXPERTS,
+        expert_weights=[[torch.zeros(EXPERTS, 2)]] * LAYERS,
     )
 
 
@@ -199,6 +207,7 @@ def test_two_active_engines_keep_what_is_theirs() -> None:
         worker.load_model()
     assert hooked(table.REARRANGE)(static.state) is None
     assert hooked(table.REARRANGE)(dynamic.state)[0] == table.REARRANGE.name
+    dynamic.state.policy.moves = True
     hooked(table.COMMIT)(dynamic.state.model_states["main"], None)
     counts = [session.rearrangements for worker in (static, dynamic) if (session := session_of(worker))]
     assert counts == [0, 1]
@@ -225,12 +234,43 @@ def test_a_draft_models_rearrangements_are_not_counted() -> None:
     draft = model()
     state.model_states["draft"] = eplb_state(draft).model_states["main"]
     hooked(table.ADD_MODEL)(state, draft, SimpleNamespace())
-    for name in ("main", "draft"):
-        hooked(table.COMMIT)(state.model_states[name], None)
-        for layer in range(LAYERS):
-            hooked(table.COMMIT_LAYER)(state.model_states[name], None, layer)
-    # One of all layers, and one that ended with the last.
+    for moves in (True, False):
+        state.policy.moves = moves
+        for name in ("main", "draft"):
+            hooked(table.COMMIT)(state.model_states[name], None)
+            for layer in range(LAYERS):
+                hooked(table.COMMIT_LAYER)(state.model_states[name], torch.arange(EXPERTS), layer)
+    # One of all layers, and one that ended with the last; a plan that moves nothing is none.
     assert session.rearrangements == 2
+
+
+class HostReads(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """Count what makes the host wait for a device: reading a tensor's value."""
+
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.count = 0
+
+    def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:  # noqa: ANN401 - torch's
+        self.count += function is torch.ops.aten._local_scalar_dense.default
+        return function(*args, **(kwargs or {}))
+
+
+def test_recording_a_step_does_not_wait_for_the_device(tmp_path: Any) -> None:  # noqa: ANN401
+    worker = Worker(config(record_path=str(tmp_path / "load.npz")), calls=BOTH)
+    worker.load_model()
+    assert bool(torch.ones(1))
+    with HostReads() as reads:
+        assert bool(torch.ones(1))
+        for is_dummy in (False, True):
+            step(worker, is_dummy=is_dummy)
+    assert reads.count == 1  # the one above
+    # The dummy step had no token, so it is none.
+    assert report(worker)["recorded_steps"] == 1
+    session = session_of(worker)
+    assert session is not None
+    session.stop()
+    assert read_load(tmp_path / "load.npz").counts.tolist() == [[[1] * EXPERTS] * LAYERS]
 
 
 def test_a_placement_that_cannot_be_read_is_kept_until_ranks_can_be_told(tmp_path: Any) -> None:  # noqa: ANN401

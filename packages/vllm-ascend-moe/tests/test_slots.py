@@ -14,9 +14,14 @@ from hypothesis import settings as examples
 from hypothesis import strategies as st
 
 from expert_maps import ExpertMapsError, FormatError, LoadError, Placement, generate_placement
-from vllm_ascend_moe.core.replicas import build_routing_table
+from vllm_ascend_moe.core.replicas import (
+    MAX_SLOTS,
+    ReplicaChoiceError,
+    SlotRule,
+    build_routing_table,
+    read_replica_weights,
+)
 from vllm_ascend_moe.core.settings import ReplicaChoiceName, Settings
-from vllm_ascend_moe.core.slots import MAX_SLOTS, ReplicaChoiceError, SlotRule, read_replica_weights
 from vllm_ascend_moe.npu_ops.ops import map_to_physical, take_turns
 
 if TYPE_CHECKING:
@@ -187,6 +192,57 @@ def test_every_prefix_of_tokens_is_as_fair_as_the_whole(case: Case, data: st.Dat
                 assert abs(times - tokens * weights[layer, expert, index]) < 1 + 1e-6
 
 
+# Near copies
+
+
+@examples(deadline=None, max_examples=100)
+@given(cases(), st.data())
+def test_local_takes_the_nearest_copies_in_turn(case: Case, data: st.DataObject) -> None:
+    placement, ep_size = case.placement, case.placement.ep_size
+    rank = data.draw(st.integers(0, ep_size - 1))
+    nodes = data.draw(st.sampled_from([n for n in range(1, ep_size + 1) if ep_size % n == 0]))
+    rule = SlotRule.from_settings(
+        Settings(replica_choice="local"),
+        ep_size=ep_size,
+        tp_size=case.tp_size,
+        ep_rank=rank,
+        splits_tokens=case.splits_tokens,
+        num_nodes=nodes,
+    )
+    if rule.ranks_must_agree and placement.num_redundant_experts:
+        with pytest.raises(ReplicaChoiceError, match="replica choice is local"):
+            rule.tables(placement)
+        return
+    slots, count = rule.tables(placement)
+    alike = (
+        [rank]
+        if case.splits_tokens
+        else [r for r in range(ep_size) if r // case.tp_size == rank // case.tp_size]
+    )
+    on_node = [r for r in range(ep_size) if r * nodes // ep_size == alike[0] * nodes // ep_size]
+    for layer, expert in np.ndindex(*count.shape):
+        copies = [slot for slot, held in enumerate(placement.physical_to_logical[layer]) if held == expert]
+        nearest = next(
+            found
+            for ranks in (alike, on_node, range(ep_size))
+            if (found := [slot for slot in copies if placement.slot_rank[slot] in ranks])
+        )
+        start = rule.turn % len(nearest)
+        assert slots[layer, expert, : count[layer, expert]].tolist() == nearest[start:] + nearest[:start]
+        assert (slots[layer, expert, count[layer, expert] :] == -1).all()
+
+
+def test_local_keeps_tokens_on_their_rank_or_else_on_their_node() -> None:
+    # Two nodes of two ranks: expert 0 on every rank, 1 on one of each node, 2 and 3 on one node.
+    placement = Placement(np.array([[0, 1, 0, 2, 0, 1, 0, 3]]), 4)
+    homes = []
+    for rank in range(4):
+        slots, count = SlotRule("local", rank, num_nodes=2).tables(placement)
+        assert count.tolist() == [[1, 1, 1, 1]]
+        homes.append(placement.slot_rank[slots[0, :, 0]].tolist())
+    assert homes == [[0, 0, 1, 3], [1, 0, 1, 3], [2, 2, 1, 3], [3, 2, 1, 3]]
+
+
 # Ranks beside each other
 
 
@@ -246,7 +302,7 @@ def test_ranks_that_see_the_same_tokens_get_equal_tables_or_none(
     # All ranks refuse, or none does.
     assert refused in {0, len(rules)}
     if refused:
-        assert choice in {"static", "own_rank", "tensor_parallel"}
+        assert choice in {"static", "own_rank", "tensor_parallel", "local"}
         assert not case.splits_tokens
         assert case.placement.num_redundant_experts
         return
@@ -258,11 +314,11 @@ def test_ranks_that_see_the_same_tokens_get_equal_tables_or_none(
             np.testing.assert_array_equal(found, wanted)
 
 
-@pytest.mark.parametrize("choice", ["static", "own_rank", "tensor_parallel"])
+@pytest.mark.parametrize("choice", ["static", "own_rank", "tensor_parallel", "local"])
 @pytest.mark.parametrize(
     ("ep_size", "tp_size", "splits", "choices_refused"),
     [
-        (4, 4, False, {"static", "own_rank", "tensor_parallel"}),  # one group sees all tokens
+        (4, 4, False, {"static", "own_rank", "tensor_parallel", "local"}),  # one group sees all tokens
         (4, 2, False, {"own_rank", "tensor_parallel"}),  # the ranks of each group see the same
         (4, 1, False, set()),  # each rank sees its own
         (4, 4, True, set()),

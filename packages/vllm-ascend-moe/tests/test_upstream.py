@@ -2,6 +2,7 @@
 # SPDX-License-Identifier: Apache-2.0
 from __future__ import annotations
 
+import gc
 import importlib
 import importlib.metadata
 import logging
@@ -320,6 +321,7 @@ def test_where_it_cannot_watch_it_says_so_and_changes_nothing(
 def test_an_inactive_plugin_passes_everything_on_and_says_so_once(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
+    gc.collect()  # engines of other tests, which may await it
     fake_vllm.install(monkeypatch)
     before = {hook: current(hook) for hook in fake_vllm.HOOKS}
     entry.watch()

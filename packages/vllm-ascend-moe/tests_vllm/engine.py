@@ -150,7 +150,7 @@ def run(
 def _run_to_end(arguments: tuple[str, str], log: Path, environ: Mapping[str, str]) -> str:
     """Run to the end, or end it and all that it started after the time limit; return the log."""
     log.write_text("", encoding="utf-8")
-    process = _fork_server().Process(target=_generate, args=(arguments, str(log), dict(environ)))
+    process = fork_server().Process(target=_generate, args=(arguments, str(log), dict(environ)))
     process.start()
     assert process.pid is not None
     try:
@@ -163,7 +163,7 @@ def _run_to_end(arguments: tuple[str, str], log: Path, environ: Mapping[str, str
     return f"{text}\nended by the test: it took too long\n" if late else text
 
 
-def _fork_server() -> ForkServerContext:
+def fork_server() -> ForkServerContext:
     """Return what forks a process that has imported vLLM, which takes longer than all the rest."""
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["vllm.entrypoints.llm"])

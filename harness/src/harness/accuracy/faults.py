@@ -223,8 +223,8 @@ class FaultyWorker(WorkerReport):
 
         from expert_maps import Placement
         from vllm_ascend_moe.backends import moving
+        from vllm_ascend_moe.core.replicas import SlotRule
         from vllm_ascend_moe.core.session import session_of
-        from vllm_ascend_moe.core.slots import SlotRule
 
         served, state = session_of(self), self._model_state
         assert served is not None

@@ -7,8 +7,8 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
+from vllm_ascend_moe.core.replicas import SlotRule
 from vllm_ascend_moe.core.settings import Settings, read_settings
-from vllm_ascend_moe.core.slots import SlotRule
 from vllm_ascend_moe.eplb import EplbConfigError
 
 if TYPE_CHECKING:

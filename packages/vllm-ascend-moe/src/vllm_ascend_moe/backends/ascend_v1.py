@@ -32,8 +32,8 @@ from vllm_ascend_moe.backends.ascend.slots import (
     slot_sums,
     wrong_slots,
 )
+from vllm_ascend_moe.backends.eplb_hooks import around_initialize_model
 from vllm_ascend_moe.backends.interface import Backend
-from vllm_ascend_moe.backends.vllm_eplb import around_initialize_model
 from vllm_ascend_moe.core.activation import vllm_version
 from vllm_ascend_moe.core.agreement import DisagreementError, gather
 from vllm_ascend_moe.core.session import State, loading_session

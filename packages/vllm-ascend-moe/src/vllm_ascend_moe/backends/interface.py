@@ -8,6 +8,7 @@ from abc import ABC, abstractmethod
 from typing import TYPE_CHECKING, Any
 
 from vllm_ascend_moe.core.activation import log_active
+from vllm_ascend_moe.eplb import EplbConfigError
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -68,6 +69,34 @@ class Backend(ABC):
         Args:
             checksums: also read this rank's slots.
         """
+
+    # New weights for a model that serves, see `vllm_ascend_moe.core.reloading`.
+
+    def begin_reload(self, name: str) -> None:
+        """Let new weights be loaded in the layout of the loader; by default there are none once experts are placed.
+
+        Args:
+            name: of the function that loads them or begins to.
+
+        Raises:
+            EplbConfigError: they cannot be loaded here.
+        """
+        if self.is_placed:
+            msg = (
+                f"{name} was called while experts stand where the plugin has put them; expected no new weights: vLLM "
+                "loads them in a layout of its own. Start the server again"
+            )
+            raise EplbConfigError(msg)
+
+    def end_reload(self) -> None:  # noqa: B027 - where nothing can be loaded nothing follows
+        """Serve the new weights under the placement.
+
+        Raises:
+            DisagreementError: a slot does not hold its expert.
+        """
+
+    def abort_reload(self) -> None:  # noqa: B027 - as above
+        """Go on after what loads has failed."""
 
     def say_active(self, placement: str, digest: str) -> None:
         """Log what this worker serves."""

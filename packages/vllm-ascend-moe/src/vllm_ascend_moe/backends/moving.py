@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from expert_maps import Placement
+from expert_maps import LayoutError, Placement
 from vllm_ascend_moe.core.agreement import DisagreementError, gather
 from vllm_ascend_moe.core.checksums import slot_checksums, slot_tensors
 from vllm_ascend_moe.eplb import EplbConfigError
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from vllm_ascend_moe.backends.ranks import Ranks
-    from vllm_ascend_moe.core.slots import SlotRule
+    from vllm_ascend_moe.core.replicas import SlotRule
 
 
 def move_experts(
@@ -87,10 +87,15 @@ def redundant_bytes(model: Any) -> int:
     return int(size * model.num_redundant_experts / model.num_physical_experts)
 
 
-def live_placement(model_state: Any, ep_size: int, layers: slice = slice(None)) -> Placement:
+def live_placement(model_state: Any, ep_size: int) -> Placement:
     """Return the placement in vLLM's EPLB state, which is what tokens are routed by."""
+    return placement_of(model_state.physical_to_logical_map, model_state, ep_size)
+
+
+def placement_of(rows: torch.Tensor, model_state: Any, ep_size: int) -> Placement:
+    """Return the placement of a model's physical_to_logical, [L, P]."""
     return Placement(
-        model_state.physical_to_logical_map[layers].cpu().numpy(),
+        rows.cpu().numpy(),
         ep_size,
         num_logical_experts=model_state.model.num_logical_experts,
         # vLLM's own policy may put an expert twice on a rank.
@@ -98,9 +103,7 @@ def live_placement(model_state: Any, ep_size: int, layers: slice = slice(None)) 
     )
 
 
-def write_slots(
-    rule: SlotRule, model_state: Any, ep_size: int, first_layer: int = 0, layer: int | None = None
-) -> None:
+def write_slots(rule: SlotRule, model_state: Any, ep_size: int, first_layer: int = 0) -> None:
     """Write the replica choice over the tables that vLLM has just committed.
 
     Args:
@@ -108,13 +111,59 @@ def write_slots(
         model_state: a model's part of vLLM's EPLB state.
         ep_size: R.
         first_layer: index of the stage's first layer among the model's MoE layers.
-        layer: the one layer that was committed; None for all.
     """
-    rows = slice(None) if layer is None else slice(layer, layer + 1)
-    placement = live_placement(model_state, ep_size, rows)
-    slots, count = rule.tables(placement, first_layer + (layer or 0))
-    model_state.logical_to_physical_map[rows, :, : slots.shape[2]].copy_(torch.from_numpy(slots))
-    model_state.logical_replica_count[rows].copy_(torch.from_numpy(count))
+    slots, count = rule.tables(live_placement(model_state, ep_size), first_layer)
+    model_state.logical_to_physical_map[:, :, : slots.shape[2]].copy_(torch.from_numpy(slots))
+    model_state.logical_replica_count.copy_(torch.from_numpy(count))
+
+
+def commit_layer(
+    rule: SlotRule,
+    model_state: Any,
+    row: torch.Tensor,
+    ep_size: int,
+    first_layer: int = 0,
+    layer: int = 0,
+) -> None:
+    """Commit one layer's new placement, with the replica choice, without waiting for the device.
+
+    In place of vLLM's commit, which goes through the slots one by one.
+
+    Args:
+        rule: the choice.
+        model_state: a model's part of vLLM's EPLB state.
+        row: the layer's physical_to_logical, int64 [P], on the CPU.
+        ep_size: R.
+        first_layer: index of the stage's first layer among the model's MoE layers.
+        layer: of the stage's.
+
+    Raises:
+        LayoutError: the row is of another number of slots.
+        PlacementError: it is no placement.
+    """
+    num_experts, num_slots = (
+        model_state.model.num_logical_experts,
+        model_state.physical_to_logical_map.shape[1],
+    )
+    if len(row) != num_slots:
+        msg = (
+            f"the new placement of MoE layer {first_layer + layer} has {len(row)} slots; expected {num_slots}"
+        )
+        raise LayoutError(msg)
+    placement = Placement(row.numpy()[None], ep_size, num_logical_experts=num_experts, allow_duplicates=True)
+    slots, count = rule.tables(placement, first_layer + layer)
+    _put(model_state.physical_to_logical_map[layer], row)
+    table = model_state.logical_to_physical_map[layer]
+    width = slots.shape[2]
+    table[:, width:].fill_(-1)
+    _put(table[:, :width], torch.from_numpy(slots[0]))
+    _put(model_state.logical_replica_count[layer], torch.from_numpy(count[0]))
+
+
+def _put(target: torch.Tensor, values: torch.Tensor) -> None:
+    # From pinned memory the copy joins what the device does next; from other memory the host would wait for it.
+    values = values.to(target.dtype)
+    target.copy_(values.pin_memory() if target.is_cuda else values, non_blocking=True)
 
 
 def expert_checksums(rows: NDArray[np.int64], sums: NDArray[np.int64]) -> NDArray[np.int64]:

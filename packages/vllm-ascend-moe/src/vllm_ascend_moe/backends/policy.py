@@ -1,15 +1,15 @@
 # SPDX-FileCopyrightText: The expert-maps authors
 # SPDX-License-Identifier: Apache-2.0
-"""The planner as vLLM's balancing policy, and the check at the start that it will find a plan."""
+"""The planner as vLLM's balancing policy, the check at the start that it will find a plan, and one plan for all ranks."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 
-from expert_maps import ExpertMapsError, LayoutError, Placement, PlacementError, plan
+from expert_maps import LayoutError, Placement, PlacementError, plan
 from expert_maps._library import load_library
 from expert_maps.policies import DEFAULT_POLICY
 from vllm_ascend_moe._log import logger
@@ -17,7 +17,10 @@ from vllm_ascend_moe.eplb import EplbConfigError
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
+    from torch.distributed import ProcessGroup
     from vllm.distributed.eplb.policy import AbstractEplbPolicy
+
+    from vllm_ascend_moe.core.gain import MoveRule
 
 
 def check_policy(
@@ -76,7 +79,7 @@ def make_policy(name: str | None = None, max_moves: int | None = None) -> type[A
         load_library()  # so that a missing one is known at the start, not at the first rearrangement
 
     class ExpertMapsPolicy(AbstractEplbPolicy):  # type: ignore[misc] # vLLM is not installed where types are checked
-        """Plans every rearrangement; the same load gives every rank the same placement."""
+        """Plans every rearrangement."""
 
         @classmethod
         def rebalance_experts(
@@ -97,38 +100,111 @@ def make_policy(name: str | None = None, max_moves: int | None = None) -> type[A
                 num_nodes: servers.
                 num_ranks: R.
                 old_global_expert_indices: [L, P], the present placement; an expert that stays on its rank
-                    keeps its slot, and ``balanced`` plans from it. Returned where no plan can be made.
+                    keeps its slot, and ``balanced`` plans from it.
 
             Returns:
                 physical_to_logical, int64 [L, P], on the CPU.
+
+            Raises:
+                ExpertMapsError: no plan can be made.
             """
             load = weight.cpu().numpy()
             old = None if old_global_expert_indices is None else old_global_expert_indices.cpu().numpy()
             current = None
             if policy == "balanced" and old is not None:
                 current = _as_placement(old, load.shape[1], num_replicas, num_ranks)
-            try:
-                result = plan(
-                    load,
-                    num_physical_experts=num_replicas,
-                    ep_size=num_ranks,
-                    num_groups=router_groups(num_groups, load.shape[1]),
-                    num_nodes=num_nodes,
-                    policy=policy,
-                    current=current,
-                    max_moves=None if current is None else max_moves,
-                )
-            except ExpertMapsError:
-                if old is None:
-                    raise
-                logger.exception("no plan could be made; the placement stays as it is")
-                return torch.from_numpy(old.astype(np.int64))
+            result = plan(
+                load,
+                num_physical_experts=num_replicas,
+                ep_size=num_ranks,
+                num_groups=router_groups(num_groups, load.shape[1]),
+                num_nodes=num_nodes,
+                policy=policy,
+                current=current,
+                max_moves=None if current is None else max_moves,
+            )
             rows = result.placement.physical_to_logical
             if old is not None and current is None:
                 rows = keep_slots(rows, old, num_ranks)
             return torch.from_numpy(rows.astype(np.int64))
 
     return ExpertMapsPolicy
+
+
+class OnePlan:
+    """In place of a policy of vLLM's: one rank plans and all take its plan, or all keep the present placement.
+
+    vLLM lets every rank plan for itself. Where one fails, or finds something else, ranks would move weights to different
+    placements.
+
+    Attributes:
+        moves: whether the last plan moves anything.
+    """
+
+    def __init__(self, planner: Any, rule: MoveRule, group: ProcessGroup | None) -> None:
+        """Plan by another policy.
+
+        Args:
+            planner: a policy of vLLM's.
+            rule: which layers of its plans are moved.
+            group: of processes on the CPU, used by nothing else at the same time; None for a single rank.
+        """
+        self.moves = False
+        self._planner = planner
+        self._rule = rule
+        self._group = group
+        self._has_said = False
+
+    def rebalance_experts(
+        self,
+        weight: torch.Tensor,
+        num_replicas: int,
+        num_groups: int,
+        num_nodes: int,
+        num_ranks: int,
+        old_global_expert_indices: torch.Tensor,
+    ) -> torch.Tensor:
+        """Plan as vLLM asks for it; see `AbstractEplbPolicy`.
+
+        Returns:
+            physical_to_logical, int64 [L, P], on the CPU; the present one where no plan could be made.
+        """
+        old = old_global_expert_indices.cpu().long()
+        rows = old.clone()
+        if self._group is None or torch.distributed.get_rank(self._group) == 0:
+            try:
+                found = self._planner.rebalance_experts(
+                    weight, num_replicas, num_groups, num_nodes, num_ranks, old_global_expert_indices
+                )
+                rows = self._select(found.cpu(), old, weight, num_ranks)
+            except Exception as error:  # noqa: BLE001 - whatever it is, the other ranks wait for an answer
+                message = "no plan could be made, so that the placement stays as it is on all ranks: %s: %s"
+                logger.error(message, type(error).__name__, error)
+                logger.debug("where it failed", exc_info=True)
+        if self._group is not None:
+            torch.distributed.broadcast(rows, torch.distributed.get_global_rank(self._group, 0), self._group)
+        self.moves = not torch.equal(rows, old)
+        return rows
+
+    def _select(
+        self, found: torch.Tensor, old: torch.Tensor, weight: torch.Tensor, num_ranks: int
+    ) -> torch.Tensor:
+        num_experts = weight.shape[1]
+        if found.shape != old.shape:
+            msg = f"the plan is {list(found.shape)}; expected {list(old.shape)}, as the present placement is"
+            raise LayoutError(msg)
+        before, after = (
+            # vLLM's own policy may put an expert twice on a rank.
+            Placement(rows.numpy(), num_ranks, num_logical_experts=num_experts, allow_duplicates=True)
+            for rows in (old, found)
+        )
+        selection = self._rule.select(before, after, weight.cpu().numpy())
+        if selection.reason is None:
+            self._has_said = False
+        elif not self._has_said:
+            self._has_said = True
+            logger.info("nothing is moved: %s; said once", selection.reason)
+        return torch.from_numpy(selection.physical_to_logical.astype(np.int64))
 
 
 def _as_placement(

@@ -85,14 +85,44 @@ class Ranks:
         return self.ep_group.cpu_group if self.ep_size > 1 else None
 
     @property
+    def eplb_group(self) -> Any:
+        """The process group for objects on the CPU in which nothing but EPLB speaks; None for a single rank.
+
+        Asynchronous EPLB plans in a thread of its own, while the other group may be in use.
+        """
+        return wrapping.call(table.EPLB_GROUP).cpu_group if self.ep_size > 1 else None
+
+    @property
     def num_stages(self) -> int:
         """Pipeline stages."""
         return int(wrapping.call(table.PP_GROUP).world_size)
 
     def stage(self, num_layers: int) -> tuple[int, int, int]:
         """Return which of the model's MoE layers are this pipeline stage's: (first, how many, of how many)."""
+        counts = [int(str(count)) for count in self._over_stages(num_layers)]
+        return sum(counts[: wrapping.call(table.PP_GROUP).rank_in_group]), num_layers, sum(counts)
+
+    def require_own_layers(self, model: Any) -> None:
+        """Refuse a model that counts the MoE layers of other pipeline stages as this one's; on all stages.
+
+        Args:
+            model: vLLM's MixtureOfExperts.
+
+        Raises:
+            EplbConfigError: vLLM's EPLB would look for experts that are not here.
+        """
+        if self.num_stages == 1:
+            return
+        pairs: list[Any] = self._over_stages((model.num_moe_layers, len(model.moe_layers)))
+        for stage, (counted, held) in enumerate(pairs):
+            if counted != held:
+                msg = (
+                    f"{type(model).__name__} counts {counted} MoE layers on pipeline stage {stage}, which holds {held}: "
+                    "vLLM's EPLB takes experts from there that are on other stages; expected one pipeline stage for this "
+                    "model, or a linear layout without redundant experts that stays, which needs no EPLB"
+                )
+                raise EplbConfigError(msg)
+
+    def _over_stages(self, value: object) -> list[object]:
         group = wrapping.call(table.PP_GROUP)
-        counts = [num_layers]
-        if group.world_size > 1:
-            counts = [int(str(count)) for count in gather(num_layers, group.cpu_group)]
-        return sum(counts[: group.rank_in_group]), num_layers, sum(counts)
+        return gather(value, group.cpu_group) if group.world_size > 1 else [value]

@@ -16,12 +16,14 @@ import torch
 
 from vllm_ascend_moe._log import logger
 from vllm_ascend_moe.backends import moving
+from vllm_ascend_moe.backends.eplb_hooks import EPLB_HOOKS
 from vllm_ascend_moe.backends.interface import Backend
-from vllm_ascend_moe.backends.policy import check_policy, make_policy
+from vllm_ascend_moe.backends.policy import OnePlan, check_policy, make_policy
 from vllm_ascend_moe.core.agreement import require_agreement
-from vllm_ascend_moe.core.session import Session, State, loading_session, session_of
+from vllm_ascend_moe.core.gain import MoveRule, tokens_per_slot
+from vllm_ascend_moe.core.replicas import SlotRule
+from vllm_ascend_moe.core.session import State
 from vllm_ascend_moe.core.settings import VLLM_POLICY, describe
-from vllm_ascend_moe.core.slots import SlotRule
 from vllm_ascend_moe.eplb import EplbConfigError
 from vllm_ascend_moe.hooks import table, wrapping
 
@@ -30,6 +32,7 @@ if TYPE_CHECKING:
     from contextlib import AbstractContextManager
 
     from expert_maps import Placement
+    from vllm_ascend_moe.core.session import Session
     from vllm_ascend_moe.hooks.table import Hook
 
 
@@ -39,9 +42,14 @@ class VllmEplb(Backend):
     def __init__(self, session: Session) -> None:
         """Know nothing of a model yet."""
         super().__init__(session)
+        self._state: Any = None
         self._main_state: Any = None
         self._first_layer = 0
         self._rule: SlotRule | None = None
+        # Of every model, in vLLM's order: its state, and the placement that its loader fills, int64 [L, P].
+        self._loaded: list[tuple[Any, torch.Tensor]] = []
+        # While vLLM's own layout serves, because weights are loaded or have failed to: where each model's experts belong.
+        self._away: list[Placement] = []
 
     @property
     def is_placed(self) -> bool:
@@ -58,7 +66,7 @@ class VllmEplb(Backend):
         """Put the hooks around vLLM's EPLB; see `Backend`."""
         wrapping.check_versions(ascend=False)
         wrapping.check_hooks((*table.EPLB, *self.more_hooks()))
-        for hook, around in {**_AROUND, **self.more_hooks()}.items():
+        for hook, around in {**EPLB_HOOKS, **self.more_hooks()}.items():
             wrapping.wrap(hook, around)
 
     def more_hooks(self) -> dict[Hook, Callable[..., Any]]:
@@ -98,7 +106,10 @@ class VllmEplb(Backend):
             raise EplbConfigError(msg)
         digest = session.source.digest
         if moe is not None:
-            placement = session.source.layers(*session.ranks.stage(moe.num_moe_layers))
+            if session.config.parallel_config.enable_eplb:
+                session.ranks.require_own_layers(moe)
+            # Not as many as the model counts: some count all of them on every pipeline stage.
+            placement = session.source.layers(*session.ranks.stage(len(moe.moe_layers)))
             digest = placement.digest
             settings = session.settings
             if settings.dynamic and settings.policy != VLLM_POLICY:
@@ -110,16 +121,33 @@ class VllmEplb(Backend):
         """Once vLLM has set up its state in its own layout, move to the placement."""
         session = self.session
         session.attach(state)
-        if session.settings.policy != VLLM_POLICY:
-            state.policy = make_policy(session.settings.policy, session.settings.max_moves)
         model_state = next(reversed(state.model_states.values()))
         session.attach(model_state)
+        self._state = state
+        self._loaded.append((model_state, model_state.physical_to_logical_map.clone()))
+        policy = state.policy
+        if session.settings.policy != VLLM_POLICY:
+            policy = make_policy(session.settings.policy, session.settings.max_moves)
+        state.policy = OnePlan(policy, self._move_rule(model), session.ranks.eplb_group)
         if self._main_state is None and model_config is session.config.model_config:
             session.ranks.read_layers(model)
             self._main_state = model_state
             self._place(model, model_state)
             session.start_recording(model.num_moe_layers, model.num_logical_experts)
         self.write_slots(model_state)
+
+    def _move_rule(self, model: Any) -> MoveRule:
+        settings, eplb = self.session.settings, self.session.config.parallel_config.eplb_config
+        weights = model.expert_weights[0]  # one tensor [slots, …] of each kind
+        slots = model.num_local_physical_experts
+        slot_bytes = sum(tensor.numel() * tensor.element_size() for tensor in weights) / slots
+        parameters = sum(tensor.numel() for tensor in weights) / slots
+        return MoveRule(
+            settings.min_gain,
+            settings.max_layers,
+            tokens_per_slot(self.session.config.device_config.device_type, slot_bytes, parameters),
+            eplb.step_interval / min(eplb.step_interval, eplb.window_size),
+        )
 
     def _place(self, model: Any, model_state: Any) -> None:
         session = self.session
@@ -152,8 +180,17 @@ class VllmEplb(Backend):
 
     # Serving.
 
-    def write_slots(self, model_state: Any, layer: int | None = None) -> None:
-        """Write the replica choice over the tables that vLLM has committed; `layer` None for those of all."""
+    @property
+    def may_rearrange(self) -> bool:
+        """Whether vLLM may move experts: not away from a static placement, nor while weights are loaded."""
+        return bool(self.session.settings.dynamic) and not self._away
+
+    def write_slots(self, model_state: Any) -> None:
+        """Write the replica choice over the tables that vLLM has committed."""
+        ranks = self.session.ranks
+        moving.write_slots(self._rule_for(model_state), model_state, ranks.ep_size, self._first_layer)
+
+    def _rule_for(self, model_state: Any) -> SlotRule:
         ranks = self.session.ranks
         if self._rule is None:
             self._rule = SlotRule.from_settings(
@@ -162,18 +199,28 @@ class VllmEplb(Backend):
                 tp_size=ranks.tp_size,
                 ep_rank=ranks.ep_rank,
                 splits_tokens=ranks.splits_tokens,
+                num_nodes=ranks.num_nodes,
             )
         rule = self._rule
         if model_state is not self._main_state and rule.choice == "weighted":
-            rule = SlotRule("rank_offset", rule.turn)  # a draft model, for which there are no weights
-        moving.write_slots(rule, model_state, ranks.ep_size, self._first_layer, layer)
+            return SlotRule("rank_offset", rule.turn)  # a draft model, for which there are no weights
+        return rule
 
-    def committed(self, model_state: Any, layer: int | None = None) -> None:
-        """After vLLM has committed new tables: write the choice, and count the main model's rearrangements."""
-        self.write_slots(model_state, layer)
-        is_last = layer is None or layer == model_state.model.num_moe_layers - 1
-        # A draft model is rearranged along with it.
-        self.session.rearrangements += is_last and model_state is self._main_state
+    def committed(self, model_state: Any) -> None:
+        """After vLLM has committed new tables: write the choice, and count."""
+        self.write_slots(model_state)
+        self._count(model_state)
+
+    def commit_layer(self, model_state: Any, row: torch.Tensor, layer: int) -> None:
+        """Commit a layer that vLLM has moved while it serves, in place of vLLM."""
+        ep_size = self.session.ranks.ep_size
+        moving.commit_layer(self._rule_for(model_state), model_state, row, ep_size, self._first_layer, layer)
+        if layer == model_state.model.num_moe_layers - 1:
+            self._count(model_state)
+
+    def _count(self, model_state: Any) -> None:
+        # A draft model is rearranged along with the main one. A plan that is the present placement is committed, too.
+        self.session.rearrangements += model_state is self._main_state and self._state.policy.moves
 
     def begin_forward(self, model_config: Any) -> None:
         """Forget the tokens of warm-up runs, which skip the EPLB step and leave theirs behind."""
@@ -194,9 +241,45 @@ class VllmEplb(Backend):
             load.scatter_add_(1, state.physical_to_logical_map.long(), counts.long())
         if not ranks.share_all_tokens:
             torch.distributed.all_reduce(load, group=ranks.ep_group.device_group)
-        # A step in which no rank had a token is none.
-        if self.session.recorder is not None and bool(load.any()):
+        if self.session.recorder is not None:
             self.session.recorder.add(load)
+
+    # New weights.
+
+    def begin_reload(self, name: str) -> None:
+        """Move every model's experts back to where vLLM's loader puts them, and serve that; see `Backend`."""
+        if self._main_state is None:
+            return
+        if self._state.is_async:
+            logger.info("%s: moves that are under way are dropped", name)
+            self._state.drain_async()
+        ep_size = self.session.ranks.ep_size
+        # After a failure they are there already, and belong where they were before that.
+        self._away = self._away or [moving.live_placement(state, ep_size) for state, _ in self._loaded]
+        for model_state, rows in self._loaded:
+            # What is there may be no weights any more, after a sleep.
+            self._move(moving.placement_of(rows, model_state, ep_size), model_state, checks=False)
+
+    def end_reload(self) -> None:
+        """Move every model's experts to where they were, fill every copy, and compare bytes; see `Backend`."""
+        checks = self.session.config.load_config.load_format != "dummy"
+        for target, (model_state, _) in zip(self._away, self._loaded, strict=False):
+            self._move(target, model_state, checks=checks)
+        self._away = []
+
+    def abort_reload(self) -> None:
+        """Serve on in vLLM's own layout, whose every slot is as the loader has left it; see `Backend`."""
+        if self._away:
+            logger.error("new weights could not be loaded; experts stay in vLLM's own layout until they are")
+
+    def _move(self, target: Placement, model_state: Any, *, checks: bool) -> None:
+        moving.move_experts(
+            target, "the placement", model_state.model, model_state, self.session.ranks, checks=checks
+        )
+        self.write_slots(model_state)
+        # Counted by slot, of which each held another expert.
+        model_state.expert_load_window.zero_()
+        model_state.expert_load_pass.zero_()
 
     def report(self, *, checksums: bool) -> dict[str, Any]:
         """Return what vLLM's EPLB state says; see `Backend`."""
@@ -218,100 +301,4 @@ class VllmEplb(Backend):
         return report
 
 
-def _backend_of(owner: Any) -> VllmEplb | None:
-    session = session_of(owner)
-    return None if session is None else session.backend
-
-
-def around_initialize_model(original: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
-    """Hook: let the backend of the engine that is being loaded make its model."""
-    session = loading_session()
-    if session is None:
-        return original(*args, **kwargs)
-    return session.backend.make_model(lambda: original(*args, **kwargs), kwargs.get("model_config"))
-
-
-def _around_add_model(
-    original: Callable[..., Any], state: Any, model: Any, model_config: Any, *args: Any, **kwargs: Any
-) -> Any:
-    result = original(state, model, model_config, *args, **kwargs)
-    session = loading_session() or session_of(state)
-    if session is not None:
-        session.backend.add_model(state, model, model_config)
-    return result
-
-
-def _around_commit(original: Callable[..., Any], model_state: Any, *args: Any, **kwargs: Any) -> Any:
-    result = original(model_state, *args, **kwargs)
-    backend = _backend_of(model_state)
-    if backend is not None:
-        backend.committed(model_state)
-    return result
-
-
-def _around_commit_layer(
-    original: Callable[..., Any], model_state: Any, new_physical_to_logical_map: Any, layer: int
-) -> Any:
-    result = original(model_state, new_physical_to_logical_map, layer)
-    backend = _backend_of(model_state)
-    if backend is not None:
-        backend.committed(model_state, layer)
-    return result
-
-
-def _around_update_mapping(original: Callable[..., Any], state: Any, *args: Any, **kwargs: Any) -> Any:
-    result = original(state, *args, **kwargs)
-    backend = _backend_of(state)
-    if backend is not None:
-        for model_state in state.model_states.values():
-            backend.write_slots(model_state)
-    return result
-
-
-def _around_rearrange(original: Callable[..., Any], state: Any, *args: Any, **kwargs: Any) -> Any:
-    backend = _backend_of(state)
-    if backend is None:
-        return original(state, *args, **kwargs)
-    is_profile = kwargs.get("is_profile", bool(args and args[0]))
-    if not backend.session.settings.dynamic and not is_profile:
-        return None  # a static placement stays
-    with backend.rearranging():
-        return original(state, *args, **kwargs)
-
-
-def _around_should_record(original: Callable[..., Any], state: Any, *args: Any, **kwargs: Any) -> bool:
-    backend = _backend_of(state)
-    records = backend is not None and backend.session.settings.record_path is not None
-    return records or bool(original(state, *args, **kwargs))
-
-
-def _around_prepare_forward(original: Callable[..., Any], state: Any, *args: Any, **kwargs: Any) -> Any:
-    backend = _backend_of(state)
-    if backend is not None:
-        backend.begin_forward(kwargs.get("model_config", args[0] if args else None))
-    return original(state, *args, **kwargs)
-
-
-def _around_step(
-    original: Callable[..., Any], state: Any, is_dummy: bool = False, is_profile: bool = False, **kwargs: Any
-) -> Any:
-    backend = _backend_of(state)
-    if backend is not None and not is_profile:
-        backend.record(is_dummy=is_dummy)
-    return original(state, is_dummy, is_profile, **kwargs)
-
-
-_AROUND: dict[Hook, Callable[..., Any]] = {
-    table.INITIALIZE_MODEL: around_initialize_model,
-    table.ADD_MODEL: _around_add_model,
-    table.STEP: _around_step,
-    table.PREPARE_FORWARD: _around_prepare_forward,
-    table.SHOULD_RECORD: _around_should_record,
-    table.REARRANGE: _around_rearrange,
-    table.UPDATE_MAPPING: _around_update_mapping,
-    table.COMMIT: _around_commit,
-    table.COMMIT_LAYER: _around_commit_layer,
-}
-
-
-__all__ = ["VllmEplb", "around_initialize_model"]
+__all__ = ["VllmEplb"]

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from vllm_ascend_moe import backends
 from vllm_ascend_moe.backends.ranks import Ranks
 from vllm_ascend_moe.core.activation import read_resolved, say_inactive
+from vllm_ascend_moe.core.reloading import Reloads
 from vllm_ascend_moe.core.session import Session, State, has_sessions
 from vllm_ascend_moe.hooks import wrapping
 from vllm_ascend_moe.platforms import platform_kind
@@ -35,7 +36,7 @@ def around_worker_init(
     result = original(worker, vllm_config, *args, **kwargs)
     session.attach(worker)
     session.follow_shutdown(worker)
-    session.refuse_reloads(worker)
+    Reloads(worker, session.backend)
     # Whatever loads the model: this is around all of it.
     worker.load_model = functools.partial(_load, session, worker.load_model)
     return result

@@ -59,7 +59,9 @@ class LoadRecorder:
         self.interval = interval
         self._shape = (num_layers, num_experts)
         self._rows = self._read()
-        self._pending: list[torch.Tensor] = []
+        self._pending: list[torch.Tensor] = []  # of single steps, where they were counted
+        self._fresh: list[NDArray[np.int64]] = []  # those of them that had a token
+        self._fetching = threading.Lock()
         self._lock = threading.Lock()
         self._due = threading.Event()
         self._writer: threading.Thread | None = None
@@ -87,18 +89,21 @@ class LoadRecorder:
     @property
     def num_rows(self) -> int:
         """Rows that the file will have after the next write."""
-        count, most = len(self._rows) + len(self._pending), _most_rows(self._shape)
+        with self._fetching:
+            self._fetch()
+            count = len(self._rows) + len(self._fresh)
+        most = _most_rows(self._shape)
         while count > most:
             half = max(2, count // 2)
             count -= half // 2
         return count
 
     def add(self, load: torch.Tensor) -> None:
-        """Add a step, and write from time to time.
+        """Add a step, and write from time to time; nothing waits for the device.
 
         Args:
             load: integers [L, E], on any device; kept there until the next write, so it must be the
-                recorder's own.
+                recorder's own. A step without a token is none.
         """
         self._pending.append(load)
         if self._writer is None:
@@ -114,13 +119,22 @@ class LoadRecorder:
             FormatError: the file cannot be written; what was collected is kept.
         """
         with self._lock:
-            count = len(self._pending)
-            if count == 0:
+            with self._fetching:
+                self._fetch()
+                fresh = list(self._fresh)
+            if not fresh:
                 return
-            fresh = torch.stack(self._pending[:count]).cpu().numpy().astype(np.int64)
             rows = _bounded([*self._rows, *fresh])
             write_load(np.stack(rows), self.path)
-            self._rows = rows
+            with self._fetching:
+                self._rows = rows
+                del self._fresh[: len(fresh)]
+
+    def _fetch(self) -> None:
+        count = len(self._pending)
+        if count:
+            steps = torch.stack(self._pending[:count]).cpu().numpy().astype(np.int64)
+            self._fresh += [step for step in steps if step.any()]
             del self._pending[:count]
 
     def _write(self) -> None:

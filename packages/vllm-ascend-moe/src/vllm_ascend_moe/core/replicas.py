@@ -1,95 +1,197 @@
 # SPDX-FileCopyrightText: The expert-maps authors
 # SPDX-License-Identifier: Apache-2.0
-"""Which copy of an expert a rank sends each token to: one table a layer and rank, chosen by name."""
+"""Which copy of an expert each token takes: for each expert a list of slots that its tokens take in turn.
+
+| choice | an expert's tokens go to |
+|---|---|
+| ``static`` | copy ``ep_rank % n`` |
+| ``own_rank`` | this rank's copy; where it has none, the ranks without are dealt out to the copies evenly |
+| ``tensor_parallel`` | copy ``(tp_rank + ep_rank // tp_size + expert) % n`` |
+| ``local`` | the copies on this rank; where there are none those on its node, else all of them; in turn |
+| ``rank_offset`` | its copies in turn, each rank starting one further on |
+| ``weighted`` | its copies by their weights, each rank starting one further on |
+
+vLLM's EPLB state holds such lists, up to 1024 physical ids and how many of them count; token t takes number
+``t % count``. So a copy's share is how often it stands in the list, and the kernels that read it need not change.
+vllm-ascend and `npu_ops` hold them written out, a row a token.
+
+Without all-to-all every rank sees all tokens, and takes those that its own slots are chosen for. Ranks that choose
+differently then leave a token to nobody, or take it twice: there, choices that depend on the rank are refused.
+"""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Literal, get_args
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, get_args
 
+import numpy as np
 import torch
 
-from expert_maps import ExpertMapsError
+from expert_maps import ExpertMapsError, Placement
+from expert_maps.formats.files import describe
+from expert_maps.formats.loads import read_array
+from expert_maps.routing import default_rows
+from vllm_ascend_moe.core.settings import ReplicaChoiceName
 
 if TYPE_CHECKING:
-    import numpy as np
     from numpy.typing import NDArray
 
-    from expert_maps import Placement
+    from vllm_ascend_moe.core.settings import Settings
 
-ReplicaChoice = Literal["static", "own_rank", "tensor_parallel", "rank_offset", "weighted"]
-REPLICA_CHOICES: tuple[str, ...] = get_args(ReplicaChoice)
-# Those by which a token's copy depends on nothing but the rank that sends it.
-BY_RANK = frozenset({"static", "own_rank", "tensor_parallel"})
+ReplicaChoice = ReplicaChoiceName
+REPLICA_CHOICES: tuple[str, ...] = get_args(ReplicaChoiceName)
+# Those by which a token's copy depends on the rank that sends it.
+BY_RANK = frozenset({"static", "own_rank", "tensor_parallel", "local"})
+# Of vLLM's table; a list longer than this cannot be written.
+MAX_SLOTS = 1024
 
 
 class ReplicaChoiceError(ExpertMapsError):
     """The choice does not exist, lacks what it needs, or would let ranks disagree."""
 
 
-def build_routing_table(
-    placement: Placement,
-    layer: int,
-    ep_rank: int,
-    choice: ReplicaChoice = "static",
-    *,
-    tp_size: int = 1,
-    rows: int | None = None,
-    replica_weights: NDArray[np.float64] | None = None,
-    ranks_must_agree: bool = False,
-) -> torch.Tensor:
-    """Return the table that `vllm_ascend_moe.npu_ops.map_to_physical` looks replicas up in.
+@dataclass(frozen=True, eq=False)
+class SlotRule:
+    """How one rank chooses among copies.
 
-    | choice | an expert's token goes to | rows |
-    |---|---|---|
-    | ``static`` | copy ``ep_rank % n`` | 1 |
-    | ``own_rank`` | this rank's copy; where it has none, the ranks without are dealt out to the copies evenly | 1 |
-    | ``tensor_parallel`` | copy ``(tp_rank + ep_rank // tp_size + expert) % n`` | 1 |
-    | ``rank_offset`` | its copies in turn, each rank starting one further on | the period |
-    | ``weighted`` | its copies by their weights, each rank starting one further on | the period |
-
-    Without all-to-all every rank sees all tokens, and takes those that its own slots are chosen for. Ranks
-    that choose differently then leave a token to nobody, or take it twice. With ``ranks_must_agree`` the
-    tables are the same on every rank (that of rank 0), and choices that depend on nothing but the rank are
-    refused.
-
-    Args:
-        placement: the placement.
-        layer: MoE layer index.
-        ep_rank: this rank.
-        choice: see the table.
-        tp_size: tensor-parallel size; only for ``tensor_parallel``.
-        rows: the period in tokens; None for the choice's default.
-        replica_weights: float64 [E, X], this layer's; only for ``weighted``.
+    Attributes:
+        choice: see the module.
+        turn: by how many tokens this rank is ahead of rank 0, so that ranks with one token each do not all
+            choose the same copy; the same on ranks that see the same tokens.
+        tp_size: tensor-parallel size, for ``tensor_parallel``.
         ranks_must_agree: whether all ranks see the same tokens.
-
-    Returns:
-        int32 [rows, E], on the CPU.
-
-    Raises:
-        ReplicaChoiceError: see the class.
-        ExpertMapsError: an index does not exist, or the weights are no shares.
+        weights: float64 [L, E, X], for ``weighted``.
+        rows: the period in tokens of ``weighted``.
+        group_size: ranks that see the same tokens as this one, for ``local``; they are number ``turn`` of such groups.
+        num_nodes: servers, for ``local``.
     """
-    if choice not in REPLICA_CHOICES:
-        msg = f"replica choice is {choice!r}; expected one of {', '.join(REPLICA_CHOICES)}"
-        raise ReplicaChoiceError(msg)
-    if (choice == "weighted") != (replica_weights is not None):
-        found = "missing" if replica_weights is None else "given"
-        msg = f"replica_weights are {found}; expected them with the choice weighted only, and it is {choice}"
-        raise ReplicaChoiceError(msg)
-    check_ranks_agree(choice, placement, ranks_must_agree=ranks_must_agree)
-    if ranks_must_agree:
-        ep_rank = 0
-    if choice in BY_RANK:
-        size = tp_size if choice == "tensor_parallel" else 1
-        table = placement.log2phy(layer, ep_rank, tp_size=size, prefer_own_rank=choice == "own_rank")[None]
-    elif replica_weights is None:
-        table = placement.routing_table(layer, ep_rank, rows=rows)
-    elif rows is None:
-        table = placement.weighted_routing_table(layer, ep_rank, replica_weights)
-    else:
-        table = placement.weighted_routing_table(layer, ep_rank, replica_weights, rows=rows)
-    # Copied, because NumPy's may be read-only, which torch warns about.
-    return torch.from_numpy(table.copy())
+
+    choice: ReplicaChoiceName
+    turn: int = 0
+    tp_size: int = 1
+    ranks_must_agree: bool = False
+    weights: NDArray[np.float64] | None = None
+    rows: int = 128
+    group_size: int = 1
+    num_nodes: int = 1
+
+    @classmethod
+    def from_settings(
+        cls,
+        settings: Settings,
+        *,
+        ep_size: int,
+        tp_size: int,
+        ep_rank: int = 0,
+        splits_tokens: bool = False,
+        num_nodes: int = 1,
+    ) -> SlotRule:
+        """Make the rule that the settings ask for.
+
+        Args:
+            settings: the plugin's.
+            ep_size: R.
+            tp_size: tensor-parallel size; the ranks of such a group see the same tokens.
+            ep_rank: this rank.
+            splits_tokens: unless they are split among them (sequence parallelism).
+            num_nodes: servers, each with as many ranks.
+
+        Raises:
+            ExpertMapsError: the file of weights is unreadable or of another shape.
+        """
+        weights = settings_weights(settings)
+        turn = ep_rank if splits_tokens else ep_rank // tp_size
+        # These differ within such a group, static only between groups.
+        differs_within = settings.choice in {"tensor_parallel", "own_rank"} and tp_size > 1
+        groups = 1 if differs_within else ep_size // tp_size
+        return cls(
+            settings.choice,
+            turn,
+            tp_size,
+            not splits_tokens and groups == 1,
+            weights,
+            group_size=1 if splits_tokens else tp_size,
+            num_nodes=num_nodes,
+        )
+
+    def tables(
+        self, placement: Placement, first_layer: int = 0
+    ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """Return every expert's slots.
+
+        Args:
+            placement: of some layers.
+            first_layer: index of the first of them, among those that there are weights for.
+
+        Returns:
+            slots: int64 [L, E, N], physical ids, −1 past the count.
+            count: int64 [L, E].
+
+        Raises:
+            ReplicaChoiceError: the choice would let ranks disagree.
+            ExpertMapsError: there are no weights for these layers, or they are no shares.
+        """
+        check_ranks_agree(self.choice, placement, ranks_must_agree=self.ranks_must_agree)
+        if placement.replica_count.max() > MAX_SLOTS:
+            msg = f"an expert has {placement.replica_count.max()} copies; expected at most {MAX_SLOTS}, as vLLM's table has"
+            raise ExpertMapsError(msg)
+        if self.choice == "weighted":
+            return self._weighted(placement, first_layer)
+        copies = placement.logical_to_physical.astype(np.int64)  # [L, E, X]
+        count = placement.replica_count.astype(np.int64)
+        if self.choice == "local":
+            copies, count = self._near(placement, copies)
+        if self.choice in {"local", "rank_offset"}:
+            turn = (np.arange(copies.shape[2]) + self.turn) % count[..., None]
+            slots = np.take_along_axis(copies, turn, axis=2)
+            return np.where(np.arange(copies.shape[2]) < count[..., None], slots, -1), count
+        if self.choice == "own_rank":
+            rank = self.turn % placement.ep_size
+            own = placement.global_log2phy(prefer_own_rank=True)[:, rank]
+            return own[..., None].astype(np.int64), np.ones_like(count)
+        start = np.full(count.shape[1], self.turn)
+        if self.choice == "tensor_parallel":
+            start = self.turn % self.tp_size + self.turn // self.tp_size + np.arange(count.shape[1])
+        slots = np.take_along_axis(copies, (start % count)[..., None], axis=2)
+        return slots, np.ones_like(count)
+
+    def _near(
+        self, placement: Placement, copies: NDArray[np.int64]
+    ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """Put the copies that are near in front, and count them: [L, E, X] and [L, E]."""
+        ranks = placement.slot_rank[copies]  # of what does not exist any rank's
+        ranks_per_node = placement.ep_size // self.num_nodes
+        near = exists = copies >= 0
+        for size in (ranks_per_node, self.group_size):
+            within = exists & (ranks // size == self.turn * self.group_size // size)
+            near = np.where(within.any(axis=2, keepdims=True), within, near)
+        first = np.argsort(~near, axis=2, kind="stable")
+        return np.take_along_axis(copies, first, axis=2), near.sum(axis=2)
+
+    def _weighted(
+        self, placement: Placement, first_layer: int
+    ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        assert self.weights is not None
+        layers = placement.num_layers
+        if first_layer + layers > len(self.weights):
+            msg = (
+                f"replica_weights has shape {list(self.weights.shape)}; expected at least "
+                f"{first_layer + layers} layers, [L, E, X] as the placement"
+            )
+            raise ExpertMapsError(msg)
+        copies = placement.logical_to_physical
+        tables = [
+            placement.weighted_routing_table(
+                layer,
+                self.turn % placement.ep_size,
+                _fit(self.weights[first_layer + layer], copies[layer]),
+                rows=self.rows,
+            )
+            for layer in range(layers)
+        ]
+        slots = np.stack(tables).transpose(0, 2, 1).astype(np.int64)  # [L, E, rows]
+        count = np.where(placement.replica_count > 1, slots.shape[2], 1).astype(np.int64)
+        return np.where(np.arange(slots.shape[2]) < count[..., None], slots, -1), count
 
 
 def check_ranks_agree(choice: str, placement: Placement, *, ranks_must_agree: bool) -> None:
@@ -104,3 +206,123 @@ def check_ranks_agree(choice: str, placement: Placement, *, ranks_must_agree: bo
             "or weighted, because without all-to-all all ranks must agree"
         )
         raise ReplicaChoiceError(msg)
+
+
+def build_routing_table(
+    placement: Placement,
+    layer: int,
+    ep_rank: int,
+    choice: ReplicaChoice = "static",
+    *,
+    tp_size: int = 1,
+    rows: int | None = None,
+    replica_weights: NDArray[np.float64] | None = None,
+    ranks_must_agree: bool = False,
+    num_nodes: int = 1,
+) -> torch.Tensor:
+    """Return the table that `vllm_ascend_moe.npu_ops.map_to_physical` looks replicas up in: the lists written out.
+
+    Args:
+        placement: the placement.
+        layer: MoE layer index.
+        ep_rank: this rank.
+        choice: see the module.
+        tp_size: tensor-parallel size; only for ``tensor_parallel``.
+        rows: the period in tokens; None for the choice's default.
+        replica_weights: float64 [E, X], this layer's; only for ``weighted``.
+        ranks_must_agree: whether all ranks see the same tokens; the tables are then that of rank 0.
+        num_nodes: servers, each with as many ranks; only for ``local``.
+
+    Returns:
+        int32 [rows, E], on the CPU; one row where an expert has one slot to go to.
+
+    Raises:
+        ReplicaChoiceError: see the class.
+        ExpertMapsError: an index does not exist, or the weights are no shares.
+    """
+    if choice not in REPLICA_CHOICES:
+        msg = f"replica choice is {choice!r}; expected one of {', '.join(REPLICA_CHOICES)}"
+        raise ReplicaChoiceError(msg)
+    if (choice == "weighted") != (replica_weights is not None):
+        found = "missing" if replica_weights is None else "given"
+        msg = f"replica_weights are {found}; expected them with the choice weighted only, and it is {choice}"
+        raise ReplicaChoiceError(msg)
+    for quantity, value, below in (
+        ("layer", layer, placement.num_layers),
+        ("ep_rank", ep_rank, placement.ep_size),
+    ):
+        if not 0 <= value < below:
+            msg = f"{quantity} is {value}; expected 0 … {below - 1}"
+            raise ExpertMapsError(msg)
+    if rows is not None and rows < 1:
+        msg = f"rows is {rows}; expected at least 1"
+        raise ExpertMapsError(msg)
+    one_layer = Placement(
+        placement.physical_to_logical[layer : layer + 1],
+        placement.ep_size,
+        num_logical_experts=placement.num_logical_experts,
+        slots_per_rank=placement.slots_per_rank,
+        allow_duplicates=True,
+    )
+    rule = SlotRule(
+        choice,
+        0 if ranks_must_agree else ep_rank,
+        tp_size,
+        ranks_must_agree,
+        None if replica_weights is None else np.asarray(replica_weights)[None],
+        rows or SlotRule.rows,
+        num_nodes=num_nodes,
+    )
+    slots, count = (array[0] for array in rule.tables(one_layer))
+    if choice in BY_RANK - {"local"}:
+        rows = 1
+    elif rows is None:
+        rows = rule.rows if choice == "weighted" else default_rows(count.astype(np.int32))
+    table = slots[np.arange(len(count)), np.arange(rows)[:, None] % count]
+    return torch.from_numpy(table.astype(np.int32))
+
+
+def _fit(weights: NDArray[np.float64], copies: NDArray[np.int32]) -> NDArray[np.float64]:
+    """Cut or pad a layer's last axis: the most copies of a layer are fewer than those of all layers."""
+    width = copies.shape[1]
+    if weights.shape[1] > width and not weights[:, width:].any():
+        return weights[:, :width]
+    missing = width - weights.shape[1]
+    return np.pad(weights, ((0, 0), (0, missing))) if missing > 0 else weights
+
+
+def settings_weights(settings: Settings) -> NDArray[np.float64] | None:
+    """Return the weights that the settings name, or None.
+
+    Raises:
+        ExpertMapsError: see `read_replica_weights`.
+    """
+    path = settings.replica_weights_path
+    return None if path is None else read_replica_weights(path)
+
+
+def read_replica_weights(path: str) -> NDArray[np.float64]:
+    """Read each copy's share of its expert's tokens, float64 [L, E, X].
+
+    Raises:
+        ExpertMapsError: not a ``.npy`` file of that many axes.
+    """
+    array = read_array(path)
+    if array.ndim != 3 or array.dtype.kind not in "iuf":  # noqa: PLR2004 - [L, E, X]
+        msg = f"{describe(path)} holds {array.dtype} {list(array.shape)}; expected replica weights, numbers [L, E, X]"
+        raise ExpertMapsError(msg)
+    return array.astype(np.float64)
+
+
+__all__ = [
+    "BY_RANK",
+    "MAX_SLOTS",
+    "REPLICA_CHOICES",
+    "ReplicaChoice",
+    "ReplicaChoiceError",
+    "SlotRule",
+    "build_routing_table",
+    "check_ranks_agree",
+    "read_replica_weights",
+    "settings_weights",
+]

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import contextlib
 import enum
-import functools
 import hashlib
 import weakref
 from contextvars import ContextVar
@@ -21,12 +20,12 @@ from expert_maps import ExpertMapsError
 from vllm_ascend_moe._log import logger
 from vllm_ascend_moe.core.agreement import require_agreement
 from vllm_ascend_moe.core.recorder import LoadRecorder
-from vllm_ascend_moe.core.slots import settings_weights
+from vllm_ascend_moe.core.replicas import settings_weights
 from vllm_ascend_moe.core.sources import PlacementSource, count_layers, find_source
 from vllm_ascend_moe.eplb import EplbConfigError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Iterator
 
     from vllm_ascend_moe.core.activation import Activation
 
@@ -197,23 +196,6 @@ class Session:
                 self.recorder.flush()
             except (ExpertMapsError, OSError, RuntimeError):
                 logger.exception("the record %s could not be written", self.recorder.path)
-
-    # New weights.
-
-    def refuse_reloads(self, worker: Any) -> None:
-        """Refuse to load weights anew: vLLM would load them in its own layout, under tables for another."""
-        for name in ("reload_weights", "start_weight_update", "start_draft_weight_update"):
-            if hasattr(worker, name):
-                setattr(worker, name, functools.partial(self._reload, name, getattr(worker, name)))
-
-    def _reload(self, name: str, original: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
-        if self.backend.is_placed:
-            msg = (
-                f"{name} was called while experts stand where the plugin has put them; expected no new weights: vLLM "
-                "loads them in a layout of its own. Start the server again"
-            )
-            raise EplbConfigError(msg)
-        return original(*args, **kwargs)
 
 
 def _stop(session: weakref.ref[Session]) -> None:

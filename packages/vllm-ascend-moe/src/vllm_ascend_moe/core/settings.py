@@ -47,10 +47,11 @@ def _is_unset(value: object) -> bool:
 
 
 FilePath = Annotated[str | None, BeforeValidator(_as_path)]
-ReplicaChoiceName = Literal["rank_offset", "static", "own_rank", "tensor_parallel", "weighted"]
+ReplicaChoiceName = Literal["static", "own_rank", "tensor_parallel", "local", "rank_offset", "weighted"]
 Phase = Literal["all", "prefill", "decode"]
 Count = Annotated[int, Field(ge=0, le=2**31 - 1)]
 Interval = Annotated[int, Field(ge=1, le=2**31 - 1)]
+Share = Annotated[float, Field(ge=0.0, le=1.0, allow_inf_nan=False)]
 
 
 class _Options(BaseModel):
@@ -64,6 +65,8 @@ class _Options(BaseModel):
     dynamic: bool | None = None
     policy: str | None = None
     max_moves: Count | None = None
+    max_layers: Interval | None = None
+    min_gain: Share | None = None
     record_path: FilePath = None
     replica_choice: ReplicaChoiceName | None = None
     replica_weights_path: FilePath = None
@@ -88,6 +91,10 @@ class Settings(_Options):
             for expert-maps' default.
         max_moves: slots of a layer that one rearrangement may change, with the policy ``balanced``; None for any
             number.
+        max_layers: most layers that one rearrangement moves, those in which it saves most; None for any number.
+        min_gain: the least share of the hottest ranks' tokens that a rearrangement must save, or nothing moves; None
+            for an estimate, see `vllm_ascend_moe.core.gain`: what is saved until the next one against the time that
+            moving takes.
         record_path: an ``.npz`` or ``.npy`` file to write the expert load to, int64 [steps, L, E].
         replica_choice: which copy of an expert a token takes, see `vllm_ascend_moe.core.replicas`; None for
             ``weighted`` where there are weights, else ``rank_offset``.

@@ -79,6 +79,7 @@ MOVE_WEIGHTS = Hook(
 )
 FIND_MOE_MODEL = Hook("vllm.model_executor.models.interfaces", "get_mixture_of_experts_model", ("model",))
 EP_GROUP = Hook("vllm.distributed.parallel_state", "get_ep_group", ())
+EPLB_GROUP = Hook("vllm.distributed.parallel_state", "get_eplb_group", ())
 PP_GROUP = Hook("vllm.distributed.parallel_state", "get_pp_group", ())
 NODE_COUNT = Hook("vllm.distributed.parallel_state", "get_node_count", ())
 EPLB = (
@@ -94,6 +95,7 @@ EPLB = (
     MOVE_WEIGHTS,
     FIND_MOE_MODEL,
     EP_GROUP,
+    EPLB_GROUP,
     PP_GROUP,
     NODE_COUNT,
 )

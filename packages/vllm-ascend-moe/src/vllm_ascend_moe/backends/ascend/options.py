@@ -104,6 +104,8 @@ def check_options(settings: Settings, release: Release) -> None:
         "layout": settings.layout not in {None, *layouts},
         "policy": settings.policy is not None,
         "max_moves": settings.max_moves is not None,
+        "max_layers": settings.max_layers is not None,
+        "min_gain": settings.min_gain is not None,
         "replica_choice": settings.choice != "rank_offset" or settings.replica_choice is not None,
         "log_balancedness": settings.log_balancedness is not None,
         "log_balancedness_interval": settings.log_balancedness_interval is not None,
