@@ -98,10 +98,11 @@ def run(
     rounds: int = 1,
     expert_maps: dict[str, Any] | None = None,
     observes: bool = False,
+    weights: Mapping[int, Path] | None = None,
     environ: Mapping[str, str] | None = None,
     **engine: Any,  # noqa: ANN401 - vLLM's
 ) -> Run:
-    """Run vLLM offline in a process of its own.
+    """Run vLLM offline in a process of its own; before some rounds it loads the weights of another folder.
 
     Raises:
         FailedError: it failed, or took too long.
@@ -128,6 +129,7 @@ def run(
         "max_tokens": max_tokens,
         "rounds": rounds,
         "observes": observes,
+        "weights": {round_: str(path) for round_, path in (weights or {}).items()},
         # What is recorded is written at the end; nothing else waits for vLLM to stop its processes.
         "ends_in_order": "record_path" in (expert_maps or {}),
     }

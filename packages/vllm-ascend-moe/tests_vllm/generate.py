@@ -30,7 +30,10 @@ def main(request_path: str, response_path: str) -> None:
         llm.collective_rpc("observe_routes")
     reports = [_report(llm)]
     rounds = []
-    for _ in range(request["rounds"]):
+    for round_ in range(request["rounds"]):
+        weights = request["weights"].get(str(round_))
+        if weights is not None:
+            llm.collective_rpc("reload_weights", kwargs={"weights_path": weights})
         start = time.perf_counter()
         results = llm.generate(prompts, options, use_tqdm=False)
         seconds = time.perf_counter() - start

@@ -35,7 +35,12 @@ def test_tensor_and_data_parallel_over_http(name: str, tmp_path: Path) -> None:
     alone = run_alone(model, tmp_path / "alone")
     record = tmp_path / "load.npz"
     options = config(
-        num_redundant_experts=4, dynamic=True, step_interval=16, window_size=16, record_path=str(record)
+        num_redundant_experts=4,
+        dynamic=True,
+        step_interval=16,
+        window_size=16,
+        min_gain=0,
+        record_path=str(record),
     )
     arguments = ["--tensor-parallel-size", "2", "--data-parallel-size", "2", *options]
     # Six processes.

@@ -17,7 +17,8 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 PROMPTS = random_prompts(64, 256, seed=1)
-MOVING = {"num_redundant_experts": 4, "dynamic": True, "step_interval": 4, "window_size": 4}
+# Whatever it saves: a few tokens never pay for a move.
+MOVING = {"num_redundant_experts": 4, "dynamic": True, "step_interval": 4, "window_size": 4, "min_gain": 0}
 
 
 @pytest.mark.parametrize("name", ["deepseek_v2", "deepseek_v3"])

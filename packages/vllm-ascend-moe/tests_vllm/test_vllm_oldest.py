@@ -51,6 +51,7 @@ def test_recorded_planned_served_and_moved(tmp_path: Path) -> None:
             "dynamic": True,
             "step_interval": 8,
             "window_size": 8,
+            "min_gain": 0,
         },
     )
     assert_same(served, alone)

@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -12,6 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 from engine import IN_PROCESS, Run, random_prompts, run
+from safetensors.torch import load_file, save_file
 
 from expert_maps import read_load, read_placement
 
@@ -165,6 +167,8 @@ def test_experts_move_while_serving_compiled_as_a_server_is_by_default(folder: P
             "dynamic": True,
             "step_interval": 8,
             "window_size": 8,
+            # Whatever it saves.
+            "min_gain": 0,
             "log_balancedness": True,
         },
     )
@@ -181,6 +185,45 @@ def test_experts_move_while_serving_compiled_as_a_server_is_by_default(folder: P
     assert_slots_hold_their_experts(found.reports)
     assert "balancedness=" in found.log
     assert "Rearranged experts" in found.log
+
+
+@pytest.fixture(scope="module")
+def retrained(folder: Path) -> Path:
+    """The same model with other experts, as a trainer would hand it over."""
+    found = folder / "retrained"
+    shutil.copytree(MODEL, found)
+    (weights,) = found.glob("*.safetensors")
+    tensors = load_file(weights)
+    for name, tensor in tensors.items():
+        if ".experts." in name:
+            # Each expert in its own way: one that a slot should not hold is seen by its bytes.
+            tensors[name] = tensor * (0.5 + int(name.split(".experts.")[1].split(".")[0]) / EXPERTS)
+    save_file(tensors, weights, metadata={"format": "pt"})
+    return found
+
+
+def test_new_weights_are_served_by_every_copy_under_maps_that_have_moved(
+    folder: Path, baseline: Run, retrained: Path
+) -> None:
+    alone = run(retrained, PROMPTS, folder / "retrained-alone", max_tokens=MAX_TOKENS, environ=IN_PROCESS)
+    assert alone.tokens[0] != baseline.tokens[0]
+    found = run(
+        MODEL,
+        PROMPTS,
+        folder / "moved-anew",
+        max_tokens=MAX_TOKENS,
+        rounds=3,
+        weights={1: retrained, 2: MODEL},
+        tensor_parallel_size=2,
+        expert_maps={"num_redundant_experts": 4, "dynamic": True, "step_interval": 8, "window_size": 8, "min_gain": 0},
+    )
+    for round_, wanted in enumerate((baseline, alone, baseline)):
+        assert found.tokens[round_] == wanted.tokens[0]
+        assert np.abs(found.logprobs(round_) - wanted.logprobs()).max() <= 1e-4
+    # Reports are taken before the first round and after each.
+    assert found.reports[1][0]["rearrangements"] >= 1
+    assert_slots_hold_their_experts([found.reports[0], found.reports[1], found.reports[3]])
+    assert_slots_hold_their_experts([found.reports[2]])
 
 
 def test_uneven_shares_of_prompts_in_parts_where_one_phase_is_counted(folder: Path, baseline: Run) -> None:
