@@ -244,6 +244,33 @@ def test_a_draft_models_rearrangements_are_not_counted() -> None:
     assert session.rearrangements == 2
 
 
+def test_a_draft_model_that_comes_first_keeps_its_rule_and_the_main_model_gets_its_own() -> None:
+    worker = Worker(config(dynamic=True), calls=(table.INITIALIZE_MODEL,))
+    worker.load_model = lambda: None  # type: ignore[method-assign] # the model is added below
+    session = session_of(worker)
+    assert session is not None
+    backend = session.backend
+    state = eplb_state(model())
+    drafts = state.model_states.pop("main")
+    rules = {}
+    with session.loading():
+        hooked(table.INITIALIZE_MODEL)(vllm_config=worker.config, model_config=worker.config.model_config)
+        for name, splits in (("draft", False), ("main", True)):
+            made = model()
+            made.moe_layers = [
+                SimpleNamespace(moe_config=SimpleNamespace(is_sequence_parallel=splits))
+            ] * LAYERS
+            state.model_states[name] = drafts if name == "draft" else eplb_state(made).model_states["main"]
+            model_config = worker.config.model_config if name == "main" else SimpleNamespace()
+            hooked(table.ADD_MODEL)(state, made, model_config)
+    for name, model_state in state.model_states.items():
+        rules[name] = backend._rules[id(model_state)]
+    # The ranks of a group see the same tokens of the draft model, and different ones of the main model.
+    assert (rules["draft"].ranks_must_agree, rules["main"].ranks_must_agree) == (True, False)
+    assert session.ranks.splits_tokens
+    assert backend._main_state is state.model_states["main"]
+
+
 class HostReads(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Count what makes the host wait for a device: reading a tensor's value."""
 

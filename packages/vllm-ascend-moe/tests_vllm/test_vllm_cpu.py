@@ -11,6 +11,8 @@ import numpy as np
 import pytest
 import torch
 from vllm.distributed.eplb.eplb_state import EplbLayerState
+from vllm.model_executor.layers.fused_moe.experts.cpu_moe import CPUUnquantizedExperts
+from vllm.model_executor.layers.fused_moe.oracle.int8 import Int8MoeBackend
 from vllm.model_executor.layers.fused_moe.oracle.unquantized import UnquantizedMoeBackend
 from vllm.model_executor.layers.fused_moe.router.router_factory import create_fused_moe_router
 
@@ -22,10 +24,16 @@ from vllm_ascend_moe.npu_ops.router import AscendRouter
 
 
 def hooks(
-    *, phase: Phase = "all", tp_rank: int = 0, splits_tokens: bool = False, ep_size: int = 2
+    *,
+    phase: Phase = "all",
+    tp_rank: int = 0,
+    splits_tokens: bool = False,
+    ep_size: int = 2,
+    enable_eplb: bool = True,
 ) -> cpu.VllmCpu:
     ranks = SimpleNamespace(tp_rank=tp_rank, splits_tokens=splits_tokens, ep_size=ep_size)
-    session: Any = SimpleNamespace(settings=Settings(load_collection_phase=phase), ranks=ranks)
+    config = SimpleNamespace(parallel_config=SimpleNamespace(enable_eplb=enable_eplb))
+    session: Any = SimpleNamespace(settings=Settings(load_collection_phase=phase), ranks=ranks, config=config)
     return cpu.VllmCpu(session)
 
 
@@ -95,6 +103,12 @@ def test_the_ascend_router_serves_what_its_op_has() -> None:
     assert grouped.config.routed_scaling_factor == 2.5
 
 
+def test_vllms_router_serves_where_nothing_is_mapped_or_recorded() -> None:
+    options = {"top_k": 2, "global_num_experts": 16, "eplb_state": EplbLayerState()}
+    found = hooks(enable_eplb=False).create_router(create_fused_moe_router, **options)
+    assert not isinstance(found, AscendRouter)
+
+
 def test_vllms_router_serves_the_rest() -> None:
     assert not isinstance(make_router(custom_routing_function=lambda **_: None), AscendRouter)
     # Two experts a group, which torch_npu's op does not take.
@@ -102,10 +116,12 @@ def test_vllms_router_serves_the_rest() -> None:
     assert not isinstance(make_router(**options), AscendRouter)
 
 
-def test_experts_are_the_ascend_ones_on_a_cpu_alone() -> None:
-    found = hooks().experts_class(lambda _: ["vllm's"], UnquantizedMoeBackend.CPU)
-    assert len(found) == 1
-    assert issubclass(found[0], AscendExperts)
+def test_experts_are_vllms_for_this_rank_and_else_the_ascend_ones() -> None:
+    theirs, ascend = hooks().experts_class(lambda _: [CPUUnquantizedExperts], UnquantizedMoeBackend.CPU)
+    assert issubclass(theirs, CPUUnquantizedExperts)
+    assert issubclass(ascend, AscendExperts)
+    (int8,) = hooks().experts_class(lambda _: ["vllm's"], Int8MoeBackend.CPU)
+    assert int8 is ascend
     assert hooks().experts_class(lambda _: ["vllm's"], UnquantizedMoeBackend.TRITON) == ["vllm's"]
 
 
@@ -117,7 +133,9 @@ class RoutedExperts(torch.nn.Module):
 
 def test_experts_that_do_not_know_of_other_ranks_are_refused() -> None:
     layer = torch.nn.ModuleDict({"mlp": RoutedExperts(SimpleNamespace())})
-    with pytest.raises(EplbConfigError, match="mlp runs SimpleNamespace; expected AscendExperts"):
+    with pytest.raises(
+        EplbConfigError, match="mlp runs SimpleNamespace; expected unquantised experts, or W8A8"
+    ):
         hooks()._check_experts(layer)
     hooks(ep_size=1)._check_experts(layer)
 

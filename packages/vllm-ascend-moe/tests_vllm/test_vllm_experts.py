@@ -1,9 +1,10 @@
 # SPDX-FileCopyrightText: The expert-maps authors
 # SPDX-License-Identifier: Apache-2.0
-"""AscendExperts beside vLLM's own CPU experts, in the `vllm` session."""
+"""AscendExperts, and vLLM's own CPU experts as a rank's, beside vLLM's kernel for all of them, in the `vllm` session."""
 
 from __future__ import annotations
 
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -21,6 +22,7 @@ from vllm.model_executor.layers.fused_moe.config import (
     int8_w8a8_moe_quant_config,
 )
 from vllm.model_executor.layers.fused_moe.expert_map_manager import determine_expert_map
+from vllm.model_executor.layers.fused_moe.experts.cpu_moe import CPUUnquantizedExperts
 from vllm.model_executor.layers.quantization.utils.quant_utils import (
     kFp8Static128BlockSym,
     kInt8DynamicTokenSym,
@@ -28,6 +30,7 @@ from vllm.model_executor.layers.quantization.utils.quant_utils import (
 )
 
 from expert_maps import generate_placement
+from vllm_ascend_moe.backends.cpu_experts import LocalRows, local_rows, pack_reloaded
 from vllm_ascend_moe.npu_ops.limits import LimitError
 from vllm_ascend_moe.npu_ops.modular_experts import AscendExperts
 from vllm_ascend_moe.npu_ops.ops import map_to_physical
@@ -210,3 +213,119 @@ def test_what_the_ops_cannot_take_is_refused_before_the_first_token() -> None:
 def test_another_activation_is_refused() -> None:
     with pytest.raises(ValueError, match="was given gelu; expected silu"):
         run(problem(2, 8, 2, 1), activation=MoEActivation.GELU)
+
+
+# vLLM's own experts
+
+
+class Layer(torch.nn.Module):
+    """What a layer has for its experts."""
+
+    def __init__(self, w13: torch.Tensor, w2: torch.Tensor) -> None:
+        super().__init__()
+        self.w13_weight = torch.nn.Parameter(w13.clone(), requires_grad=False)
+        self.w2_weight = torch.nn.Parameter(w2.clone(), requires_grad=False)
+
+
+def kept(
+    given_: dict[str, torch.Tensor],
+    own: Any = slice(None),  # noqa: ANN401 - an index
+    expert_map: torch.Tensor | None = None,
+    *,
+    moved: torch.Tensor | None = None,
+    on_input: bool = False,
+) -> torch.Tensor:
+    """Run vLLM's experts as one rank's; `moved` reorders its slots after they were packed."""
+    layer = Layer(given_["w13"][own], given_["w2"][own])
+    hidden, ids = given_["hidden"], given_["ids"]
+    made: Any = local_rows(CPUUnquantizedExperts)
+    experts = made(
+        config(len(given_["w13"]), len(layer.w13_weight), ids.shape[1], hidden.dtype),
+        FusedMoEQuantConfig.make(),
+    )
+    experts.process_weights_after_loading(layer)
+    w13, w2 = layer.w13_weight, layer.w2_weight
+    if moved is not None:
+        w13, w2 = w13[moved].contiguous(), w2[moved].contiguous()
+    output, empty = torch.full_like(hidden, torch.nan), torch.empty(0)
+    experts.apply(
+        output, hidden, w13, w2, given_["weights"], ids, MoEActivation.SILU, len(given_["w13"]), expert_map, None, None,
+        empty, empty, None, on_input,
+    )  # fmt: skip
+    return output
+
+
+def test_vllms_experts_are_made_once_and_take_expert_maps() -> None:
+    made = local_rows(CPUUnquantizedExperts)
+    assert made is local_rows(CPUUnquantizedExperts)
+    assert issubclass(made, LocalRows)
+    assert issubclass(made, CPUUnquantizedExperts)
+    assert made.__name__ == "LocalCPUUnquantizedExperts"
+    assert made(config(4, 4, 2), FusedMoEQuantConfig.make()).supports_expert_map()
+
+
+@settings(deadline=None, max_examples=40)
+@given(st.integers(0, 60), st.integers(4, 24), st.integers(1, 4), st.integers(1, 4), st.integers(0, 2**32))
+def test_the_sum_over_ranks_of_vllms_experts_is_the_layer(
+    tokens: int, experts: int, top_k: int, ranks: int, seed: int
+) -> None:
+    given_ = problem(tokens, experts, top_k, seed)
+    total = torch.zeros_like(given_["hidden"])
+    order = torch.randperm(experts, generator=torch.Generator().manual_seed(seed))
+    for rank in range(ranks):
+        own = order[rank::ranks]
+        expert_map = torch.full((experts,), -1, dtype=torch.int32)
+        expert_map[own] = torch.arange(len(own), dtype=torch.int32)
+        total += kept(given_, own, expert_map)
+    whole = vllms(given_) if tokens else given_["hidden"]
+    torch.testing.assert_close(total, whole, atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_rank_with_all_experts_is_vllm(dtype: torch.dtype) -> None:
+    given_ = {
+        name: t if name in {"ids", "weights"} else t.to(dtype) for name, t in problem(33, 8, 2, 3).items()
+    }
+    assert torch.equal(kept(given_), vllms(given_))
+    # Through rows of one expert each: added in 32 bits, so but for rounding.
+    rows = kept(given_, expert_map=torch.arange(8, dtype=torch.int32))
+    tolerance = 1e-5 if dtype == torch.float32 else 1e-2
+    torch.testing.assert_close(rows, vllms(given_), atol=tolerance, rtol=tolerance)
+
+
+def test_packed_slots_move_as_they_are() -> None:
+    given_ = problem(20, 6, 2, 1)
+    moved = torch.tensor([3, 0, 5, 1, 4, 2])
+    expert_map = torch.empty(6, dtype=torch.int32)
+    expert_map[moved] = torch.arange(6, dtype=torch.int32)
+    found = kept(given_, expert_map=expert_map, moved=moved)
+    torch.testing.assert_close(found, vllms(given_), atol=1e-5, rtol=1e-5)
+
+
+def test_a_weight_on_the_input_is_not_weighed_again() -> None:
+    given_ = problem(9, 4, 1, 2)
+    given_["hidden"] = given_["hidden"] * given_["weights"]
+    wanted = run(given_, on_input=True)
+    everything = torch.arange(4, dtype=torch.int32)
+    for found in (kept(given_, on_input=True), kept(given_, expert_map=everything, on_input=True)):
+        torch.testing.assert_close(found, wanted, atol=1e-5, rtol=1e-5)
+
+
+def test_weights_that_are_loaded_anew_are_packed_again() -> None:
+    made: Any = local_rows(CPUUnquantizedExperts)
+    experts = made(config(4, 4, 2), FusedMoEQuantConfig.make())
+    calls: list[object] = []
+    method = SimpleNamespace(
+        moe_kernel=SimpleNamespace(fused_experts=experts), process_weights_after_loading=calls.append
+    )
+    pack_reloaded(SimpleNamespace(quant_method=method))
+    layer = Layer(*(torch.randn(4, *shape) for shape in ((2 * INTERMEDIATE, HIDDEN), (HIDDEN, INTERMEDIATE))))
+    plain = layer.w13_weight.clone()
+    method.process_weights_after_loading(layer)
+    assert calls == [layer]
+    assert torch.equal(layer.w13_weight, cpu_prepack_moe_weight(plain, "vec"))
+    # Other experts, or none yet, are left alone.
+    for other in (SimpleNamespace(fused_experts=object()), None):
+        method = SimpleNamespace(moe_kernel=other, process_weights_after_loading=calls.append)
+        pack_reloaded(SimpleNamespace(quant_method=method))
+        assert method.process_weights_after_loading == calls.append

@@ -215,7 +215,13 @@ def test_new_weights_are_served_by_every_copy_under_maps_that_have_moved(
         rounds=3,
         weights={1: retrained, 2: MODEL},
         tensor_parallel_size=2,
-        expert_maps={"num_redundant_experts": 4, "dynamic": True, "step_interval": 8, "window_size": 8, "min_gain": 0},
+        expert_maps={
+            "num_redundant_experts": 4,
+            "dynamic": True,
+            "step_interval": 8,
+            "window_size": 8,
+            "min_gain": 0,
+        },
     )
     for round_, wanted in enumerate((baseline, alone, baseline)):
         assert found.tokens[round_] == wanted.tokens[0]

@@ -45,9 +45,15 @@ _ENVIRONMENT = {
 }
 
 
-def run_arm(model: str, rounds: int, options: Mapping[str, Any]) -> list[float]:
-    """Generate with vLLM in this process and return the seconds of each round; the first warms up."""
+def run_arm(model: str, rounds: int, options: Mapping[str, Any]) -> list[tuple[float, float]]:
+    """Generate with vLLM in this process; return each round's seconds, and CPU seconds of all processes. The first warms up."""
+    import psutil  # type: ignore[import-untyped] # it comes with vLLM
     from vllm import LLM, SamplingParams
+
+    def cpu_seconds() -> float:
+        this = psutil.Process()
+        times = [process.cpu_times() for process in (this, *this.children(recursive=True))]
+        return float(sum(time_.user + time_.system for time_ in times))
 
     llm = LLM(
         model=model,
@@ -65,13 +71,13 @@ def run_arm(model: str, rounds: int, options: Mapping[str, Any]) -> list[float]:
     sampling = SamplingParams(temperature=0, max_tokens=_NEW_TOKENS, ignore_eos=True)
     seconds = []
     for _ in range(rounds + 1):
-        start = time.perf_counter()
+        start, used = time.perf_counter(), cpu_seconds()
         llm.generate(prompts, sampling, use_tqdm=False)
-        seconds.append(time.perf_counter() - start)
+        seconds.append((time.perf_counter() - start, cpu_seconds() - used))
     return seconds[1:]
 
 
-def _time_arm(model: Path, rounds: int, options: Mapping[str, Any]) -> list[float]:
+def _time_arm(model: Path, rounds: int, options: Mapping[str, Any]) -> list[tuple[float, float]]:
     with tempfile.TemporaryDirectory() as folder:
         answer = Path(folder) / "seconds.json"
         command = [sys.executable, "-m", "harness.bench.serving", "--model", str(model)]
@@ -90,8 +96,7 @@ def _time_arm(model: Path, rounds: int, options: Mapping[str, Any]) -> list[floa
         if not answer.exists():
             typer.echo(log.read_text(encoding="utf-8", errors="replace")[-4000:], err=True)
             raise typer.Exit(1)
-        seconds: list[float] = json.loads(answer.read_text(encoding="utf-8"))
-        return seconds
+        return [(wall, cpu) for wall, cpu in json.loads(answer.read_text(encoding="utf-8"))]
 
 
 def measure(model: Path, rounds: int, repeats: int) -> dict[str, object]:
@@ -115,18 +120,22 @@ def measure(model: Path, rounds: int, repeats: int) -> dict[str, object]:
             "two_ranks_plugin": two | _with({}),
             "two_ranks_static_map": two | _with({"expert_map_path": str(maps[2])}),
         }
-        seconds: dict[str, list[float]] = {name: [] for name in arms}
+        seconds: dict[str, list[tuple[float, float]]] = {name: [] for name in arms}
         for _ in range(repeats):
             for name, options in arms.items():
                 seconds[name] += _time_arm(model, rounds, options)
     tokens = _PROMPTS * (_PROMPT_TOKENS + _NEW_TOKENS)
-    rates = {name: tokens / statistics.median(times) for name, times in seconds.items()}
+    rates = {name: tokens / statistics.median(wall for wall, _ in times) for name, times in seconds.items()}
+    used = {name: statistics.median(cpu for _, cpu in times) for name, times in seconds.items()}
     return {
         "benchmark": "static map planned from recorded load, vLLM CPU build, 64 prompts of 64 tokens, 64 generated, float32, eager",
         **{f"{name}_median_tokens_per_s": round(rate, 1) for name, rate in rates.items()},
         "one_rank_static_map_ratio": round(rates["one_rank_static_map"] / rates["one_rank_plugin"], 3),
         "two_ranks_static_map_ratio": round(rates["two_ranks_static_map"] / rates["two_ranks_plugin"], 3),
         "one_rank_plugin_to_vllm_ratio": round(rates["one_rank_plugin"] / rates["one_rank_vllm"], 3),
+        **{f"{name}_median_cpu_s": round(value, 2) for name, value in used.items()},
+        "one_rank_plugin_to_vllm_cpu_ratio": round(used["one_rank_vllm"] / used["one_rank_plugin"], 3),
+        "two_ranks_static_map_cpu_ratio": round(used["two_ranks_plugin"] / used["two_ranks_static_map"], 3),
         "rounds": rounds * repeats,
         "experts": experts,
         "redundant_experts_on_two_ranks": _REDUNDANT,

@@ -17,8 +17,8 @@ class Ranks:
     def __init__(self, vllm_config: Any) -> None:
         """Keep vLLM's parallel configuration."""
         self._parallel = vllm_config.parallel_config
-        # Whether the ranks of a tensor-parallel group see different tokens (sequence parallelism). vLLM's
-        # configuration only permits it; each layer says whether it does.
+        # Whether the ranks of a tensor-parallel group see different tokens of the main model (sequence parallelism).
+        # vLLM's configuration only permits it; each layer says whether it does.
         self.splits_tokens = False
 
     @property
@@ -32,8 +32,8 @@ class Ranks:
         pcp = getattr(self._parallel, "prefill_context_parallel_size", 1)
         return int(self._parallel.tensor_parallel_size * self._parallel.data_parallel_size * pcp)
 
-    def read_layers(self, model: Any) -> None:
-        """Find out from a model's MoE layers whether tokens are split.
+    def splits(self, model: Any) -> bool:
+        """Find out from a model's MoE layers whether its tokens are split.
 
         Raises:
             EplbConfigError: some layers split them and some do not.
@@ -46,7 +46,7 @@ class Ranks:
         if len(found) > 1:
             msg = "some MoE layers split their tokens over tensor-parallel ranks and some do not; expected one of both"
             raise EplbConfigError(msg)
-        self.splits_tokens = found == {True}
+        return found == {True}
 
     @property
     def share_all_tokens(self) -> bool:

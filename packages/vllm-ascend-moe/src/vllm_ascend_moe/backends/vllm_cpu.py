@@ -1,6 +1,6 @@
 # SPDX-FileCopyrightText: The expert-maps authors
 # SPDX-License-Identifier: Apache-2.0
-"""Expert parallelism and EPLB on a CPU, by the router and the experts that run on Ascend.
+"""Expert parallelism and EPLB on a CPU, by the router that runs on Ascend and vLLM's own experts.
 
 vLLM's CPU build has neither: its experts ignore the expert map (and read past their weights), its router
 neither maps nor records, its model runner never makes an EPLB state, and its communicator lacks what data
@@ -9,9 +9,7 @@ parallelism needs. Importing this module loads vLLM.
 
 from __future__ import annotations
 
-import contextlib
 import inspect
-import time
 import weakref
 from typing import TYPE_CHECKING, Any
 
@@ -23,6 +21,8 @@ from vllm.model_executor.layers.fused_moe.oracle.int8 import Int8MoeBackend
 from vllm.model_executor.layers.fused_moe.oracle.unquantized import UnquantizedMoeBackend
 
 from vllm_ascend_moe._log import logger
+from vllm_ascend_moe.backends.cpu_experts import LocalRows, local_rows, pack_reloaded
+from vllm_ascend_moe.backends.cpu_support import all_gatherv, host_events, let_int8_move, reduce_scatterv
 from vllm_ascend_moe.backends.vllm_eplb import VllmEplb
 from vllm_ascend_moe.core.session import loading_session, session_of
 from vllm_ascend_moe.eplb import EplbConfigError
@@ -34,7 +34,7 @@ from vllm_ascend_moe.npu_ops.router import AscendRouter
 from vllm_ascend_moe.npu_ops.routing import RoutingConfig
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable
     from contextlib import AbstractContextManager
 
     from vllm_ascend_moe.core.session import Session
@@ -43,36 +43,6 @@ if TYPE_CHECKING:
 
 # Of the engine whose batch was prepared last; its forward follows.
 _stepping: weakref.ref[VllmCpu] | None = None
-
-
-class _HostEvent:
-    """Stands in for an accelerator's event, where there is only the host's clock."""
-
-    def __init__(self, *args: object, **kwargs: object) -> None:  # noqa: ARG002 - torch's signature
-        self._at = 0.0
-
-    def record(self, *args: object) -> None:  # noqa: ARG002 - torch's signature
-        self._at = time.perf_counter()
-
-    def wait(self, *args: object) -> None:
-        pass
-
-    def synchronize(self) -> None:
-        pass
-
-    def elapsed_time(self, end: _HostEvent) -> float:
-        return (end._at - self._at) * 1000.0
-
-
-@contextlib.contextmanager
-def host_events() -> Iterator[None]:
-    """Time by the host while vLLM times by events of an accelerator."""
-    saved = torch.Event, torch.cuda.Event
-    torch.Event = torch.cuda.Event = _HostEvent  # type: ignore[misc, assignment]
-    try:
-        yield
-    finally:
-        torch.Event, torch.cuda.Event = saved  # type: ignore[misc]
 
 
 class VllmCpu(VllmEplb):
@@ -87,7 +57,7 @@ class VllmCpu(VllmEplb):
     def install(self) -> None:
         """Put the hooks in place, and let int8 experts move; see `Backend`."""
         super().install()
-        _let_int8_move()
+        let_int8_move()
 
     def more_hooks(self) -> dict[Hook, Callable[..., Any]]:
         """Return what vLLM lacks on a CPU."""
@@ -105,7 +75,9 @@ class VllmCpu(VllmEplb):
         wrapping.require_called(table.CREATE_ROUTER)
 
     def create_router(self, original: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
-        """Make the Ascend router where its op has the model's way of routing; else vLLM's."""
+        """Make the Ascend router where ids are mapped or recorded and its op has the model's way of routing; else vLLM's."""
+        if not self.session.config.parallel_config.enable_eplb:
+            return original(*args, **kwargs)
         bound = inspect.signature(original).bind(*args, **kwargs)
         bound.apply_defaults()
         options = bound.arguments
@@ -167,9 +139,10 @@ class VllmCpu(VllmEplb):
         )
 
     def experts_class(self, original: Callable[..., Any], backend: Any) -> list[Any]:
-        """Offer the Ascend experts alone where vLLM would offer its CPU's."""
-        ours = {UnquantizedMoeBackend.CPU, Int8MoeBackend.CPU}
-        return [_ServedExperts] if backend in ours else list(original(backend))
+        """Offer vLLM's unquantised experts, and the Ascend experts where these do not serve a layer and for int8."""
+        if backend == UnquantizedMoeBackend.CPU:
+            return [*map(local_rows, original(backend)), _ServedExperts]
+        return [_ServedExperts] if backend == Int8MoeBackend.CPU else list(original(backend))
 
     def select_forward(self, original: Callable[..., Any], runner: Any) -> Any:
         """Keep the layer one op for the compiler: how many rows an expert gets is data."""
@@ -187,6 +160,9 @@ class VllmCpu(VllmEplb):
         global _stepping  # noqa: PLW0603 - vLLM's function is called with nothing that tells whose it is
         _stepping = weakref.ref(self)
         self._check_experts(runner.model)
+        for module in runner.model.modules():
+            if type(module).__name__ == "RoutedExperts":
+                pack_reloaded(module)
         if runner.parallel_config.enable_eplb:
             moe = wrapping.call(table.FIND_MOE_MODEL, runner.model)
             assert moe is not None  # checked when the model was made
@@ -204,11 +180,13 @@ class VllmCpu(VllmEplb):
             method = getattr(module, "quant_method", None)
             kernel = getattr(method, "moe_kernel", None)
             experts = getattr(kernel, "fused_experts", None)
-            if type(module).__name__ == "RoutedExperts" and not isinstance(experts, AscendExperts):
+            if type(module).__name__ == "RoutedExperts" and not isinstance(
+                experts, (AscendExperts, LocalRows)
+            ):
                 found = type(experts or method).__name__
                 msg = (
-                    f"{name} runs {found}; expected AscendExperts (unquantised, or W8A8 with int8): on a CPU no "
-                    "others serve several expert-parallel ranks. Start with one rank, or another checkpoint"
+                    f"{name} runs {found}; expected unquantised experts, or W8A8 with int8: on a CPU no others serve "
+                    "several expert-parallel ranks. Start with one rank, or another checkpoint"
                 )
                 raise EplbConfigError(msg)
 
@@ -240,52 +218,6 @@ class _ServedExperts(AscendExperts):
             msg = f"AscendExperts cannot serve this layer: {reason}"
             raise EplbConfigError(msg)
         return supported, reason
-
-
-def _let_int8_move() -> None:
-    """Let vLLM move int8 experts between ranks: with these experts a slot's weights and scales are its own."""
-    from vllm.model_executor.layers.quantization.compressed_tensors.compressed_tensors_moe import (
-        compressed_tensors_moe_w8a8_int8 as int8,
-    )
-
-    method = int8.CompressedTensorsW8A8Int8MoEMethod
-    wrapping.replace(method, "supports_eplb", property(lambda self: True))  # noqa: ARG005
-
-
-def _all_gatherv(
-    _: Callable[..., Any], communicator: Any, input_: Any, dim: int = 0, sizes: list[int] | None = None
-) -> Any:
-    """Gather tensors of unequal lengths: padded to the longest, because gloo gathers equal ones."""
-    if isinstance(input_, list):
-        return [_all_gatherv(_, communicator, tensor, dim, sizes) for tensor in input_]
-    if dim != 0:
-        msg = f"dim is {dim}; expected 0"
-        raise ValueError(msg)
-    lengths = sizes or [len(input_)] * communicator.world_size
-    padded = input_.new_zeros((max(lengths), *input_.shape[1:]))
-    padded[: len(input_)] = input_
-    parts = [torch.empty_like(padded) for _ in lengths]
-    torch.distributed.all_gather(parts, padded, group=communicator.device_group)
-    return torch.cat([part[:length] for part, length in zip(parts, lengths, strict=True)])
-
-
-def _reduce_scatterv(
-    _: Callable[..., Any],
-    communicator: Any,
-    input_: torch.Tensor,
-    dim: int = 0,
-    sizes: list[int] | None = None,
-) -> torch.Tensor:
-    """Add up over ranks and keep this rank's rows."""
-    if dim != 0:
-        msg = f"dim is {dim}; expected 0"
-        raise ValueError(msg)
-    world = communicator.world_size
-    lengths = sizes or [len(input_) // world] * world
-    total = input_.contiguous().clone()
-    torch.distributed.all_reduce(total, group=communicator.device_group)
-    start = sum(lengths[: communicator.rank_in_group])
-    return total[start : start + lengths[communicator.rank_in_group]].contiguous()
 
 
 def _while_loading(method: str) -> Callable[..., Any]:
@@ -329,6 +261,6 @@ _AROUND: dict[Hook, Callable[..., Any]] = {
     table.SELECT_FORWARD: _around_select_forward,
     table.LOAD_MODEL: _while_loading("load_model"),
     table.PREPARE_INPUTS: _around_prepare_inputs,
-    table.ALL_GATHERV: _all_gatherv,
-    table.REDUCE_SCATTERV: _reduce_scatterv,
+    table.ALL_GATHERV: all_gatherv,
+    table.REDUCE_SCATTERV: reduce_scatterv,
 }

@@ -15,13 +15,11 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from vllm_ascend_moe._log import logger
-from vllm_ascend_moe.backends import moving
+from vllm_ascend_moe.backends import moving, rules
 from vllm_ascend_moe.backends.eplb_hooks import EPLB_HOOKS
 from vllm_ascend_moe.backends.interface import Backend
 from vllm_ascend_moe.backends.policy import OnePlan, check_policy, make_policy
 from vllm_ascend_moe.core.agreement import require_agreement
-from vllm_ascend_moe.core.gain import MoveRule, tokens_per_slot
-from vllm_ascend_moe.core.replicas import SlotRule
 from vllm_ascend_moe.core.session import State
 from vllm_ascend_moe.core.settings import VLLM_POLICY, describe
 from vllm_ascend_moe.eplb import EplbConfigError
@@ -32,6 +30,7 @@ if TYPE_CHECKING:
     from contextlib import AbstractContextManager
 
     from expert_maps import Placement
+    from vllm_ascend_moe.core.replicas import SlotRule
     from vllm_ascend_moe.core.session import Session
     from vllm_ascend_moe.hooks.table import Hook
 
@@ -45,7 +44,8 @@ class VllmEplb(Backend):
         self._state: Any = None
         self._main_state: Any = None
         self._first_layer = 0
-        self._rule: SlotRule | None = None
+        # By model, its state's number: a draft model has its own, and may be added first.
+        self._rules: dict[int, SlotRule] = {}
         # Of every model, in vLLM's order: its state, and the placement that its loader fills, int64 [L, P].
         self._loaded: list[tuple[Any, torch.Tensor]] = []
         # While vLLM's own layout serves, because weights are loaded or have failed to: where each model's experts belong.
@@ -128,26 +128,16 @@ class VllmEplb(Backend):
         policy = state.policy
         if session.settings.policy != VLLM_POLICY:
             policy = make_policy(session.settings.policy, session.settings.max_moves)
-        state.policy = OnePlan(policy, self._move_rule(model), session.ranks.eplb_group)
-        if self._main_state is None and model_config is session.config.model_config:
-            session.ranks.read_layers(model)
+        state.policy = OnePlan(policy, rules.move_rule(session, model), session.ranks.eplb_group)
+        is_main = self._main_state is None and model_config is session.config.model_config
+        splits_tokens = session.ranks.splits(model)
+        self._rules[id(model_state)] = rules.slot_rule(session, splits_tokens=splits_tokens, is_main=is_main)
+        if is_main:
+            session.ranks.splits_tokens = splits_tokens
             self._main_state = model_state
             self._place(model, model_state)
             session.start_recording(model.num_moe_layers, model.num_logical_experts)
         self.write_slots(model_state)
-
-    def _move_rule(self, model: Any) -> MoveRule:
-        settings, eplb = self.session.settings, self.session.config.parallel_config.eplb_config
-        weights = model.expert_weights[0]  # one tensor [slots, …] of each kind
-        slots = model.num_local_physical_experts
-        slot_bytes = sum(tensor.numel() * tensor.element_size() for tensor in weights) / slots
-        parameters = sum(tensor.numel() for tensor in weights) / slots
-        return MoveRule(
-            settings.min_gain,
-            settings.max_layers,
-            tokens_per_slot(self.session.config.device_config.device_type, slot_bytes, parameters),
-            eplb.step_interval / min(eplb.step_interval, eplb.window_size),
-        )
 
     def _place(self, model: Any, model_state: Any) -> None:
         session = self.session
@@ -188,23 +178,7 @@ class VllmEplb(Backend):
     def write_slots(self, model_state: Any) -> None:
         """Write the replica choice over the tables that vLLM has committed."""
         ranks = self.session.ranks
-        moving.write_slots(self._rule_for(model_state), model_state, ranks.ep_size, self._first_layer)
-
-    def _rule_for(self, model_state: Any) -> SlotRule:
-        ranks = self.session.ranks
-        if self._rule is None:
-            self._rule = SlotRule.from_settings(
-                self.session.settings,
-                ep_size=ranks.ep_size,
-                tp_size=ranks.tp_size,
-                ep_rank=ranks.ep_rank,
-                splits_tokens=ranks.splits_tokens,
-                num_nodes=ranks.num_nodes,
-            )
-        rule = self._rule
-        if model_state is not self._main_state and rule.choice == "weighted":
-            return SlotRule("rank_offset", rule.turn)  # a draft model, for which there are no weights
-        return rule
+        moving.write_slots(self._rules[id(model_state)], model_state, ranks.ep_size, self._first_layer)
 
     def committed(self, model_state: Any) -> None:
         """After vLLM has committed new tables: write the choice, and count."""
@@ -214,7 +188,7 @@ class VllmEplb(Backend):
     def commit_layer(self, model_state: Any, row: torch.Tensor, layer: int) -> None:
         """Commit a layer that vLLM has moved while it serves, in place of vLLM."""
         ep_size = self.session.ranks.ep_size
-        moving.commit_layer(self._rule_for(model_state), model_state, row, ep_size, self._first_layer, layer)
+        moving.commit_layer(self._rules[id(model_state)], model_state, row, ep_size, self._first_layer, layer)
         if layer == model_state.model.num_moe_layers - 1:
             self._count(model_state)
 

@@ -1,0 +1,60 @@
+# SPDX-FileCopyrightText: The expert-maps authors
+# SPDX-License-Identifier: Apache-2.0
+"""What the settings come to for one model in vLLM's EPLB state: which copies tokens take, and which layers are moved."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from vllm_ascend_moe.core.gain import MoveRule, tokens_per_slot
+from vllm_ascend_moe.core.replicas import SlotRule
+
+if TYPE_CHECKING:
+    from vllm_ascend_moe.core.session import Session
+
+
+def slot_rule(session: Session, *, splits_tokens: bool, is_main: bool) -> SlotRule:
+    """Return by what this rank chooses among copies.
+
+    Args:
+        session: the engine's.
+        splits_tokens: whether the ranks of a tensor-parallel group see different tokens of this model.
+        is_main: not a draft model.
+
+    Raises:
+        ExpertMapsError: the weights that the settings name are none.
+    """
+    ranks = session.ranks
+    rule = SlotRule.from_settings(
+        session.settings,
+        ep_size=ranks.ep_size,
+        tp_size=ranks.tp_size,
+        ep_rank=ranks.ep_rank,
+        splits_tokens=splits_tokens,
+        num_nodes=ranks.num_nodes,
+    )
+    # For a draft model there are no weights.
+    return rule if is_main or rule.choice != "weighted" else SlotRule("rank_offset", rule.turn)
+
+
+def move_rule(session: Session, model: Any) -> MoveRule:
+    """Return by what layers of a rearrangement are chosen.
+
+    Args:
+        session: the engine's.
+        model: vLLM's MixtureOfExperts.
+    """
+    settings, eplb = session.settings, session.config.parallel_config.eplb_config
+    weights = model.expert_weights[0]  # one tensor [slots, …] of each kind
+    slots = model.num_local_physical_experts
+    slot_bytes = sum(tensor.numel() * tensor.element_size() for tensor in weights) / slots
+    parameters = sum(tensor.numel() for tensor in weights) / slots
+    return MoveRule(
+        settings.min_gain,
+        settings.max_layers,
+        tokens_per_slot(session.config.device_config.device_type, slot_bytes, parameters),
+        eplb.step_interval / min(eplb.step_interval, eplb.window_size),
+    )
+
+
+__all__ = ["move_rule", "slot_rule"]
