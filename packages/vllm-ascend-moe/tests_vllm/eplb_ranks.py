@@ -145,7 +145,7 @@ class Engine:
 
     def serve(self, load: np.ndarray[Any, np.dtype[np.int64]], steps: int = 1) -> None:
         """Step, after tokens by logical expert, [L, E], were counted on this rank's slots."""
-        from vllm_ascend_moe.backends.vllm_cpu import host_events
+        from vllm_ascend_moe.backends.cpu_support import host_events
 
         for _ in range(steps):
             own = slice(self.rank * SLOTS, (self.rank + 1) * SLOTS)

@@ -17,6 +17,7 @@ from vllm.model_executor.layers.fused_moe.oracle.unquantized import UnquantizedM
 from vllm.model_executor.layers.fused_moe.router.router_factory import create_fused_moe_router
 
 from vllm_ascend_moe.backends import vllm_cpu as cpu
+from vllm_ascend_moe.backends.cpu_support import host_events
 from vllm_ascend_moe.core.settings import Phase, Settings
 from vllm_ascend_moe.eplb import EplbConfigError
 from vllm_ascend_moe.npu_ops.modular_experts import AscendExperts
@@ -143,7 +144,7 @@ def test_experts_that_do_not_know_of_other_ranks_are_refused() -> None:
 def test_events_of_the_host_stand_in_while_experts_move() -> None:
     untyped: Any = torch
     real = untyped.Event
-    with cpu.host_events():
+    with host_events():
         start, end = untyped.Event(enable_timing=True), untyped.cuda.Event(enable_timing=True)
         start.record()
         end.record()
