@@ -57,7 +57,7 @@ def test_what_decides_and_reports_loads_no_torch() -> None:
 
 def test_what_serves_loads_no_vllm() -> None:
     names = {"frontend", "backends.worker", "backends.vllm_eplb", "backends.ascend_v1"}
-    names |= {f"core.{name}" for name in ("agreement", "checksums", "recorder", "slots", "sources")}
+    names |= {f"core.{name}" for name in ("agreement", "checksums", "recorder", "replicas", "sources")}
     loaded, _ = run(f"{import_all(names)}; {LOADED}")
     assert loaded >= {f"vllm_ascend_moe.{name}" for name in names}
     assert {name.split(".")[0] for name in heavy(loaded)} == {"torch"}

@@ -14,9 +14,9 @@ import torch
 
 from expert_maps import Placement, write_placement
 from vllm_ascend_moe.backends.ranks import Ranks
+from vllm_ascend_moe.backends.reloading import Reloads
 from vllm_ascend_moe.backends.vllm_eplb import VllmEplb
 from vllm_ascend_moe.core.activation import Activation
-from vllm_ascend_moe.core.reloading import Reloads
 from vllm_ascend_moe.core.session import Session, State
 from vllm_ascend_moe.core.settings import read_settings
 

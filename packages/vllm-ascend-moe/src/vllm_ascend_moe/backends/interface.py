@@ -70,7 +70,7 @@ class Backend(ABC):
             checksums: also read this rank's slots.
         """
 
-    # New weights for a model that serves, see `vllm_ascend_moe.core.reloading`.
+    # New weights for a model that serves, see `vllm_ascend_moe.backends.reloading`.
 
     def begin_reload(self, name: str) -> None:
         """Let new weights be loaded in the layout of the loader; by default there are none once experts are placed.

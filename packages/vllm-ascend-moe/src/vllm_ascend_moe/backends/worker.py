@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 from vllm_ascend_moe import backends
 from vllm_ascend_moe.backends.ranks import Ranks
+from vllm_ascend_moe.backends.reloading import Reloads
 from vllm_ascend_moe.core.activation import read_resolved, say_inactive
-from vllm_ascend_moe.core.reloading import Reloads
 from vllm_ascend_moe.core.session import Session, State, has_sessions
 from vllm_ascend_moe.hooks import wrapping
 from vllm_ascend_moe.platforms import platform_kind
