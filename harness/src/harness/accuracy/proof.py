@@ -312,7 +312,10 @@ def find_faults(
         faults.append("the placement could not be read at the end")
     elif arm.dynamic:
         if not (earlier + moved > 0 if acted is None else acted):
-            faults.append("no experts moved while the questions were asked; expected dynamic EPLB to act")
+            faults.append(
+                "no experts moved while the questions were asked; expected dynamic EPLB to act (with min_gain 0 in "
+                "expert_maps it acts whatever it saves)"
+            )
     elif before is not None and after is not None and before.digest != after.digest:
         faults.append(
             f"the placement changed from {before.digest!s:.12} to {after.digest!s:.12} in a static arm"
