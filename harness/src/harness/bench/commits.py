@@ -94,6 +94,7 @@ def measure(repeats: int = 51) -> list[dict[str, object]]:
                 **{f"{choice}_median_us": round(value) for choice, value in found.items()},
                 "ratio": round(vllm_us / found["rank_offset"], 1),
                 "repeats": repeats,
+                "python": platform.python_version(),
                 "torch": torch.__version__,
                 "machine": platform.machine(),
                 "omp_num_threads": os.environ.get("OMP_NUM_THREADS", "unset"),
