@@ -23,6 +23,8 @@ MODEL = Path(__file__).resolve().parents[3] / "accuracy" / "tiny-moe"
 PROMPTS = random_prompts(64, 256)
 MAX_TOKENS = 16
 LAYERS, EXPERTS, TOP_K = 4, 16, 4
+# Whatever it saves.
+MOVING = {"num_redundant_experts": 4, "dynamic": True, "step_interval": 8, "window_size": 8, "min_gain": 0}
 TOKENS = sum(len(prompt) for prompt in PROMPTS) + len(PROMPTS) * (MAX_TOKENS - 1)
 
 
@@ -162,15 +164,7 @@ def test_experts_move_while_serving_compiled_as_a_server_is_by_default(folder: P
         rounds=3,
         tensor_parallel_size=2,
         enforce_eager=False,
-        expert_maps={
-            "num_redundant_experts": 4,
-            "dynamic": True,
-            "step_interval": 8,
-            "window_size": 8,
-            # Whatever it saves.
-            "min_gain": 0,
-            "log_balancedness": True,
-        },
+        expert_maps=MOVING | {"log_balancedness": True},
     )
     assert_same(found, baseline)
     moved = [report[0]["rearrangements"] for report in found.reports]
@@ -215,13 +209,7 @@ def test_new_weights_are_served_by_every_copy_under_maps_that_have_moved(
         rounds=3,
         weights={1: retrained, 2: MODEL},
         tensor_parallel_size=2,
-        expert_maps={
-            "num_redundant_experts": 4,
-            "dynamic": True,
-            "step_interval": 8,
-            "window_size": 8,
-            "min_gain": 0,
-        },
+        expert_maps=MOVING,
     )
     for round_, wanted in enumerate((baseline, alone, baseline)):
         assert found.tokens[round_] == wanted.tokens[0]
