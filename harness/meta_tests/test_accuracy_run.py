@@ -8,7 +8,6 @@ import importlib.util
 import json
 import os
 import signal
-import subprocess
 import sys
 import time
 from collections import Counter
@@ -19,13 +18,14 @@ import numpy as np
 import pytest
 import yaml
 from fake_server import ENVIRONMENT, EXPERTS, LAYERS, RANKS, Fake, install, reports
-from forking import run_module
+from forking import Forked, run_module
 
 from expert_maps import generate_placement, read_placement
 from harness.accuracy.records import read_record
 from harness.accuracy.versions import model_identity, shown
 
 if TYPE_CHECKING:
+    import subprocess
     from collections.abc import Iterator
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -88,6 +88,11 @@ class Bench:
         path.write_text(yaml.safe_dump(self.config, sort_keys=False), encoding="utf-8")
         words = ["--model", str(path), "--output", str(self.output), *map(str, arguments)]
         return [sys.executable, "-m", "harness.accuracy", "run", *words]
+
+    def start(self, *arguments: object) -> Forked:
+        """Start a run whose own words nobody reads."""
+        _, _, module, *words = self.command(*arguments)
+        return Forked(module, *words, cwd=self.folder, said=[Path(os.devnull)] * 2)
 
     def run(self, *arguments: object) -> subprocess.CompletedProcess[str]:
         _, _, module, *words = self.command(*arguments)
@@ -164,14 +169,7 @@ def test_killed_and_run_again_gives_the_same_and_asks_no_answered_question(
     assert whole.run("--margin", 15).returncode == 0
     bench.orders["delay"] = 0.15
     journal = bench.results / "work" / arm / "journal.jsonl"
-    with subprocess.Popen(
-        bench.command("--margin", 15), cwd=bench.folder, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
-    ) as process:
-        while process.poll() is None and not (journal.exists() and journal.read_bytes().count(b"\n") >= 9):
-            time.sleep(0.01)
-        process.send_signal(signal.SIGKILL)
-    assert process.returncode == -signal.SIGKILL
-    assert bench.server_is_gone()
+    stop_after(bench, arm, 9)
     assert bench.summary(arm)["status"] == "incomplete"
     known = journal.read_bytes().count(b"\n")
     assert 9 <= known < QUESTIONS
@@ -204,12 +202,7 @@ def test_a_run_that_is_complete_begins_anew(bench: Bench) -> None:
 def test_a_journal_of_another_configuration_is_not_used(bench: Bench) -> None:
     bench.orders["delay"] = 0.2
     journal = bench.results / "work" / "baseline" / "journal.jsonl"
-    with subprocess.Popen(
-        bench.command("--arm", "baseline"),
-        cwd=bench.folder,
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-    ) as process:
+    with bench.start("--arm", "baseline") as process:
         while process.poll() is None and not (journal.exists() and journal.read_bytes().count(b"\n") >= 4):
             time.sleep(0.01)
         process.terminate()
@@ -270,15 +263,13 @@ def test_a_dynamic_arm_that_never_moved_is_none(bench: Bench) -> None:
 def stop_after(bench: Bench, arm: str, answers: int) -> None:
     """Run until an arm has so many answers, then kill the run."""
     journal = bench.results / "work" / arm / "journal.jsonl"
-    with subprocess.Popen(
-        bench.command("--margin", 15), cwd=bench.folder, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
-    ) as process:
+    with bench.start("--margin", 15) as process:
         while process.poll() is None and not (
             journal.exists() and journal.read_bytes().count(b"\n") >= answers
         ):
             time.sleep(0.01)
-        process.send_signal(signal.SIGKILL)
-    assert process.returncode == -signal.SIGKILL
+        process.kill()
+        assert process.wait(60) == -signal.SIGKILL
     assert bench.server_is_gone()
 
 

@@ -5,6 +5,7 @@
 from __future__ import annotations
 
 import contextlib
+import importlib
 import json
 import multiprocessing
 import os
@@ -151,24 +152,66 @@ def run(
 
 def _run_to_end(arguments: tuple[str, str], log: Path, environ: Mapping[str, str]) -> str:
     """Run to the end, or end it and all that it started after the time limit; return the log."""
-    log.write_text("", encoding="utf-8")
-    process = fork_server().Process(target=_generate, args=(arguments, str(log), dict(environ)))
-    process.start()
-    assert process.pid is not None
+    process = ForkedProcess("generate", arguments, log, environ)
+    late = False
     try:
-        process.join(START_SECONDS)
-        late = process.is_alive()
+        process.wait(START_SECONDS)
+    except subprocess.TimeoutExpired:
+        late = True
     finally:
-        _kill_session(process.pid)
-        process.join()
+        _end_session(process)
     text = log.read_text(encoding="utf-8", errors="replace")
     return f"{text}\nended by the test: it took too long\n" if late else text
+
+
+class ForkedProcess:
+    """A program in a fork of a process that has imported vLLM; as much of `subprocess.Popen` as is used here.
+
+    Attributes:
+        pid: of the process, which leads a session.
+    """
+
+    def __init__(self, module: str, arguments: Sequence[str], log: Path, environ: Mapping[str, str]) -> None:
+        """Start it.
+
+        Args:
+            module: in this folder; its `main` is called.
+            arguments: of that.
+            log: for what it prints, written anew.
+            environ: all of its variables.
+        """
+        log.write_text("", encoding="utf-8")
+        words = (module, *arguments)
+        self._process = fork_server().Process(target=_be_program, args=(words, str(log), dict(environ)))
+        self._process.start()
+        assert self._process.pid is not None
+        self.pid: int = self._process.pid
+
+    def poll(self) -> int | None:
+        """Return the exit code, None while it runs."""
+        return self._process.exitcode
+
+    def wait(self, timeout: float | None = None) -> int:
+        """Wait for its end.
+
+        Raises:
+            subprocess.TimeoutExpired: it runs on.
+        """
+        self._process.join(timeout)
+        code = self._process.exitcode
+        if code is None:
+            raise subprocess.TimeoutExpired(str(self.pid), timeout or 0)
+        return code
+
+    def send_signal(self, number: int) -> None:
+        """Send a signal."""
+        os.kill(self.pid, number)
 
 
 def fork_server() -> ForkServerContext:
     """Return what forks a process that has imported vLLM, which takes longer than all the rest."""
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["vllm.entrypoints.llm"])
+    context.set_forkserver_preload(["vllm.entrypoints.llm", "vllm.entrypoints.openai.api_server"])
     own = dict(os.environ)
     try:
         # It starts with the first run, under the variables of all of them.
@@ -180,20 +223,19 @@ def fork_server() -> ForkServerContext:
     return context
 
 
-def _generate(arguments: tuple[str, str], log: str, environ: dict[str, str]) -> None:
-    """Be a process that was started with a log and variables of its own, and generate."""
+def _be_program(words: tuple[str, ...], log: str, environ: dict[str, str]) -> None:
+    """Be a process that was started with a log and variables of its own."""
     os.setsid()
     opened = os.open(log, os.O_WRONLY | os.O_APPEND)
     for number in (1, 2):
         os.dup2(opened, number)
     os.environ.clear()
     os.environ.update(environ)
-    from generate import main
+    module, *arguments = words
+    importlib.import_module(module).main(*arguments)
 
-    main(*arguments)
 
-
-def _end_group(process: subprocess.Popen[bytes]) -> None:
+def _end_session(process: subprocess.Popen[bytes] | ForkedProcess) -> None:
     """End the process and its children: they are a session of their own."""
     _kill_session(process.pid)
     process.wait(30)
@@ -215,7 +257,7 @@ def free_port() -> int:
 class Server:
     """A server that answers."""
 
-    process: subprocess.Popen[bytes]
+    process: subprocess.Popen[bytes] | ForkedProcess
     port: int
     model: str
     log_path: Path
@@ -270,21 +312,22 @@ def start_server(
     *arguments: str,
     environ: Mapping[str, str] | None = None,
     forks: bool = False,
-) -> tuple[subprocess.Popen[bytes], int, Path]:
+) -> tuple[subprocess.Popen[bytes] | ForkedProcess, int, Path]:
     """Start vLLM's OpenAI server; it need not come up."""
     folder.mkdir(parents=True, exist_ok=True)
     port, log = free_port(), folder / "server.log"
-    program = [str(HERE / "forked_server.py")] if forks else ["-m", "vllm.entrypoints.openai.api_server"]
-    command = [sys.executable, *program, "--model", str(model), "--host", "127.0.0.1"]
-    command += ["--port", str(port), "--dtype", "float32", "--enforce-eager"]
-    command += ["--max-model-len", "128", "--no-enable-prefix-caching", *arguments]
+    words = ["--model", str(model), "--host", "127.0.0.1", "--port", str(port), "--dtype", "float32"]
+    words += ["--enforce-eager", "--max-model-len", "128", "--no-enable-prefix-caching", *arguments]
+    # The development endpoints carry the report.
+    variables = environment({"VLLM_SERVER_DEV_MODE": "1", **(environ or {})})
+    if forks:
+        return ForkedProcess("forked_server", words, log, variables), port, log
     with log.open("w", encoding="utf-8") as stream:
         process = subprocess.Popen(
-            command,
+            [sys.executable, "-m", "vllm.entrypoints.openai.api_server", *words],
             stdout=stream,
             stderr=subprocess.STDOUT,
-            # The development endpoints carry the report.
-            env=environment({"VLLM_SERVER_DEV_MODE": "1", **(environ or {})}),
+            env=variables,
             start_new_session=True,
         )
     return process, port, log
@@ -315,10 +358,12 @@ def server(
             time.sleep(0.5)
         yield Server(process, port, str(model), log)
     finally:
-        _end_group(process)
+        _end_session(process)
 
 
-def wait_all(processes: Sequence[subprocess.Popen[bytes]], seconds: float) -> list[int | None]:
+def wait_all(
+    processes: Sequence[subprocess.Popen[bytes] | ForkedProcess], seconds: float
+) -> list[int | None]:
     """Wait for all to stop by themselves, then end what has not; the exit codes, None for those."""
     deadline = time.monotonic() + seconds
     codes: list[int | None] = []
@@ -328,5 +373,5 @@ def wait_all(processes: Sequence[subprocess.Popen[bytes]], seconds: float) -> li
         except subprocess.TimeoutExpired:
             codes.append(None)
     for process in processes:
-        _end_group(process)
+        _end_session(process)
     return codes

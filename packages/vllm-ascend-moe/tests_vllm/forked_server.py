@@ -5,6 +5,7 @@
 from __future__ import annotations
 
 import runpy
+import sys
 
 from vllm import envs
 
@@ -14,6 +15,10 @@ def fork_processes() -> None:
     envs.environment_variables["VLLM_WORKER_MULTIPROC_METHOD"] = lambda: "fork"
 
 
-if __name__ == "__main__":
+def main(*arguments: str) -> None:
+    """Serve."""
     fork_processes()
-    runpy.run_module("vllm.entrypoints.openai.api_server", run_name="__main__", alter_sys=True)
+    module = "vllm.entrypoints.openai.api_server"
+    # Imported already: the module is run once more under another name, as an interpreter's main program.
+    sys.argv = [module, *arguments]
+    runpy.run_module(module, run_name="__main__", alter_sys=True)
