@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from vllm_ascend_moe.backends import ascend_v1
+from vllm_ascend_moe.backends.ascend import proof
 from vllm_ascend_moe.backends.ascend_v1 import AscendV1
 from vllm_ascend_moe.core.sources import PlacementSource, find_source
 from vllm_ascend_moe.hooks import wrapping
@@ -180,7 +180,7 @@ def make_world(
 
     monkeypatch.setattr(torch.Tensor, "to", stay)
     world = World(ranks)
-    monkeypatch.setattr(ascend_v1, "gather", world.gather)
+    monkeypatch.setattr(proof, "gather", world.gather)
     source = find_source(settings, E, ranks)
     return world, [AscendV1(session(settings, source, rank)) for rank in range(ranks)]
 

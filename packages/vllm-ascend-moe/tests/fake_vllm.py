@@ -7,15 +7,18 @@ from __future__ import annotations
 import importlib.machinery
 import inspect
 import sys
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
+from vllm_ascend_moe.core.activation import leave_resolved
 from vllm_ascend_moe.hooks import table
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
 
     import pytest
+
+    from vllm_ascend_moe.core.activation import Activation
 
 HOOKS = (*table.WATCHED, table.STOP_TIMEOUT, *table.EPLB, *table.CPU)
 
@@ -60,6 +63,37 @@ def install(
     vars(_module(monkeypatch, "vllm.platforms"))["current_platform"] = _platform(platform)
     for hook in hooks:
         replace(monkeypatch, hook, function(hook.name, hook.parameters))
+
+
+def config(
+    activation: Activation,
+    *,
+    num_experts: int,
+    device: str,
+    load_format: str,
+    digest: str | None = None,
+    **parallel: object,
+) -> SimpleNamespace:
+    """Return vLLM's configuration as a front end has left it for the other processes.
+
+    Args:
+        activation: what it has decided.
+        num_experts: of the model.
+        device: its type.
+        load_format: vLLM's.
+        digest: of the placement.
+        parallel: more of what is in `parallel_config`.
+    """
+    sizes = {"tensor_parallel_size": 1, "data_parallel_size": 1, "worker_extension_cls": ""}
+    made = SimpleNamespace(
+        additional_config={},
+        parallel_config=SimpleNamespace(**sizes, **parallel),
+        model_config=SimpleNamespace(get_num_experts=lambda: num_experts, model="tiny"),
+        device_config=SimpleNamespace(device_type=device),
+        load_config=SimpleNamespace(load_format=load_format),
+    )
+    leave_resolved(made, activation, digest)
+    return made
 
 
 def replace(monkeypatch: pytest.MonkeyPatch, hook: table.Hook, value: object) -> None:

@@ -121,7 +121,7 @@ def test_what_the_front_end_found_holds_in_every_process() -> None:
     )
     assert front.digest is None
     config = Config({"eplb_config": {}}, REPORT)
-    leave_resolved(config, dataclasses.replace(front, way="vllm-ascend"), "abc")
+    leave_resolved(config, dataclasses.replace(front, backend="ascend_v1.AscendV1"), "abc")
     # Nothing in what vllm-ascend reads, and what vLLM hashes to see whether a compiled model still fits.
     assert config.additional_config == {"eplb_config": {}}
     # Another environment, and even a wrong one, changes nothing.
@@ -131,7 +131,7 @@ def test_what_the_front_end_found_holds_in_every_process() -> None:
         {f"{ENV_PREFIX}NO_SUCH": "1", ENV_ENABLED: "x"},
     ):
         found = read_resolved(passed_on(config), environ)
-        assert found == Activation(front.settings, front.reason, "abc", "vllm-ascend")
+        assert found == Activation(front.settings, front.reason, "abc", "ascend_v1.AscendV1")
         assert found.is_active
 
 

@@ -444,7 +444,6 @@ def move(
 
 def test_what_is_not_due_moves_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     _, workers = make_world(monkeypatch, 1, Settings())
-    workers[0].rows = [[[0]]]
     assert workers[0]._around_move(lambda *_: "result", SimpleNamespace(layer_id=-1), []) == "result"
     assert workers[0].session.rearrangements == 0
 

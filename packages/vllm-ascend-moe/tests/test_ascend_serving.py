@@ -14,8 +14,9 @@ import pytest
 
 from vllm_ascend_moe import releases
 from vllm_ascend_moe.backends import worker as workers
+from vllm_ascend_moe.backends.ascend.proof import Proof
 from vllm_ascend_moe.backends.ascend_v1 import AscendV1
-from vllm_ascend_moe.core.activation import Activation, leave_resolved
+from vllm_ascend_moe.core.activation import Activation
 from vllm_ascend_moe.core.agreement import DisagreementError
 from vllm_ascend_moe.core.session import Session, session_of
 from vllm_ascend_moe.core.settings import Settings
@@ -49,18 +50,10 @@ def no_hooks_left() -> Iterator[None]:
 
 def config(settings: Settings | None = None, digest: str | None = None) -> SimpleNamespace:
     """Return vLLM's configuration of two ranks, as vllm-ascend leaves it: with an EPLB that is not vLLM's switched on."""
-    made = SimpleNamespace(
-        additional_config={},
-        parallel_config=SimpleNamespace(
-            enable_eplb=True, tensor_parallel_size=1, data_parallel_size=1, worker_extension_cls=""
-        ),
-        model_config=SimpleNamespace(get_num_experts=lambda: EXPERTS, model="tiny"),
-        device_config=SimpleNamespace(device_type="npu"),
-        load_config=SimpleNamespace(load_format="auto"),
+    activation = Activation(settings or Settings(), "a test", backend="ascend_v1.AscendV1")
+    return fake_vllm.config(
+        activation, num_experts=EXPERTS, device="npu", load_format="auto", digest=digest, enable_eplb=True
     )
-    activation = Activation(settings or Settings(), "a test", None, "vllm-ascend")
-    leave_resolved(made, activation, digest)
-    return made
 
 
 def install(monkeypatch: pytest.MonkeyPatch, release: str = "0.23.0") -> None:
@@ -164,7 +157,7 @@ def test_all_of_loading_is_followed_by_the_comparison(monkeypatch: pytest.Monkey
     found = backend(worker)
     session(worker).has_agreed = True
     found._main = SimpleNamespace(layers=[SimpleNamespace(log2phy=None)])  # type: ignore[assignment]
-    monkeypatch.setattr(found, "_compare", lambda *_, **__: worker.done.append("compared"))
+    monkeypatch.setattr(Proof, "compare_loaded", lambda *_, **__: worker.done.append("compared"))
     worker.load_model()
     assert worker.done == ["loaded", "compared"]
     worker.reload_weights()

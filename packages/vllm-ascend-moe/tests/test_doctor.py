@@ -251,7 +251,7 @@ def test_a_vllm_that_cannot_be_imported_is_a_problem(
         raise error
 
     fake_vllm.install(monkeypatch)
-    monkeypatch.setattr("vllm_ascend_moe.doctor.platform_kind", fail)
+    monkeypatch.setattr("vllm_ascend_moe.backends.front", fail)
     found = diagnose(ACTIVE, {})
     assert found.problems == [f"vLLM cannot be imported ({shown}"]
     assert found.device is None

@@ -131,7 +131,7 @@ def test_vllm_ascend_sees_its_own_options_alone(release: str, configure: Callabl
     assert given.additional_config == {"expert_maps": {"window_size": 5}, "refresh": True}
     assert not given.enable_expert_parallel
     found = read_resolved(config, {})
-    assert found.way == "vllm-ascend"
+    assert found.backend == "ascend_v1.AscendV1"
     assert found.settings == Settings(window_size=5, dynamic=False, num_redundant_experts=0)
     assert config.parallel_config.enable_expert_parallel
 
@@ -154,7 +154,7 @@ def test_what_was_decided_by_the_arguments_does_not_change_with_the_configuratio
     config = configure({"expert_maps": {"expert_map_path": map_file}})
     # One release sets it while it loads the model.
     config.parallel_config.enable_eplb = True
-    assert read_resolved(config, {}).way == "vllm-ascend"
+    assert read_resolved(config, {}).backend == "ascend_v1.AscendV1"
 
 
 def test_the_users_own_options_are_described_and_compared(

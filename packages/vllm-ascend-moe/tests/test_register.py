@@ -49,7 +49,7 @@ def test_without_vllm_it_does_nothing_and_imports_nothing() -> None:
 
 
 def test_what_decides_and_reports_loads_no_torch() -> None:
-    names = {"cli", "doctor", "platforms", "report", "core.activation", "core.settings", "hooks.wrapping"}
+    names = {"cli", "doctor", "report", "backends", "core.activation", "core.settings", "hooks.wrapping"}
     loaded, _ = run(f"{import_all(names)}; {LOADED}")
     assert loaded >= {f"vllm_ascend_moe.{name}" for name in names}
     assert not heavy(loaded)
@@ -57,6 +57,7 @@ def test_what_decides_and_reports_loads_no_torch() -> None:
 
 def test_what_serves_loads_no_vllm() -> None:
     names = {"frontend", "backends.worker", "backends.vllm_eplb", "backends.ascend_v1"}
+    names |= {f"backends.{name}" for name in ("eplb_front", "cpu_front", "ascend.front")}
     names |= {f"core.{name}" for name in ("agreement", "checksums", "recorder", "replicas", "sources")}
     loaded, _ = run(f"{import_all(names)}; {LOADED}")
     assert loaded >= {f"vllm_ascend_moe.{name}" for name in names}

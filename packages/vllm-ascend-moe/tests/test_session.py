@@ -16,7 +16,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from expert_maps import ExpertMapsError, read_load
 from vllm_ascend_moe.backends import worker as workers
 from vllm_ascend_moe.backends.vllm_eplb import VllmEplb
-from vllm_ascend_moe.core.activation import Activation, leave_resolved
+from vllm_ascend_moe.core.activation import Activation
 from vllm_ascend_moe.core.session import Session, State, StateError, has_sessions, session_of
 from vllm_ascend_moe.core.settings import Settings
 from vllm_ascend_moe.hooks import table, wrapping
@@ -43,21 +43,15 @@ def vllm(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
 
 def config(*, active: bool = True, **settings: Any) -> SimpleNamespace:  # noqa: ANN401 - of the plugin
-    made = SimpleNamespace(
-        additional_config={},
-        parallel_config=SimpleNamespace(
-            enable_eplb=active,
-            eplb_config=SimpleNamespace(step_interval=8, window_size=8),
-            tensor_parallel_size=1,
-            data_parallel_size=1,
-            worker_extension_cls="",
-        ),
-        model_config=SimpleNamespace(get_num_experts=lambda: EXPERTS, model="tiny"),
-        device_config=SimpleNamespace(device_type="cuda"),
-        load_config=SimpleNamespace(load_format="dummy"),
+    given = Settings(policy="vllm", **settings) if active else None
+    return fake_vllm.config(
+        Activation(given, "a test", backend="vllm_eplb.VllmEplb"),
+        num_experts=EXPERTS,
+        device="cuda",
+        load_format="dummy",
+        enable_eplb=active,
+        eplb_config=SimpleNamespace(step_interval=8, window_size=8),
     )
-    leave_resolved(made, Activation(Settings(policy="vllm", **settings) if active else None, "a test"), None)
-    return made
 
 
 def model() -> SimpleNamespace:

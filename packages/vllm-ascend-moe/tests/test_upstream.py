@@ -15,7 +15,7 @@ import fake_vllm
 import pytest
 
 from expert_maps import ExpertMapsError
-from vllm_ascend_moe import releases
+from vllm_ascend_moe import backends, releases
 from vllm_ascend_moe.core import activation, session
 from vllm_ascend_moe.hooks import entry, table
 from vllm_ascend_moe.hooks.table import Hook
@@ -28,7 +28,6 @@ from vllm_ascend_moe.hooks.wrapping import (
     problems,
     wrap,
 )
-from vllm_ascend_moe.platforms import platform_kind
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -263,7 +262,7 @@ def test_the_platform_decides_the_way_to_serve(
     platform: str, kind: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     fake_vllm.install(monkeypatch, [], platform=platform)
-    assert platform_kind() == kind
+    assert backends.front().kind == kind
 
 
 def test_an_unknown_platform_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -271,7 +270,7 @@ def test_an_unknown_platform_is_refused(monkeypatch: pytest.MonkeyPatch) -> None
     with pytest.raises(
         UpstreamError, match="the platform is tpu; expected a CPU, CUDA, ROCm or XPU, or an NPU"
     ):
-        platform_kind()
+        backends.front()
 
 
 # Watching

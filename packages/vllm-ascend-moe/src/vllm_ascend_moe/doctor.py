@@ -10,16 +10,16 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from expert_maps import ExpertMapsError
-from vllm_ascend_moe import releases
+from vllm_ascend_moe import backends
 from vllm_ascend_moe._version import __version__
 from vllm_ascend_moe.core.activation import read_activation, versions
 from vllm_ascend_moe.core.settings import CONFIG_KEY, ENV_ENABLED
-from vllm_ascend_moe.hooks import table, wrapping
-from vllm_ascend_moe.npu_ops.kernels import no_kernels
-from vllm_ascend_moe.platforms import Kind, platform_kind
+from vllm_ascend_moe.hooks import wrapping
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
+
+    from vllm_ascend_moe.backends.interface import Front
 
 ENTRY_POINT = "ascend_moe"
 _GENERAL, _PLATFORM = "vllm.general_plugins", "vllm.platform_plugins"
@@ -66,8 +66,8 @@ def diagnose(additional_config: object, environ: Mapping[str, str]) -> Diagnosis
     """
     found = Diagnosis({"vllm-ascend-moe": __version__, **versions()})
     _look_at_plugins(found, environ)
-    kind = _look_at_vllm(found)
-    _look_at_activation(found, additional_config, environ, kind)
+    front = _look_at_vllm(found)
+    _look_at_activation(found, additional_config, environ, front)
     return found
 
 
@@ -98,7 +98,7 @@ def _look_at_plugins(found: Diagnosis, environ: Mapping[str, str]) -> None:
         )
 
 
-def _look_at_vllm(found: Diagnosis) -> Kind | None:
+def _look_at_vllm(found: Diagnosis) -> Front | None:
     """Find the device and check the hooks; None where vLLM cannot serve."""
     for module in ("torch", "vllm"):
         if importlib.util.find_spec(module) is None:
@@ -108,9 +108,9 @@ def _look_at_vllm(found: Diagnosis) -> Kind | None:
             )
             return None
     try:
-        kind = platform_kind()
-        found.device = kind
-        wrapping.check_versions(ascend=kind == "ascend")
+        front = backends.front()
+        found.device = front.kind
+        front.check_versions()
     except ExpertMapsError as error:
         found.problems.append(str(error))
         return None
@@ -119,31 +119,15 @@ def _look_at_vllm(found: Diagnosis) -> Kind | None:
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         found.problems.append(f"vLLM cannot be imported ({type(error).__name__}: {reason})")
         return None
-    found.problems.extend(wrapping.problems(_hooks(found, kind)))
-    if kind == "cpu":
-        lacking = no_kernels()
-        found.kernels = "compiled by Numba" if lacking is None else "none: plain torch serves"
-        if lacking is not None:
-            found.notes.append(f"without kernels a CPU serves more slowly: {lacking}")
-    if found.versions["torch-npu"] and kind != "ascend":
-        found.notes.append(f"torch-npu is installed, but vLLM's platform is not Ascend's: {kind} serves")
-    return kind
-
-
-def _hooks(found: Diagnosis, kind: Kind) -> tuple[table.Hook, ...]:
-    """Return what would be hooked, and note the row of the table that says so."""
-    if kind != "ascend":
-        eplb = (*table.WATCHED, table.STOP_TIMEOUT, *table.EPLB)
-        return (*eplb, *table.CPU) if kind == "cpu" else eplb
-    release = releases.find(found.versions["vllm-ascend"])
-    assert release is not None  # or the versions would have been refused
-    found.release = dict(zip(releases.COLUMNS, releases.row(release), strict=True))
-    found.refused = [*release.refused, *releases.REFUSED]
-    return table.beside(release)
+    found.problems.extend(wrapping.problems(front.hooks()))
+    facts = front.facts()
+    found.release, found.refused, found.kernels = facts.release, facts.refused, facts.kernels
+    found.notes.extend(facts.notes)
+    return front
 
 
 def _look_at_activation(
-    found: Diagnosis, additional_config: object, environ: Mapping[str, str], kind: Kind | None
+    found: Diagnosis, additional_config: object, environ: Mapping[str, str], front: Front | None
 ) -> None:
     try:
         activation = read_activation(additional_config, environ)
@@ -159,12 +143,7 @@ def _look_at_activation(
         found.state = "refused"
         found.problems.append(str(error))
         return
-    ways = {
-        "cpu": "the plugin's router and experts",
-        "gpu": "vLLM's kernels, with the plugin's placement, policy, recording and replica choice",
-        "ascend": "vllm-ascend's layer and its runner V1, with the plugin's maps",
-    }
-    how = ways[kind] if kind else "nothing, until the problems are solved"
+    how = front.serves if front else "nothing, until the problems are solved"
     found.state = f"active: {activation.reason}; {how}"
 
 

@@ -12,17 +12,7 @@ import os
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
-from vllm_ascend_moe import releases
-from vllm_ascend_moe.backends.ascend.checks import World, check_runner, check_served
-from vllm_ascend_moe.backends.ascend.options import (
-    EPLB_CONFIG,
-    ascend_options,
-    check_options,
-    forget_engine,
-    given_options,
-    join_given,
-    switch_dynamic_on,
-)
+from vllm_ascend_moe import backends
 from vllm_ascend_moe.core.activation import (
     REPORT,
     Activation,
@@ -33,33 +23,23 @@ from vllm_ascend_moe.core.activation import (
     read_resolved,
     said_in,
     say_inactive,
-    vllm_version,
 )
+from vllm_ascend_moe.core.replicas import SlotRule
 from vllm_ascend_moe.core.settings import CONFIG_KEY, ENV_ENABLED, Settings, describe
 from vllm_ascend_moe.core.sources import PlacementSource, count_layers, find_source
 from vllm_ascend_moe.eplb import EplbConfigError
-from vllm_ascend_moe.frontend_checks import (
-    change,
-    check_choice,
-    check_even,
-    check_one_rank,
-    check_supported,
-    count_ranks,
-    count_stage_layers,
-    make_eplb_config,
-    needs_eplb_state,
-)
 from vllm_ascend_moe.hooks import table, wrapping
-from vllm_ascend_moe.platforms import Kind, platform_kind
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from vllm_ascend_moe.releases import Release
+    from vllm_ascend_moe.backends.interface import Front
 
 _PREPARATION = "_vllm_ascend_moe_preparation"
 # Seconds in which engine processes may stop by themselves, where vLLM would kill them at once.
 _STOP_SECONDS = 30.0
+# Of the engine before this one in the same process.
+_last: list[Front] = []
 
 
 @dataclass
@@ -68,16 +48,14 @@ class _Preparation:
 
     Attributes:
         activation: the plugin's.
-        kind: the platform's.
-        source: None without expert parallelism, or where the plugin turned out to be inactive.
-        eplb_config: vLLM's, where its EPLB state is needed; None where it is not.
+        front: the platform's.
+        source: None until the model is known, or where the plugin turned out to be inactive.
         given: the engine arguments that were changed, as the user gave them.
     """
 
     activation: Activation
-    kind: Kind
+    front: Front
     source: PlacementSource | None = None
-    eplb_config: Any = None
     given: dict[str, Any] = field(default_factory=dict)
 
 
@@ -85,20 +63,23 @@ def around_create_engine_config(
     original: Callable[..., Any], engine_args: Any, *args: Any, **kwargs: Any
 ) -> Any:
     """Hook: prepare the arguments, let vLLM make its configuration, complete that."""
-    forget_engine()
+    while _last:
+        _last.pop().forget_engine()
     activation = read_activation(engine_args.additional_config)
     if not activation.is_active:
         say_inactive(activation)
         return original(engine_args, *args, **kwargs)
-    kind = platform_kind()
-    wrapping.check_versions(ascend=kind == "ascend")
-    preparation = _Preparation(activation, kind)
+    front = backends.front()
+    front.check_versions()
+    front.forget_engine()
+    _last.append(front)
+    preparation = _Preparation(activation, front)
     setattr(engine_args, _PREPARATION, preparation)
     _hide_options(engine_args, preparation)
     try:
         config = original(engine_args, *args, **kwargs)
     except BaseException:
-        forget_engine()
+        front.forget_engine()
         raise
     finally:
         delattr(engine_args, _PREPARATION)
@@ -144,27 +125,16 @@ def around_executor_init(
 def _prepare(engine_args: Any, model_config: Any, preparation: _Preparation) -> None:
     if not _has_experts(engine_args, model_config, preparation):
         return
-    release = _release(engine_args) if preparation.kind == "ascend" else None
-    settings, source = _settle(engine_args, model_config, preparation, release)
-    preparation.activation = replace(preparation.activation, settings=settings)
+    settings, source = _settle(engine_args, model_config, preparation)
+    front = preparation.front
+    preparation.activation = replace(preparation.activation, settings=settings, backend=front.backend)
     preparation.source = source
     if not engine_args.worker_extension_cls:
         _set(engine_args, preparation, "worker_extension_cls", REPORT)
     if source.placement.ep_size > 1:
         _set(engine_args, preparation, "enable_expert_parallel", value=True)
-    if release is not None:
-        _prepare_ascend(engine_args, model_config, preparation, release)
-        return
-    given = engine_args.eplb_config
-    if not needs_eplb_state(settings, given, source):
-        _set(engine_args, preparation, "enable_eplb", value=False)
-        return
-    check_even(source)
-    preparation.eplb_config = make_eplb_config(settings, given, preparation.kind)
-    # vLLM refuses EPLB on a CPU while it makes its configuration; there it is switched on afterwards.
-    accepts = preparation.kind != "cpu"
-    _set(engine_args, preparation, "enable_eplb", value=accepts)
-    _set(engine_args, preparation, "eplb_config", preparation.eplb_config if accepts else type(given)())
+    for name, value in front.arguments(settings, source, engine_args, model_config).items():
+        _set(engine_args, preparation, name, value)
 
 
 def _has_experts(engine_args: Any, model_config: Any, preparation: _Preparation) -> bool:
@@ -187,26 +157,24 @@ def _has_experts(engine_args: Any, model_config: Any, preparation: _Preparation)
 
 
 def _settle(
-    engine_args: Any, model_config: Any, preparation: _Preparation, release: Release | None
+    engine_args: Any, model_config: Any, preparation: _Preparation
 ) -> tuple[Settings, PlacementSource]:
     """Fill in what was left open, find the placement, and check both."""
-    settings = preparation.activation.settings
+    settings, front = preparation.activation.settings, preparation.front
     assert settings is not None
-    ep_size = count_ranks(engine_args)
+    if getattr(engine_args, "enable_elastic_ep", False):
+        msg = "enable_elastic_ep is true; expected false: a placement is for one number of ranks"
+        raise EplbConfigError(msg)
     given = engine_args.eplb_config
-    if release is not None:
-        settings = join_given(settings, engine_args.additional_config)
-    dynamic = engine_args.enable_eplb if settings.dynamic is None else settings.dynamic
-    settings = change(settings, dynamic=dynamic)
+    settings = front.join(settings, engine_args)
+    if settings.dynamic is None:
+        settings = settings.changed(dynamic=engine_args.enable_eplb)
     if settings.num_redundant_experts is None and settings.expert_map_path is None:
-        settings = change(settings, num_redundant_experts=given.num_redundant_experts)
-    check_supported(settings, engine_args, preparation.kind)
-    check_one_rank(settings, ep_size, dynamic=dynamic, kind=preparation.kind)
-    if release is not None:
-        check_options(settings, release)
-        if settings.num_redundant_experts and settings.expert_map_path is None:
-            # What it starts from is said by name, to every process and in the log.
-            settings = change(settings, layout=release.layout)
+        settings = settings.changed(num_redundant_experts=given.num_redundant_experts)
+    ep_size = _count_ranks(engine_args)
+    if ep_size == 1:
+        _check_one_rank(settings, front)
+    settings = front.settle(settings)
     num_layers = count_layers(model_config)
     source = find_source(settings, int(model_config.get_num_experts()), ep_size, num_layers)
     redundant = source.placement.num_redundant_experts
@@ -216,34 +184,45 @@ def _settle(
             f"{redundant}; leave it out of --eplb-config"
         )
         raise EplbConfigError(msg)
-    settings = change(settings, num_redundant_experts=redundant)
-    check_choice(settings, source, engine_args)
+    settings = settings.changed(num_redundant_experts=redundant)
+    _check_choice(settings, source, engine_args)
     return settings, source
 
 
-def _release(engine_args: Any) -> Release:
-    """Return what the plugin knows of this vllm-ascend, beside which it can serve."""
-    check_runner(engine_args, os.environ)
-    version = wrapping.vllm_ascend_version()
-    release = releases.find(version)
-    if release is None:
-        raise EplbConfigError(releases.problem(version, vllm_version()))
-    return release
+def _count_ranks(engine_args: Any) -> int:
+    """Return R, the expert-parallel ranks that vLLM will make."""
+    product = 1
+    for name in ("tensor", "data", "prefill_context"):
+        product *= getattr(engine_args, f"{name}_parallel_size", 1)
+    return product
 
 
-def _prepare_ascend(engine_args: Any, model_config: Any, preparation: _Preparation, release: Release) -> None:
-    """Refuse what vllm-ascend would serve wrongly, and write its options for the rest."""
-    settings, source = preparation.activation.settings, preparation.source
-    assert settings is not None
-    assert source is not None
-    given = engine_args.additional_config
-    options = given_options(given)
-    check_served(settings, source, release, options, World.of(engine_args, model_config))
-    options = ascend_options(settings, options, release, count_stage_layers(engine_args, source))
-    _set(engine_args, preparation, "additional_config", {**given, EPLB_CONFIG: options})
-    preparation.activation = replace(preparation.activation, way="vllm-ascend")
-    if settings.dynamic:
-        switch_dynamic_on()
+def _check_one_rank(settings: Settings, front: Front) -> None:
+    """Refuse what one rank cannot do."""
+    records = settings.record_path is not None and not front.records_alone
+    for quantity, value, wrong in (
+        ("num_redundant_experts", settings.num_redundant_experts, bool(settings.num_redundant_experts)),
+        ("dynamic", True, settings.dynamic),
+        ("record_path", settings.record_path, records),
+    ):
+        if wrong:
+            msg = (
+                f"{quantity} is {value} on one rank; expected at least two: start with a "
+                "--tensor-parallel-size or --data-parallel-size above 1, or leave it out"
+            )
+            raise EplbConfigError(msg)
+
+
+def _check_choice(settings: Settings, source: PlacementSource, engine_args: Any) -> None:
+    """Refuse a replica choice or weights that do not fit, before anything is loaded."""
+    tp_size = engine_args.tensor_parallel_size
+    # Whether vLLM splits tokens is not known yet; it does so only with data parallelism.
+    may_split = engine_args.data_parallel_size > 1
+    rule = SlotRule.from_settings(
+        settings, ep_size=source.placement.ep_size, tp_size=tp_size, splits_tokens=may_split
+    )
+    if source.is_file or rule.weights is None:
+        rule.tables(source.placement)
 
 
 def _hide_options(engine_args: Any, preparation: _Preparation) -> None:
@@ -262,9 +241,7 @@ def _complete(config: Any, preparation: _Preparation) -> Any:
     activation, source = preparation.activation, preparation.source
     assert activation.settings is not None
     assert source is not None
-    if preparation.eplb_config is not None and preparation.kind == "cpu":
-        config.parallel_config.eplb_config = preparation.eplb_config
-        config.parallel_config.enable_eplb = True
+    preparation.front.complete(config)
     leave_resolved(config, activation, source.digest)
     if activation.settings.record_path is not None:
         wrapping.check_hooks([table.STOP_TIMEOUT])

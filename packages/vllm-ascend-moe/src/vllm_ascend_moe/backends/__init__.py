@@ -1,34 +1,58 @@
 # SPDX-FileCopyrightText: The expert-maps authors
 # SPDX-License-Identifier: Apache-2.0
-"""What serves, by platform: a row for each backend. A new one is a file with a class, and its row here."""
+"""What serves, by platform: a row for each, which names its front; that names the backend."""
 
 from __future__ import annotations
 
 import importlib
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
+
+from vllm_ascend_moe.hooks.wrapping import UpstreamError
 
 if TYPE_CHECKING:
-    from vllm_ascend_moe.backends.interface import Backend
-    from vllm_ascend_moe.core.activation import Way
+    from vllm_ascend_moe.backends.interface import Backend, Front
 
-# By what serves on a platform (`platforms.Kind`) and whose balancer it is (`activation.Way`): module and class.
-_BACKENDS = {
-    ("cpu", "vllm-eplb"): ("vllm_cpu", "VllmCpu"),
-    ("gpu", "vllm-eplb"): ("vllm_eplb", "VllmEplb"),
-    ("ascend", "vllm-ascend"): ("ascend_v1", "AscendV1"),
-}
+# A module in this folder, a dot, a class; only the module that is asked for is imported, because some import vLLM.
+# The first that is for the platform has it.
+FRONTS = (
+    "ascend.front.AscendFront",
+    "cpu_front.CpuFront",
+    "eplb_front.EplbFront",
+)
 
 
-def find(kind: str, way: Way) -> type[Backend]:
-    """Return the class of the backend; only its module is imported, because some import vLLM.
+def front() -> Front:
+    """Return the front of vLLM's current platform.
+
+    Raises:
+        UpstreamError: a platform that the plugin does not know.
+    """
+    from vllm.platforms import current_platform
+
+    for name in FRONTS:
+        found: type[Front] = _load(name)
+        if found.is_for(current_platform):
+            return found()
+    msg = (
+        f"the platform is {current_platform.device_type}; expected a CPU, CUDA, ROCm or XPU, or an NPU with "
+        "vllm-ascend"
+    )
+    raise UpstreamError(msg)
+
+
+def backend(name: str) -> type[Backend]:
+    """Return a backend's class.
 
     Args:
-        kind: of `vllm_ascend_moe.platforms.platform_kind`.
-        way: which balancer serves.
+        name: as a front has it in `Front.backend`.
     """
-    module, name = _BACKENDS[kind, way]
-    found: type[Backend] = getattr(importlib.import_module(f"{__name__}.{module}"), name)
+    found: type[Backend] = _load(name)
     return found
 
 
-__all__ = ["find"]
+def _load(name: str) -> Any:
+    module, _, cls = name.rpartition(".")
+    return getattr(importlib.import_module(f"{__name__}.{module}"), cls)
+
+
+__all__ = ["FRONTS", "backend", "front"]

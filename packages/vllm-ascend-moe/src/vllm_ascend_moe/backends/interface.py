@@ -1,11 +1,16 @@
 # SPDX-FileCopyrightText: The expert-maps authors
 # SPDX-License-Identifier: Apache-2.0
-"""What a platform's backend does in a worker. A new one is a class in a file of its own, and a row in `backends.find`."""
+"""What a platform does: its front where the command line is read, its backend in a worker.
+
+A new one is a file with both classes, or two files where the backend imports vLLM as it is imported, and a row in
+`backends.FRONTS`.
+"""
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from vllm_ascend_moe.core.activation import log_active
 from vllm_ascend_moe.eplb import EplbConfigError
@@ -14,6 +19,94 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from vllm_ascend_moe.core.session import Session
+    from vllm_ascend_moe.core.settings import Settings
+    from vllm_ascend_moe.core.sources import PlacementSource
+    from vllm_ascend_moe.hooks.table import Hook
+
+
+@dataclass
+class Facts:
+    """What a platform tells the doctor; see `vllm_ascend_moe.doctor.Diagnosis`."""
+
+    release: dict[str, str] | None = None
+    refused: list[str] = field(default_factory=list)
+    kernels: str | None = None
+    notes: list[str] = field(default_factory=list)
+
+
+class Front(ABC):
+    """What one call of vLLM's `create_engine_config`, or the doctor, asks of a platform, before anything is loaded.
+
+    Attributes:
+        kind: the platform, in a word.
+        serves: what serves there, for the doctor.
+        backend: what workers serve by: a module of `vllm_ascend_moe.backends`, a dot, its class.
+        records_alone: whether the load of one rank by itself can be recorded.
+    """
+
+    kind: ClassVar[str]
+    serves: ClassVar[str]
+    backend: ClassVar[str]
+    records_alone: ClassVar[bool] = False
+
+    @staticmethod
+    @abstractmethod
+    def is_for(platform: Any) -> bool:
+        """Say whether a platform of vLLM's is this one; the first row that says so has it."""
+
+    @abstractmethod
+    def check_versions(self) -> None:
+        """Refuse versions that the plugin does not know.
+
+        Raises:
+            UpstreamError: see above.
+        """
+
+    @abstractmethod
+    def hooks(self) -> tuple[Hook, ...]:
+        """Return every function that would be hooked or called, in all processes; the versions are known."""
+
+    def facts(self) -> Facts:
+        """Return what the doctor says of this platform; the versions are known."""
+        return Facts()
+
+    def forget_engine(self) -> None:  # noqa: B027 - most leave nothing
+        """Undo what an engine before this one has left in the process."""
+
+    def join(self, settings: Settings, engine_args: Any) -> Settings:  # noqa: ARG002 - for those that have any
+        """Return the settings with what the user gave in other options of the platform's.
+
+        Raises:
+            EplbConfigError: the two do not go together.
+        """
+        return settings
+
+    def settle(self, settings: Settings) -> Settings:
+        """Return the settings, complete but for the placement, with what follows from the platform.
+
+        Raises:
+            EplbConfigError: the platform does not have one of them.
+        """
+        return settings
+
+    @abstractmethod
+    def arguments(
+        self, settings: Settings, source: PlacementSource, engine_args: Any, model_config: Any
+    ) -> dict[str, object]:
+        """Return the arguments of vLLM's that change: name → value.
+
+        Args:
+            settings: complete.
+            source: the placement to start from.
+            engine_args: vLLM's, without the plugin's own options.
+            model_config: vLLM's.
+
+        Raises:
+            EplbConfigError: the placement cannot be served.
+        """
+
+    def complete(self, config: Any) -> None:  # noqa: B027 - where the arguments say it all
+        """Write what vLLM would have refused as an argument into the configuration that it has made."""
 
 
 class Backend(ABC):
@@ -105,4 +198,4 @@ class Backend(ABC):
         log_active(where, self.session.config.device_config.device_type, placement, digest)
 
 
-__all__ = ["Backend"]
+__all__ = ["Backend", "Facts", "Front"]

@@ -13,7 +13,6 @@ from vllm_ascend_moe.backends.reloading import Reloads
 from vllm_ascend_moe.core.activation import read_resolved, say_inactive
 from vllm_ascend_moe.core.session import Session, State, has_sessions
 from vllm_ascend_moe.hooks import wrapping
-from vllm_ascend_moe.platforms import platform_kind
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -31,7 +30,7 @@ def around_worker_init(
         say_inactive(activation)
         return original(worker, vllm_config, *args, **kwargs)
     session = Session(vllm_config, activation, Ranks(vllm_config))
-    session.backend = backends.find(platform_kind(), activation.way)(session)
+    session.backend = backends.backend(activation.backend)(session)
     session.backend.install()
     result = original(worker, vllm_config, *args, **kwargs)
     session.attach(worker)

@@ -8,7 +8,7 @@ import importlib.metadata
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 from vllm_ascend_moe._log import logger
 from vllm_ascend_moe._version import __version__
@@ -21,9 +21,6 @@ from vllm_ascend_moe.core.settings import (
     read_flag,
     read_settings,
 )
-
-# Which balancer serves: vllm-ascend's layer and its own EPLB, or vLLM's EPLB state.
-Way = Literal["vllm-ascend", "vllm-eplb"]
 
 # The processes that have said whether they are active; a forked child says so again.
 said_in: set[int] = set()
@@ -53,13 +50,14 @@ class Activation:
         settings: None where the plugin is inactive.
         reason: why it is inactive, or by what it is active.
         digest: of the placement that the front end read; None in the front end itself.
-        way: which balancer serves, as the front end has decided by the arguments that it was given.
+        backend: what workers serve by, as the front end has decided by the platform and the arguments that it was
+            given; see `vllm_ascend_moe.backends.interface.Front`.
     """
 
     settings: Settings | None
     reason: str
     digest: str | None = None
-    way: Way = "vllm-eplb"
+    backend: str = ""
 
     @property
     def is_active(self) -> bool:
@@ -97,7 +95,7 @@ def leave_resolved(vllm_config: Any, activation: Activation, digest: str | None)
         "settings": settings,
         "digest": digest,
         "reason": activation.reason,
-        "way": activation.way,
+        "backend": activation.backend,
     }
     vllm_config.additional_config = config
 
@@ -140,7 +138,7 @@ def read_resolved(vllm_config: Any, environ: Mapping[str, str] | None = None) ->
     if isinstance(vllm_config.additional_config, AdditionalConfig):
         resolved = vllm_config.additional_config.resolved
         settings = None if resolved["settings"] is None else Settings.model_validate(resolved["settings"])
-        return Activation(settings, resolved["reason"], resolved["digest"], resolved["way"])
+        return Activation(settings, resolved["reason"], resolved["digest"], resolved["backend"])
     config = vllm_config.additional_config if isinstance(vllm_config.additional_config, Mapping) else {}
     extension = getattr(vllm_config.parallel_config, "worker_extension_cls", None)
     for found, what in ((CONFIG_KEY in config, CONFIG_KEY), (extension == REPORT, REPORT)):
@@ -211,7 +209,6 @@ __all__ = [
     "REPORT",
     "Activation",
     "SettingsError",
-    "Way",
     "as_object",
     "leave_resolved",
     "log_active",

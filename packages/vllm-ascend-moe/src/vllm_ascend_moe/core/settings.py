@@ -141,6 +141,10 @@ class Settings(_Options):
             raise ValueError(msg)
         return self
 
+    def changed(self, **changes: object) -> Settings:
+        """Return them with some changed, validated as if they had been given so."""
+        return read_settings({**self.model_dump(), **changes})
+
     @property
     def choice(self) -> ReplicaChoiceName:
         """The replica choice with its default filled in."""

@@ -48,6 +48,27 @@ class PlacementSource:
             (rows == np.arange(rows.shape[1])).all()
         )
 
+    def require_even(self, wanted: str) -> None:
+        """Refuse ranks of unequal numbers of slots.
+
+        Args:
+            wanted: what for, or by whom and why.
+
+        Raises:
+            EplbConfigError: see above.
+        """
+        placement = self.placement
+        if placement.is_even:
+            return
+        lacking = -placement.num_logical_experts % placement.ep_size
+        way = "take a number of ranks that divides the experts"
+        way += f", or num_redundant_experts {lacking}" if lacking else ""
+        msg = (
+            f"{self.name} gives {placement.ep_size} ranks {sorted(set(placement.slots_per_rank.tolist()))} slots; "
+            f"expected equally many {wanted}: {'plan the map so' if self.is_file else way}"
+        )
+        raise EplbConfigError(msg)
+
     def layers(self, first: int, count: int, total: int) -> Placement:
         """Return the placement of some MoE layers: those of one pipeline stage.
 

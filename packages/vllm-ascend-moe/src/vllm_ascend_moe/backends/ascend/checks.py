@@ -124,7 +124,10 @@ def check_served(
     """
     if source.placement.ep_size == 1:
         return  # no maps at all
-    _check_even(source, release)
+    source.require_even(
+        f"with vllm-ascend {release.vllm_ascend}, which takes a rank's first expert to be its number times its own count, "
+        "so that tokens would reach wrong experts without an error"
+    )
     _check_order(source, release)
     if not source.is_linear:
         _check_path(source, release, world)
@@ -138,21 +141,6 @@ def check_served(
         raise EplbConfigError(msg)
     if settings.dynamic:
         _check_policy(source, release, given.get(_POLICY))
-
-
-def _check_even(source: PlacementSource, release: Release) -> None:
-    placement = source.placement
-    if placement.is_even:
-        return
-    lacking = -placement.num_logical_experts % placement.ep_size
-    more = f", or num_redundant_experts {lacking}" if lacking else ""
-    msg = (
-        f"{source.name} gives {placement.ep_size} ranks {sorted(set(placement.slots_per_rank.tolist()))} slots; expected "
-        f"equally many with vllm-ascend {release.vllm_ascend}, which takes a rank's first expert to be its number times "
-        f"its own count, so tokens would reach wrong experts without an error: take a number of ranks that divides the "
-        f"experts{more}"
-    )
-    raise EplbConfigError(msg)
 
 
 def _check_order(source: PlacementSource, release: Release) -> None:

@@ -37,15 +37,6 @@ class AskedModel:
             asked: what each of its layers asked, in order, and the rows that it was answered by.
 
         Raises:
-            EplbConfigError: there are not as many layers as asked.
-        """
-        """Find its layers.
-
-        Args:
-            model: as it was made.
-            asked: what each of its layers asked, in order, and the rows that it was answered by.
-
-        Raises:
             EplbConfigError: as many layers as asked were not found.
         """
         self.layers = find_layers(model)

@@ -1,0 +1,104 @@
+# SPDX-FileCopyrightText: The expert-maps authors
+# SPDX-License-Identifier: Apache-2.0
+"""The front beside vllm-ascend: what it would serve wrongly is refused, and the rest written as its own options."""
+
+from __future__ import annotations
+
+import os
+from typing import TYPE_CHECKING, Any
+
+from vllm_ascend_moe import releases
+from vllm_ascend_moe.backends.ascend.checks import World, check_runner, check_served
+from vllm_ascend_moe.backends.ascend.options import (
+    EPLB_CONFIG,
+    ascend_options,
+    check_options,
+    forget_engine,
+    given_options,
+    join_given,
+    switch_dynamic_on,
+)
+from vllm_ascend_moe.backends.interface import Facts, Front
+from vllm_ascend_moe.core.activation import vllm_version
+from vllm_ascend_moe.eplb import EplbConfigError
+from vllm_ascend_moe.hooks import table, wrapping
+
+if TYPE_CHECKING:
+    from vllm_ascend_moe.core.settings import Settings
+    from vllm_ascend_moe.core.sources import PlacementSource
+    from vllm_ascend_moe.hooks.table import Hook
+    from vllm_ascend_moe.releases import Release
+
+
+class AscendFront(Front):
+    """vllm-ascend's own EPLB, given the plugin's maps."""
+
+    kind = "ascend"
+    serves = "vllm-ascend's layer and its runner V1, with the plugin's maps"
+    backend = "ascend_v1.AscendV1"
+
+    @staticmethod
+    def is_for(platform: Any) -> bool:
+        """Take the platform that vllm-ascend brings; see `Front`."""
+        return type(platform).__module__.startswith("vllm_ascend")
+
+    @property
+    def release(self) -> Release:
+        """What the plugin knows of this vllm-ascend.
+
+        Raises:
+            EplbConfigError: nothing.
+        """
+        version = wrapping.vllm_ascend_version()
+        found = releases.find(version)
+        if found is None:
+            raise EplbConfigError(releases.problem(version, vllm_version()))
+        return found
+
+    def check_versions(self) -> None:
+        """Check the pair of vLLM and vllm-ascend; see `Front`."""
+        wrapping.check_versions(ascend=True)
+
+    def hooks(self) -> tuple[Hook, ...]:
+        """Return those beside this release; see `Front`."""
+        return table.beside(self.release)
+
+    def facts(self) -> Facts:
+        """Return the row of the table that applies, and what is refused there; see `Front`."""
+        release = self.release
+        row = dict(zip(releases.COLUMNS, releases.row(release), strict=True))
+        return Facts(release=row, refused=[*release.refused, *releases.REFUSED])
+
+    def forget_engine(self) -> None:
+        """Take back its switch, and let vllm-ascend read its options anew; see `Front`."""
+        forget_engine()
+
+    def join(self, settings: Settings, engine_args: Any) -> Settings:
+        """Take the user's ``eplb_config`` as if it had been given to the plugin; see `Front`."""
+        check_runner(engine_args, os.environ)
+        return join_given(settings, engine_args.additional_config)
+
+    def settle(self, settings: Settings) -> Settings:
+        """Refuse options without a counterpart, and name the layout that the release starts from; see `Front`."""
+        check_options(settings, self.release)
+        if settings.num_redundant_experts and settings.expert_map_path is None:
+            # What it starts from is said by name, to every process and in the log.
+            return settings.changed(layout=self.release.layout)
+        return settings
+
+    def arguments(
+        self, settings: Settings, source: PlacementSource, engine_args: Any, model_config: Any
+    ) -> dict[str, object]:
+        """Refuse what would be served wrongly, and write vllm-ascend's options for the rest; see `Front`."""
+        given = engine_args.additional_config
+        options = given_options(given)
+        check_served(settings, source, self.release, options, World.of(engine_args, model_config))
+        # How many every stage has is known where there is one.
+        stages = getattr(engine_args, "pipeline_parallel_size", 1)
+        options = ascend_options(settings, options, self.release, source.num_layers if stages == 1 else None)
+        if settings.dynamic:
+            switch_dynamic_on()
+        return {"additional_config": {**given, EPLB_CONFIG: options}}
+
+
+__all__ = ["AscendFront"]
