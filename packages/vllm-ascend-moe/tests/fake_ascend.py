@@ -189,11 +189,16 @@ def session(settings: Settings, source: PlacementSource, rank: int) -> Untyped:
     return SimpleNamespace(
         settings=settings,
         source=source,
-        config=SimpleNamespace(load_config=SimpleNamespace(load_format="auto")),
+        config=SimpleNamespace(
+            load_config=SimpleNamespace(load_format="auto"),
+            model_config=SimpleNamespace(hf_text_config=SimpleNamespace()),
+        ),
         has_agreed=True,
         rearrangements=0,
         advance=lambda _: None,
-        ranks=SimpleNamespace(ep_rank=rank, cpu_group=None, stage=lambda count: (0, count, count)),
+        ranks=SimpleNamespace(
+            ep_rank=rank, cpu_group=None, num_nodes=1, stage=lambda count: (0, count, count)
+        ),
     )
 
 

@@ -2,7 +2,8 @@
 # SPDX-License-Identifier: Apache-2.0
 from __future__ import annotations
 
-from types import SimpleNamespace
+import sys
+from types import ModuleType, SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 import fake_ascend
@@ -12,9 +13,11 @@ import torch
 from fake_ascend import E, Model, Untyped, build, eplb, load, make_world
 
 from expert_maps import Placement, generate_placement, plan, write_placement
+from vllm_ascend_moe.backends import ascend_v1
 from vllm_ascend_moe.core.agreement import DisagreementError
 from vllm_ascend_moe.core.settings import Settings
 from vllm_ascend_moe.eplb import EplbConfigError
+from vllm_ascend_moe.hooks import wrapping
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -91,7 +94,7 @@ def test_the_layout_without_a_file_is_that_of_the_releases_loader(
     release: str, layout: Untyped, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     options = eplb(dynamic_eplb=True, num_redundant_experts=REDUNDANT)
-    settings = Settings(dynamic=True, num_redundant_experts=REDUNDANT, layout=layout)
+    settings = Settings(dynamic=True, policy="vllm", num_redundant_experts=REDUNDANT, layout=layout)
     found = serve(monkeypatch, settings, options, release=release)
     wanted = generate_placement(
         layout, num_experts=E, ep_size=RANKS, num_redundant_experts=REDUNDANT, num_layers=LAYERS
@@ -389,7 +392,7 @@ class Mover:
 def test_moved_slots_are_compared_with_the_new_map(
     fault: str | None, first: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    settings = Settings(dynamic=True, num_redundant_experts=REDUNDANT, layout="ring")
+    settings = Settings(dynamic=True, policy="vllm", num_redundant_experts=REDUNDANT, layout="ring")
     world, workers = make_world(monkeypatch, RANKS, settings)
     options = eplb(dynamic_eplb=True, num_redundant_experts=REDUNDANT)
 
@@ -448,13 +451,72 @@ def test_what_is_not_due_moves_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     assert workers[0].session.rearrangements == 0
 
 
+# Our planner
+
+
+class Updator:
+    """vllm-ascend's, as far as a planner needs it."""
+
+    expert_heat_collection_interval, algorithm_execution_interval = 5, 3
+    expert_map_record_path = None
+
+    def __init__(self, width: int) -> None:
+        draw = torch.Generator().manual_seed(0)
+        self.eplb_process = SimpleNamespace(planner_q="theirs", block_update_q="theirs")
+        self.adaptor = SimpleNamespace(expert_param_per_layer={0: [[torch.zeros(4)]]})
+        self.comm_group = SimpleNamespace(cpu_group=None)
+        load = torch.randint(0, 1000, (LAYERS, RANKS, width), generator=draw)
+        self.shared_dict = {"moe_load": load}
+
+
+def test_our_planner_stands_in_the_place_of_vllm_ascends_queues(monkeypatch: pytest.MonkeyPatch) -> None:
+    policy = ModuleType("vllm.distributed.eplb.policy")
+    vars(policy)["AbstractEplbPolicy"] = object
+    monkeypatch.setitem(sys.modules, policy.__name__, policy)
+    settings = Settings(dynamic=True, num_redundant_experts=REDUNDANT, layout="ring", min_gain=0)
+    _, workers = make_world(monkeypatch, RANKS, settings)
+    worker = workers[1]
+    build(worker, eplb(dynamic_eplb=True, num_redundant_experts=REDUNDANT), 1, RANKS, LAYERS)
+    with pytest.raises(wrapping.UpstreamError, match="warm_up_eplb was never called"):
+        worker._around_move(lambda *_: None, SimpleNamespace(layer_id=-1), [])
+    updator = Updator((E + REDUNDANT) // RANKS)
+    assert worker._around_warm_up(lambda _: "warm", updator) == "warm"
+    queue: Any = updator.eplb_process.planner_q
+    assert updator.eplb_process.block_update_q is queue
+    queue.put(1)
+    tasks = queue.get()
+    assert [task[-1] for task in tasks] == list(range(LAYERS))
+    assert queue.moves
+    for layer, (_, received, expert_map, _, _) in enumerate(tasks):
+        assert np.array_equal(expert_map, queue.placement.global_expert_map(layer)[1])
+        assert {expert for _, expert in received} <= {
+            int(expert) for expert in np.nonzero(expert_map >= 0)[0]
+        }
+    assert worker._around_move(lambda *_: "moved", SimpleNamespace(layer_id=-1), []) == "moved"
+
+
+def test_a_policy_that_has_no_plan_is_refused_before_weights_are_read(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    settings = Settings(dynamic=True, num_redundant_experts=REDUNDANT, layout="ring", policy="deepseek")
+    _, workers = make_world(monkeypatch, RANKS, settings)
+
+    def refuse(*given: object) -> None:
+        assert given[0] == "deepseek"
+        raise EplbConfigError
+
+    monkeypatch.setattr(ascend_v1, "check_policy", refuse)
+    with pytest.raises(EplbConfigError):
+        build(workers[0], eplb(dynamic_eplb=True, num_redundant_experts=REDUNDANT), 0, RANKS, LAYERS)
+
+
 # Copies
 
 
 def test_copies_whose_bytes_differ_are_refused_even_where_no_checkpoint_was_read(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    settings = Settings(dynamic=True, num_redundant_experts=REDUNDANT, layout="ring")
+    settings = Settings(dynamic=True, policy="vllm", num_redundant_experts=REDUNDANT, layout="ring")
     world, workers = make_world(monkeypatch, RANKS, settings)
 
     def one(rank: int) -> Untyped:
@@ -478,7 +540,9 @@ def test_copies_whose_bytes_differ_are_refused_even_where_no_checkpoint_was_read
 
 
 def test_dummy_weights_are_not_compared(monkeypatch: pytest.MonkeyPatch) -> None:
-    world, workers = make_world(monkeypatch, RANKS, Settings(dynamic=True, num_redundant_experts=REDUNDANT))
+    world, workers = make_world(
+        monkeypatch, RANKS, Settings(dynamic=True, policy="vllm", num_redundant_experts=REDUNDANT)
+    )
 
     def one(rank: int) -> Untyped:
         worker = workers[rank]

@@ -146,6 +146,8 @@ def test_the_users_own_options_are_read_as_if_given_here() -> None:
         num_redundant_experts=4,
         window_size=20,
         load_collection_phase="decode",
+        # A type of vllm-ascend's asks for its planner.
+        policy="vllm",
     )
     # The same twice is no contradiction, and what is the plugin's alone stays.
     assert join_given(Settings(step_interval=900, dynamic=True), {"eplb_config": given}) == Settings(
@@ -155,6 +157,7 @@ def test_the_users_own_options_are_read_as_if_given_here() -> None:
         window_size=20,
         step_interval=900,
         load_collection_phase="decode",
+        policy="vllm",
     )
     for nothing in (None, {}, {"eplb_config": None}, {"eplb_config": {"expert_map_path": ""}}):
         assert join_given(Settings(layout="ring"), nothing) == Settings(layout="ring")
@@ -238,15 +241,15 @@ def test_the_plugins_options_are_laid_over_the_users() -> None:
     [
         ({"layout": "round_robin"}, "^layout is given; expected none of them beside vllm-ascend"),
         ({"layout": "append", "num_redundant_experts": 4, "dynamic": True}, "^layout is given.*: ring"),
-        ({"policy": "deepseek"}, "^policy is given"),
-        ({"policy": "vllm"}, "^policy is given"),
+        ({"policy": "vllm", "max_layers": 4}, "^max_layers is 4, where vllm-ascend plans by its own policy"),
+        ({"policy": "vllm", "min_gain": 0}, "^min_gain is 0.0, where vllm-ascend plans by its own policy"),
         ({"replica_choice": "static"}, "^replica_choice is given"),
         # Even what is the default elsewhere: here it is not what happens.
         ({"replica_choice": "rank_offset"}, "^replica_choice is given"),
         ({"replica_weights_path": "w.npy"}, "^replica_choice is given"),
         ({"log_balancedness": False}, "^log_balancedness is given"),
         ({"log_balancedness_interval": 5}, "^log_balancedness_interval is given"),
-        ({"policy": "deepseek", "layout": "round_robin"}, "^layout, policy are given"),
+        ({"replica_choice": "static", "layout": "round_robin"}, "^layout, replica_choice are given"),
         ({"record_path": "load.npz"}, "record_path is load.npz; expected none .*expert_map_record_path"),
         # It has them with dynamic EPLB or from a map file only; the log would speak of copies that are not there.
         ({"num_redundant_experts": 4, "dynamic": False}, "^num_redundant_experts is 4 without a map"),
@@ -255,6 +258,22 @@ def test_the_plugins_options_are_laid_over_the_users() -> None:
 def test_options_without_a_counterpart_are_refused(settings: dict[str, Any], message: str) -> None:
     with pytest.raises(EplbConfigError, match=message):
         options(settings)
+
+
+@pytest.mark.parametrize("policy", [None, "balanced", "deepseek"])
+def test_what_decides_a_plan_of_ours_is_taken_and_not_handed_on(policy: str | None) -> None:
+    asked = {"dynamic": True, "policy": policy, "max_layers": 3, "min_gain": 0.1}
+    assert options(asked) == options({"dynamic": True})
+
+
+def test_a_policy_is_asked_for_in_one_place() -> None:
+    theirs = {"eplb_config": {"eplb_policy_type": 2}}
+    assert join_given(Settings(policy="vllm"), theirs).policy == "vllm"
+    assert join_given(Settings(), {"eplb_config": {"eplb_policy_type": None}}).policy is None
+    with pytest.raises(
+        EplbConfigError, match="policy is 'balanced' in expert_maps, and eplb_policy_type is 2"
+    ):
+        join_given(Settings(policy="balanced"), theirs)
 
 
 def test_a_layout_with_copies_is_the_releases() -> None:

@@ -163,7 +163,7 @@ def test_the_users_own_options_are_described_and_compared(
     own = {"expert_maps": {}, "eplb_config": {"expert_map_path": map_file, "eplb_policy_type": 2}}
     with caplog.at_level(logging.INFO, logger="vllm.ascend_moe"):
         config = configure(own)
-    asked = configure({"expert_maps": {"expert_map_path": map_file}})
+    asked = configure({"expert_maps": {"expert_map_path": map_file, "policy": "vllm"}})
     assert read_resolved(config, {}).digest == read_resolved(asked, {}).digest
     assert read_resolved(config, {}).settings == read_resolved(asked, {}).settings
     assert f"placement {map_file} (4 redundant, static)" in caplog.text
@@ -247,7 +247,7 @@ def test_what_would_be_served_wrongly_is_refused(map_file: str, configure: Calla
     refuse(configure, "not linear, on a A2 with 4 processes", asked, on="A2")
     refuse(configure, "--enable-eplb is given beside vllm-ascend", {}, enable_eplb=True)
     refuse(configure, "on a model that is not quantised", asked, release="0.18.0")
-    hangs = {"dynamic": True, "num_redundant_experts": 8}
+    hangs = {"dynamic": True, "num_redundant_experts": 8, "policy": "vllm"}
     refuse(configure, "8 redundant experts on 4 ranks", hangs, release="0.22.1rc1")
     # The user's own options count as the plugin's.
     own = {"expert_maps": {}, "eplb_config": asked}

@@ -22,7 +22,10 @@ SIZES = {TINY_MOE: (4, 16), TINY_DEEPSEEK: (3, 16)}
 REDUNDANT = 4
 MUTANTS = ("log2phy", "neighbour", "layer_shift")
 # A cycle of vllm-ascend: steps of load, steps to plan, a step a layer.
-_DYNAMIC = {"dynamic": True, "window_size": 3, "step_interval": 9}
+# So few tokens never pay for a move.
+_DYNAMIC = {"dynamic": True, "window_size": 3, "step_interval": 9, "min_gain": 0}
+# By vllm-ascend's own policy.
+_THEIRS = {"dynamic": True, "window_size": 3, "step_interval": 9, "policy": "vllm"}
 Expected = Literal["right", "refused", "ends"]
 
 
@@ -183,7 +186,20 @@ def _dynamic_cases(folder: Path, start: Path, redundant: int, *, every: bool) ->
         return cases
     return [
         *cases,
-        Case("dynamic without copies", TINY_MOE, "A2", config={"expert_maps": dict(_DYNAMIC)}, moves=True),
+        Case(
+            "dynamic without copies",
+            TINY_MOE,
+            "A2",
+            config={"expert_maps": {**_DYNAMIC, "max_moves": 4, "max_layers": 2}},
+            moves=True,
+        ),
+        Case(
+            "dynamic from a map, by vllm-ascend's policy",
+            TINY_MOE,
+            "A3",
+            config={"expert_maps": {"expert_map_path": str(start), **_THEIRS}},
+            moves=True,
+        ),
         # U3: vllm-ascend's EPLB process is there when the weights turn out to be broken.
         Case(
             "dynamic, a worker fails while loading",

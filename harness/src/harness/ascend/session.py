@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 # Engines at a time: each keeps a core busy and a half, and waits for its ranks in between.
 AT_ONCE = 3
-_ROUNDS_TO_MOVE = 3
+_ROUNDS_TO_MOVE = 2
 
 
 class SessionError(RuntimeError):

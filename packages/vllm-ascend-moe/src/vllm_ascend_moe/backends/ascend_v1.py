@@ -18,13 +18,15 @@ from vllm_ascend_moe import releases
 from vllm_ascend_moe._log import logger
 from vllm_ascend_moe.backends.ascend.answers import Answer, Question, answer
 from vllm_ascend_moe.backends.ascend.model import AskedModel, Rows, initialize_hooks, rows_of
+from vllm_ascend_moe.backends.ascend.planning import Planner, planner_for
 from vllm_ascend_moe.backends.ascend.process import around_manager, around_worker_process
 from vllm_ascend_moe.backends.ascend.proof import Proof
 from vllm_ascend_moe.backends.eplb_hooks import around_initialize_model
 from vllm_ascend_moe.backends.interface import Backend
+from vllm_ascend_moe.backends.policy import check_policy
 from vllm_ascend_moe.core.activation import vllm_version
 from vllm_ascend_moe.core.session import State, loading_session
-from vllm_ascend_moe.core.settings import describe
+from vllm_ascend_moe.core.settings import VLLM_POLICY, describe
 from vllm_ascend_moe.eplb import EplbConfigError
 from vllm_ascend_moe.hooks import table, wrapping
 
@@ -55,6 +57,8 @@ class AscendV1(Backend):
         self._draft: AskedModel | None = None
         # The main model's, once it is loaded.
         self._proof: Proof | None = None
+        # Once vllm-ascend's EPLB has been warmed up, where it is not vllm-ascend that plans.
+        self._planner: Planner | None = None
 
     @property
     def is_placed(self) -> bool:
@@ -70,6 +74,7 @@ class AscendV1(Backend):
             table.INITIALIZE_MODEL_UTIL,
             table.EP_GROUP,
             table.PP_GROUP,
+            table.NODE_COUNT,
         )
         wrapping.check_hooks((*table.BESIDE_ASCEND, *asks, *called))
         self._forget_engine()
@@ -79,6 +84,8 @@ class AscendV1(Backend):
         wrapping.wrap(table.MOVE_EXPERTS, self._around_move)
         wrapping.wrap(table.EPLB_PROCESS, around_worker_process)
         wrapping.wrap(table.EPLB_MANAGER, around_manager)
+        if self._plans:
+            wrapping.wrap(table.EPLB_WARM_UP, self._around_warm_up)
         for hook in initialize_hooks():
             wrapping.wrap(hook, around_initialize_model)
 
@@ -145,14 +152,23 @@ class AscendV1(Backend):
             self._draft = made
             return model
         self._main = made
-        first, count, total = self.session.ranks.stage(len(made.layers))
-        source = self.session.source
+        session = self.session
+        first, count, total = session.ranks.stage(len(made.layers))
+        source = session.source
         assert source is not None
         # A map with a layer too few or too many is refused here, before the weights are read.
         source.layers(first, count, total)
         if first and source.is_file:
             made.take_rows(first)
         made.first = first
+        if self._plans:
+            check_policy(
+                session.settings.policy,
+                source.layers(first, count, total),
+                self._num_groups,
+                session.ranks.num_nodes,
+                session.settings.max_moves,
+            )
         return model
 
     def finish_loading(self) -> None:
@@ -173,11 +189,38 @@ class AscendV1(Backend):
 
     def _around_move(self, original: Callable[..., Any], mover: Any, *args: Any, **kwargs: Any) -> Any:
         """Compare a layer's slots once vllm-ascend has moved its experts and committed its maps."""
+        if self._plans and self._planner is None:
+            msg = f"experts are moved, but {table.EPLB_WARM_UP} was never called, so that vllm-ascend has planned"
+            raise wrapping.UpstreamError(msg)
         moved = mover.layer_id
         result = original(mover, *args, **kwargs)
         if moved == -1 or mover.layer_id != -1 or self._proof is None:
             return result  # nothing was due
-        self.session.rearrangements += self._proof.compare_moved(mover.eplb_adaptor, moved)
+        is_last = self._proof.compare_moved(mover.eplb_adaptor, moved)
+        # A plan that is the present placement is no rearrangement.
+        self.session.rearrangements += is_last and (self._planner is None or self._planner.moves)
+        return result
+
+    @property
+    def _plans(self) -> bool:
+        """Whether this project's planner plans, and not vllm-ascend's."""
+        settings = self.session.settings
+        return bool(settings.dynamic) and settings.policy != VLLM_POLICY
+
+    @property
+    def _num_groups(self) -> int:
+        """The router's expert groups, as the model's configuration names them."""
+        return int(getattr(self.session.config.model_config.hf_text_config, "n_group", None) or 1)
+
+    def _around_warm_up(self, original: Callable[..., Any], updator: Any) -> Any:
+        """Once vllm-ascend's runner and its process know each other: plan in the process's place."""
+        result = original(updator)
+        made, source = self._main, self.session.source
+        assert made is not None
+        assert source is not None
+        placement = source.layers(*self.session.ranks.stage(len(made.layers)))
+        planner = planner_for(self.session, updator, placement, made.tp_sizes(), self._num_groups)
+        updator.eplb_process.planner_q = updator.eplb_process.block_update_q = self._planner = planner
         return result
 
     def report(self, *, checksums: bool) -> dict[str, Any]:

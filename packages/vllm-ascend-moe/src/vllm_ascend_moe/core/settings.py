@@ -87,8 +87,8 @@ class Settings(_Options):
             experts and ``ring`` with them, beside vllm-ascend the release's own.
         num_redundant_experts: redundant experts of a layer, over all ranks; None for the map file's, or 0.
         dynamic: whether experts are moved while serving; None for whether vLLM's ``--enable-eplb`` is given.
-        policy: how a dynamic placement is planned: a policy of expert-maps, or ``vllm`` for vLLM's own; None
-            for expert-maps' default.
+        policy: how a dynamic placement is planned: a policy of expert-maps, or ``vllm`` for vLLM's own, beside
+            vllm-ascend its own; None for expert-maps' default.
         max_moves: slots of a layer that one rearrangement may change, with the policy ``balanced``; None for any
             number.
         max_layers: most layers that one rearrangement moves, those in which it saves most; None for any number.

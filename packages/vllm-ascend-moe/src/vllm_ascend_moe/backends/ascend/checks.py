@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from vllm_ascend_moe.core.settings import read_flag
+from vllm_ascend_moe.backends.ascend.options import POLICY_TYPE
+from vllm_ascend_moe.core.settings import VLLM_POLICY, read_flag
 from vllm_ascend_moe.eplb import EplbConfigError
 from vllm_ascend_moe.hooks import wrapping
 from vllm_ascend_moe.releases import RELEASES
@@ -24,7 +25,6 @@ if TYPE_CHECKING:
 
 _RUNNER = "VLLM_USE_V2_MODEL_RUNNER"
 _CHIPS = ("A2", "A3", "A5", "310P")
-_POLICY = "eplb_policy_type"
 
 
 @dataclass(frozen=True)
@@ -139,8 +139,8 @@ def check_served(
             "fails: take a later vllm-ascend, or a placement without redundant experts"
         )
         raise EplbConfigError(msg)
-    if settings.dynamic:
-        _check_policy(source, release, given.get(_POLICY))
+    if settings.dynamic and settings.policy == VLLM_POLICY:
+        _check_policy(source, release, given.get(POLICY_TYPE))
 
 
 def _check_order(source: PlacementSource, release: Release) -> None:
@@ -178,11 +178,11 @@ def _check_policy(source: PlacementSource, release: Release, policy: object) -> 
     if policy not in release.one_copy_policies or redundant <= ep_size:
         return
     others = sorted({1, 2} - set(release.one_copy_policies))
-    way = f", or {_POLICY} {others[0]} in eplb_config of the additional config" if others else ""
+    way = f", or {POLICY_TYPE} {others[0]} in eplb_config of the additional config" if others else ""
     msg = (
-        f"{source.name} has {redundant} redundant experts on {ep_size} ranks; expected at most {ep_size} with {_POLICY} "
+        f"{source.name} has {redundant} redundant experts on {ep_size} ranks; expected at most {ep_size} with {POLICY_TYPE} "
         f"{policy} of vllm-ascend {release.vllm_ascend}: its process fails at more, and the server then waits for it "
-        f"for ever. Take fewer{way}"
+        f"for ever. Take fewer{way}, or leave the plan to expert-maps (no {POLICY_TYPE}, no policy {VLLM_POLICY!r})"
     )
     raise EplbConfigError(msg)
 

@@ -58,6 +58,10 @@ class AskedModel:
             layer.write(maps)
             self._asked[index] = (question, rows_of(maps))
 
+    def tp_sizes(self) -> list[int]:
+        """Return by which tensor-parallel size each layer chooses among copies."""
+        return [question.sizes.tp_size for question, _ in self._asked]
+
     def wanted(self, index: int) -> Rows | None:
         """Return the expert in each slot of each rank, as the placement has it; None without expert parallelism."""
         return self._asked[index][1]

@@ -10,7 +10,7 @@ import sys
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from vllm_ascend_moe.core.settings import Settings, read_settings
+from vllm_ascend_moe.core.settings import VLLM_POLICY, Settings, read_settings
 from vllm_ascend_moe.eplb import EplbConfigError
 
 if TYPE_CHECKING:
@@ -32,6 +32,8 @@ _COUNTERPARTS = {
 }
 _INTERVAL = "algorithm_execution_interval"
 _RECORDS = "expert_map_record_path"
+# By which policy vllm-ascend plans.
+POLICY_TYPE = "eplb_policy_type"
 
 
 def given_options(additional_config: object) -> dict[str, Any]:
@@ -74,6 +76,14 @@ def join_given(settings: Settings, additional_config: object) -> Settings:
     if given.get(_RECORDS):
         # vllm-ascend records by its dynamic EPLB, whatever is said of that.
         changes["dynamic"] = True
+    if given.get(POLICY_TYPE) is not None:
+        if settings.policy not in {None, VLLM_POLICY}:
+            msg = (
+                f"policy is {settings.policy!r} in expert_maps, and {POLICY_TYPE} is {given[POLICY_TYPE]!r} in "
+                f"{EPLB_CONFIG}; expected one of them: the first plans by expert-maps, the second by vllm-ascend"
+            )
+            raise EplbConfigError(msg)
+        changes["policy"] = VLLM_POLICY
     if settings.step_interval is not None and given.get(_INTERVAL) is not None:
         msg = (
             f"step_interval is {settings.step_interval} in expert_maps, and {_INTERVAL} is {given[_INTERVAL]!r} in "
@@ -100,12 +110,16 @@ def check_options(settings: Settings, release: Release) -> None:
         EplbConfigError: see above.
     """
     layouts = {release.layout} if settings.num_redundant_experts else {"linear", "ring", "append"}
+    own = {"max_moves": settings.max_moves, "max_layers": settings.max_layers, "min_gain": settings.min_gain}
+    for name, value in own.items() if settings.policy == VLLM_POLICY else ():
+        if value is not None:
+            msg = (
+                f"{name} is {value}, where vllm-ascend plans by its own policy; expected it with a policy of expert-maps: "
+                f"leave out policy {VLLM_POLICY!r} and {POLICY_TYPE}"
+            )
+            raise EplbConfigError(msg)
     without = {
         "layout": settings.layout not in {None, *layouts},
-        "policy": settings.policy is not None,
-        "max_moves": settings.max_moves is not None,
-        "max_layers": settings.max_layers is not None,
-        "min_gain": settings.min_gain is not None,
         "replica_choice": settings.choice != "rank_offset" or settings.replica_choice is not None,
         "log_balancedness": settings.log_balancedness is not None,
         "log_balancedness_interval": settings.log_balancedness_interval is not None,
@@ -114,8 +128,8 @@ def check_options(settings: Settings, release: Release) -> None:
     if unknown:
         msg = (
             f"{', '.join(unknown)} {'is' if len(unknown) == 1 else 'are'} given; expected none of them beside "
-            "vllm-ascend, whose layer chooses copies and plans by itself (its options: eplb_config in the "
-            f"additional config; its layout with redundant experts: {release.layout})"
+            "vllm-ascend, whose layer chooses copies by itself (its options: eplb_config in the additional config; its "
+            f"layout with redundant experts: {release.layout})"
         )
         raise EplbConfigError(msg)
     if settings.expert_map_path is None and settings.num_redundant_experts and not settings.dynamic:
@@ -212,6 +226,8 @@ def forget_engine() -> None:
 
 
 __all__ = [
+    "EPLB_CONFIG",
+    "POLICY_TYPE",
     "ascend_options",
     "check_options",
     "forget_engine",

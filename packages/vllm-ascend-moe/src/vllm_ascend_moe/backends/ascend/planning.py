@@ -1,0 +1,197 @@
+# SPDX-FileCopyrightText: The expert-maps authors
+# SPDX-License-Identifier: Apache-2.0
+"""This project's planner in vllm-ascend's dynamic EPLB, in place of the process in which that plans.
+
+vllm-ascend has such a process beside every worker, and each of them plans for itself: two seconds of Python for a large
+model, and nothing compares what they find. A plan of ours takes milliseconds, so one worker makes it where all of them
+wait for the answer, and tells it to the others. The process is started all the same, and is never asked.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+
+from expert_maps import Placement
+from vllm_ascend_moe.backends.policy import OnePlan, make_policy
+from vllm_ascend_moe.core.gain import MoveRule, tokens_per_slot
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from numpy.typing import NDArray
+
+    from vllm_ascend_moe.core.session import Session
+
+# What vllm-ascend does with one layer: (rank, expert) to send, (rank, expert) to receive, this rank's expert map and
+# log2phy, the layer's index.
+Task = tuple["list[tuple[int, int]]", "list[tuple[int, int]]", "NDArray[np.int32]", "NDArray[np.int32]", int]
+
+
+class Planner:
+    """Stands for both queues between vllm-ascend's runner and its process: what is put wakes, what is got is the plan."""
+
+    def __init__(
+        self,
+        plan: OnePlan,
+        placement: Placement,
+        read_load: Callable[[], torch.Tensor],
+        *,
+        ep_rank: int,
+        num_groups: int,
+        num_nodes: int,
+        tp_sizes: list[int],
+        record: Callable[[torch.Tensor], None] | None = None,
+    ) -> None:
+        """Start from the placement that is served.
+
+        Args:
+            plan: makes or gets the plan.
+            placement: of this stage's layers.
+            read_load: returns the tokens of every slot, int [L, R, slots of a rank], as vllm-ascend has gathered them.
+            ep_rank: this rank.
+            num_groups: the router's expert groups.
+            num_nodes: servers.
+            tp_sizes: by which each layer chooses among copies, see `Placement.log2phy`.
+            record: takes the planned maps, int32 [L, R, E], where vllm-ascend writes them to a file and moves nothing;
+                None where it moves.
+        """
+        self.placement = placement
+        self._plan = plan
+        self._read_load = read_load
+        self._ep_rank = ep_rank
+        self._num_groups, self._num_nodes = num_groups, num_nodes
+        self._tp_sizes = tp_sizes
+        self._record = record
+
+    @property
+    def moves(self) -> bool:
+        """Whether the last plan moves anything."""
+        return self._plan.moves
+
+    def put(self, _: object) -> None:
+        """Wake nobody: the load lies where it is read."""
+
+    def get(self) -> list[Task]:
+        """Return what is to be done in every layer; nothing is moved in one that stays as it is."""
+        old = self.placement
+        rows = self._plan.rebalance_experts(
+            torch.from_numpy(self._load()),
+            old.num_physical_experts,
+            self._num_groups,
+            self._num_nodes,
+            old.ep_size,
+            torch.from_numpy(old.physical_to_logical.astype(np.int64)),
+        )
+        new = Placement(rows.numpy(), old.ep_size, num_logical_experts=old.num_logical_experts)
+        maps = new.global_expert_map()
+        sent, received = transfers(old.global_expert_map(), maps, self._ep_rank)
+        if self._record is None:
+            self.placement = new
+        else:
+            self._record(torch.from_numpy(maps))
+        return [
+            (
+                sent[layer],
+                received[layer],
+                maps[layer, self._ep_rank],
+                new.log2phy(layer, self._ep_rank, tp_size=tp_size),
+                layer,
+            )
+            for layer, tp_size in enumerate(self._tp_sizes)
+        ]
+
+    def _load(self) -> NDArray[np.int64]:
+        """Return the load of every logical expert, [L, E]."""
+        rows = self.placement.physical_to_logical
+        load = self._read_load().reshape(rows.shape).numpy()
+        total = np.zeros((len(rows), self.placement.num_logical_experts), dtype=np.int64)
+        np.add.at(total, (np.arange(len(rows))[:, None], rows), load)
+        return total
+
+
+def transfers(
+    old: NDArray[np.int32], new: NDArray[np.int32], ep_rank: int
+) -> tuple[list[list[tuple[int, int]]], list[list[tuple[int, int]]]]:
+    """Return what one rank sends and receives, layer by layer.
+
+    A rank receives each expert that it did not hold. Of those that held it, the receivers take one after the other.
+    Messages between two ranks are in the same order in both lists.
+
+    Args:
+        old: [L, R, E], logical expert → local slot, −1 where absent.
+        new: as old.
+        ep_rank: the rank.
+
+    Returns:
+        (rank, expert) to send to, and (rank, expert) to receive from; a list for each layer.
+    """
+    held = old >= 0
+    layers, receivers, experts = np.nonzero(~held & (new >= 0))
+    holders = held[layers, :, experts]
+    # The first receiver of an expert takes its first holder, and so on in turn.
+    turn = np.cumsum(~held & (new >= 0), axis=1)[layers, receivers, experts] - 1
+    wanted = turn % holders.sum(axis=1)
+    senders = (holders & (np.cumsum(holders, axis=1) == wanted[:, None] + 1)).argmax(axis=1)
+    sent: list[list[tuple[int, int]]] = [[] for _ in old]
+    received: list[list[tuple[int, int]]] = [[] for _ in old]
+    own = (senders == ep_rank) | (receivers == ep_rank)
+    for layer, sender, receiver, expert in zip(
+        *(part[own].tolist() for part in (layers, senders, receivers, experts)), strict=True
+    ):
+        if sender == ep_rank:
+            sent[layer].append((receiver, expert))
+        else:
+            received[layer].append((sender, expert))
+    return sent, received
+
+
+def planner_for(
+    session: Session, updator: Any, placement: Placement, tp_sizes: list[int], num_groups: int
+) -> Planner:
+    """Return the planner that the settings ask for.
+
+    Args:
+        session: the engine's.
+        updator: vllm-ascend's, warmed up.
+        placement: of this stage's layers, as they are served.
+        tp_sizes: see `Planner`.
+        num_groups: the router's expert groups.
+    """
+    settings, ranks = session.settings, session.ranks
+    window, layers = int(updator.expert_heat_collection_interval), placement.num_layers
+    slot = next(iter(updator.adaptor.expert_param_per_layer.values()))[0]
+    parameters = sum(tensor.numel() for tensor in slot)
+    records = updator.expert_map_record_path is not None
+    rule = MoveRule(
+        # What is not moved costs nothing.
+        0.0 if records and settings.min_gain is None else settings.min_gain,
+        settings.max_layers,
+        tokens_per_slot("npu", sum(tensor.numel() * tensor.element_size() for tensor in slot), parameters),
+        (window + int(updator.algorithm_execution_interval) + layers) / window,
+    )
+    plan = OnePlan(make_policy(settings.policy, settings.max_moves), rule, updator.comm_group.cpu_group)
+    shared = updator.shared_dict
+
+    def read_load() -> torch.Tensor:
+        load: torch.Tensor = shared["moe_load"]
+        return load
+
+    def record(maps: torch.Tensor) -> None:
+        shared["expert_maps"] = maps
+
+    return Planner(
+        plan,
+        placement,
+        read_load,
+        ep_rank=ranks.ep_rank,
+        num_groups=num_groups,
+        num_nodes=ranks.num_nodes,
+        tp_sizes=tp_sizes,
+        record=record if records else None,
+    )
+
+
+__all__ = ["Planner", "planner_for", "transfers"]
