@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 
 from expert_maps import Placement, generate_placement
 from vllm_ascend_moe.backends.ascend.planning import Planner, planner_for, transfers
-from vllm_ascend_moe.backends.policy import OnePlan
+from vllm_ascend_moe.backends.one_plan import OnePlan
 from vllm_ascend_moe.core.gain import MoveRule
 from vllm_ascend_moe.core.settings import Settings
 
@@ -76,13 +76,43 @@ def planner(
     )
 
 
+def answer(one: Planner) -> list[Any]:
+    """Ask as vllm-ascend's runner does."""
+    one.put(1)
+    return one.get()
+
+
+def test_without_being_woken_nothing_moves() -> None:
+    one = planner(shuffled(1), Told(shuffled(2).physical_to_logical), 0)
+    assert [task[:2] for task in one.get()] == [([], [])] * LAYERS
+    answer(one)
+    assert one.moves
+    # A proposal is told once.
+    one.get()
+    assert not one.moves
+
+
+def test_the_load_is_read_while_others_serve_and_its_failure_is_no_plan(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    one = planner(shuffled(1), Told(shuffled(2).physical_to_logical), 0)
+
+    def fail() -> torch.Tensor:
+        raise EOFError
+
+    one._read_load = fail
+    answer(one)
+    assert not one.moves
+    assert "no plan could be made" in caplog.text
+
+
 @given(st.integers(0, 10_000), st.integers(0, 10_000))
 def test_after_the_transfers_every_slot_holds_its_expert(first: int, second: int) -> None:
     before = shuffled(first)
     # As a plan is: an expert that stays on its rank keeps its slot.
     after = kept(shuffled(second), before)
     planners = [planner(before, Told(after.physical_to_logical), rank) for rank in range(RANKS)]
-    tasks = [one.get() for one in planners]
+    tasks = [answer(one) for one in planners]
     width = SLOTS // RANKS
     for layer in range(LAYERS):
         held = before.physical_to_logical[layer].reshape(RANKS, width)
@@ -135,8 +165,7 @@ def test_load_by_slot_is_added_up_by_expert_and_the_next_plan_starts_from_this_o
     told = Told(after.physical_to_logical)
     one = planner(before, told, 0, load)
     for placement in (before, after):
-        one.put(1)
-        one.get()
+        answer(one)
         wanted = np.zeros((LAYERS, EXPERTS), dtype=np.int64)
         for layer in range(LAYERS):
             for slot, expert in enumerate(placement.physical_to_logical[layer]):
@@ -149,7 +178,7 @@ def test_load_by_slot_is_added_up_by_expert_and_the_next_plan_starts_from_this_o
 def test_without_a_plan_nothing_moves_and_it_is_said(rows: object, caplog: pytest.LogCaptureFixture) -> None:
     before = shuffled(3)
     one = planner(before, Told(rows), 2)
-    tasks = one.get()
+    tasks = answer(one)
     assert [task[:2] for task in tasks] == [([], [])] * LAYERS
     assert np.array_equal(tasks[0][2], before.global_expert_map(0)[2])
     assert not one.moves
@@ -161,7 +190,7 @@ def test_where_a_map_is_recorded_the_plan_is_told_and_does_not_become_the_presen
     before, after = shuffled(4), shuffled(5)
     told: list[torch.Tensor] = []
     one = planner(before, Told(after.physical_to_logical), 0, record=told.append)
-    one.get()
+    answer(one)
     assert np.array_equal(told[0].numpy(), after.global_expert_map())
     assert one.placement == before
 
@@ -204,5 +233,5 @@ def test_the_settings_and_the_cycle_decide_what_pays(
     # A cycle counts for 10 steps, plans for 27 and moves a layer a step.
     assert rule.windows == (10 + 27 + LAYERS) / 10
     assert rule.slot_tokens == pytest.approx((32 * 2 + 8 * 4) / 2.5e10 * 3e14 / (2 * 40))
-    one.get()
+    answer(one)
     assert ("expert_maps" in updator.shared_dict) is records

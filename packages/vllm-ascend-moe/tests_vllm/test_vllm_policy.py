@@ -23,7 +23,8 @@ from expert_maps import (
     generate_placement,
     plan,
 )
-from vllm_ascend_moe.backends.policy import OnePlan, keep_slots, make_policy
+from vllm_ascend_moe.backends.one_plan import OnePlan
+from vllm_ascend_moe.backends.policy import keep_slots, make_policy
 from vllm_ascend_moe.core.gain import MoveRule
 
 if TYPE_CHECKING:

@@ -1,6 +1,6 @@
 # SPDX-FileCopyrightText: The expert-maps authors
 # SPDX-License-Identifier: Apache-2.0
-"""vLLM's own CPU experts, for a rank that holds some of them. Importing this module loads vLLM.
+"""How vLLM's own CPU experts serve a rank that holds some of them; `vllm_cpu` chooses which experts do. Loads vLLM.
 
 They know of no other ranks: an id that is not theirs would be read past their weights. So each token's experts that are
 here are handed to them as a row of one expert each. Their weights are packed expert by expert, so that a slot's packed

@@ -1,10 +1,10 @@
 # SPDX-FileCopyrightText: The expert-maps authors
 # SPDX-License-Identifier: Apache-2.0
-"""The planner as vLLM's balancing policy, the check at the start that it will find a plan, and one plan for all ranks."""
+"""The planner as vLLM's balancing policy, and the check at the start that it will find a plan; `one_plan` calls it."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -12,15 +12,11 @@ import torch
 from expert_maps import LayoutError, Placement, PlacementError, plan
 from expert_maps._library import load_library
 from expert_maps.policies import DEFAULT_POLICY
-from vllm_ascend_moe._log import logger
 from vllm_ascend_moe.eplb import EplbConfigError
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
-    from torch.distributed import ProcessGroup
     from vllm.distributed.eplb.policy import AbstractEplbPolicy
-
-    from vllm_ascend_moe.core.gain import MoveRule
 
 
 def check_policy(
@@ -129,82 +125,6 @@ def make_policy(name: str | None = None, max_moves: int | None = None) -> type[A
             return torch.from_numpy(rows.astype(np.int64))
 
     return ExpertMapsPolicy
-
-
-class OnePlan:
-    """In place of a policy of vLLM's: one rank plans and all take its plan, or all keep the present placement.
-
-    vLLM lets every rank plan for itself. Where one fails, or finds something else, ranks would move weights to different
-    placements.
-
-    Attributes:
-        moves: whether the last plan moves anything.
-    """
-
-    def __init__(self, planner: Any, rule: MoveRule, group: ProcessGroup | None) -> None:
-        """Plan by another policy.
-
-        Args:
-            planner: a policy of vLLM's.
-            rule: which layers of its plans are moved.
-            group: of processes on the CPU, used by nothing else at the same time; None for a single rank.
-        """
-        self.moves = False
-        self._planner = planner
-        self._rule = rule
-        self._group = group
-        self._has_said = False
-
-    def rebalance_experts(
-        self,
-        weight: torch.Tensor,
-        num_replicas: int,
-        num_groups: int,
-        num_nodes: int,
-        num_ranks: int,
-        old_global_expert_indices: torch.Tensor,
-    ) -> torch.Tensor:
-        """Plan as vLLM asks for it; see `AbstractEplbPolicy`.
-
-        Returns:
-            physical_to_logical, int64 [L, P], on the CPU; the present one where no plan could be made.
-        """
-        old = old_global_expert_indices.cpu().long()
-        rows = old.clone()
-        if self._group is None or torch.distributed.get_rank(self._group) == 0:
-            try:
-                found = self._planner.rebalance_experts(
-                    weight, num_replicas, num_groups, num_nodes, num_ranks, old_global_expert_indices
-                )
-                rows = self._select(found.cpu(), old, weight, num_ranks)
-            except Exception as error:  # noqa: BLE001 - whatever it is, the other ranks wait for an answer
-                message = "no plan could be made, so that the placement stays as it is on all ranks: %s: %s"
-                logger.error(message, type(error).__name__, error)
-                logger.debug("where it failed", exc_info=True)
-        if self._group is not None:
-            torch.distributed.broadcast(rows, torch.distributed.get_global_rank(self._group, 0), self._group)
-        self.moves = not torch.equal(rows, old)
-        return rows
-
-    def _select(
-        self, found: torch.Tensor, old: torch.Tensor, weight: torch.Tensor, num_ranks: int
-    ) -> torch.Tensor:
-        num_experts = weight.shape[1]
-        if found.shape != old.shape:
-            msg = f"the plan is {list(found.shape)}; expected {list(old.shape)}, as the present placement is"
-            raise LayoutError(msg)
-        before, after = (
-            # vLLM's own policy may put an expert twice on a rank.
-            Placement(rows.numpy(), num_ranks, num_logical_experts=num_experts, allow_duplicates=True)
-            for rows in (old, found)
-        )
-        selection = self._rule.select(before, after, weight.cpu().numpy())
-        if selection.reason is None:
-            self._has_said = False
-        elif not self._has_said:
-            self._has_said = True
-            logger.info("nothing is moved: %s; said once", selection.reason)
-        return torch.from_numpy(selection.physical_to_logical.astype(np.int64))
 
 
 def _as_placement(

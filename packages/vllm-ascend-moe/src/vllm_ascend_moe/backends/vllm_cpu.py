@@ -1,6 +1,6 @@
 # SPDX-FileCopyrightText: The expert-maps authors
 # SPDX-License-Identifier: Apache-2.0
-"""Expert parallelism and EPLB on a CPU, by the router that runs on Ascend and vLLM's own experts.
+"""Expert parallelism and EPLB on a CPU, by the router that runs on Ascend and vLLM's own experts, int8 by the Ascend experts.
 
 vLLM's CPU build has neither: its experts ignore the expert map (and read past their weights), its router
 neither maps nor records, its model runner never makes an EPLB state, and its communicator lacks what data

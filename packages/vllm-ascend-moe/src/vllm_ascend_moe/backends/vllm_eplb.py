@@ -18,7 +18,8 @@ from vllm_ascend_moe._log import logger
 from vllm_ascend_moe.backends import moving, rules
 from vllm_ascend_moe.backends.eplb_hooks import EPLB_HOOKS
 from vllm_ascend_moe.backends.interface import Backend
-from vllm_ascend_moe.backends.policy import OnePlan, check_policy, make_policy
+from vllm_ascend_moe.backends.one_plan import OnePlan
+from vllm_ascend_moe.backends.policy import check_policy, make_policy
 from vllm_ascend_moe.core.agreement import require_agreement
 from vllm_ascend_moe.core.session import State
 from vllm_ascend_moe.core.settings import VLLM_POLICY, describe

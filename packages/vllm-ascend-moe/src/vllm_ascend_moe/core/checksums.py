@@ -1,6 +1,9 @@
 # SPDX-FileCopyrightText: The expert-maps authors
 # SPDX-License-Identifier: Apache-2.0
-"""Checksums of expert weights, by slot: whether a slot holds the bytes of the expert that it should."""
+"""Checksums of expert weights, by slot: whether a slot holds the bytes of the expert that it should.
+
+`checksum` depends on the order of the bytes; `content_sum`, by which loading beside vllm-ascend is watched, does not.
+"""
 
 from __future__ import annotations
 

@@ -2,24 +2,27 @@
 # SPDX-License-Identifier: Apache-2.0
 """This project's planner in vllm-ascend's dynamic EPLB, in place of the process in which that plans.
 
-vllm-ascend has such a process beside every worker, and each of them plans for itself: two seconds of Python for a large
-model, and nothing compares what they find. A plan of ours takes milliseconds, so one worker makes it where all of them
-wait for the answer, and tells it to the others. The process is started all the same, and is never asked.
+vllm-ascend has such a process beside every worker, and each of them plans for itself: seconds of Python for a large model, and
+nothing compares what they find. Here one worker plans, in a thread beside its steps, since the planner is compiled, and tells
+the others where all of them ask for the answer (`backends.one_plan`). The process is started all the same, and is never asked.
 """
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 
 from expert_maps import Placement
-from vllm_ascend_moe.backends.policy import OnePlan, make_policy
+from vllm_ascend_moe.backends.one_plan import OnePlan
+from vllm_ascend_moe.backends.policy import make_policy
 from vllm_ascend_moe.core.gain import MoveRule, tokens_per_slot
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+    from concurrent.futures import Future
 
     from numpy.typing import NDArray
 
@@ -65,6 +68,8 @@ class Planner:
         self._num_groups, self._num_nodes = num_groups, num_nodes
         self._tp_sizes = tp_sizes
         self._record = record
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="expert-maps-planner")
+        self._proposal: Future[torch.Tensor | None] | None = None
 
     @property
     def moves(self) -> bool:
@@ -72,19 +77,26 @@ class Planner:
         return self._plan.moves
 
     def put(self, _: object) -> None:
-        """Wake nobody: the load lies where it is read."""
+        """Begin to plan, on the rank that does."""
+        if self._plan.plans_here:
+            self._proposal = self._thread.submit(self._propose)
 
-    def get(self) -> list[Task]:
-        """Return what is to be done in every layer; nothing is moved in one that stays as it is."""
+    def _propose(self) -> torch.Tensor | None:
         old = self.placement
-        rows = self._plan.rebalance_experts(
-            torch.from_numpy(self._load()),
+        return self._plan.propose(
+            lambda: torch.from_numpy(self._load()),
             old.num_physical_experts,
             self._num_groups,
             self._num_nodes,
             old.ep_size,
-            torch.from_numpy(old.physical_to_logical.astype(np.int64)),
+            _rows(old),
         )
+
+    def get(self) -> list[Task]:
+        """Return what is to be done in every layer; nothing is moved in one that stays as it is."""
+        old = self.placement
+        proposal, self._proposal = self._proposal, None
+        rows = self._plan.share(None if proposal is None else proposal.result(), _rows(old))
         new = Placement(rows.numpy(), old.ep_size, num_logical_experts=old.num_logical_experts)
         maps = new.global_expert_map()
         sent, received = transfers(old.global_expert_map(), maps, self._ep_rank)
@@ -110,6 +122,10 @@ class Planner:
         total = np.zeros((len(rows), self.placement.num_logical_experts), dtype=np.int64)
         np.add.at(total, (np.arange(len(rows))[:, None], rows), load)
         return total
+
+
+def _rows(placement: Placement) -> torch.Tensor:
+    return torch.from_numpy(placement.physical_to_logical.astype(np.int64))
 
 
 def transfers(
