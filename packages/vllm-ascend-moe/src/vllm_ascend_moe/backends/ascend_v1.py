@@ -14,6 +14,7 @@ import importlib
 import time
 from typing import TYPE_CHECKING, Any
 
+from expert_maps.policies import DEFAULT_POLICY
 from vllm_ascend_moe import releases
 from vllm_ascend_moe._log import logger
 from vllm_ascend_moe.backends.ascend.answers import Answer, Question, answer
@@ -219,6 +220,9 @@ class AscendV1(Backend):
         assert made is not None
         assert source is not None
         placement = source.layers(*self.session.ranks.stage(len(made.layers)))
+        logger.info(
+            "rearrangements are planned by expert-maps: %s", self.session.settings.policy or DEFAULT_POLICY
+        )
         planner = planner_for(self.session, updator, placement, made.tp_sizes(), self._num_groups)
         updator.eplb_process.planner_q = updator.eplb_process.block_update_q = self._planner = planner
         return result
