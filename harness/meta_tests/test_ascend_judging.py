@@ -197,6 +197,7 @@ def test_every_release_has_all_cases(release: releases.Release, tmp_path: Path) 
     fewer = [case.name for case in cases_for(release, tmp_path, every=False)]
     assert [name for name in names if name not in fewer] == [
         "dynamic without copies",
+        "dynamic from a map, by vllm-ascend's policy",
         "dynamic, a worker fails while loading",
     ]
     # Where the loader fills vLLM's order, a planned map is refused; elsewhere one is served.

@@ -118,6 +118,7 @@ class EplbConfig:
     _FORWARD: "def select(world_size, num_experts_per_tok):\n    if world_size <= num_experts_per_tok: ...\n",
     _MOVER: "class D2DExpertWeightLoader:\n    def update_expert_map_and_weight(self, reqs): ...\n",
     _WORKER: "class EplbProcess:\n    def worker_process(self, planner_q, block_update_q): ...\n",
+    "vllm_ascend/eplb/eplb_updator.py": "class EplbUpdator:\n    def warm_up_eplb(self): ...\n",
     _RUNNER: "from multiprocessing import Manager\n",
     _METADATA: "Metadata-Version: 2.4\nRequires-Dist: torch==2.10.0\nRequires-Dist: torch-npu==2.10.0\n",
 }
