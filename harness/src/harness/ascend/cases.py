@@ -22,10 +22,11 @@ SIZES = {TINY_MOE: (4, 16), TINY_DEEPSEEK: (3, 16)}
 REDUNDANT = 4
 MUTANTS = ("log2phy", "neighbour", "layer_shift")
 # A cycle of vllm-ascend: steps of load, steps to plan, a step a layer.
+_CYCLE = {"dynamic": True, "window_size": 3, "step_interval": 9}
 # So few tokens never pay for a move.
-_DYNAMIC = {"dynamic": True, "window_size": 3, "step_interval": 9, "min_gain": 0}
+_DYNAMIC = {**_CYCLE, "min_gain": 0}
 # By vllm-ascend's own policy.
-_THEIRS = {"dynamic": True, "window_size": 3, "step_interval": 9, "policy": "vllm"}
+_THEIRS = {**_CYCLE, "policy": "vllm"}
 Expected = Literal["right", "refused", "ends"]
 
 

@@ -10,7 +10,12 @@ from vllm_ascend_moe.core.gain import MoveRule, tokens_per_slot
 from vllm_ascend_moe.core.replicas import SlotRule
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    import torch
+
     from vllm_ascend_moe.core.session import Session
+    from vllm_ascend_moe.core.settings import Settings
 
 
 def slot_rule(session: Session, *, splits_tokens: bool, is_main: bool) -> SlotRule:
@@ -44,17 +49,37 @@ def move_rule(session: Session, model: Any) -> MoveRule:
         session: the engine's.
         model: vLLM's MixtureOfExperts.
     """
-    settings, eplb = session.settings, session.config.parallel_config.eplb_config
-    weights = model.expert_weights[0]  # one tensor [slots, …] of each kind
-    slots = model.num_local_physical_experts
+    eplb = session.config.parallel_config.eplb_config
+    return rule_for(
+        session.settings,
+        session.config.device_config.device_type,
+        model.expert_weights[0],  # one tensor [slots, …] of each kind
+        model.num_local_physical_experts,
+        eplb.step_interval / min(eplb.step_interval, eplb.window_size),
+    )
+
+
+def rule_for(
+    settings: Settings, device_type: str, weights: Iterable[torch.Tensor], slots: int, windows: float
+) -> MoveRule:
+    """Return the rule for slots of a size.
+
+    Args:
+        settings: the plugin's.
+        device_type: as torch names it.
+        weights: of some slots of one layer, scales included.
+        slots: of how many.
+        windows: see `MoveRule`.
+    """
+    weights = list(weights)
     slot_bytes = sum(tensor.numel() * tensor.element_size() for tensor in weights) / slots
     parameters = sum(tensor.numel() for tensor in weights) / slots
     return MoveRule(
         settings.min_gain,
         settings.max_layers,
-        tokens_per_slot(session.config.device_config.device_type, slot_bytes, parameters),
-        eplb.step_interval / min(eplb.step_interval, eplb.window_size),
+        tokens_per_slot(device_type, slot_bytes, parameters),
+        windows,
     )
 
 
-__all__ = ["move_rule", "slot_rule"]
+__all__ = ["move_rule", "rule_for", "slot_rule"]

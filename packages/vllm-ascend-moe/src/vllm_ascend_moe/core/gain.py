@@ -2,7 +2,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Whether a rearrangement pays, and which of its layers are moved; `max_moves`, within a layer, is the planner's.
 
-`MoveRule` is made in `backends.rules`, and beside vllm-ascend in `backends.ascend.planning`.
+`MoveRule` is made in `backends.rules`.
 
 All is counted in routed tokens of the hottest rank, for which a step waits: those that a plan saves until the next
 rearrangement, and those that a rank could have computed while it receives weights.

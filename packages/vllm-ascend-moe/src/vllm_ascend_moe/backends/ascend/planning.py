@@ -18,7 +18,7 @@ import torch
 from expert_maps import Placement
 from vllm_ascend_moe.backends.one_plan import OnePlan
 from vllm_ascend_moe.backends.policy import make_policy
-from vllm_ascend_moe.core.gain import MoveRule, tokens_per_slot
+from vllm_ascend_moe.backends.rules import rule_for
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -178,16 +178,13 @@ def planner_for(
     """
     settings, ranks = session.settings, session.ranks
     window, layers = int(updator.expert_heat_collection_interval), placement.num_layers
-    slot = next(iter(updator.adaptor.expert_param_per_layer.values()))[0]
-    parameters = sum(tensor.numel() for tensor in slot)
     records = updator.expert_map_record_path is not None
-    rule = MoveRule(
+    if records and settings.min_gain is None:
         # What is not moved costs nothing.
-        0.0 if records and settings.min_gain is None else settings.min_gain,
-        settings.max_layers,
-        tokens_per_slot("npu", sum(tensor.numel() * tensor.element_size() for tensor in slot), parameters),
-        (window + int(updator.algorithm_execution_interval) + layers) / window,
-    )
+        settings = settings.changed(min_gain=0.0)
+    slot = next(iter(updator.adaptor.expert_param_per_layer.values()))[0]
+    cycle = window + int(updator.algorithm_execution_interval) + layers
+    rule = rule_for(settings, "npu", slot, 1, cycle / window)
     plan = OnePlan(make_policy(settings.policy, settings.max_moves), rule, updator.comm_group.cpu_group)
     shared = updator.shared_dict
 
