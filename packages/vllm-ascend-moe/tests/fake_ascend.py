@@ -31,12 +31,22 @@ Untyped = Any
 
 
 class Experts(torch.nn.Module):
-    """A layer as vllm-ascend has it up to 0.23: maps and weights in one object."""
+    """A layer as vllm-ascend has it up to 0.23: maps and weights in one object; or as from 0.24 on.
+
+    Then weights are apart, and the loader has an order of its own for slots.
+    """
 
     moe_counter = -1
 
     def __init__(
-        self, worker: AscendV1, eplb: Untyped, rank: int, ranks: int, *, apart: bool = False
+        self,
+        worker: AscendV1,
+        eplb: Untyped,
+        rank: int,
+        ranks: int,
+        *,
+        apart: bool = False,
+        appends: bool | None = None,
     ) -> None:
         super().__init__()
         Experts.moe_counter += 1
@@ -45,6 +55,10 @@ class Experts(torch.nn.Module):
         self.global_expert_map, self._expert_map, self.log2phy, redundant = worker.answer_layer(
             eplb, self.moe_instance_id, sizes
         )
+        # Where the loader puts physical experts, in vLLM's order; None where it goes by the map.
+        if appends is None:
+            appends = worker._release.fills == "append"
+        self._first = rank * (E + redundant) // ranks if appends else None
         held: Untyped = self if not apart else torch.nn.Module()
         if apart:  # as from 0.26 on
             self.routed_experts = held
@@ -66,6 +80,9 @@ class Experts(torch.nn.Module):
         return self._held[0]
 
     def _map_global_expert_id_to_local_expert_id(self, expert_id: int) -> int:
+        if self._first is not None:
+            slot = expert_id - self._first
+            return slot if 0 <= slot < len(self.held.w2_weight) else -1
         assert self._expert_map is not None
         return int(self._expert_map[expert_id])
 
@@ -85,6 +102,13 @@ class Experts(torch.nn.Module):
         where = {"w1": slice(0, half), "w3": slice(half, None), "w2": slice(None)}[shard_id]
         param.data[slot, where] = loaded_weight
         return True if return_success else None
+
+    def numbers(self, expert: int) -> list[int]:
+        """Return by which numbers an expert's weight is offered to the layer: vLLM's physical ones, of all its copies."""
+        if self._first is None:
+            return [expert]
+        assert self.global_expert_map is not None
+        return list(range(expert, len(self.global_expert_map) * len(self.held.w2_weight), E))
 
     def process(self) -> None:
         """Turn weights into the form that the device multiplies by."""
@@ -114,8 +138,11 @@ class Model(torch.nn.Module):
             suffix = "weight" if kind == "weight" else "weight_scale"
             held = self[int(layer)].held
             parameter = getattr(held, f"{'w2' if shard == 'w2' else 'w13'}_{suffix}")
-            # By position and by name, as models do.
-            parameter.weight_loader(parameter, weight, name, shard_id=shard, expert_id=int(expert))
+            # By position and by name, as models do; the first copy that is here ends it, as vLLM's models have it.
+            for number in self[int(layer)].numbers(int(expert)):
+                given = {"shard_id": shard, "expert_id": number, "return_success": True}
+                if parameter.weight_loader(parameter, weight, name, **given):
+                    break
             loaded.add(name)
         return loaded
 
@@ -195,6 +222,8 @@ def session(settings: Settings, source: PlacementSource, rank: int) -> Untyped:
         ),
         has_agreed=True,
         rearrangements=0,
+        recorder=None,
+        start_recording=lambda *_: None,
         advance=lambda _: None,
         ranks=SimpleNamespace(
             ep_rank=rank, cpu_group=None, num_nodes=1, stage=lambda count: (0, count, count)

@@ -28,10 +28,6 @@ def release(version: str) -> releases.Release:
     return found
 
 
-FILLS_BY_MAP = [one.vllm_ascend for one in releases.RELEASES if one.fills == "map"]
-APPENDS = [one.vllm_ascend for one in releases.RELEASES if one.fills == "append"]
-
-
 def source(layout: str = "linear", redundant: int = 0, ranks: int = RANKS) -> PlacementSource:
     placement = generate_placement(
         layout,
@@ -74,32 +70,28 @@ def on(monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest) -> str:
     return name
 
 
-# The order in which slots are filled
+VERSIONS = [one.vllm_ascend for one in releases.RELEASES]
 
 
+@pytest.mark.parametrize("on", ["A2", "A3", "A5"], indirect=True)
 @pytest.mark.usefixtures("on")
-@pytest.mark.parametrize("version", APPENDS)
-def test_a_map_in_another_order_than_the_loaders_is_refused(version: str) -> None:
-    message = (
-        rf"^map\.json has expert {EXPERTS - 1} in slot 0 of layer {LAYERS - 1}; expected 0 with vllm-ascend {version}, "
-        "whose loader fills slots in vLLM's order .*wrong experts without an error: take vllm-ascend 0.23.0"
-    )
-    with pytest.raises(EplbConfigError, match=message):
-        check(version, swapped())
-    with pytest.raises(EplbConfigError, match=r"^map\.json has expert .* in slot 5 of layer 0; expected 5"):
-        check(version, source("ring", 4))
-    # In the loader's own order it is right, with copies and without.
-    check(version, source("append", 4))
-    check(version, source("linear"))
-    check(version, source("append", 4), dynamic=True)
-
-
-@pytest.mark.usefixtures("on")
-@pytest.mark.parametrize("version", FILLS_BY_MAP)
-def test_a_loader_that_goes_by_the_map_takes_any(version: str) -> None:
+@pytest.mark.parametrize("version", VERSIONS)
+def test_any_map_is_served_on_every_path_that_the_plugin_mends(version: str) -> None:
     world = replace(WORLD, is_quantised=True)
     for found in (swapped(), source("ring", 4), source("append", 4), source("linear")):
-        check(version, found, world=world)
+        for dynamic in (False, True):
+            check(version, found, world=world, dynamic=dynamic)
+
+
+@pytest.mark.usefixtures("on")
+@pytest.mark.parametrize("version", VERSIONS)
+def test_what_vllm_would_not_read_is_refused(version: str) -> None:
+    world = replace(WORLD, filters_weights=True)
+    with pytest.raises(
+        EplbConfigError, match=r"^enable_ep_weight_filter is given, and map\.json is not linear"
+    ):
+        check(version, swapped(), world=world)
+    check(version, source("linear"), world=world)
 
 
 @pytest.mark.usefixtures("on")
@@ -119,19 +111,54 @@ def test_ranks_of_uneven_sizes_are_refused(version: str, dynamic: bool) -> None:
 # The path AllGather
 
 
-@pytest.mark.parametrize("on", ["A2", "310P"], indirect=True)
-@pytest.mark.parametrize("version", [one.vllm_ascend for one in releases.RELEASES])
-def test_on_the_path_that_looks_slots_up_as_experts_only_a_linear_map_is_served(
-    version: str, on: str
-) -> None:
-    message = rf"^map\.json is not linear, on a {on} with 4 processes; expected the linear layout .*AllGather.*Serve on an A3"
-    for found in (source("append", 4), *(() if version in APPENDS else (swapped(), source("ring", 4)))):
+@pytest.mark.parametrize("on", ["310P"], indirect=True)
+@pytest.mark.usefixtures("on")
+@pytest.mark.parametrize("version", VERSIONS)
+def test_a_way_of_its_own_to_gather_serves_a_linear_map_only(version: str) -> None:
+    world = replace(WORLD, is_quantised=True)
+    message = rf"^map\.json .*on 4 ranks of 310P; expected the linear layout .*vllm-ascend {version} .*AllGather.*Serve on"
+    for found in (source("append", 4), swapped(), source("ring", 4)):
         for dynamic in (False, True):
             with pytest.raises(EplbConfigError, match=message):
-                check(version, found, dynamic=dynamic, world=replace(WORLD, is_quantised=True))
+                check(version, found, dynamic=dynamic, world=world)
     check(version, source("linear"))
-    # vllm-ascend moves experts and leaves the map of this path as it was: linear, which is right there.
     check(version, source("linear"), dynamic=True)
+
+
+@pytest.mark.parametrize("on", ["A2"], indirect=True)
+@pytest.mark.usefixtures("on")
+@pytest.mark.parametrize("version", VERSIONS)
+def test_copies_on_an_a2_that_exchanges_are_refused(version: str) -> None:
+    world = replace(WORLD, size=16, is_quantised=True)
+    message = (
+        r"^map\.json has 16 redundant experts, on 16 ranks of A2; expected none: .*MC2.*Take a map without"
+    )
+    with pytest.raises(EplbConfigError, match=message):
+        check(version, source("append", 16, ranks=16), world=world)
+    check(version, source("round_robin", ranks=16), world=world)
+    check(version, source("append", 8, ranks=8), world=replace(world, size=8))
+
+
+@pytest.mark.parametrize("on", ["A2"], indirect=True)
+@pytest.mark.usefixtures("on")
+@pytest.mark.parametrize("choice", ["static", "own_rank", "tensor_parallel", "local"])
+def test_a_choice_by_rank_is_refused_where_all_ranks_have_all_tokens(choice: Any) -> None:  # noqa: ANN401 - a name
+    message = rf"^replica_choice is {choice} on 4 ranks of A2; expected rank_offset or weighted: .*AllGather"
+    with pytest.raises(EplbConfigError, match=message):
+        check_served(Settings(replica_choice=choice), source("ring", 4), release("0.23.0"), {}, WORLD)
+    # Without copies there is nothing to choose.
+    check_served(Settings(replica_choice=choice), swapped(), release("0.23.0"), {}, WORLD)
+    check_served(Settings(replica_choice="rank_offset"), source("ring", 4), release("0.23.0"), {}, WORLD)
+
+
+@pytest.mark.parametrize("on", ["A2"], indirect=True)
+@pytest.mark.usefixtures("on")
+def test_adapters_where_ids_change_are_refused() -> None:
+    world = replace(WORLD, uses_lora=True)
+    message = r"^map\.json is not linear, on 4 ranks of A2; .*not tried with adapters.*Take vllm-ascend 0\.25\.1rc1 or later"
+    with pytest.raises(EplbConfigError, match=message):
+        check("0.23.0", swapped(), world=world)
+    check("0.25.1rc1", swapped(), world=world)
 
 
 @pytest.mark.parametrize(

@@ -44,12 +44,15 @@ def serve(
     *,
     layers: int = LAYERS,
     spoil: Callable[[int, Model, AscendV1], None] | None = None,
+    before: Callable[[AscendV1], None] | None = None,
     **how: Untyped,
 ) -> list[Any]:
     """Return each rank's report after loading, or what it raised."""
     world, workers = make_world(monkeypatch, RANKS, settings, release=how.pop("release", "0.23.0"))
 
     def one(rank: int) -> Untyped:
+        if before is not None:
+            before(workers[rank])
         model = build(workers[rank], options, rank, RANKS, layers, **how)
         if spoil is not None:
             spoil(rank, model, workers[rank])
@@ -88,14 +91,16 @@ def test_what_is_served_is_the_map_and_is_reported(
 
 
 @pytest.mark.parametrize(
-    ("release", "layout"), [("0.23.0", "ring"), ("0.26.0rc1", "append"), ("0.30.0rc2", "append")]
+    "layout",
+    ["ring", "append"],
 )
-def test_the_layout_without_a_file_is_that_of_the_releases_loader(
+@pytest.mark.parametrize("release", ["0.23.0", "0.26.0rc1", "0.30.0rc2"])
+def test_the_layout_without_a_file_is_the_one_that_is_asked_for(
     release: str, layout: Untyped, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     options = eplb(dynamic_eplb=True, num_redundant_experts=REDUNDANT)
     settings = Settings(dynamic=True, policy="vllm", num_redundant_experts=REDUNDANT, layout=layout)
-    found = serve(monkeypatch, settings, options, release=release)
+    found = serve(monkeypatch, settings, options, release=release, apart=release != "0.23.0")
     wanted = generate_placement(
         layout, num_experts=E, ep_size=RANKS, num_redundant_experts=REDUNDANT, num_layers=LAYERS
     )
@@ -137,6 +142,65 @@ def late(spoil: Callable[[int, Model, AscendV1], None]) -> Callable[[int, Model,
         last.process = then
 
     return before
+
+
+# A loader with an order of its own
+
+
+@pytest.mark.parametrize("redundant", [0, 2, REDUNDANT])
+def test_a_loader_that_fills_vllms_order_is_given_the_map(
+    redundant: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Some experts twice on the rank where vLLM has them once, and the other way round.
+    weights = np.random.default_rng(1).lognormal(sigma=2, size=(LAYERS, E))
+    placement = plan(weights, num_physical_experts=E + redundant, ep_size=RANKS).placement
+    path = tmp_path / "map.json"
+    write_placement(placement, path)
+    settings, options = Settings(expert_map_path=str(path)), eplb(expert_map_path=str(path))
+    for report in serve(monkeypatch, settings, options, apart=True, release="0.30.0rc2"):
+        assert report["digest"] == placement.digest
+        assert report["wrong_slots"] == []
+    # What the plugin thinks of the release is what decides it: believed to go by the map, it is caught.
+    found = serve(monkeypatch, settings, options, apart=True, appends=True)
+    both_say(found, "holds the checkpoint's expert")
+
+
+def test_a_later_pipeline_stage_is_filled_by_its_own_rows(
+    planned: tuple[str, Placement], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path, placement = planned
+
+    def second_stage(worker: AscendV1) -> None:
+        monkeypatch.setattr(
+            worker.session,
+            "ranks",
+            SimpleNamespace(**{**vars(worker.session.ranks), "stage": lambda count: (1, count, LAYERS)}),
+        )
+
+    found = serve(
+        monkeypatch,
+        Settings(expert_map_path=path),
+        eplb(expert_map_path=path),
+        layers=2,
+        before=second_stage,
+        apart=True,
+        release="0.30.0rc2",
+    )
+    for report in found:
+        assert report["physical_to_logical"] == placement.physical_to_logical[1:].tolist()
+        assert report["wrong_slots"] == []
+
+
+def test_experts_in_one_tensor_are_refused_where_the_loader_has_an_order_of_its_own(
+    planned: tuple[str, Placement], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path, _ = planned
+    _, workers = make_world(monkeypatch, RANKS, Settings(expert_map_path=path), release="0.30.0rc2")
+    model = build(workers[0], eplb(expert_map_path=path), 0, RANKS, LAYERS, apart=True)
+    weight = model[0].held.w2_weight
+    message = r"^experts.w2 of the checkpoint has shape \[8, 3, 2\], all experts in one; expected a tensor for each expert"
+    with pytest.raises(EplbConfigError, match=message):
+        weight.weight_loader(weight, torch.zeros(E, 3, 2), "experts.w2", shard_id="w2", expert_id=0)
 
 
 # Mutants

@@ -239,20 +239,8 @@ def test_the_plugins_options_are_laid_over_the_users() -> None:
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"layout": "round_robin"}, "^layout is given; expected none of them beside vllm-ascend"),
-        ({"layout": "append", "num_redundant_experts": 4, "dynamic": True}, "^layout is given.*: ring"),
         ({"policy": "vllm", "max_layers": 4}, "^max_layers is 4, where vllm-ascend plans by its own policy"),
         ({"policy": "vllm", "min_gain": 0}, "^min_gain is 0.0, where vllm-ascend plans by its own policy"),
-        ({"replica_choice": "static"}, "^replica_choice is given"),
-        # Even what is the default elsewhere: here it is not what happens.
-        ({"replica_choice": "rank_offset"}, "^replica_choice is given"),
-        ({"replica_weights_path": "w.npy"}, "^replica_choice is given"),
-        ({"log_balancedness": False}, "^log_balancedness is given"),
-        ({"log_balancedness_interval": 5}, "^log_balancedness_interval is given"),
-        ({"replica_choice": "static", "layout": "round_robin"}, "^layout, replica_choice are given"),
-        ({"record_path": "load.npz"}, "record_path is load.npz; expected none .*expert_map_record_path"),
-        # It has them with dynamic EPLB or from a map file only; the log would speak of copies that are not there.
-        ({"num_redundant_experts": 4, "dynamic": False}, "^num_redundant_experts is 4 without a map"),
     ],
 )
 def test_options_without_a_counterpart_are_refused(settings: dict[str, Any], message: str) -> None:
@@ -276,12 +264,40 @@ def test_a_policy_is_asked_for_in_one_place() -> None:
         join_given(Settings(policy="balanced"), theirs)
 
 
-def test_a_layout_with_copies_is_the_releases() -> None:
-    asked = {"num_redundant_experts": 4, "dynamic": True}
-    assert options({**asked, "layout": "ring"}, of=RING) == options(asked, of=RING)
-    assert options({**asked, "layout": "append"}, of=APPEND) == options(asked, of=APPEND)
-    with pytest.raises(EplbConfigError, match=r"^layout is given.*with redundant experts: append"):
-        options({**asked, "layout": "ring"}, of=APPEND)
+@pytest.mark.parametrize("of", [RING, APPEND], ids=str)
+def test_any_layout_is_one_to_start_from(of: releases.Release) -> None:
+    for redundant, names in ((4, ("ring", "append")), (0, ("linear", "round_robin", "ring", "append"))):
+        asked = {"num_redundant_experts": redundant, "dynamic": True}
+        for name in names:
+            assert options({**asked, "layout": name}, of=of) == options(asked, of=of)
+
+
+@pytest.mark.parametrize(
+    "asked",
+    [
+        {"num_redundant_experts": 4, "dynamic": False},
+        {"num_redundant_experts": 4, "layout": "append"},
+        {"layout": "round_robin"},
+    ],
+)
+@pytest.mark.parametrize("of", [RING, APPEND], ids=str)
+def test_a_layout_that_stays_has_its_dynamic_eplb_with_nothing_to_move(
+    asked: dict[str, Any], of: releases.Release
+) -> None:
+    redundant = asked.get("num_redundant_experts", 0)
+    assert options(asked, of=of) == {"dynamic_eplb": True, "num_redundant_experts": redundant}
+
+
+@pytest.mark.parametrize("asked", [{"record_path": "load.npz"}, {"log_balancedness": True}])
+@pytest.mark.parametrize("of", [RING, APPEND], ids=str)
+def test_load_is_counted_by_its_dynamic_eplb(asked: dict[str, Any], of: releases.Release) -> None:
+    counts = {"dynamic_eplb": True, "num_redundant_experts": 0}
+    assert options(asked, of=of) == counts
+    assert options({**asked, "expert_map_path": "map.json"}, of=of) == {
+        **counts,
+        "expert_map_path": "map.json",
+    }
+    assert options({"log_balancedness": False, "log_balancedness_interval": 5}, of=of) == {}
 
 
 @pytest.mark.parametrize("phase", ["prefill", "decode"])

@@ -156,8 +156,14 @@ def test_all_of_loading_is_followed_by_the_comparison(monkeypatch: pytest.Monkey
     worker = start(config())
     found = backend(worker)
     session(worker).has_agreed = True
-    found._main = SimpleNamespace(layers=[SimpleNamespace(log2phy=None)])  # type: ignore[assignment]
-    monkeypatch.setattr(Proof, "compare_loaded", lambda *_, **__: worker.done.append("compared"))
+    made = SimpleNamespace(layers=[SimpleNamespace(log2phy=None, expert_map=None)], num_experts=8, first=0)
+    found._main = made  # type: ignore[assignment]
+
+    def compare(proof: Proof, **_: object) -> None:
+        proof.rows = [[[]]]
+        worker.done.append("compared")
+
+    monkeypatch.setattr(Proof, "compare_loaded", compare)
     worker.load_model()
     assert worker.done == ["loaded", "compared"]
     worker.reload_weights()

@@ -243,16 +243,16 @@ def refuse(configure: Callable[..., Config], message: str, asked: dict[str, Any]
 
 def test_what_would_be_served_wrongly_is_refused(map_file: str, configure: Callable[..., Config]) -> None:
     asked = {"expert_map_path": map_file}
-    refuse(configure, "whose loader fills slots in vLLM's order", asked, release="0.26.0rc1")
-    refuse(configure, "not linear, on a A2 with 4 processes", asked, on="A2")
+    refuse(configure, "enable_ep_weight_filter is given", asked, enable_ep_weight_filter=True)
+    refuse(configure, "on 4 ranks of 310P", asked, on="310P")
     refuse(configure, "--enable-eplb is given beside vllm-ascend", {}, enable_eplb=True)
     refuse(configure, "on a model that is not quantised", asked, release="0.18.0")
     hangs = {"dynamic": True, "num_redundant_experts": 8, "policy": "vllm"}
     refuse(configure, "8 redundant experts on 4 ranks", hangs, release="0.22.1rc1")
     # The user's own options count as the plugin's.
     own = {"expert_maps": {}, "eplb_config": asked}
-    with pytest.raises(ExpertMapsError, match="not linear, on a A2"):
-        configure(own, on="A2")
+    with pytest.raises(ExpertMapsError, match="on 4 ranks of 310P"):
+        configure(own, on="310P")
     with pytest.raises(ExpertMapsError, match="at most 4 with eplb_policy_type 1"):
         configure({"expert_maps": hangs, "eplb_config": {"eplb_policy_type": 1}})
 

@@ -95,6 +95,24 @@ def show_releases(
         typer.echo(f"refused beside {', '.join(versions)}: {what}")
 
 
+@app.command("options")
+def show_options(
+    markdown: Annotated[
+        bool, typer.Option("--markdown", help="Print the table as docs/options.md has it.")
+    ] = False,
+) -> None:
+    """Show which option works on which platform, and why another is refused there."""
+    from vllm_ascend_moe import option_table
+
+    if markdown:
+        typer.echo(option_table.markdown(), nl=False)
+        return
+    for name, *cells in option_table.rows():
+        typer.echo(name)
+        for platform, cell in zip(option_table.COLUMNS[1:], cells, strict=True):
+            typer.echo(f"  {platform}: {cell}")
+
+
 def _show_version(asked: bool) -> None:
     if asked:
         from vllm_ascend_moe._version import __version__

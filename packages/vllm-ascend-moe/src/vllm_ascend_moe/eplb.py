@@ -13,7 +13,7 @@ import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
 import torch
 
@@ -25,6 +25,8 @@ from vllm_ascend_moe._log import logger
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
+
+    from expert_maps import LayoutName
 
 _MISSING = object()
 
@@ -79,7 +81,7 @@ def init_eplb_config(
     layer_id: int,
     moe_config: object,
     *,
-    layout: Literal["ring", "append"] = "ring",
+    layout: LayoutName = "ring",
     is_draft: bool = False,
 ) -> EplbMaps:
     """Derive one MoE layer's maps: placement → expert map → log2phy.
@@ -103,7 +105,7 @@ def init_eplb_config(
         moe_config: an object (or mapping) with ``num_experts`` (E, logical, required where there is
             expert parallelism), ``ep_size`` (1), ``ep_rank`` (0), ``tp_size`` (1) and ``tp_rank``
             (``ep_rank % tp_size``); in brackets what an absent attribute means.
-        layout: where copies stand by default: ``ring``, or as another loader fills slots.
+        layout: where experts and copies stand without a file: ``ring``, or another by name.
         is_draft: whether the layer is a draft model's, for which a map file has no rows, whatever its index.
 
     Returns:

@@ -185,7 +185,7 @@ def _settle(
         )
         raise EplbConfigError(msg)
     settings = settings.changed(num_redundant_experts=redundant)
-    _check_choice(settings, source, engine_args)
+    _check_choice(settings, source, engine_args, front)
     return settings, source
 
 
@@ -213,11 +213,11 @@ def _check_one_rank(settings: Settings, front: Front) -> None:
             raise EplbConfigError(msg)
 
 
-def _check_choice(settings: Settings, source: PlacementSource, engine_args: Any) -> None:
+def _check_choice(settings: Settings, source: PlacementSource, engine_args: Any, front: Front) -> None:
     """Refuse a replica choice or weights that do not fit, before anything is loaded."""
     tp_size = engine_args.tensor_parallel_size
     # Whether vLLM splits tokens is not known yet; it does so only with data parallelism.
-    may_split = engine_args.data_parallel_size > 1
+    may_split = engine_args.data_parallel_size > 1 or front.splits_tokens
     rule = SlotRule.from_settings(
         settings, ep_size=source.placement.ep_size, tp_size=tp_size, splits_tokens=may_split
     )
@@ -244,8 +244,11 @@ def _complete(config: Any, preparation: _Preparation) -> Any:
     preparation.front.complete(config)
     leave_resolved(config, activation, source.digest)
     if activation.settings.record_path is not None:
-        wrapping.check_hooks([table.STOP_TIMEOUT])
-        wrapping.wrap(table.STOP_TIMEOUT, _allow_time_to_stop)
+        # Older releases, beside vllm-ascend, have no such function: they allow 5 s.
+        if table.STOP_TIMEOUT in preparation.front.hooks():
+            wrapping.check_hooks([table.STOP_TIMEOUT])
+        if not list(wrapping.problems([table.STOP_TIMEOUT])):
+            wrapping.wrap(table.STOP_TIMEOUT, _allow_time_to_stop)
     said_in.add(os.getpid())
     device = config.device_config.device_type
     log_active("front end", device, describe(activation.settings), source.digest)

@@ -20,7 +20,6 @@ VLLM = SpecifierSet(">=0.30,<0.34", prereleases=True)
 _LAYER = "vllm_ascend.ops.fused_moe.fused_moe"
 _LAYER_0_23 = "vllm_ascend.ops.fused_moe.fused_moe_0_23_0"
 _ROUTED = "vllm_ascend.ops.fused_moe.routed_experts"
-_ORDER = "maps in another order than vLLM's"
 
 Layout = Literal["ring", "append"]
 
@@ -78,16 +77,14 @@ class Release:
         return f"vllm-ascend {self.vllm_ascend} with vLLM {self.vllm}"
 
     @property
-    def maps(self) -> str:
-        """Which maps it serves right, where its chip and world never take the path AllGather."""
-        return "any" if self.fills == "map" else "vLLM's order"
+    def filled_by(self) -> str:
+        """Who puts experts into the slots that a map names."""
+        return "vllm-ascend" if self.fills == "map" else "the plugin"
 
     @property
     def refused(self) -> tuple[str, ...]:
         """What the plugin refuses beside this release, on top of what it refuses beside all."""
-        found = [] if self.fills == "map" else [_ORDER]
-        if self.profiles_slots:
-            found.append("redundant experts on a model that is not quantised")
+        found = ["redundant experts on a model that is not quantised"] if self.profiles_slots else []
         policies = " or ".join(
             f"{policy} (its default)" if policy == self.policy_type else str(policy)
             for policy in self.one_copy_policies
@@ -226,7 +223,9 @@ def _same(found: str, expected: str) -> bool:
 
 # What is refused beside every release.
 REFUSED = (
-    "a map that is not linear where batches may take the path AllGather (A2, 310P, small worlds of A5)",
+    "a map that is not linear on a 310P, or with adapters where batches may take the path AllGather",
+    "redundant experts on 16 or more ranks of A2",
+    "a map that is not linear with --enable-ep-weight-filter",
     "ranks with unequal numbers of slots",
     "vLLM's own --enable-eplb and the runner V2",
     "placements of shared experts (mix_placement)",
@@ -237,7 +236,7 @@ COLUMNS = (
     "torch / torch-npu",
     "maps are asked for in",
     "default layout with copies",
-    "maps that are served",
+    "slots filled by",
     "refused besides",
     "checked",
 )
@@ -253,9 +252,8 @@ def row(release: Release) -> tuple[str, ...]:
         f"{release.torch} / {release.torch_npu}",
         ", ".join(module.rpartition(".")[2] for module in release.layers),
         layout,
-        release.maps,
-        # The order of maps has a column of its own.
-        "; ".join(what for what in release.refused if what != _ORDER),
+        release.filled_by,
+        "; ".join(release.refused),
         _CHECKED[release.checked],
     )
 

@@ -18,14 +18,18 @@ from expert_maps.policies import DEFAULT_POLICY
 from vllm_ascend_moe import releases
 from vllm_ascend_moe._log import logger
 from vllm_ascend_moe.backends.ascend.answers import Answer, Question, answer
+from vllm_ascend_moe.backends.ascend.choosing import Choosing
 from vllm_ascend_moe.backends.ascend.model import AskedModel, Rows, initialize_hooks, rows_of
+from vllm_ascend_moe.backends.ascend.options import chooses, counts_load, needs_eplb
 from vllm_ascend_moe.backends.ascend.planning import Planner, planner_for
 from vllm_ascend_moe.backends.ascend.process import around_manager, around_worker_process
 from vllm_ascend_moe.backends.ascend.proof import Proof
+from vllm_ascend_moe.backends.ascend.recording import Recording
 from vllm_ascend_moe.backends.eplb_hooks import around_initialize_model
 from vllm_ascend_moe.backends.interface import Backend
 from vllm_ascend_moe.backends.policy import check_policy
 from vllm_ascend_moe.core.activation import vllm_version
+from vllm_ascend_moe.core.replicas import SlotRule
 from vllm_ascend_moe.core.session import State, loading_session
 from vllm_ascend_moe.core.settings import VLLM_POLICY, describe
 from vllm_ascend_moe.eplb import EplbConfigError
@@ -56,6 +60,9 @@ class AscendV1(Backend):
         self._asked: list[tuple[Question, Rows | None]] = []
         self._main: AskedModel | None = None
         self._draft: AskedModel | None = None
+        self._choosing = Choosing()
+        # None where nobody asks for the load.
+        self._recording = Recording(session) if counts_load(session.settings) else None
         # The main model's, once it is loaded.
         self._proof: Proof | None = None
         # Once vllm-ascend's EPLB has been warmed up, where it is not vllm-ascend that plans.
@@ -83,10 +90,16 @@ class AscendV1(Backend):
             wrapping.wrap(hook, _around_init_eplb_config)
         # One process has one NPU, and an engine that moves experts has it for itself.
         wrapping.wrap(table.MOVE_EXPERTS, self._around_move)
+        wrapping.wrap(table.GATHER, self._choosing.around_gather)
+        for hook in table.EXCHANGES if chooses(self.session.settings) else ():
+            wrapping.wrap(hook, self._choosing.around_exchange)
         wrapping.wrap(table.EPLB_PROCESS, around_worker_process)
         wrapping.wrap(table.EPLB_MANAGER, around_manager)
-        if self._plans:
+        if needs_eplb(self.session.settings):
             wrapping.wrap(table.EPLB_WARM_UP, self._around_warm_up)
+        if self._recording is not None:
+            wrapping.wrap(table.EPLB_FORWARD_END, self._recording.around_forward_end)
+            wrapping.wrap(table.DUMMY_RUN, self._recording.around_dummy_run)
         for hook in initialize_hooks():
             wrapping.wrap(hook, around_initialize_model)
 
@@ -115,7 +128,9 @@ class AscendV1(Backend):
                 "loader that calls it: the plugin could not tell which model the layer is of. Take another load_format"
             )
             raise EplbConfigError(msg)
-        maps = question.maps(len(self._asked), draft=self._building == "draft")
+        is_draft = self._building == "draft"
+        layout = None if is_draft else self.session.settings.layout
+        maps = question.maps(len(self._asked), draft=is_draft, layout=layout)
         self._asked.append((question, rows_of(maps)))
         return answer(maps)
 
@@ -148,7 +163,7 @@ class AscendV1(Backend):
             model = make()
         finally:
             self._building = None
-        made = AskedModel(model, self._asked)
+        made = AskedModel(model, self._asked, fills_by_map=self._release.fills == "map")
         if draft:
             self._draft = made
             return model
@@ -182,9 +197,34 @@ class AscendV1(Backend):
                 proof = Proof(made, self.session.ranks)
                 proof.compare_loaded(load_format=self.session.config.load_config.load_format)
                 self._proof = proof if made is self._main else None
+                is_main = made is self._main
+                self._choosing.follow(
+                    made.layers,
+                    proof.rows,
+                    self.session.ranks.ep_rank,
+                    own=self._slot_rule() if is_main else None,
+                    first=made.first,
+                    is_main=is_main,
+                )
+        if self._main is not None:
+            self.session.start_recording(len(self._main.layers), self._main.num_experts)
         if self.is_placed:
             self.session.advance(State.PLACED)
         logger.info("slots were compared with their experts in %.2f s", time.perf_counter() - started)
+
+    def _slot_rule(self) -> SlotRule | None:
+        """Return how this rank chooses among copies for tokens of its own; None where vllm-ascend does."""
+        settings, ranks = self.session.settings, self.session.ranks
+        if not chooses(settings):
+            return None
+        return SlotRule.from_settings(
+            settings,
+            ep_size=ranks.ep_size,
+            tp_size=ranks.tp_size,
+            ep_rank=ranks.ep_rank,
+            splits_tokens=True,
+            num_nodes=ranks.num_nodes,
+        )
 
     # Serving.
 
@@ -197,7 +237,11 @@ class AscendV1(Backend):
         result = original(mover, *args, **kwargs)
         if moved == -1 or mover.layer_id != -1 or self._proof is None:
             return result  # nothing was due
-        is_last = self._proof.compare_moved(mover.eplb_adaptor, moved)
+        index = self._proof.compare_moved(mover.eplb_adaptor, moved)
+        self._choosing.moved(index, self._proof.rows[index])
+        if self._recording is not None:
+            self._recording.moved(index, self._proof.rows[index])
+        is_last = index == len(self._proof.rows) - 1
         # A plan that is the present placement is no rearrangement.
         self.session.rearrangements += is_last and (self._planner is None or self._planner.moves)
         return result
@@ -214,15 +258,21 @@ class AscendV1(Backend):
         return int(getattr(self.session.config.model_config.hf_text_config, "n_group", None) or 1)
 
     def _around_warm_up(self, original: Callable[..., Any], updator: Any) -> Any:
-        """Once vllm-ascend's runner and its process know each other: plan in the process's place."""
+        """Once vllm-ascend's runner and its process know each other: plan in the process's place, and count."""
         result = original(updator)
+        if self._recording is not None and self._proof is not None:
+            self._recording.begin(updator, self._proof.rows)
+        settings = self.session.settings
+        if settings.dynamic and not self._plans:
+            return result
         made, source = self._main, self.session.source
         assert made is not None
         assert source is not None
         placement = source.layers(*self.session.ranks.stage(len(made.layers)))
-        logger.info(
-            "rearrangements are planned by expert-maps: %s", self.session.settings.policy or DEFAULT_POLICY
-        )
+        if settings.dynamic:
+            logger.info("rearrangements are planned by expert-maps: %s", settings.policy or DEFAULT_POLICY)
+        else:
+            logger.info("experts stay where they are: vllm-ascend's EPLB is on, and is given nothing to move")
         planner = planner_for(self.session, updator, placement, made.tp_sizes(), self._num_groups)
         updator.eplb_process.planner_q = updator.eplb_process.block_update_q = self._planner = planner
         return result
@@ -230,7 +280,9 @@ class AscendV1(Backend):
     def report(self, *, checksums: bool) -> dict[str, Any]:
         """Return what is served now; see `Backend`."""
         found = {} if self._proof is None else self._proof.report(checksums=checksums)
-        more = {"rearrangements": self.session.rearrangements, "recorded_steps": 0}
+        recorder = self.session.recorder
+        steps = recorder.num_rows if recorder else 0
+        more = {"rearrangements": self.session.rearrangements, "recorded_steps": steps}
         return found and {**found, **more}
 
 

@@ -42,12 +42,14 @@ class Front(ABC):
         serves: what serves there, for the doctor.
         backend: what workers serve by: a module of `vllm_ascend_moe.backends`, a dot, its class.
         records_alone: whether the load of one rank by itself can be recorded.
+        splits_tokens: whether the ranks of a tensor-parallel group choose experts for different tokens.
     """
 
     kind: ClassVar[str]
     serves: ClassVar[str]
     backend: ClassVar[str]
     records_alone: ClassVar[bool] = False
+    splits_tokens: ClassVar[bool] = False
 
     @staticmethod
     @abstractmethod

@@ -172,15 +172,37 @@ EPLB_PROCESS = Hook(
     "vllm_ascend.eplb.core.eplb_worker", "EplbProcess.worker_process", ("self", "planner_q", "block_update_q")
 )
 EPLB_MANAGER = Hook("vllm_ascend.worker.model_runner_v1", "Manager", ())
+# Where a batch enters the path on which every rank has all tokens.
+_DISPATCHER = "vllm_ascend.ops.fused_moe.token_dispatcher"
+_DISPATCHED = ("self", "token_dispatch_input")
+GATHER = Hook(_DISPATCHER, "TokenDispatcherWithAllGather.token_dispatch", _DISPATCHED)
+# And where it enters one on which each has its own.
+EXCHANGES = (
+    Hook(_DISPATCHER, "TokenDispatcherWithMC2.token_dispatch", _DISPATCHED),
+    Hook(_DISPATCHER, "TokenDispatcherWithAll2AllV.token_dispatch", _DISPATCHED),
+)
 # Where vllm-ascend's runner and that process have been made known to each other, and nothing has been planned yet.
 EPLB_WARM_UP = Hook("vllm_ascend.eplb.eplb_updator", "EplbUpdator.warm_up_eplb", ("self",))
+# Where a forward's load has been counted, and nothing has been planned, moved or cleared by it yet.
+EPLB_FORWARD_END = Hook("vllm_ascend.eplb.eplb_updator", "EplbUpdator.forward_end", ("self",))
+DUMMY_RUN = Hook("vllm_ascend.worker.model_runner_v1", "NPUModelRunner._dummy_run", ("self", "num_tokens"))
 # vLLM's function where it is defined: its loaders for tensors over the network import it by name from here.
 INITIALIZE_MODEL_UTIL = Hook(
     "vllm.model_executor.model_loader.utils", "initialize_model", ("vllm_config", "model_config")
 )
 # Beside vllm-ascend: what is hooked or called of vLLM's, and of its own; its layers ask by the names that each release has.
 BESIDE_VLLM = (*WATCHED, INITIALIZE_MODEL, INITIALIZE_MODEL_UTIL, EP_GROUP, PP_GROUP, NODE_COUNT)
-BESIDE_ASCEND = (INIT_EPLB_CONFIG, MOVE_EXPERTS, EPLB_PROCESS, EPLB_MANAGER, EPLB_WARM_UP)
+BESIDE_ASCEND = (
+    INIT_EPLB_CONFIG,
+    MOVE_EXPERTS,
+    EPLB_PROCESS,
+    EPLB_MANAGER,
+    EPLB_WARM_UP,
+    EPLB_FORWARD_END,
+    DUMMY_RUN,
+    GATHER,
+    *EXCHANGES,
+)
 
 
 def init_in_layers(modules: Iterable[str]) -> list[Hook]:

@@ -17,6 +17,8 @@ from vllm_ascend_moe.hooks import wrapping
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from expert_maps import LayoutName
+
 # What vllm-ascend's function returns: global_expert_map, expert_map, log2phy, redundancy.
 Answer = tuple["torch.Tensor | None", "torch.Tensor | None", "torch.Tensor | None", int]
 
@@ -58,15 +60,16 @@ class Question:
         )
         return cls(eplb_config, sizes)
 
-    def maps(self, layer: int, *, draft: bool = False) -> EplbMaps:
+    def maps(self, layer: int, *, draft: bool = False, layout: LayoutName | None = None) -> EplbMaps:
         """Return the layer's maps, on the CPU.
 
         Args:
             layer: its index among the MoE layers of its model, over all pipeline stages.
             draft: whether that is a draft model, for which no file has rows.
+            layout: where there is no file; None for the release's own.
         """
         release = releases.find(wrapping.vllm_ascend_version())
-        layout = "ring" if release is None else release.layout
+        layout = layout or ("ring" if release is None else release.layout)
         # The record is vllm-ascend's own business; it implies dynamic EPLB there as here.
         return init_eplb_config(self.eplb_config, layer, self.sizes, layout=layout, is_draft=draft)
 

@@ -8,9 +8,8 @@ import importlib
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
 from vllm_ascend_moe.backends.ascend.options import POLICY_TYPE
+from vllm_ascend_moe.core.replicas import BY_RANK
 from vllm_ascend_moe.core.settings import VLLM_POLICY, read_flag
 from vllm_ascend_moe.eplb import EplbConfigError
 from vllm_ascend_moe.hooks import wrapping
@@ -25,6 +24,9 @@ if TYPE_CHECKING:
 
 _RUNNER = "VLLM_USE_V2_MODEL_RUNNER"
 _CHIPS = ("A2", "A3", "A5", "310P")
+# From so many ranks on an A2 exchanges small batches by MC2.
+_EXCHANGING_RANKS = 16
+_FIRST_TO_EXCHANGE = next(release.vllm_ascend for release in RELEASES if release.lora_exchanges)
 
 
 @dataclass(frozen=True)
@@ -36,12 +38,14 @@ class World:
         top_k: experts that a token goes to; None where the model's configuration does not say.
         uses_lora: whether adapters are served.
         is_quantised: whether the model is.
+        filters_weights: whether each rank reads the weights of what it takes for its experts only.
     """
 
     size: int
     top_k: int | None
     uses_lora: bool
     is_quantised: bool
+    filters_weights: bool = False
 
     @classmethod
     def of(cls, engine_args: Any, model_config: Any) -> World:
@@ -52,7 +56,13 @@ class World:
         text = model_config.hf_text_config
         top_k = getattr(text, "num_experts_per_tok", None) or getattr(text, "top_k_experts", None)
         uses_lora = bool(getattr(engine_args, "enable_lora", False))
-        return cls(size, top_k, uses_lora, is_quantised=model_config.quantization is not None)
+        return cls(
+            size,
+            top_k,
+            uses_lora,
+            is_quantised=model_config.quantization is not None,
+            filters_weights=bool(getattr(engine_args, "enable_ep_weight_filter", False)),
+        )
 
 
 def chip() -> str:
@@ -128,9 +138,14 @@ def check_served(
         f"with vllm-ascend {release.vllm_ascend}, which takes a rank's first expert to be its number times its own count, "
         "so that tokens would reach wrong experts without an error"
     )
-    _check_order(source, release)
     if not source.is_linear:
-        _check_path(source, release, world)
+        _check_path(settings, source, release, world)
+        if world.filters_weights:
+            msg = (
+                f"enable_ep_weight_filter is given, and {source.name} is not linear; expected it without: vLLM then reads the "
+                "experts of the linear layout only, and others would be missing"
+            )
+            raise EplbConfigError(msg)
     redundant = source.placement.num_redundant_experts
     if redundant and release.profiles_slots and not world.is_quantised:
         msg = (
@@ -143,31 +158,36 @@ def check_served(
         _check_policy(source, release, given.get(POLICY_TYPE))
 
 
-def _check_order(source: PlacementSource, release: Release) -> None:
-    rows = source.placement.physical_to_logical
-    num_experts = source.placement.num_logical_experts
-    if release.fills == "map" or bool((rows == np.arange(rows.shape[1]) % num_experts).all()):
-        return
-    layer, slot = np.argwhere(rows != np.arange(rows.shape[1]) % num_experts)[0].tolist()
-    by_map = [known.vllm_ascend for known in RELEASES if known.fills == "map"][-1]
-    msg = (
-        f"{source.name} has expert {rows[layer, slot]} in slot {slot} of layer {layer}; expected "
-        f"{slot % num_experts} with vllm-ascend {release.vllm_ascend}, whose loader fills slots in vLLM's order "
-        f"whatever a map says, so tokens would reach wrong experts without an error: take vllm-ascend {by_map}, a map in "
-        "that order, or dynamic without a map"
-    )
-    raise EplbConfigError(msg)
-
-
-def _check_path(source: PlacementSource, release: Release, world: World) -> None:
+def _check_path(settings: Settings, source: PlacementSource, release: Release, world: World) -> None:
+    """Refuse what the plugin does not mend where a batch may take the path AllGather."""
     name = chip()
     if not can_gather(release, name, world):
         return
+    ep_size, redundant = source.placement.ep_size, source.placement.num_redundant_experts
+    if redundant and settings.replica_choice in BY_RANK:
+        msg = (
+            f"replica_choice is {settings.replica_choice} on {ep_size} ranks of {name}; expected rank_offset or weighted: "
+            f"vllm-ascend {release.vllm_ascend} may send a batch by AllGather, where all ranks must choose the same copy"
+        )
+        raise EplbConfigError(msg)
+    if name == "310P":
+        reason = "may send a batch by AllGather, which it does in a way of its own there that the plugin does not mend"
+        way = "Serve on an A2 or A3"
+    elif world.uses_lora:
+        reason = (
+            "may send a batch by AllGather, where the plugin changes ids, and was not tried with adapters"
+        )
+        way = f"Take vllm-ascend {_FIRST_TO_EXCHANGE} or later, or no adapters"
+    elif name == "A2" and redundant and ep_size >= _EXCHANGING_RANKS:
+        reason = "may send a batch by MC2, for which it documents no redundant experts on an A2"
+        way = "Take a map without redundant experts, or an A3"
+    else:
+        return
+    found = f"has {redundant} redundant experts" if redundant else "is not linear"
+    wanted = "none" if name == "A2" and not world.uses_lora else "the linear layout without redundant experts"
     msg = (
-        f"{source.name} is not linear, on a {name} with {world.size} processes; expected the linear layout without "
-        f"redundant experts: there vllm-ascend {release.vllm_ascend} may send a batch by AllGather, which looks ids of "
-        "slots up in a map of experts, so tokens would reach wrong experts without an error. Serve on an A3, or "
-        "without a map; dynamic without redundant experts starts from the linear layout and is right"
+        f"{source.name} {found}, on {ep_size} ranks of {name}; expected {wanted}: vllm-ascend {release.vllm_ascend} {reason}, so "
+        f"tokens could reach wrong experts without an error. {way}, or serve without a map"
     )
     raise EplbConfigError(msg)
 

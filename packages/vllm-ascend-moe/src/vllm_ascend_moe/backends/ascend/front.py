@@ -13,9 +13,11 @@ from vllm_ascend_moe.backends.ascend.options import (
     EPLB_CONFIG,
     ascend_options,
     check_options,
+    chooses,
     forget_engine,
     given_options,
     join_given,
+    needs_eplb,
     switch_dynamic_on,
 )
 from vllm_ascend_moe.backends.interface import Facts, Front
@@ -30,12 +32,26 @@ if TYPE_CHECKING:
     from vllm_ascend_moe.releases import Release
 
 
+# vllm-ascend's option for an operator that exchanges tokens and computes in one.
+_FUSED = "enable_fused_mc2"
+
+
 class AscendFront(Front):
     """vllm-ascend's own EPLB, given the plugin's maps."""
 
     kind = "ascend"
     serves = "vllm-ascend's layer and its runner V1, with the plugin's maps"
     backend = "ascend_v1.AscendV1"
+    # But on the path AllGather, where every rank has all tokens: that is checked, and chosen for, by itself.
+    splits_tokens = True
+
+    def __init__(self, release: Release | None = None) -> None:
+        """Speak for a release of vllm-ascend.
+
+        Args:
+            release: None for the one that is installed.
+        """
+        self._release = release
 
     @staticmethod
     def is_for(platform: Any) -> bool:
@@ -49,6 +65,8 @@ class AscendFront(Front):
         Raises:
             EplbConfigError: nothing.
         """
+        if self._release is not None:
+            return self._release
         version = wrapping.vllm_ascend_version()
         found = releases.find(version)
         if found is None:
@@ -92,11 +110,17 @@ class AscendFront(Front):
         """Refuse what would be served wrongly, and write vllm-ascend's options for the rest; see `Front`."""
         given = engine_args.additional_config
         options = given_options(given)
+        if chooses(settings) and given.get(_FUSED):
+            msg = (
+                f"{_FUSED} is {given[_FUSED]!r} with replica_choice {settings.choice}; expected one of them: that operator "
+                "exchanges tokens by itself, without asking which copy they take"
+            )
+            raise EplbConfigError(msg)
         check_served(settings, source, self.release, options, World.of(engine_args, model_config))
         # How many every stage has is known where there is one.
         stages = getattr(engine_args, "pipeline_parallel_size", 1)
         options = ascend_options(settings, options, self.release, source.num_layers if stages == 1 else None)
-        if settings.dynamic:
+        if needs_eplb(settings):
             switch_dynamic_on()
         return {"additional_config": {**given, EPLB_CONFIG: options}}
 

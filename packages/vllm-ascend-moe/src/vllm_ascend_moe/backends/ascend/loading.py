@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 # As checkpoints name an expert's weight: "model.layers.3.mlp.experts.17.gate_proj.weight".
 _EXPERT = re.compile(r"experts\.(\d+)\.")
 # Of vLLM's weight_loader of a MoE layer, in its order.
-_ARGUMENTS = ("param", "loaded_weight", "weight_name", "shard_id", "expert_id")
+ARGUMENTS = ("param", "loaded_weight", "weight_name", "shard_id", "expert_id")
 
 # Sums of the content of each slot, by parameter: [2] each, see `content_sum`.
 Contents = dict[str, list[list[int]]]
@@ -128,7 +128,7 @@ class LoadWatch:
         self, original: Callable[..., Any], index: int, names: dict[int, str], *args: Any, **kwargs: Any
     ) -> Any:
         result = original(*args, **kwargs)
-        given = dict(zip(_ARGUMENTS, args, strict=False)) | kwargs
+        given = dict(zip(ARGUMENTS, args, strict=False)) | kwargs
         name = names.get(id(given.get("param")))
         if name is None or given.get("expert_id") is None:
             return result
@@ -228,4 +228,4 @@ def different(found: Contents, expected: Contents) -> list[int]:
     return sorted(slots)
 
 
-__all__ = ["CheckpointNames", "Contents", "LoadWatch", "different", "read_contents"]
+__all__ = ["ARGUMENTS", "CheckpointNames", "Contents", "LoadWatch", "different", "read_contents"]

@@ -7,6 +7,7 @@ from __future__ import annotations
 import sys
 from typing import TYPE_CHECKING, Any
 
+from vllm_ascend_moe.backends.ascend.filling import fill_by_map
 from vllm_ascend_moe.backends.ascend.layers import find_layers, placed
 from vllm_ascend_moe.backends.ascend.loading import LoadWatch
 from vllm_ascend_moe.eplb import EplbConfigError
@@ -29,12 +30,15 @@ class AskedModel:
         watch: over their loading.
     """
 
-    def __init__(self, model: Any, asked: list[tuple[Question, Rows | None]]) -> None:
+    def __init__(
+        self, model: Any, asked: list[tuple[Question, Rows | None]], *, fills_by_map: bool = True
+    ) -> None:
         """Find its layers.
 
         Args:
             model: as it was made.
             asked: what each of its layers asked, in order, and the rows that it was answered by.
+            fills_by_map: whether the release's loader goes by the layer's map itself.
 
         Raises:
             EplbConfigError: as many layers as asked were not found.
@@ -49,6 +53,9 @@ class AskedModel:
         self._asked = asked
         self.first = 0
         self.watch = LoadWatch(model, self.layers)
+        if not fills_by_map:
+            # Outside of the watch, which sees what is really written.
+            fill_by_map(self.layers)
 
     def take_rows(self, first: int) -> None:
         """Write the maps of a later pipeline stage over those of the first; shapes are the same in all rows."""
@@ -61,6 +68,11 @@ class AskedModel:
     def tp_sizes(self) -> list[int]:
         """Return by which tensor-parallel size each layer chooses among copies."""
         return [question.sizes.tp_size for question, _ in self._asked]
+
+    @property
+    def num_experts(self) -> int:
+        """E, logical; 0 without MoE layers."""
+        return int(self._asked[0][0].sizes.num_experts) if self._asked else 0
 
     def wanted(self, index: int) -> Rows | None:
         """Return the expert in each slot of each rank, as the placement has it; None without expert parallelism."""

@@ -109,7 +109,6 @@ def check_options(settings: Settings, release: Release) -> None:
     Raises:
         EplbConfigError: see above.
     """
-    layouts = {release.layout} if settings.num_redundant_experts else {"linear", "ring", "append"}
     own = {"max_moves": settings.max_moves, "max_layers": settings.max_layers, "min_gain": settings.min_gain}
     for name, value in own.items() if settings.policy == VLLM_POLICY else ():
         if value is not None:
@@ -118,38 +117,30 @@ def check_options(settings: Settings, release: Release) -> None:
                 f"leave out policy {VLLM_POLICY!r} and {POLICY_TYPE}"
             )
             raise EplbConfigError(msg)
-    without = {
-        "layout": settings.layout not in {None, *layouts},
-        "replica_choice": settings.choice != "rank_offset" or settings.replica_choice is not None,
-        "log_balancedness": settings.log_balancedness is not None,
-        "log_balancedness_interval": settings.log_balancedness_interval is not None,
-    }
-    unknown = [name for name, given in without.items() if given]
-    if unknown:
-        msg = (
-            f"{', '.join(unknown)} {'is' if len(unknown) == 1 else 'are'} given; expected none of them beside "
-            "vllm-ascend, whose layer chooses copies by itself (its options: eplb_config in the additional config; its "
-            f"layout with redundant experts: {release.layout})"
-        )
-        raise EplbConfigError(msg)
-    if settings.expert_map_path is None and settings.num_redundant_experts and not settings.dynamic:
-        msg = (
-            f"num_redundant_experts is {settings.num_redundant_experts} without a map; expected an expert_map_path "
-            "or dynamic: vllm-ascend makes copies only with one of them"
-        )
-        raise EplbConfigError(msg)
-    if settings.record_path is not None:
-        msg = (
-            f"record_path is {settings.record_path}; expected none beside vllm-ascend, which records by its own "
-            f"{_RECORDS}"
-        )
-        raise EplbConfigError(msg)
     if settings.load_collection_phase != "all" and not release.has_heat_stage:
         msg = (
             f"load_collection_phase is {settings.load_collection_phase} with vllm-ascend {release.vllm_ascend}; "
             "expected a later one, or 'all'"
         )
         raise EplbConfigError(msg)
+
+
+def chooses(settings: Settings) -> bool:
+    """Whether it is asked for how copies are chosen; if not, vllm-ascend's layer sends a rank's tokens to one of them."""
+    return settings.replica_choice is not None or settings.replica_weights_path is not None
+
+
+def counts_load(settings: Settings) -> bool:
+    """Whether the expert load is asked for, which vllm-ascend counts only where its dynamic EPLB is on."""
+    return settings.record_path is not None or bool(settings.log_balancedness)
+
+
+def needs_eplb(settings: Settings) -> bool:
+    """Whether vllm-ascend's dynamic EPLB must be on: to move experts, to count their load, or to have copies by layout."""
+    is_own_layout = settings.expert_map_path is None and (
+        bool(settings.num_redundant_experts) or settings.layout == "round_robin"
+    )
+    return bool(settings.dynamic) or counts_load(settings) or is_own_layout
 
 
 def ascend_options(
@@ -169,9 +160,9 @@ def ascend_options(
     options = dict(given)
     if settings.expert_map_path is not None:
         options["expert_map_path"] = settings.expert_map_path
-    if settings.dynamic:
+    if needs_eplb(settings):
         options["dynamic_eplb"] = True
-    if settings.dynamic or (release.fills == "append" and settings.expert_map_path is not None):
+    if needs_eplb(settings) or (release.fills == "append" and settings.expert_map_path is not None):
         # Slots are made before the map is read where the loader fills them by itself.
         options["num_redundant_experts"] = settings.num_redundant_experts or 0
     if settings.window_size is not None:
@@ -230,8 +221,11 @@ __all__ = [
     "POLICY_TYPE",
     "ascend_options",
     "check_options",
+    "chooses",
+    "counts_load",
     "forget_engine",
     "given_options",
     "join_given",
+    "needs_eplb",
     "switch_dynamic_on",
 ]

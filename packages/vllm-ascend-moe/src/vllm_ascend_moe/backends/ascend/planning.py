@@ -38,7 +38,7 @@ class Planner:
 
     def __init__(
         self,
-        plan: OnePlan,
+        plan: OnePlan | None,
         placement: Placement,
         read_load: Callable[[], torch.Tensor],
         *,
@@ -51,7 +51,7 @@ class Planner:
         """Start from the placement that is served.
 
         Args:
-            plan: makes or gets the plan.
+            plan: makes or gets the plan; None where experts stay where they are.
             placement: of this stage's layers.
             read_load: returns the tokens of every slot, int [L, R, slots of a rank], as vllm-ascend has gathered them.
             ep_rank: this rank.
@@ -74,16 +74,16 @@ class Planner:
     @property
     def moves(self) -> bool:
         """Whether the last plan moves anything."""
-        return self._plan.moves
+        return self._plan is not None and self._plan.moves
 
     def put(self, _: object) -> None:
         """Begin to plan, on the rank that does."""
-        if self._plan.plans_here:
-            self._proposal = self._thread.submit(self._propose)
+        if self._plan is not None and self._plan.plans_here:
+            self._proposal = self._thread.submit(self._propose, self._plan)
 
-    def _propose(self) -> torch.Tensor | None:
+    def _propose(self, plan: OnePlan) -> torch.Tensor | None:
         old = self.placement
-        return self._plan.propose(
+        return plan.propose(
             lambda: torch.from_numpy(self._load()),
             old.num_physical_experts,
             self._num_groups,
@@ -94,10 +94,11 @@ class Planner:
 
     def get(self) -> list[Task]:
         """Return what is to be done in every layer; nothing is moved in one that stays as it is."""
-        old = self.placement
-        proposal, self._proposal = self._proposal, None
-        rows = self._plan.share(None if proposal is None else proposal.result(), _rows(old))
-        new = Placement(rows.numpy(), old.ep_size, num_logical_experts=old.num_logical_experts)
+        new = old = self.placement
+        if self._plan is not None:
+            proposal, self._proposal = self._proposal, None
+            rows = self._plan.share(None if proposal is None else proposal.result(), _rows(old))
+            new = Placement(rows.numpy(), old.ep_size, num_logical_experts=old.num_logical_experts)
         maps = new.global_expert_map()
         sent, received = transfers(old.global_expert_map(), maps, self._ep_rank)
         if self._record is None:
@@ -185,7 +186,9 @@ def planner_for(
     slot = next(iter(updator.adaptor.expert_param_per_layer.values()))[0]
     cycle = window + int(updator.algorithm_execution_interval) + layers
     rule = rule_for(settings, "npu", slot, 1, cycle / window)
-    plan = OnePlan(make_policy(settings.policy, settings.max_moves), rule, updator.comm_group.cpu_group)
+    plan = None
+    if settings.dynamic:
+        plan = OnePlan(make_policy(settings.policy, settings.max_moves), rule, updator.comm_group.cpu_group)
     shared = updator.shared_dict
 
     def read_load() -> torch.Tensor:

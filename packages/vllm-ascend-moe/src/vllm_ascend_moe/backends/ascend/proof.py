@@ -90,7 +90,7 @@ class Proof:
         self.rows = [[state.row for state in states] for states in by_layer]
         self._reference = [reference_of(states) for states in by_layer]
 
-    def compare_moved(self, adaptor: Any, moved: int) -> bool:
+    def compare_moved(self, adaptor: Any, moved: int) -> int:
         """After vllm-ascend has moved a layer's experts and committed its maps, compare its slots.
 
         It costs one pass over the layer's experts and one exchange of some hundred numbers between ranks.
@@ -100,7 +100,7 @@ class Proof:
             moved: the layer by vllm-ascend's number; some releases number layers with the dense ones before them.
 
         Returns:
-            whether it was the last layer.
+            the layer's index among those of this stage.
 
         Raises:
             DisagreementError: a slot holds something else than its expert.
@@ -117,7 +117,7 @@ class Proof:
         ranks = [states[0] for states in self._tell(read)]
         self._stop_if(list(wrong_slots(self._made.first + index, ranks)), "after vllm-ascend's rearrangement")
         self.rows[index] = [state.row for state in ranks]
-        return index == len(self._made.layers) - 1
+        return index
 
     def report(self, *, checksums: bool) -> dict[str, Any]:
         """Return what is served now, read from this rank's layers: plain values, none without expert parallelism.
