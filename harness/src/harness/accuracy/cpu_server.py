@@ -13,7 +13,20 @@ from __future__ import annotations
 import contextlib
 import runpy
 
+from harness.shared_start import share
+
 _METHOD = "VLLM_WORKER_MULTIPROC_METHOD"
+# What engine and workers import; the models are those that most is run with.
+_MODULES = (
+    "vllm.entrypoints.llm",
+    "vllm.entrypoints.openai.api_server",
+    "vllm.v1.engine.core",
+    "vllm.v1.executor.multiproc_executor",
+    "vllm.v1.worker.cpu_worker",
+    "vllm.v1.attention.backends.cpu_attn",
+    "vllm.model_executor.models.deepseek_v2",
+    "vllm.model_executor.models.qwen3_moe",
+)
 
 
 def fork_on_a_cpu() -> None:
@@ -26,6 +39,7 @@ def fork_on_a_cpu() -> None:
         if current_platform.is_cpu():
             # What reads the environment is replaced, because vLLM writes its own choice into that.
             envs.environment_variables[_METHOD] = lambda: "fork"
+            share(_MODULES)
 
 
 if __name__ == "__main__":

@@ -29,6 +29,7 @@ from typing import TYPE_CHECKING
 
 from harness.accuracy.guard import end_with_parent
 from harness.accuracy.server import last_lines, start
+from harness.shared_start import share
 
 if TYPE_CHECKING:
     import subprocess
@@ -107,6 +108,7 @@ def main(path: str, *modules: str) -> None:
         signal.signal(signal.SIGTERM, stop)
         for module in modules:
             importlib.import_module(module)
+        share(())
         server.serve_forever(_POLL_SECONDS)
 
 
