@@ -8,9 +8,11 @@ import copy
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import pytest
 
 from expert_maps import generate_placement, write_placement
+from expert_maps.formats.loads import write_load
 from harness.ascend.cases import MUTANTS, TINY_MOE, Case, cases_for, write_map
 from harness.ascend.engine import Served
 from harness.ascend.judging import Reference, judge
@@ -130,6 +132,12 @@ def test_a_failure_must_end_by_itself(served: Served) -> None:
     assert judge(case, served, None).problems == ["it started; expected it to fail and to end"]
 
 
+def test_a_failure_before_there_was_an_engine_says_nothing() -> None:
+    case = replace(CASE, expected="ends")
+    found = judge(case, Served(failed="the fork server ended", has_begun=False), None)
+    assert found.problems == ["it was never started: the fork server ended"]
+
+
 def test_what_is_left_behind_is_a_problem(served: Served) -> None:
     found = judge(CASE, replace(served, left=(41, 42)), REFERENCE)
     assert found.problems == ["processes 41, 42 were left behind; expected none"]
@@ -171,6 +179,31 @@ def test_a_record_must_be_a_placement(served: Served, ring: Placement, tmp_path:
     assert "is no placement" in judge(case, served, REFERENCE).problems[0]
     write_placement(ring, tmp_path / "record.json")
     assert judge(case, served, REFERENCE).problems == []
+
+
+def test_recorded_load_is_what_the_routers_chose(served: Served, tmp_path: Path) -> None:
+    path = tmp_path / "load.npz"
+    case = replace(CASE, load=path)
+    assert "was not counted" in judge(case, served, REFERENCE).problems[0]
+    routes = [[1, 5, 2], [4, 0, 4]]
+    counted = replace(served, routes=routes)
+    assert "cannot be read" in judge(case, counted, REFERENCE).problems[0]
+    steps = np.zeros((16, 2, 3), dtype=np.int64)
+    steps[3], steps[9] = [[1, 1, 2], [0, 0, 4]], [[0, 4, 0], [4, 0, 0]]
+    steps[0] += 1
+    write_load(steps, path)
+    (problem,) = judge(case, counted, REFERENCE).problems
+    assert problem.startswith("load.npz has [11, 11] tokens by layer; expected [8, 8], as the routers chose")
+    # One token at a neighbour is seen, though the sums are right.
+    steps[0] = 0
+    steps[3] = [[2, 0, 2], [0, 0, 4]]
+    write_load(steps, path)
+    assert "(layers [0] differ)" in judge(case, counted, REFERENCE).problems[0]
+    steps[3] = [[1, 1, 2], [0, 0, 4]]
+    write_load(steps, path)
+    assert judge(case, counted, REFERENCE).problems == []
+    write_load(steps[3:10], path)
+    assert "has 7 rows; expected one a step" in judge(case, counted, REFERENCE).problems[0]
 
 
 SERVED = [release for release in releases.RELEASES if release.checked != "contract"]

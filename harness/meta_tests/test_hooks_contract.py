@@ -118,11 +118,18 @@ class EplbConfig:
     _FORWARD: "def select(world_size, num_experts_per_tok):\n    if world_size <= num_experts_per_tok: ...\n",
     _MOVER: "class D2DExpertWeightLoader:\n    def update_expert_map_and_weight(self, reqs): ...\n",
     _WORKER: "class EplbProcess:\n    def worker_process(self, planner_q, block_update_q): ...\n",
-    "vllm_ascend/eplb/eplb_updator.py": "class EplbUpdator:\n    def warm_up_eplb(self): ...\n",
+    "vllm_ascend/eplb/eplb_updator.py": (
+        "class EplbUpdator:\n    def warm_up_eplb(self): ...\n    def forward_end(self): ...\n"
+    ),
     "vllm_ascend/ops/fused_moe/token_dispatcher.py": (
         "class TokenDispatcherWithAllGather:\n    def token_dispatch(self, token_dispatch_input): ...\n"
+        "class TokenDispatcherWithMC2:\n    def token_dispatch(self, token_dispatch_input): ...\n"
+        "class TokenDispatcherWithAll2AllV:\n    def token_dispatch(self, token_dispatch_input): ...\n"
     ),
-    _RUNNER: "from multiprocessing import Manager\n",
+    _RUNNER: (
+        "from multiprocessing import Manager\n"
+        "class NPUModelRunner:\n    def _dummy_run(self, num_tokens): ...\n"
+    ),
     _METADATA: "Metadata-Version: 2.4\nRequires-Dist: torch==2.10.0\nRequires-Dist: torch-npu==2.10.0\n",
 }
 # The same as 0.27 has it: options are fields, and keys that are not its own are refused.
@@ -263,7 +270,7 @@ def test_a_circle_of_imports_ends(tmp_path: Path) -> None:
 def test_a_vllm_ascend_that_fits_has_no_problems(tmp_path: Path) -> None:
     report = check_ascend(write_wheel(tmp_path, ASCEND))
     assert report.problems == []
-    assert report.row == ("vllm-ascend 0.22.1rc1", "7 of 7", "1", "5 of 6", "11", "0")
+    assert report.row == ("vllm-ascend 0.22.1rc1", "11 of 11", "1", "5 of 6", "11", "0")
     (note,) = report.notes
     assert re.search(r"eplb_heat_\w+ is not in this version.*only where load_collection_phase is not", note)
 
@@ -271,7 +278,7 @@ def test_a_vllm_ascend_that_fits_has_no_problems(tmp_path: Path) -> None:
 def test_a_newer_vllm_ascend_that_fits_has_no_problems(tmp_path: Path) -> None:
     report = check_ascend(write_wheel(tmp_path, newer()), "0.30.0rc2")
     assert report.problems == []
-    assert report.row == ("vllm-ascend 0.30.0rc2", "7 of 7", "1", "6 of 6", "11", "0")
+    assert report.row == ("vllm-ascend 0.30.0rc2", "11 of 11", "1", "6 of 6", "11", "0")
     assert report.notes == []
 
 

@@ -13,6 +13,9 @@ from typing import NoReturn
 
 from torch_npu import _environment
 
+# What tells it from the real one.
+IS_EMULATED = True
+
 
 def _autoload() -> None:
     """Be what torch calls at the end of its own import."""

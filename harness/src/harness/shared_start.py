@@ -56,8 +56,11 @@ def _register_kernels_once() -> None:
     """Let vLLM look through all modules for kernels that a CPU replaces; in a fork there is nothing more to be found."""
     from vllm.platforms import current_platform
 
-    current_platform.register_triton_kernel_overrides()
-    type(current_platform).register_triton_kernel_overrides = lambda *_: None
+    kind = type(current_platform)
+    # A platform answers None, with a warning, for what it does not have.
+    if hasattr(kind, "register_triton_kernel_overrides"):
+        current_platform.register_triton_kernel_overrides()
+        kind.register_triton_kernel_overrides = lambda *_: None
 
 
 __all__ = ["share"]

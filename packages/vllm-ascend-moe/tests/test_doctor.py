@@ -48,7 +48,10 @@ class World:
         return known[name.replace("-", "_")]
 
     def entry_points(self, *, group: str) -> list[importlib.metadata.EntryPoint]:
-        return [importlib.metadata.EntryPoint(name, "module:function", group) for name in self.points[group]]
+        return [
+            importlib.metadata.EntryPoint(name, "module:function", group)
+            for name in self.points.get(group, [])
+        ]
 
 
 @pytest.fixture(autouse=True)

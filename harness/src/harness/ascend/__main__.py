@@ -19,15 +19,15 @@ from rich.console import Console
 
 from expert_maps import ExpertMapsError
 from expert_maps.formats.files import write_text
-from harness.ascend import page
+from harness.ascend import engine, page
 from harness.ascend import rehearse as rehearsal
 from harness.ascend.cases import TINY_MOE
 from harness.ascend.prompts import read_prompts
 from harness.ascend.session import SessionError, run_releases, write_record
-from harness.ascend.stage import ROOT
+from harness.ascend.stage import ROOT, stage
 from harness.contract.fetching import ContractError
 from harness.emulated_npu import CHIPS
-from vllm_ascend_moe import releases
+from vllm_ascend_moe import hardware, releases
 
 app = typer.Typer(help=__doc__, add_completion=False, pretty_exceptions_enable=False)
 _BAD_INPUT = 2
@@ -127,6 +127,52 @@ def rehearse(
         except (ExpertMapsError, OSError) as error:
             raise _refuse(error) from error
     raise typer.Exit(outcome.exit_code)
+
+
+@app.command()
+def collect(
+    output: Annotated[Path, typer.Option("--output", help="The file to write.")],
+    map_path: Annotated[
+        Path | None, typer.Option("--map", help="A map; without it the linear layout.")
+    ] = None,
+    model: Annotated[Path, typer.Option("--model", help="A checkpoint's folder.")] = TINY_MOE,
+    release: Annotated[str, typer.Option("--release", help="Of vllm-ascend, or newest.")] = "0.23.0",
+    chip: Annotated[str, typer.Option("--chip", help="A2 (AllGather path) or A3 (ALLTOALL, MC2).")] = "A3",
+    ranks: Annotated[int, typer.Option("--ranks", help="Tensor-parallel size: processes.")] = 2,
+    dtype: Annotated[str, typer.Option("--dtype", help="float32, bfloat16 or float16.")] = "float32",
+) -> None:
+    """Write, emulated, what `vllm-ascend-moe doctor collect` writes on an NPU; `doctor compare` holds both side by side."""
+    try:
+        if chip not in CHIPS:
+            msg = f"--chip is {chip!r}; expected {' or '.join(CHIPS)}"
+            raise rehearsal.BadInputError(msg)
+        staged = stage(_release(release))
+        hardware.Request(model, map_path, ranks, dtype).check()
+    except (ContractError, ExpertMapsError) as error:
+        raise _refuse(error) from error
+    words = ["--model", str(model.absolute()), "--output", str(output.absolute())]
+    words += ["--ranks", str(ranks), "--dtype", dtype]
+    words += [] if map_path is None else ["--map", str(map_path.absolute())]
+    folder = ROOT.absolute() / "collected"
+    folder.mkdir(parents=True, exist_ok=True)
+    code = engine.run_module(
+        ("vllm_ascend_moe", "doctor", "collect", *words),
+        folder / "log.txt",
+        engine.environment(staged, chip, folder, plugin=True),
+    )
+    if code:
+        said = own_lines(folder / "log.txt") or [f"it ended with exit code {code}"]
+        typer.echo(f"error: {said[-1]} (log: {folder / 'log.txt'})", err=True)
+        raise typer.Exit(code)
+    typer.echo(
+        f"emulated, not hardware: vllm-ascend {_release(release).vllm_ascend}, {chip}, {ranks} ranks: {output}"
+    )
+
+
+def own_lines(log: Path) -> list[str]:
+    """Return the errors that a command printed among all that vLLM logs."""
+    lines = log.read_text(encoding="utf-8", errors="replace").splitlines()
+    return [line.removeprefix("error: ") for line in lines if line.startswith("error: ")]
 
 
 def _tell(trial: rehearsal.Trial, outcome: rehearsal.Outcome) -> None:

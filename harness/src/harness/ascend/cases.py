@@ -47,6 +47,7 @@ class Case:
         mutants: damages that must be noticed.
         moves: whether experts must have moved by the end.
         record: a map that vllm-ascend must have written.
+        load: a record of load that the plugin must have written; one row a step, and all of them what the routers chose.
         rows: a map whose placement the live tables must show; None where any is right.
         is_server: whether the OpenAI server is started in place of an engine in one process.
     """
@@ -62,6 +63,7 @@ class Case:
     mutants: tuple[str, ...] = ()
     moves: bool = False
     record: Path | None = None
+    load: Path | None = None
     rows: Path | None = None
     is_server: bool = False
 
@@ -111,6 +113,7 @@ def cases_for(release: Release, folder: Path, *, every: bool = True) -> list[Cas
     folder = folder.absolute()
     static, moving = copies(release, dynamic=False), copies(release, dynamic=True)
     planned, deepseek, start = (folder / f"{name}.json" for name in ("planned", "planned_deepseek", "start"))
+    load = folder / "static_load.npz"
     write_map(planned, TINY_MOE, redundant=static)
     write_map(deepseek, TINY_DEEPSEEK, redundant=static)
     write_map(start, TINY_MOE, redundant=moving)
@@ -122,6 +125,20 @@ def cases_for(release: Release, folder: Path, *, every: bool = True) -> list[Cas
         Case("plugin inactive", TINY_MOE, "A2"),
         Case("`{}`", TINY_MOE, "A3", config={"expert_maps": {}}),
         Case(f"static map, {some}", TINY_MOE, "A3", config=with_map, mutants=MUTANTS, rows=planned),
+        Case(
+            "layout that stays, recorded, copies in turn",
+            TINY_MOE,
+            "A3",
+            config={
+                "expert_maps": {
+                    "layout": "ring" if static else "round_robin",
+                    "num_redundant_experts": static,
+                    "replica_choice": "rank_offset",
+                    "record_path": str(load),
+                }
+            },
+            load=load,
+        ),
         # On the path AllGather, which vllm-ascend serves wrongly by itself.
         Case(
             f"static map, {some}",
@@ -153,15 +170,17 @@ def cases_for(release: Release, folder: Path, *, every: bool = True) -> list[Cas
 
 def _dynamic_cases(folder: Path, start: Path, redundant: int, *, every: bool) -> list[Case]:
     """Return the cases in which vllm-ascend moves experts."""
-    record = folder / "recorded.json"
+    record, load = folder / "recorded.json", folder / "load.npz"
     config = {"expert_maps": {"num_redundant_experts": redundant, **_DYNAMIC}}
+    from_map = {"expert_map_path": str(start), **_DYNAMIC, "record_path": str(load)}
     cases = [
         Case(
-            "dynamic from a map",
+            "dynamic from a map, recorded",
             TINY_MOE,
             "A2",
-            config={"expert_maps": {"expert_map_path": str(start), **_DYNAMIC}},
+            config={"expert_maps": from_map},
             moves=True,
+            load=load,
         ),
         Case(
             "dynamic from the layout, recording by vllm-ascend",

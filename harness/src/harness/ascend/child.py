@@ -9,12 +9,15 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import sys
 import time
 from pathlib import Path
 from typing import Any
 
 from expert_maps import ExpertMapsError
+
+_STOP_SECONDS = 30.0
 
 
 def main(request_path: str, response_path: str) -> None:
@@ -45,6 +48,8 @@ def main(request_path: str, response_path: str) -> None:
     response["phase"] = "serve"
     response["inspections"].append(_inspect(llm))
     write()
+    if request["counts"]:
+        llm.collective_rpc("count_routes")
     for _ in range(request["rounds"]):
         response["rounds"].append(_generate(llm, request))
         response["inspections"].append(_inspect(llm))
@@ -58,6 +63,8 @@ def main(request_path: str, response_path: str) -> None:
         }
         llm.collective_rpc("repair")
         write()
+    if request["counts"]:
+        response["routes"] = _count_and_stop(llm)
     response["phase"] = "end"
     write()
     # A clean stop takes vLLM ten seconds; the guard ends what is left, and what stays all the same is looked for.
@@ -82,6 +89,18 @@ def _generate(llm: Any, request: dict[str, Any]) -> dict[str, Any]:  # noqa: ANN
         ],
         "seconds": seconds,
     }
+
+
+def _count_and_stop(llm: Any) -> list[list[int]]:  # noqa: ANN401 - vLLM's
+    """Return what was counted on the first rank, and end it by SIGTERM, as an operator would: its record must be whole."""
+    answers: list[dict[str, Any]] = llm.collective_rpc("counted_routes")
+    first = next(answer for answer in answers if answer["ep_rank"] == 0)
+    os.kill(first["process"], signal.SIGTERM)
+    deadline = time.monotonic() + _STOP_SECONDS
+    while Path(f"/proc/{first['process']}").exists() and time.monotonic() < deadline:
+        time.sleep(0.05)
+    counts: list[list[int]] = first["counts"]
+    return counts
 
 
 def _inspect(llm: Any) -> list[dict[str, Any]]:  # noqa: ANN401 - vLLM's

@@ -27,6 +27,8 @@ if TYPE_CHECKING:
 # Of a busy machine: on a quiet one an engine takes a tenth of it.
 LIMIT_SECONDS = 420.0
 _KILL_SECONDS = 15.0
+# As `timeout` says it.
+_LATE = 124
 _POLL_SECONDS = 0.1
 # Two ranks on a machine with few cores and one NUMA node; the ports of a killed run may still be taken.
 ENVIRONMENT = {
@@ -73,8 +75,10 @@ class Served:
         names: ops and the like that were used.
         left: processes that were still there when all should have ended.
         is_late: whether the time limit had to end it.
+        has_begun: whether there was an engine's process at all.
         seconds: from the start of the process to its end.
         log: where it is.
+        routes: what the routers chose, counted by the harness, [L][E]; None where that was not asked for.
     """
 
     rounds: list[dict[str, Any]] = field(default_factory=list)
@@ -87,6 +91,8 @@ class Served:
     is_late: bool = False
     seconds: float = 0.0
     log: Path | None = None
+    routes: list[list[int]] | None = None
+    has_begun: bool = True
 
     @property
     def tokens(self) -> list[list[int]] | None:
@@ -173,7 +179,8 @@ def serve(
     used = Path(variables[NAMES]) if NAMES in variables else None
     if used is not None:
         used.unlink(missing_ok=True)
-    ask.write_text(json.dumps({"rounds": 1, "mutants": [], "max_tokens": 16, **request}), encoding="utf-8")
+    defaults = {"rounds": 1, "mutants": [], "max_tokens": 16, "counts": False}
+    ask.write_text(json.dumps({**defaults, **request}), encoding="utf-8")
     words = [CHILD, str(ask), str(answer)]
     begin, session, broken = time.monotonic(), None, None
     if servers is None:
@@ -205,6 +212,8 @@ def serve(
         is_late,
         duration,
         log,
+        response.get("routes"),
+        answer.exists(),
     )
 
 
@@ -213,6 +222,17 @@ def read_names(path: Path | None) -> tuple[str, ...]:
     if path is None or not path.exists():
         return ()
     return tuple(sorted(set(path.read_text(encoding="utf-8").split())))
+
+
+def run_module(
+    words: Sequence[str], log: Path, variables: Mapping[str, str], seconds: float = LIMIT_SECONDS
+) -> int:
+    """Run a module in a process of its own and return its exit code; 124 where the time limit had to end it."""
+    with start([sys.executable, "-m", *words], log, variables, stop_seconds=5.0) as process:
+        try:
+            return process.wait(seconds)
+        except subprocess.TimeoutExpired:
+            return _LATE
 
 
 def _run_alone(words: Sequence[str], log: Path, variables: Mapping[str, str], seconds: float) -> bool:

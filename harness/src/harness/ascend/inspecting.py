@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -21,6 +22,7 @@ from vllm_ascend_moe.report import WorkerReport
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+_GATE = re.compile(r"(?:^|\.)layers\.(\d+)\.mlp\.gate$")
 _LAYER = re.compile(r"(?:^|\.)layers\.(\d+)\.")
 # vllm-ascend's names for expert → local slot, newest first: vLLM's own map may stand beside it.
 _EXPERT_MAPS = ("ascend_expert_map", "_expert_map", "expert_map")
@@ -86,6 +88,38 @@ class Inspector(WorkerReport):
                 int(found[1]) if found else 0,
                 [module, *(modules[each] for each in around if each in modules)],
             )
+
+    def count_routes(self) -> None:
+        """From now on, count to which experts the routers send tokens, from what enters each block, by code of the harness's.
+
+        For models whose router takes the largest logits; every rank of a tensor-parallel group has all tokens there.
+        """
+        model = self.model_runner.model  # type: ignore[attr-defined]
+        modules, top_k = dict(model.named_modules()), int(model.config.num_experts_per_tok)
+        self._routes: dict[int, torch.Tensor] = {}
+
+        def hook(layer: int, gate: Any) -> Any:  # noqa: ANN401 - a module, and a hook of torch's
+            def count(_: object, given: tuple[Any, ...]) -> None:
+                # Some releases multiply by the gate's weights without calling it.
+                hidden = given[0].reshape(-1, given[0].shape[-1]).float()
+                chosen = torch.nn.functional.linear(hidden, gate.weight.float()).topk(top_k, dim=-1).indices
+                found = torch.bincount(chosen.flatten().cpu(), minlength=len(gate.weight))
+                self._routes[layer] = self._routes.get(layer, 0) + found
+
+            return count
+
+        for name, module in modules.items():
+            found = _GATE.search(name)
+            if found:
+                block = modules[name.rpartition(".")[0]]
+                block.register_forward_pre_hook(hook(int(found[1]), module))
+
+    def counted_routes(self) -> dict[str, Any]:
+        """Return this worker's process and rank, and what was counted, [L][E]."""
+        from vllm.distributed.parallel_state import get_ep_group
+
+        counts = [self._routes[layer].tolist() for layer in sorted(self._routes)]
+        return {"process": os.getpid(), "ep_rank": int(get_ep_group().rank_in_group), "counts": counts}
 
     def damage(self, mutant: str) -> bool:
         """Make this worker wrong on purpose, until `repair`.

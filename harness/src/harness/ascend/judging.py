@@ -7,7 +7,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from expert_maps import ExpertMapsError, read_placement
+from expert_maps import ExpertMapsError, read_load, read_placement
 from harness.ascend.engine import compare_tokens
 from harness.ascend.tables import InspectionError, live_rows, slot_faults
 
@@ -22,6 +22,8 @@ if TYPE_CHECKING:
 # Of a probability's logarithm, between one rank and two in float32: sums are taken in another order.
 LARGEST_DELTA = 1e-4
 _SHOWN = 3
+# Rows of a record of load: each round generates 16 tokens, a step each.
+_FEWEST_STEPS = 16
 
 
 @dataclass(frozen=True)
@@ -91,6 +93,8 @@ def judge(case: Case, served: Served, reference: Reference | None) -> Judged:
             _judge_mutant(mutant, served.mutants.get(mutant), reference, found)
         if case.record is not None:
             _judge_record(case.record, found)
+        if case.load is not None:
+            _judge_load(case.load, served.routes, found)
     return found
 
 
@@ -105,6 +109,8 @@ def _judge_end(served: Served, found: Judged) -> None:
     """Expect a failure that was seen as one: neither a time limit that had to end it, nor an engine that serves."""
     if served.failed is None:
         found.problems.append("it started; expected it to fail and to end")
+    elif not served.has_begun:
+        found.problems.append(f"it was never started: {served.failed}")
     elif served.is_late:
         found.problems.append(f"it failed, but did not end: {served.failed}")
 
@@ -185,6 +191,29 @@ def _judge_mutant(mutant: str, damaged: dict[str, Any] | None, reference: Refere
     if not faults or equal == count:
         found.problems.append(
             f"mutant {mutant}: {count - equal} texts differ and {len(faults)} slots are wrong; expected some of both"
+        )
+
+
+def _judge_load(path: Path, routes: list[list[int]] | None, found: Judged) -> None:
+    """Compare the record of load with what the routers chose, as the harness counted it."""
+    if routes is None:
+        found.problems.append("what the routers chose was not counted")
+        return
+    try:
+        counts = read_load(path).counts
+    except ExpertMapsError as error:
+        found.problems.append(f"the load that was recorded cannot be read: {error}")
+        return
+    total = counts.sum(axis=0).astype(int).tolist()
+    if total != routes:
+        wrong = [layer for layer, (one, other) in enumerate(zip(total, routes, strict=False)) if one != other]
+        found.problems.append(
+            f"{path.name} has {[sum(row) for row in total]} tokens by layer; expected {[sum(row) for row in routes]}, as the "
+            f"routers chose, with the same of each expert (layers {wrong} differ)"
+        )
+    if len(counts) < _FEWEST_STEPS:
+        found.problems.append(
+            f"{path.name} has {len(counts)} rows; expected one a step, {_FEWEST_STEPS} at least"
         )
 
 

@@ -153,12 +153,16 @@ def _one_rank(version: str, model: Path, alone: Future[Reference], cpu_build: Fu
 
 def _serve(staged: Staged, case: Case, folder: Path, servers: ForkServers) -> engine.Served:
     variables = engine.environment(staged, case.chip, folder, plugin=True)
+    if case.load is not None:
+        # One that is there would be continued.
+        case.load.unlink(missing_ok=True)
     if case.is_server:
         return server.serve(case, folder, variables, prompts_for(case.model))
     request = {
         "engine": engine.options(case.model, case.ranks, case.config, **case.engine),
         "prompts": prompts_for(case.model),
         "mutants": list(case.mutants),
+        "counts": case.load is not None,
         "rounds": _ROUNDS_TO_MOVE if case.moves or case.record else 1,
     }
     return engine.serve(request, folder, variables, servers=servers)

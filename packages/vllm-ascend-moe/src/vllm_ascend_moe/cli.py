@@ -7,12 +7,15 @@ from __future__ import annotations
 import dataclasses
 import json as json_
 import os
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
+
+from expert_maps import ExpertMapsError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -32,8 +35,13 @@ app = typer.Typer(
 )
 
 
-@app.command()
+doctor_app = typer.Typer(no_args_is_help=False, add_completion=False, pretty_exceptions_enable=False)
+app.add_typer(doctor_app, name="doctor")
+
+
+@doctor_app.callback(invoke_without_command=True)
 def doctor(
+    context: typer.Context,
     additional_config: Annotated[
         str | None,
         typer.Option(
@@ -43,11 +51,24 @@ def doctor(
         ),
     ] = None,
     json: Annotated[bool, typer.Option("--json", help="Print one JSON object instead of text.")] = False,
+    npu: Annotated[
+        bool,
+        typer.Option(
+            "--npu", help="Print what to run where there is an NPU: ten commands, from here to accuracy."
+        ),
+    ] = False,
 ) -> None:
     """Say what is installed, what would be active in vLLM and why, and what would not work.
 
     Exit codes: 0 all would work, 1 something would not, 2 bad input.
     """
+    if context.invoked_subcommand is not None:
+        return
+    if npu:
+        from vllm_ascend_moe import hardware
+
+        typer.echo(hardware.commands(), nl=False)
+        return
     from vllm_ascend_moe.doctor import diagnose
 
     try:
@@ -64,6 +85,61 @@ def doctor(
     else:
         _print(found)
     raise typer.Exit(_PROBLEMS if found.problems else 0)
+
+
+@doctor_app.command()
+def collect(
+    output: Annotated[Path, typer.Option("--output", help="The file to write.")],
+    model: Annotated[Path, typer.Option("--model", help="A checkpoint's folder.")],
+    map_path: Annotated[
+        Path | None, typer.Option("--map", help="A map for it; without one the linear layout is served.")
+    ] = None,
+    ranks: Annotated[int, typer.Option("--ranks", help="Tensor-parallel size: so many devices.")] = 2,
+    dtype: Annotated[str, typer.Option("--dtype", help="float32, bfloat16 or float16.")] = "float32",
+    max_tokens: Annotated[int, typer.Option("--max-tokens", help="Generated for each of 16 prompts.")] = 16,
+) -> None:
+    """Serve once, and write one file: versions, chip, placement, checksums of every slot, and what was generated.
+
+    Prompts are token ids that are drawn, the same everywhere. Exit codes: 0 written, 2 bad input or refused.
+    """
+    from vllm_ascend_moe import hardware
+
+    try:
+        if not output.absolute().parent.is_dir():
+            msg = f"--output is {output}; expected a file in a folder that exists"
+            raise hardware.ReportError(msg)
+        request = hardware.Request(model, map_path, ranks, dtype, max_tokens)
+        report = hardware.collect(request)
+        hardware.write(report, output)
+    except ExpertMapsError as error:
+        typer.echo(f"error: {error}", err=True)
+        raise typer.Exit(_BAD_INPUT) from error
+    what = "emulated, not hardware" if report["emulated"] else "not emulated"
+    typer.echo(f"{output}: {what}, {len(report['ranks'])} ranks, {len(report['tokens'])} texts")
+
+
+@doctor_app.command()
+def compare(
+    report: Annotated[Path, typer.Argument(help="What `doctor collect` wrote, on an NPU say.")],
+    other: Annotated[Path, typer.Argument(help="The same request served elsewhere, emulated say.")],
+) -> None:
+    """Hold two collected files against each other: placement, the bytes of every slot, and what was generated.
+
+    Exit codes: 0 the same, 1 something differs, 2 bad input.
+    """
+    from vllm_ascend_moe import hardware
+
+    try:
+        found = hardware.compare(hardware.read(report), hardware.read(other))
+    except ExpertMapsError as error:
+        typer.echo(f"error: {error}", err=True)
+        raise typer.Exit(_BAD_INPUT) from error
+    for line in found.lines:
+        typer.echo(line)
+    for line in found.differences:
+        typer.echo(f"differs: {line}")
+    typer.echo("differs" if found.differences else "the same")
+    raise typer.Exit(_PROBLEMS if found.differences else 0)
 
 
 @app.command("releases")

@@ -1,0 +1,361 @@
+# SPDX-FileCopyrightText: The expert-maps authors
+# SPDX-License-Identifier: Apache-2.0
+"""One file about one server: what was served, where, and what every slot held; and two such files held side by side.
+
+Collected on an NPU and once more on the emulated NPU, they say whether the emulation told the truth.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib
+import json
+import math
+import platform
+import random
+import time
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from expert_maps import ExpertMapsError, read_placement
+from expert_maps.formats.files import write_text
+from vllm_ascend_moe._version import __version__
+from vllm_ascend_moe.core.activation import versions
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+    from pathlib import Path
+
+FORMAT = "vllm-ascend-moe report 1"
+DTYPES = ("float32", "bfloat16", "float16")
+# Prompts are token ids that are drawn, the same everywhere; the first ids of a vocabulary are special.
+NUM_PROMPTS, _SEED, _FIRST_ID = 16, 0, 8
+# Of a probability's logarithm: sums are taken in another order, in 32 or in 16 bits.
+_LARGEST_DELTA = {"float32": 1e-3, "bfloat16": 0.25, "float16": 0.05}
+_SHOWN = 5
+
+# The commands, and what each is for.
+_COMMANDS = (
+    ("vllm-ascend-moe doctor", "what is installed, and what would not work"),
+    ("vllm-ascend-moe releases", "which pairs of vllm-ascend and vLLM the plugin knows"),
+    ("vllm-ascend-moe options", "which option works beside it"),
+    ("expert-maps check MAP", "whether the map is one"),
+    (
+        "nox -s ascend -- rehearse --map MAP --model MODEL",
+        "in the repository, on any Linux machine: the map, emulated",
+    ),
+    (
+        "nox -s ascend -- collect --map MAP --model MODEL --output emulated.json",
+        "there too: the next command, emulated",
+    ),
+    (
+        "vllm-ascend-moe doctor collect --map MAP --model MODEL --output npu.json",
+        "on the NPU: serves, and writes one file",
+    ),
+    ("vllm-ascend-moe doctor compare npu.json emulated.json", "whether both served the same"),
+    ("nox -s npu_bench", "in the repository, on the NPU: the routing ops, checked and timed"),
+    (
+        "nox -s accuracy -- --model MODEL --base-url baseline=URL --base-url eplb-static=URL",
+        "in the repository: whether a map changes answers, on 1,319 questions",
+    ),
+)
+_BEFORE = "Ten commands on the way to hardware. Nothing here has been run on an NPU yet: yours would be the first report."
+_AFTER = """\
+Send npu.json, and what the eighth says, with an issue. It holds versions, the chip, the placement, checksums and token ids;
+no weights, no prompts of yours, no paths and no host names.
+"""
+
+
+class ReportError(ExpertMapsError):
+    """A report cannot be made, read or compared; the message says what was found and expected."""
+
+
+def commands() -> str:
+    """Return what a person with an NPU should run."""
+    lines = [
+        f"{number:2}  {command}\n      {what}" for number, (command, what) in enumerate(_COMMANDS, start=1)
+    ]
+    return "\n".join([_BEFORE, "", *lines, "", _AFTER])
+
+
+@dataclass(frozen=True)
+class Request:
+    """What is served.
+
+    Attributes:
+        model: a checkpoint's folder.
+        map_path: a map for it; None serves the linear layout.
+        ranks: tensor-parallel size.
+        dtype: of the weights that are not quantised.
+        max_tokens: generated for each prompt.
+    """
+
+    model: Path
+    map_path: Path | None = None
+    ranks: int = 2
+    dtype: str = "float32"
+    max_tokens: int = 16
+
+    def check(self) -> None:
+        """Refuse what cannot be served, before vLLM is imported.
+
+        Raises:
+            ReportError: the model, a number or the dtype is none.
+            ExpertMapsError: the map is none.
+        """
+        if not (self.model / "config.json").is_file():
+            msg = f"--model is {self.model}; expected a checkpoint's folder, with a config.json"
+            raise ReportError(msg)
+        for name, value in (("--ranks", self.ranks), ("--max-tokens", self.max_tokens)):
+            if value < 1:
+                msg = f"{name} is {value}; expected at least 1"
+                raise ReportError(msg)
+        if self.dtype not in DTYPES:
+            msg = f"--dtype is {self.dtype!r}; expected one of {', '.join(DTYPES)}"
+            raise ReportError(msg)
+        if self.map_path is not None:
+            read_placement(self.map_path)
+
+
+def collect(request: Request) -> dict[str, Any]:
+    """Serve in this process and its workers, and return what is to be told.
+
+    Raises:
+        ReportError: see `Request.check`.
+        ExpertMapsError: the plugin refuses it.
+    """
+    request.check()
+    from vllm import LLM, SamplingParams
+
+    options: dict[str, Any] = {}
+    if request.map_path is not None:
+        options["expert_map_path"] = str(request.map_path.absolute())
+    begin = time.perf_counter()
+    llm = LLM(
+        model=str(request.model.absolute()),
+        dtype=request.dtype,
+        tensor_parallel_size=request.ranks,
+        enable_expert_parallel=request.ranks > 1,
+        enforce_eager=True,
+        max_model_len=128,
+        max_num_seqs=NUM_PROMPTS,
+        # For all of them at once, and no more of a device's memory.
+        num_gpu_blocks_override=256,
+        enable_prefix_caching=False,
+        seed=0,
+        additional_config={"expert_maps": options},
+    )
+    started = time.perf_counter()
+    vocabulary = int(llm.llm_engine.model_config.get_vocab_size())
+    prompts: list[Any] = [{"prompt_token_ids": ids} for ids in _prompts(vocabulary)]
+    sampling = SamplingParams(temperature=0, max_tokens=request.max_tokens, ignore_eos=True, logprobs=0)
+    results = [result.outputs[0] for result in llm.generate(prompts, sampling, use_tqdm=False)]
+    ended = time.perf_counter()
+    ranks = llm.collective_rpc("expert_maps_report", args=(True,))
+    for rank in ranks:
+        # The path of a map is nobody's business.
+        rank["settings"] = {name: value for name, value in rank["settings"].items() if "path" not in name}
+    return {
+        "format": FORMAT,
+        **_where(),
+        "model": {"name": request.model.resolve().name, "digest": model_digest(request.model)},
+        "request": {
+            "ranks": request.ranks,
+            "dtype": request.dtype,
+            "max_tokens": request.max_tokens,
+            "prompts": NUM_PROMPTS,
+            "map": None if request.map_path is None else read_placement(request.map_path).digest,
+        },
+        "ranks": ranks,
+        "tokens": [list(output.token_ids) for output in results],
+        "logprobs": [
+            [choice[token].logprob for token, choice in zip(output.token_ids, output.logprobs, strict=True)]
+            for output in results
+        ],
+        "seconds": {"start": round(started - begin, 2), "generate": round(ended - started, 2)},
+    }
+
+
+def _prompts(vocabulary: int) -> list[list[int]]:
+    draw = random.Random(_SEED)  # noqa: S311 - the same everywhere
+    return [
+        [draw.randrange(_FIRST_ID, vocabulary) for _ in range(draw.randrange(8, 41))]
+        for _ in range(NUM_PROMPTS)
+    ]
+
+
+def model_digest(model: Path) -> str:
+    """Return what tells two checkpoints apart: their configuration, and names and sizes of their weights' files."""
+    found = hashlib.sha256((model / "config.json").read_bytes())
+    for path in sorted(model.glob("*.safetensors")):
+        found.update(f"{path.name} {path.stat().st_size}\n".encode())
+    return found.hexdigest()
+
+
+def _where() -> dict[str, Any]:
+    """Return what served: versions, the release's row, the chip, and whether that is hardware."""
+    from vllm_ascend_moe import backends
+
+    front = backends.front()
+    found: dict[str, Any] = {
+        "emulated": False,
+        "platform": {"system": platform.system(), "machine": platform.machine(), "kind": front.kind},
+        "python": platform.python_version(),
+        "versions": {"vllm-ascend-moe": __version__, **versions()},
+        "release": front.facts().release,
+        "chip": None,
+    }
+    if front.kind == "ascend":
+        from vllm_ascend_moe.backends.ascend.checks import chip
+
+        found["chip"] = chip()
+        # The emulated one says so of itself.
+        found["emulated"] = bool(getattr(importlib.import_module("torch_npu"), "IS_EMULATED", False))
+    return found
+
+
+def write(report: dict[str, Any], path: Path) -> None:
+    """Write a report, whole or not at all."""
+    write_text(path, json.dumps(report, indent=1) + "\n")
+
+
+def read(path: Path) -> dict[str, Any]:
+    """Read a report.
+
+    Raises:
+        ReportError: it is none.
+    """
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        msg = f"{path} cannot be read as a report: {error}"
+        raise ReportError(msg) from error
+    if not isinstance(found, dict) or found.get("format") != FORMAT:
+        said = found.get("format") if isinstance(found, dict) else type(found).__name__
+        msg = f"{path} has the format {said!r}; expected {FORMAT!r}, as `vllm-ascend-moe doctor collect` writes it"
+        raise ReportError(msg)
+    missing = [name for name in ("model", "request", "ranks", "tokens", "logprobs") if name not in found]
+    if missing:
+        msg = f"{path} lacks {', '.join(missing)}; expected a whole report"
+        raise ReportError(msg)
+    return found
+
+
+@dataclass
+class Comparison:
+    """Two reports side by side.
+
+    Attributes:
+        lines: what was compared, and how it came out.
+        differences: what is not the same; empty where both served the same.
+    """
+
+    lines: list[str] = field(default_factory=list)
+    differences: list[str] = field(default_factory=list)
+
+
+def compare(one: dict[str, Any], other: dict[str, Any]) -> Comparison:
+    """Compare two reports of the same request.
+
+    Raises:
+        ReportError: they are of different requests, models or maps.
+    """
+    for name in ("model", "request"):
+        mine, theirs = dict(one[name]), dict(other[name])
+        mine.pop("name", None)
+        theirs.pop("name", None)
+        if mine != theirs:
+            keys = [key for key in {**mine, **theirs} if mine.get(key) != theirs.get(key)]
+            said = "; ".join(f"{key} {mine.get(key)} against {theirs.get(key)}" for key in keys)
+            msg = f"the reports are of another {name} each: {said}; expected the same in both"
+            raise ReportError(msg)
+    found = Comparison([_said(one), _said(other)])
+    _compare_placements(one, other, found)
+    _compare_checksums(one, other, found)
+    _compare_tokens(one, other, found)
+    return found
+
+
+def _said(report: dict[str, Any]) -> str:
+    known = report.get("versions", {})
+    with_versions = ", ".join(
+        f"{name} {known[name]}" for name in ("vllm", "vllm-ascend", "torch-npu") if known.get(name)
+    )
+    what = "emulated, not hardware" if report.get("emulated") else "not emulated"
+    return f"{report.get('chip') or report.get('platform', {}).get('kind')}, {what}: {with_versions}"
+
+
+def _compare_placements(one: dict[str, Any], other: dict[str, Any], found: Comparison) -> None:
+    for report in (one, other):
+        for rank in report["ranks"]:
+            found.differences += [
+                f"rank {rank.get('ep_rank')}: {wrong}" for wrong in rank.get("wrong_slots", [])
+            ]
+    rows = [[rank.get("physical_to_logical") for rank in report["ranks"]] for report in (one, other)]
+    if rows[0] != rows[1]:
+        found.differences.append("ranks serve other placements")
+    else:
+        found.lines.append(f"placement: the same on {len(rows[0])} ranks")
+
+
+def _compare_checksums(one: dict[str, Any], other: dict[str, Any], found: Comparison) -> None:
+    differ, count = [], 0
+    for mine, theirs in zip(one["ranks"], other["ranks"], strict=True):
+        layers = zip(mine.get("slot_checksums", []), theirs.get("slot_checksums", []), strict=True)
+        for layer, (left, right) in enumerate(layers):
+            for slot, (a, b) in enumerate(zip(left, right, strict=True)):
+                count += 1
+                if a != b:
+                    differ.append(f"layer {layer}, rank {mine.get('ep_rank')}, slot {slot}")
+    found.lines.append(f"slots: {count - len(differ)} of {count} hold the same bytes")
+    if differ:
+        found.differences.append(f"{len(differ)} of {count} slots hold other bytes: {_few(differ)}")
+
+
+def _compare_tokens(one: dict[str, Any], other: dict[str, Any], found: Comparison) -> None:
+    differ = [n for n, (a, b) in enumerate(zip(one["tokens"], other["tokens"], strict=True)) if a != b]
+    count = len(one["tokens"])
+    # Where texts part, what follows has another past.
+    deltas = [
+        abs(a - b)
+        for mine, theirs, left, right in zip(
+            one["tokens"], other["tokens"], one["logprobs"], other["logprobs"], strict=True
+        )
+        for a, b in list(zip(left, right, strict=True))[: _common(mine, theirs)]
+    ]
+    # What is no number is the largest.
+    largest = max(deltas, default=0.0, key=lambda delta: (math.isnan(delta), delta))
+    limit = _LARGEST_DELTA[one["request"]["dtype"]]
+    found.lines.append(
+        f"texts: {count - len(differ)} of {count} are the same; the largest difference of a log-probability before they part "
+        f"is {largest:.1e} (at most {limit:g} is expected in {one['request']['dtype']})"
+    )
+    if differ and one["request"]["dtype"] == "float32":
+        found.differences.append(f"{len(differ)} of {count} texts differ: prompts {_few(map(str, differ))}")
+    if not largest <= limit:
+        found.differences.append(f"a log-probability differs by {largest:.1e}; expected {limit:g} at most")
+
+
+def _common(mine: list[int], theirs: list[int]) -> int:
+    """Return how many tokens two texts have in common from the start on."""
+    return next((n for n, (a, b) in enumerate(zip(mine, theirs, strict=True)) if a != b), len(mine))
+
+
+def _few(names: Iterable[str]) -> str:
+    shown = list(names)
+    return ", ".join(shown[:_SHOWN]) + (", …" if len(shown) > _SHOWN else "")
+
+
+__all__ = [
+    "DTYPES",
+    "FORMAT",
+    "Comparison",
+    "ReportError",
+    "Request",
+    "collect",
+    "commands",
+    "compare",
+    "model_digest",
+    "read",
+    "write",
+]
