@@ -47,6 +47,19 @@ MACHINES = {"x86_64": 62, "aarch64": 183}
 OLDEST_TESTS = "test_vllm_oldest.py"
 # What a session with `--short` runs on Pythons that have the whole in the nightly run: files, imports, ctypes, the planner.
 SMOKE_TESTS = ("imports", "library", "files", "cli", "maps", "planning")
+# Those of the plugin's that lean on what it depends on: options, pages, files, kernels.
+PLUGIN_SMOKE_TESTS = (
+    "plugin_imports",
+    "settings",
+    "doctor",
+    "releases",
+    "option_table",
+    "eplb",
+    "experts",
+    "map_and_record",
+    "recorder",
+    "register",
+)
 # Threads of a BLAS on few cores make times erratic. What a Python compiles is kept: engines start by the dozen.
 ENV = {"OMP_NUM_THREADS": "1", "PYTHONHASHSEED": "0", "PYTHONDONTWRITEBYTECODE": ""}
 # A worker for each core; `-- -n 0` shows what a test prints, and lets a debugger in.
@@ -397,7 +410,7 @@ def bench(session: nox.Session) -> None:
 
 @nox.session(python=lowest_python())
 def minimums(session: nox.Session) -> None:
-    """Run both packages' tests with the lowest versions that they allow, expert-maps' on the lowest Python, few with `-- --short`."""
+    """Run both packages' tests with the lowest versions that they allow, expert-maps' on the lowest Python; `-- --short` some."""
     words, tests = _tests_of_core(session.posargs)
     # What old versions say of each other's deprecations is not ours to mend.
     options = [*PARALLEL, "-W", "default::DeprecationWarning", *words]
@@ -405,7 +418,10 @@ def minimums(session: nox.Session) -> None:
     session.run("pytest", *tests, *options, env=ENV)
     # In front of the environment that has torch: few indexes have a torch for every Python that is not for CUDA.
     # As a module: the command of pytest that is installed is of another version than what it would find.
-    install_dev(session).under("minimums").run("python", "-m", "pytest", f"{PLUGIN}/tests", *options)
+    of_plugin = [f"{PLUGIN}/tests"]
+    if "--short" in session.posargs:
+        of_plugin = [f"{PLUGIN}/tests/test_{name}.py" for name in PLUGIN_SMOKE_TESTS]
+    install_dev(session).under("minimums").run("python", "-m", "pytest", *of_plugin, *options)
 
 
 @nox.session(venv_backend="none")
@@ -477,7 +493,8 @@ def build(session: nox.Session) -> None:
         session.run(
             sys.executable, "-m", "virtualenv", "--quiet", "--clear", str(binaries.parent), external=True
         )
-        pip = [str(binaries / "python"), "-m", "pip", "install", "--quiet", "--find-links", str(dist)]
+        pip = [str(binaries / "python"), "-m", "pip", "install", "--quiet", "--no-compile", "--find-links"]
+        pip.append(str(dist))
         session.run(*pip, str(next(dist.glob(name))), *options, external=True)
         with session.chdir(scratch):
             for command in commands:

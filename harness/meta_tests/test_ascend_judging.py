@@ -132,6 +132,15 @@ def test_a_failure_must_end_by_itself(served: Served) -> None:
     assert judge(case, served, None).problems == ["it started; expected it to fail and to end"]
 
 
+def test_a_killed_worker_is_seen_soon() -> None:
+    case = replace(CASE, expected="ends", kills=True)
+    assert judge(case, Served(failed="EngineDeadError", ended_seconds=3.0), None).problems == []
+    (late,) = judge(case, Served(failed="EngineDeadError", ended_seconds=31.0), None).problems
+    assert late.startswith("it took 31 s to end after a worker was killed; expected 30 s")
+    (early,) = judge(case, Served(failed="RuntimeError: broken"), None).problems
+    assert early == "it failed before a worker was killed: RuntimeError: broken"
+
+
 def test_a_failure_before_there_was_an_engine_says_nothing() -> None:
     case = replace(CASE, expected="ends")
     found = judge(case, Served(failed="the fork server ended", has_begun=False), None)
@@ -233,6 +242,7 @@ def test_every_release_has_all_cases(release: releases.Release, tmp_path: Path) 
     assert [name for name in names if name not in fewer] == [
         "dynamic without copies",
         "dynamic from a map, by vllm-ascend's policy",
+        "dynamic, a worker is killed while experts move",
         "dynamic, a worker fails while loading",
     ]
 

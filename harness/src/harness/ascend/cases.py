@@ -49,6 +49,7 @@ class Case:
         record: a map that vllm-ascend must have written.
         load: a record of load that the plugin must have written; one row a step, and all of them what the routers chose.
         rows: a map whose placement the live tables must show; None where any is right.
+        kills: whether a worker is killed amid a round.
         is_server: whether the OpenAI server is started in place of an engine in one process.
     """
 
@@ -65,6 +66,7 @@ class Case:
     record: Path | None = None
     load: Path | None = None
     rows: Path | None = None
+    kills: bool = False
     is_server: bool = False
 
 
@@ -207,6 +209,14 @@ def _dynamic_cases(folder: Path, start: Path, redundant: int, *, every: bool) ->
             "A3",
             config={"expert_maps": {"expert_map_path": str(start), **_THEIRS}},
             moves=True,
+        ),
+        Case(
+            "dynamic, a worker is killed while experts move",
+            TINY_MOE,
+            "A3",
+            config=config,
+            expected="ends",
+            kills=True,
         ),
         # U3: vllm-ascend's EPLB process is there when the weights turn out to be broken.
         Case(

@@ -11,6 +11,7 @@ import json
 import os
 import signal
 import sys
+import threading
 import time
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ from typing import Any
 from expert_maps import ExpertMapsError
 
 _STOP_SECONDS = 30.0
+_KILL_AFTER_SECONDS, _LONG = 1.0, 400
 
 
 def main(request_path: str, response_path: str) -> None:
@@ -63,6 +65,11 @@ def main(request_path: str, response_path: str) -> None:
         }
         llm.collective_rpc("repair")
         write()
+    if request["kills"]:
+        response["ended_seconds"] = _kill_one(llm, request)
+        response["phase"] = "killed" if response["ended_seconds"] is not None else "end"
+        write()
+        os._exit(1)
     if request["counts"]:
         response["routes"] = _count_and_stop(llm)
     response["phase"] = "end"
@@ -89,6 +96,26 @@ def _generate(llm: Any, request: dict[str, Any]) -> dict[str, Any]:  # noqa: ANN
         ],
         "seconds": seconds,
     }
+
+
+def _kill_one(llm: Any, request: dict[str, Any]) -> float | None:  # noqa: ANN401 - vLLM's
+    """Kill the last rank's worker amid a round; the seconds until that is seen, None where it never is."""
+    places: list[dict[str, int]] = llm.collective_rpc("place")
+    last = max(places, key=lambda place: place["ep_rank"])
+    killed: list[float] = []
+
+    def kill() -> None:
+        os.kill(last["process"], signal.SIGKILL)
+        killed.append(time.monotonic())
+
+    timer = threading.Timer(_KILL_AFTER_SECONDS, kill)
+    timer.start()
+    try:
+        # So long that it is not over by then.
+        _generate(llm, {**request, "max_tokens": _LONG})
+    except Exception:  # noqa: BLE001 - whatever vLLM makes of it
+        return time.monotonic() - killed[0] if killed else None
+    return None
 
 
 def _count_and_stop(llm: Any) -> list[list[int]]:  # noqa: ANN401 - vLLM's

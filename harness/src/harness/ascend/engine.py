@@ -76,6 +76,7 @@ class Served:
         left: processes that were still there when all should have ended.
         is_late: whether the time limit had to end it.
         has_begun: whether there was an engine's process at all.
+        ended_seconds: from a worker's being killed to the engine's error; None where none was killed.
         seconds: from the start of the process to its end.
         log: where it is.
         routes: what the routers chose, counted by the harness, [L][E]; None where that was not asked for.
@@ -93,6 +94,7 @@ class Served:
     log: Path | None = None
     routes: list[list[int]] | None = None
     has_begun: bool = True
+    ended_seconds: float | None = None
 
     @property
     def tokens(self) -> list[list[int]] | None:
@@ -179,7 +181,7 @@ def serve(
     used = Path(variables[NAMES]) if NAMES in variables else None
     if used is not None:
         used.unlink(missing_ok=True)
-    defaults = {"rounds": 1, "mutants": [], "max_tokens": 16, "counts": False}
+    defaults = {"rounds": 1, "mutants": [], "max_tokens": 16, "counts": False, "kills": False}
     ask.write_text(json.dumps({**defaults, **request}), encoding="utf-8")
     words = [CHILD, str(ask), str(answer)]
     begin, session, broken = time.monotonic(), None, None
@@ -214,6 +216,7 @@ def serve(
         log,
         response.get("routes"),
         answer.exists(),
+        response.get("ended_seconds"),
     )
 
 

@@ -89,6 +89,12 @@ class Inspector(WorkerReport):
                 [module, *(modules[each] for each in around if each in modules)],
             )
 
+    def place(self) -> dict[str, int]:
+        """Return this worker's process and its expert-parallel rank."""
+        from vllm.distributed.parallel_state import get_ep_group
+
+        return {"process": os.getpid(), "ep_rank": int(get_ep_group().rank_in_group)}
+
     def count_routes(self) -> None:
         """From now on, count to which experts the routers send tokens, from what enters each block, by code of the harness's.
 
@@ -116,10 +122,10 @@ class Inspector(WorkerReport):
 
     def counted_routes(self) -> dict[str, Any]:
         """Return this worker's process and rank, and what was counted, [L][E]."""
-        from vllm.distributed.parallel_state import get_ep_group
-
-        counts = [self._routes[layer].tolist() for layer in sorted(self._routes)]
-        return {"process": os.getpid(), "ep_rank": int(get_ep_group().rank_in_group), "counts": counts}
+        return {
+            **self.place(),
+            "counts": [self._routes[layer].tolist() for layer in sorted(self._routes)],
+        }
 
     def damage(self, mutant: str) -> bool:
         """Make this worker wrong on purpose, until `repair`.

@@ -22,6 +22,8 @@ if TYPE_CHECKING:
 # Of a probability's logarithm, between one rank and two in float32: sums are taken in another order.
 LARGEST_DELTA = 1e-4
 _SHOWN = 3
+# From a worker's death to the engine's error.
+_MOST_SECONDS = 30.0
 # Rows of a record of load: each round generates 16 tokens, a step each.
 _FEWEST_STEPS = 16
 
@@ -78,7 +80,7 @@ def judge(case: Case, served: Served, reference: Reference | None) -> Judged:
     if served.left:
         found.problems.append(f"processes {', '.join(map(str, served.left))} were left behind; expected none")
     if case.expected == "ends":
-        _judge_end(served, found)
+        _judge_end(case, served, found)
     elif served.failed is not None:
         found.problems.append(served.failed)
     elif case.expected == "refused":
@@ -105,7 +107,7 @@ def _judge_refusal(case: Case, served: Served, found: Judged) -> None:
         found.problems.append(f"refused, but not for {case.says!r}: {served.refused}")
 
 
-def _judge_end(served: Served, found: Judged) -> None:
+def _judge_end(case: Case, served: Served, found: Judged) -> None:
     """Expect a failure that was seen as one: neither a time limit that had to end it, nor an engine that serves."""
     if served.failed is None:
         found.problems.append("it started; expected it to fail and to end")
@@ -113,6 +115,12 @@ def _judge_end(served: Served, found: Judged) -> None:
         found.problems.append(f"it was never started: {served.failed}")
     elif served.is_late:
         found.problems.append(f"it failed, but did not end: {served.failed}")
+    elif case.kills and served.ended_seconds is None:
+        found.problems.append(f"it failed before a worker was killed: {served.failed}")
+    elif case.kills and served.ended_seconds > _MOST_SECONDS:
+        found.problems.append(
+            f"it took {served.ended_seconds:.0f} s to end after a worker was killed; expected {_MOST_SECONDS:g} s at most"
+        )
 
 
 def _judge_tokens(rounds: Sequence[dict[str, Any]], reference: Reference, found: Judged) -> None:

@@ -163,6 +163,7 @@ def _serve(staged: Staged, case: Case, folder: Path, servers: ForkServers) -> en
         "prompts": prompts_for(case.model),
         "mutants": list(case.mutants),
         "counts": case.load is not None,
+        "kills": case.kills,
         "rounds": _ROUNDS_TO_MOVE if case.moves or case.record else 1,
     }
     return engine.serve(request, folder, variables, servers=servers)

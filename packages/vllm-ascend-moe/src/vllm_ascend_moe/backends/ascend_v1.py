@@ -15,7 +15,6 @@ import time
 from typing import TYPE_CHECKING, Any
 
 from expert_maps.policies import DEFAULT_POLICY
-from vllm_ascend_moe import releases
 from vllm_ascend_moe._log import logger
 from vllm_ascend_moe.backends.ascend.answers import Answer, Question, answer
 from vllm_ascend_moe.backends.ascend.choosing import Choosing
@@ -28,7 +27,6 @@ from vllm_ascend_moe.backends.ascend.recording import Recording
 from vllm_ascend_moe.backends.eplb_hooks import around_initialize_model
 from vllm_ascend_moe.backends.interface import Backend
 from vllm_ascend_moe.backends.policy import check_policy
-from vllm_ascend_moe.core.activation import vllm_version
 from vllm_ascend_moe.core.replicas import SlotRule
 from vllm_ascend_moe.core.session import State, loading_session
 from vllm_ascend_moe.core.settings import VLLM_POLICY, describe
@@ -51,11 +49,7 @@ class AscendV1(Backend):
             UpstreamError: the release is not in the table.
         """
         super().__init__(session)
-        found = wrapping.vllm_ascend_version()
-        release = releases.find(found)
-        if release is None:
-            raise wrapping.UpstreamError(releases.problem(found, vllm_version()))
-        self._release = release
+        self._release = wrapping.vllm_ascend_release()
         self._building: str | None = None
         self._asked: list[tuple[Question, Rows | None]] = []
         self._main: AskedModel | None = None

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
 
     from vllm_ascend_moe.hooks.table import Hook
+    from vllm_ascend_moe.releases import Release
 
 
 # What importing fails with where a device's libraries are missing.
@@ -75,6 +76,19 @@ def vllm_ascend_version() -> str | None:
         return importlib.metadata.version("vllm-ascend")
     except importlib.metadata.PackageNotFoundError:
         return None
+
+
+def vllm_ascend_release() -> Release:
+    """Return what the plugin knows of the vllm-ascend that is installed.
+
+    Raises:
+        UpstreamError: nothing.
+    """
+    found = vllm_ascend_version()
+    release = releases.find(found)
+    if release is None:
+        raise UpstreamError(releases.problem(found, vllm_version()))
+    return release
 
 
 def problems(hooks: Iterable[Hook]) -> Iterator[str]:

@@ -21,7 +21,6 @@ from vllm_ascend_moe.backends.ascend.options import (
     switch_dynamic_on,
 )
 from vllm_ascend_moe.backends.interface import Facts, Front
-from vllm_ascend_moe.core.activation import vllm_version
 from vllm_ascend_moe.eplb import EplbConfigError
 from vllm_ascend_moe.hooks import table, wrapping
 
@@ -63,15 +62,9 @@ class AscendFront(Front):
         """What the plugin knows of this vllm-ascend.
 
         Raises:
-            EplbConfigError: nothing.
+            UpstreamError: nothing.
         """
-        if self._release is not None:
-            return self._release
-        version = wrapping.vllm_ascend_version()
-        found = releases.find(version)
-        if found is None:
-            raise EplbConfigError(releases.problem(version, vllm_version()))
-        return found
+        return wrapping.vllm_ascend_release() if self._release is None else self._release
 
     def check_versions(self) -> None:
         """Check the pair of vLLM and vllm-ascend; see `Front`."""
