@@ -93,7 +93,9 @@ class Ranks:
 
 def session(rank: int, path: Path | None = None, **options: Any) -> Any:  # noqa: ANN401 - a stand-in
     recorder = None if path is None or rank else LoadRecorder(str(path), LAYERS, E)
-    return SimpleNamespace(settings=Settings(record_path=path and str(path), **options), recorder=recorder)
+    return SimpleNamespace(
+        settings=Settings(record_path=None if path is None else str(path), **options), recorder=recorder
+    )
 
 
 def drawn(seed: int, rank: int) -> torch.Tensor:

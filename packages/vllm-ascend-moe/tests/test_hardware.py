@@ -212,7 +212,7 @@ class Engine:
 
     def collective_rpc(self, method: str, args: tuple[bool]) -> list[dict[str, Any]]:
         assert (method, args) == ("expert_maps_report", (True,))
-        settings = {"expert_map_path": "/home/someone/map.json", "dynamic": False}
+        settings = {"expert_map_path": "/srv/someone/map.json", "dynamic": False}
         ranks = range(self.options["tensor_parallel_size"])
         return [{**report()["ranks"][rank], "settings": settings} for rank in ranks]
 
@@ -253,7 +253,7 @@ def test_one_file_says_what_was_served(model: Path, tmp_path: Path, monkeypatch:
     assert [len(ids) for ids in found["tokens"]] == [3] * 16
     # No path of anybody's machine is told.
     assert str(tmp_path) not in output.read_text(encoding="utf-8")
-    assert "/home/someone" not in output.read_text(encoding="utf-8")
+    assert "/srv/someone" not in output.read_text(encoding="utf-8")
     assert compare(found, hardware.read(output)).differences == []
     # The same prompts wherever it is run.
     assert hardware.collect(Request(model, path, max_tokens=3))["tokens"] == found["tokens"]

@@ -11,7 +11,6 @@ import gc
 import importlib
 from typing import Any
 
-import zmq
 from vllm.distributed.device_communicators import shm_broadcast
 from vllm.platforms import current_platform
 
@@ -29,11 +28,13 @@ _MODULES = (
 _SLEEP_MS = 5
 
 
+_spin_or_wait = shm_broadcast.SpinCondition.wait
+
+
 def _wait(condition: Any, timeout_ms: int | None = None) -> None:  # noqa: ANN401 - vLLM's
     """Wait for a message without taking a core from the processes that compute: vLLM would spin for a second."""
-    limit = _SLEEP_MS if timeout_ms is None else min(timeout_ms, _SLEEP_MS)
-    if condition.local_notify_socket in dict(condition.poller.poll(timeout=limit)):
-        condition.local_notify_socket.recv(flags=zmq.NOBLOCK, copy=False)
+    condition.busy_loop_s = 0
+    _spin_or_wait(condition, _SLEEP_MS if timeout_ms is None else min(timeout_ms, _SLEEP_MS))
 
 
 def _prepare() -> None:

@@ -115,11 +115,17 @@ def _judge_end(case: Case, served: Served, found: Judged) -> None:
         found.problems.append(f"it was never started: {served.failed}")
     elif served.is_late:
         found.problems.append(f"it failed, but did not end: {served.failed}")
-    elif case.kills and served.ended_seconds is None:
+    elif case.kills:
+        _judge_seconds(served, found)
+
+
+def _judge_seconds(served: Served, found: Judged) -> None:
+    seconds = served.ended_seconds
+    if seconds is None:
         found.problems.append(f"it failed before a worker was killed: {served.failed}")
-    elif case.kills and served.ended_seconds > _MOST_SECONDS:
+    elif seconds > _MOST_SECONDS:
         found.problems.append(
-            f"it took {served.ended_seconds:.0f} s to end after a worker was killed; expected {_MOST_SECONDS:g} s at most"
+            f"it took {seconds:.0f} s to end after a worker was killed; expected {_MOST_SECONDS:g} s at most"
         )
 
 
