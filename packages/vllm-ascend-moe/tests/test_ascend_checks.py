@@ -108,6 +108,37 @@ def test_ranks_of_uneven_sizes_are_refused(version: str, dynamic: bool) -> None:
         check(version, found, dynamic=dynamic)
 
 
+@pytest.mark.usefixtures("on")
+@pytest.mark.parametrize("version", VERSIONS)
+def test_a_phase_that_ranks_tell_each_by_itself_is_refused(version: str) -> None:
+    asked = Settings(dynamic=True, load_collection_phase="decode")
+    several = replace(WORLD, data_parallel=2, is_quantised=True)
+    if release(version).agrees_on_stage:
+        check_served(asked, source("ring", 4), release(version), {}, several)
+    else:
+        with pytest.raises(
+            EplbConfigError,
+            match=r"^load_collection_phase is decode with data_parallel_size 2; expected 'all'",
+        ):
+            check_served(asked, source("ring", 4), release(version), {}, several)
+    check_served(asked, source("ring", 4), release(version), {}, replace(several, data_parallel=1))
+
+
+@pytest.mark.parametrize("on", ["A2", "A3"], indirect=True)
+@pytest.mark.parametrize("version", VERSIONS)
+def test_padding_that_would_be_counted_is_refused(version: str, on: str) -> None:
+    asked = Settings(record_path="load.npz")
+    several = replace(WORLD, data_parallel=2, is_quantised=True)
+    if on == "A2":
+        with pytest.raises(
+            EplbConfigError, match=r"^record_path is load\.npz with data_parallel_size 2 on a A2; .*padding"
+        ):
+            check_served(asked, source(), release(version), {}, several)
+    else:
+        check_served(asked, source(), release(version), {}, several)
+    check_served(asked, source(), release(version), {}, replace(several, data_parallel=1))
+
+
 # The path AllGather
 
 
@@ -193,7 +224,7 @@ def test_a_world_is_read_from_the_arguments_and_the_model() -> None:
     )
     text = SimpleNamespace(num_experts_per_tok=8)
     model = SimpleNamespace(hf_text_config=text, quantization="ascend")
-    assert World.of(arguments, model) == World(30, 8, uses_lora=True, is_quantised=True)
+    assert World.of(arguments, model) == World(30, 8, uses_lora=True, is_quantised=True, data_parallel=3)
     other = SimpleNamespace(hf_text_config=SimpleNamespace(top_k_experts=4), quantization=None)
     assert World.of(SimpleNamespace(), other) == World(1, 4, uses_lora=False, is_quantised=False)
     unknown = SimpleNamespace(hf_text_config=SimpleNamespace(), quantization=None)

@@ -2,6 +2,7 @@
 # SPDX-License-Identifier: Apache-2.0
 from __future__ import annotations
 
+import functools
 import sys
 from types import ModuleType, SimpleNamespace
 from typing import TYPE_CHECKING, Any
@@ -189,6 +190,59 @@ def test_a_later_pipeline_stage_is_filled_by_its_own_rows(
     for report in found:
         assert report["physical_to_logical"] == placement.physical_to_logical[1:].tolist()
         assert report["wrong_slots"] == []
+
+
+@pytest.mark.parametrize("release", ["0.23.0", "0.30.0rc2"])
+def test_a_loader_that_takes_all_experts_at_once_serves_no_map(
+    release: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As vLLM's of gpt-oss does: a rank's part of a tensor with all of them, whatever the layer's map says."""
+
+    def spoil(rank: int, model: Model, worker: AscendV1) -> None:
+        def load_weights(weights: Untyped) -> set[str]:
+            stacked: dict[Any, dict[str, torch.Tensor]] = {}
+            for name, weight in weights:
+                _, _, layer, _, _, expert, projection, kind = name.split(".")
+                stacked.setdefault((int(layer), int(expert)), {})[f"{projection}.{kind}"] = weight
+            for (layer, expert), parts in stacked.items():
+                slot, held = expert - rank * E // RANKS, model[layer].held
+                if 0 <= slot < E // RANKS:
+                    held.w13_weight.data[slot] = torch.cat(
+                        [parts["gate_proj.weight"], parts["up_proj.weight"]]
+                    )
+                    held.w2_weight.data[slot] = parts["down_proj.weight"]
+            return set()
+
+        assert worker._main is not None
+        # What watches the loading is around whatever the model has.
+        model.load_weights = functools.partial(  # type: ignore[method-assign]
+            worker._main.watch._load_weights, load_weights
+        )
+
+    rows = np.tile(np.arange(E)[::-1], (LAYERS, 1))
+    path = tmp_path / "map.json"
+    write_placement(Placement(rows, RANKS), path)
+    how = {"apart": release != "0.23.0", "release": release}
+    found = serve(
+        monkeypatch, Settings(expert_map_path=str(path)), eplb(expert_map_path=str(path)), spoil=spoil, **how
+    )
+    both_say(
+        found,
+        "slot 0 of MoE layer 0 on rank 0 holds what was not seen to be loaded expert by expert; expected expert 7",
+    )
+    # In the linear layout that is what the layer says, too.
+    linear = serve(monkeypatch, Settings(), eplb(), spoil=spoil, **how)
+    assert [report["wrong_slots"] for report in linear] == [[], []]
+
+
+def test_marks_that_models_look_for_stay_on_the_loaders(
+    planned: tuple[str, Placement], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path, _ = planned
+    _, workers = make_world(monkeypatch, RANKS, Settings(expert_map_path=path), release="0.30.0rc2")
+    monkeypatch.setattr(fake_ascend.Experts.weight_loader, "supports_moe_loading", True, raising=False)
+    model = build(workers[0], eplb(expert_map_path=path), 0, RANKS, LAYERS, apart=True)
+    assert model[0].held.w2_weight.weight_loader.supports_moe_loading is True
 
 
 def test_experts_in_one_tensor_are_refused_where_the_loader_has_an_order_of_its_own(
@@ -390,6 +444,29 @@ def test_a_draft_model_gets_the_layout_and_not_a_row(
         assert layer._expert_map.tolist() == ring.expert_map(0, 1).tolist()
     for index, layer in enumerate(map(main.__getitem__, range(LAYERS))):
         assert layer._expert_map.tolist() == placement.expert_map(index, 1).tolist()
+
+
+def test_a_draft_model_with_experts_is_refused_where_vllm_ascend_takes_its_layers_for_the_main_ones(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    adaptor = ModuleType("vllm_ascend.eplb.adaptor.vllm_adaptor")
+    registered: list[object] = []
+    vars(adaptor)["VllmEplbAdaptor"] = SimpleNamespace(_registered_moe_layers=registered)
+    monkeypatch.setitem(sys.modules, adaptor.__name__, adaptor)
+    options = eplb(dynamic_eplb=True)
+    for asked in (Settings(dynamic=True, policy="vllm"), Settings(record_path="load.npz")):
+        _, workers = make_world(monkeypatch, RANKS, asked)
+        with pytest.raises(
+            EplbConfigError,
+            match=r"^Model is a draft model with 2 MoE layers, where vllm-ascend's EPLB is on",
+        ):
+            build(workers[0], options, 1, RANKS, 2, draft=True)
+        # A dense one has none.
+        build(workers[1], options, 1, RANKS, 0, draft=True)
+    # Where it asks the model for its layers there is nothing to mistake.
+    vars(adaptor)["VllmEplbAdaptor"] = SimpleNamespace()
+    _, workers = make_world(monkeypatch, RANKS, Settings(dynamic=True, policy="vllm"))
+    build(workers[0], options, 1, RANKS, 2, draft=True)
 
 
 def test_a_second_engine_starts_at_the_first_row(

@@ -257,6 +257,48 @@ def test_what_would_be_served_wrongly_is_refused(map_file: str, configure: Calla
         configure({"expert_maps": hangs, "eplb_config": {"eplb_policy_type": 1}})
 
 
+def test_a_layout_with_copies_is_the_one_that_is_asked_for(configure: Callable[..., Config]) -> None:
+    asked = {"dynamic": True, "num_redundant_experts": 4}
+    for release, own, other in (("0.23.0", "ring", "append"), ("0.30.0rc2", "append", "ring")):
+        for layout, wanted in ((None, own), (own, own), (other, other)):
+            given = asked if layout is None else {**asked, "layout": layout}
+            found = read_resolved(configure({"expert_maps": given}, release=release), {}).settings
+            assert found is not None
+            assert found.layout == wanted
+    refuse(configure, "round_robin", {**asked, "layout": "round_robin"})
+
+
+def test_on_one_rank_nothing_is_switched_on(configure: Callable[..., Config]) -> None:
+    refuse(
+        configure, "log_balancedness is True on one rank", {"log_balancedness": True}, tensor_parallel_size=1
+    )
+    config = configure({"expert_maps": {"layout": "round_robin"}}, tensor_parallel_size=1)
+    assert not config.additional_config["eplb_config"].get("dynamic_eplb")
+    assert VARIABLE not in os.environ
+
+
+def test_a_record_of_pipeline_stages_is_refused_before_loading(configure: Callable[..., Config]) -> None:
+    refuse(
+        configure, "record_path is l.npz with 2 pipeline", {"record_path": "l.npz"}, pipeline_parallel_size=2
+    )
+
+
+@pytest.mark.parametrize("value", ["1", "2"])
+def test_an_operator_that_exchanges_by_itself_leaves_no_choice(
+    value: str, map_file: str, configure: Callable[..., Config], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = {"expert_map_path": map_file, "replica_choice": "rank_offset"}
+    message = "^enable_fused_mc2 is .* with replica_choice rank_offset; expected one of them"
+    configure({"expert_maps": asked, "enable_fused_mc2": 0})
+    with pytest.raises(ExpertMapsError, match=message):
+        configure({"expert_maps": asked, "enable_fused_mc2": int(value)})
+    # Older releases have a variable for it.
+    monkeypatch.setenv("VLLM_ASCEND_ENABLE_FUSED_MC2", value)
+    with pytest.raises(ExpertMapsError, match=message):
+        configure({"expert_maps": asked})
+    configure({"expert_maps": {"expert_map_path": map_file}})
+
+
 def test_the_second_runner_is_refused(
     configure: Callable[..., Config], monkeypatch: pytest.MonkeyPatch
 ) -> None:

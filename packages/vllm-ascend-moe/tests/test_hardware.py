@@ -13,6 +13,7 @@ from typer.testing import CliRunner
 from expert_maps import generate_placement, read_placement, write_placement
 from vllm_ascend_moe import backends, hardware
 from vllm_ascend_moe.cli import app
+from vllm_ascend_moe.core.settings import SettingsError
 from vllm_ascend_moe.hardware import ReportError, Request, compare, model_digest
 
 if TYPE_CHECKING:
@@ -57,7 +58,7 @@ def test_the_same_is_the_same_whatever_the_model_is_called_and_wherever_it_ran()
         "placement: the same on 2 ranks",
         "slots: 12 of 12 hold the same bytes",
         (
-            "texts: 2 of 2 are the same; the largest difference of a log-probability before they part is 0.0e+00 (at most 0.001 "
+            "texts: 2 of 2 are the same; the largest difference of a log-probability until they part is 0.0e+00 (at most 0.001 "
             "is expected in float32)"
         ),
     ]
@@ -93,10 +94,31 @@ def test_what_differs_is_named(other: dict[str, Any], said: str) -> None:
     assert compare(report(), other).differences == [said]
 
 
+def test_where_texts_part_the_choice_itself_is_compared() -> None:
+    request = {**report()["request"], "dtype": "bfloat16"}
+    one, other = report(request=request), report(request=request)
+    # Another first token, and another probability: no rounding.
+    other["tokens"][0][0], other["logprobs"][0][0] = 9, -1.5
+    assert compare(one, other).differences == ["a log-probability differs by 1.4e+00; expected 0.25 at most"]
+
+
+@pytest.mark.parametrize(
+    "broken",
+    [report(request={}), report(ranks=None), report(tokens=[[1]]), report(logprobs=[]), report(ranks=[{}])],
+)
+def test_what_is_not_whole_is_one_line(broken: dict[str, Any], tmp_path: Path) -> None:
+    path = tmp_path / "report.json"
+    hardware.write(broken, path)
+    hardware.write(report(request=broken["request"]), tmp_path / "other.json")
+    result = CliRunner().invoke(app, ["doctor", "compare", str(path), str(tmp_path / "other.json")])
+    assert result.exit_code == 2, result.output
+    assert result.output.startswith("error: ")
+
+
 def test_after_texts_have_parted_their_probabilities_say_nothing() -> None:
     request = {**report()["request"], "dtype": "bfloat16"}
     one, other = report(request=request), report(request=request)
-    other["tokens"][0][1], other["logprobs"][0][1:] = 9, [-5.0, -6.0]
+    other["tokens"][0][1], other["logprobs"][0][1:] = 9, [-0.21, -6.0]
     found = compare(one, other)
     # In 16 bits another sum may choose another token.
     assert found.differences == []
@@ -190,6 +212,37 @@ def test_what_cannot_be_served_is_refused_before_vllm_is_imported(
     assert result.exit_code == 2
     assert said in result.output
     assert not (tmp_path / "report.json").exists()
+
+
+@pytest.mark.parametrize(
+    ("fails", "said"),
+    [
+        (None, "vLLM cannot be imported"),
+        (
+            ValueError("no architecture\nmore"),
+            r"vLLM does not serve .* here (ValueError: no architecture); its log above",
+        ),
+        (SettingsError("layout is odd"), "layout is odd"),
+    ],
+)
+def test_what_stops_vllm_is_one_line(
+    fails: Exception | None, said: str, model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def raise_it(**_: object) -> None:
+        assert fails is not None
+        raise fails
+
+    vllm = ModuleType("vllm")
+    if fails is not None:
+        vars(vllm).update(LLM=raise_it, SamplingParams=SimpleNamespace)
+    monkeypatch.setitem(sys.modules, "vllm", vllm)
+    output = tmp_path / "npu.json"
+    result = CliRunner().invoke(app, ["doctor", "collect", "--model", str(model), "--output", str(output)])
+    assert result.exit_code == 2
+    before, _, after = said.partition(".*")
+    assert before in result.output
+    assert after in result.output
+    assert not output.exists()
 
 
 class Engine:

@@ -204,6 +204,7 @@ def _check_one_rank(settings: Settings, front: Front) -> None:
         ("num_redundant_experts", settings.num_redundant_experts, bool(settings.num_redundant_experts)),
         ("dynamic", True, settings.dynamic),
         ("record_path", settings.record_path, records),
+        ("log_balancedness", True, bool(settings.log_balancedness) and not front.records_alone),
     ):
         if wrong:
             msg = (

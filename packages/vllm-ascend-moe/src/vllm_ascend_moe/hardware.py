@@ -125,26 +125,37 @@ def collect(request: Request) -> dict[str, Any]:
         ExpertMapsError: the plugin refuses it.
     """
     request.check()
-    from vllm import LLM, SamplingParams
-
+    try:
+        from vllm import LLM, SamplingParams
+    except ImportError as error:
+        msg = f"vLLM cannot be imported ({error}); see `vllm-ascend-moe doctor`"
+        raise ReportError(msg) from error
     options: dict[str, Any] = {}
     if request.map_path is not None:
         options["expert_map_path"] = str(request.map_path.absolute())
     begin = time.perf_counter()
-    llm = LLM(
-        model=str(request.model.absolute()),
-        dtype=request.dtype,
-        tensor_parallel_size=request.ranks,
-        enable_expert_parallel=request.ranks > 1,
-        enforce_eager=True,
-        max_model_len=128,
-        max_num_seqs=NUM_PROMPTS,
-        # For all of them at once, and no more of a device's memory.
-        num_gpu_blocks_override=256,
-        enable_prefix_caching=False,
-        seed=0,
-        additional_config={"expert_maps": options},
-    )
+    try:
+        llm = LLM(
+            model=str(request.model.absolute()),
+            dtype=request.dtype,
+            tensor_parallel_size=request.ranks,
+            enable_expert_parallel=request.ranks > 1,
+            enforce_eager=True,
+            max_model_len=128,
+            max_num_seqs=NUM_PROMPTS,
+            # For all of them at once, and no more of a device's memory.
+            num_gpu_blocks_override=256,
+            enable_prefix_caching=False,
+            seed=0,
+            additional_config={"expert_maps": options},
+        )
+    except ExpertMapsError:
+        raise
+    except Exception as error:
+        # What stopped a worker is said in vLLM's log, above.
+        said = (str(error).splitlines() or [""])[0]
+        msg = f"vLLM does not serve {request.model} here ({type(error).__name__}: {said}); its log above says why"
+        raise ReportError(msg) from error
     started = time.perf_counter()
     vocabulary = int(llm.llm_engine.model_config.get_vocab_size())
     prompts: list[Any] = [{"prompt_token_ids": ids} for ids in _prompts(vocabulary)]
@@ -258,8 +269,18 @@ def compare(one: dict[str, Any], other: dict[str, Any]) -> Comparison:
     """Compare two reports of the same request.
 
     Raises:
-        ReportError: they are of different requests, models or maps.
+        ReportError: they are of different requests, models or maps, or one of them is not whole.
     """
+    try:
+        return _compare(one, other)
+    except (AttributeError, IndexError, KeyError, TypeError, ValueError) as error:
+        msg = (
+            f"a report is not as `vllm-ascend-moe doctor collect` writes it ({type(error).__name__}: {error})"
+        )
+        raise ReportError(msg) from error
+
+
+def _compare(one: dict[str, Any], other: dict[str, Any]) -> Comparison:
     for name in ("model", "request"):
         mine, theirs = dict(one[name]), dict(other[name])
         mine.pop("name", None)
@@ -315,19 +336,19 @@ def _compare_checksums(one: dict[str, Any], other: dict[str, Any], found: Compar
 def _compare_tokens(one: dict[str, Any], other: dict[str, Any], found: Comparison) -> None:
     differ = [n for n, (a, b) in enumerate(zip(one["tokens"], other["tokens"], strict=True)) if a != b]
     count = len(one["tokens"])
-    # Where texts part, what follows has another past.
+    # Where texts part, both choose from the same past once more, and what follows has another.
     deltas = [
         abs(a - b)
         for mine, theirs, left, right in zip(
             one["tokens"], other["tokens"], one["logprobs"], other["logprobs"], strict=True
         )
-        for a, b in list(zip(left, right, strict=True))[: _common(mine, theirs)]
+        for a, b in list(zip(left, right, strict=True))[: _common(mine, theirs) + 1]
     ]
     # What is no number is the largest.
     largest = max(deltas, default=0.0, key=lambda delta: (math.isnan(delta), delta))
     limit = _LARGEST_DELTA[one["request"]["dtype"]]
     found.lines.append(
-        f"texts: {count - len(differ)} of {count} are the same; the largest difference of a log-probability before they part "
+        f"texts: {count - len(differ)} of {count} are the same; the largest difference of a log-probability until they part "
         f"is {largest:.1e} (at most {limit:g} is expected in {one['request']['dtype']})"
     )
     if differ and one["request"]["dtype"] == "float32":

@@ -42,6 +42,7 @@ class Release:
             order, whatever the map says.
         forbids_unknown_keys: whether an additional config with a key that is not vllm-ascend's stops the start.
         has_heat_stage: whether ``eplb_heat_collection_stage`` is an option.
+        agrees_on_stage: whether data-parallel ranks tell the stage alike.
         heat_interval: its default ``expert_heat_collection_interval``, in steps.
         policy_type: its default ``eplb_policy_type``.
         one_copy_policies: the ``eplb_policy_type`` of the policies that fail with more redundant experts than ranks.
@@ -64,6 +65,7 @@ class Release:
     layout_v2: Layout | None = None
     forbids_unknown_keys: bool = False
     has_heat_stage: bool = True
+    agrees_on_stage: bool = False
     heat_interval: int = 600
     policy_type: int = 2
     one_copy_policies: tuple[int, ...] = (1,)
@@ -92,6 +94,8 @@ class Release:
         found.append(f"more redundant experts than ranks with eplb_policy_type {policies}")
         if not self.has_heat_stage:
             found.append("load_collection_phase other than all")
+        elif not self.agrees_on_stage:
+            found.append("load_collection_phase other than all with data-parallel ranks")
         return tuple(found)
 
 
@@ -187,8 +191,8 @@ RELEASES = (
     Release("0.27.1rc1", "0.27.1", layout_v2="append", **_SINCE_0_27),
     Release("0.28.0rc1", "0.28.0", layout_v2="append", **_SINCE_0_27),
     Release("0.29.0rc1", "0.29.0", layout_v2="append", **_SINCE_0_27),
-    Release("0.30.0rc1", "0.30.0", layout_v2="ring", **_SINCE_0_27),
-    Release("0.30.0rc2", "0.30.0", layout_v2="ring", checked="ci", **_SINCE_0_27),
+    Release("0.30.0rc1", "0.30.0", layout_v2="ring", agrees_on_stage=True, **_SINCE_0_27),
+    Release("0.30.0rc2", "0.30.0", layout_v2="ring", agrees_on_stage=True, checked="ci", **_SINCE_0_27),
 )
 NEWEST = RELEASES[-1]
 
@@ -225,6 +229,7 @@ def _same(found: str, expected: str) -> bool:
 REFUSED = (
     "a map that is not linear on a 310P, or with adapters where batches may take the path AllGather",
     "redundant experts on 16 or more ranks of A2",
+    "record_path with data-parallel ranks where batches may take the path AllGather, or with pipeline stages",
     "a map that is not linear with --enable-ep-weight-filter",
     "ranks with unequal numbers of slots",
     "vLLM's own --enable-eplb and the runner V2",

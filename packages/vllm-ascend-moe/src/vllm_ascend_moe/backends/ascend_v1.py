@@ -103,9 +103,9 @@ class AscendV1(Backend):
             for value in list(vars(importlib.import_module(name)).values()):
                 if isinstance(value, type) and "moe_counter" in vars(value):
                     value.moe_counter = -1  # type: ignore[attr-defined]
-        adaptor = importlib.import_module("vllm_ascend.eplb.adaptor.vllm_adaptor").VllmEplbAdaptor
-        if hasattr(adaptor, "_registered_moe_layers"):
-            adaptor._registered_moe_layers.clear()  # noqa: SLF001 - vllm-ascend never does
+        registered = _registered_layers()
+        if registered is not None:
+            registered.clear()  # vllm-ascend never does
 
     # Loading.
 
@@ -158,6 +158,13 @@ class AscendV1(Backend):
         finally:
             self._building = None
         made = AskedModel(model, self._asked, fills_by_map=self._release.fills == "map")
+        if draft and made.layers and needs_eplb(self.session.settings) and _registered_layers() is not None:
+            msg = (
+                f"{type(model).__name__} is a draft model with {len(made.layers)} MoE layers, where vllm-ascend's EPLB is on (for "
+                "dynamic, record_path, log_balancedness, or copies by layout); expected one without, or a static map: "
+                f"vllm-ascend {self._release.vllm_ascend} moves and counts them among the main model's layers"
+            )
+            raise EplbConfigError(msg)
         if draft:
             self._draft = made
             return model
@@ -278,6 +285,13 @@ class AscendV1(Backend):
         steps = recorder.num_rows if recorder else 0
         more = {"rearrangements": self.session.rearrangements, "recorded_steps": steps}
         return found and {**found, **more}
+
+
+def _registered_layers() -> list[Any] | None:
+    """Return the layers that vllm-ascend's EPLB takes for the model's, of whichever model; None where it asks the model."""
+    adaptor = importlib.import_module("vllm_ascend.eplb.adaptor.vllm_adaptor").VllmEplbAdaptor
+    found: list[Any] | None = getattr(adaptor, "_registered_moe_layers", None)
+    return found
 
 
 def _around_init_eplb_config(original: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:

@@ -39,6 +39,7 @@ class World:
         uses_lora: whether adapters are served.
         is_quantised: whether the model is.
         filters_weights: whether each rank reads the weights of what it takes for its experts only.
+        data_parallel: ranks with batches of their own.
     """
 
     size: int
@@ -46,6 +47,7 @@ class World:
     uses_lora: bool
     is_quantised: bool
     filters_weights: bool = False
+    data_parallel: int = 1
 
     @classmethod
     def of(cls, engine_args: Any, model_config: Any) -> World:
@@ -62,6 +64,7 @@ class World:
             uses_lora,
             is_quantised=model_config.quantization is not None,
             filters_weights=bool(getattr(engine_args, "enable_ep_weight_filter", False)),
+            data_parallel=getattr(engine_args, "data_parallel_size", 1),
         )
 
 
@@ -142,8 +145,8 @@ def check_served(
         _check_path(settings, source, release, world)
         if world.filters_weights:
             msg = (
-                f"enable_ep_weight_filter is given, and {source.name} is not linear; expected it without: vLLM then reads the "
-                "experts of the linear layout only, and others would be missing"
+                f"enable_ep_weight_filter is given, and {source.name} is not linear; expected it without: by itself vLLM then reads "
+                "the experts of the linear layout only, and from 0.20.2 on vllm-ascend has it do nothing"
             )
             raise EplbConfigError(msg)
     redundant = source.placement.num_redundant_experts
@@ -154,6 +157,8 @@ def check_served(
             "fails: take a later vllm-ascend, or a placement without redundant experts"
         )
         raise EplbConfigError(msg)
+    if world.data_parallel > 1:
+        _check_counting(settings, release, world)
     if settings.dynamic and settings.policy == VLLM_POLICY:
         _check_policy(source, release, given.get(POLICY_TYPE))
 
@@ -190,6 +195,25 @@ def _check_path(settings: Settings, source: PlacementSource, release: Release, w
         f"tokens could reach wrong experts without an error. {way}, or serve without a map"
     )
     raise EplbConfigError(msg)
+
+
+def _check_counting(settings: Settings, release: Release, world: World) -> None:
+    """Refuse to count load where data-parallel ranks make vllm-ascend count something else."""
+    ranks = f"data_parallel_size {world.data_parallel}"
+    if settings.load_collection_phase != "all" and not release.agrees_on_stage:
+        msg = (
+            f"load_collection_phase is {settings.load_collection_phase} with {ranks}; expected 'all' with vllm-ascend "
+            f"{release.vllm_ascend}, in which each rank tells the phase by its own batch: some would count what others do not, "
+            "and then wait for each other"
+        )
+        raise EplbConfigError(msg)
+    name = chip()
+    if settings.record_path is not None and can_gather(release, name, world):
+        msg = (
+            f"record_path is {settings.record_path} with {ranks} on a {name}; expected one data-parallel rank, or an A3: on the "
+            "path AllGather batches are padded to the longest, and vllm-ascend counts the padding as tokens"
+        )
+        raise EplbConfigError(msg)
 
 
 def _check_policy(source: PlacementSource, release: Release, policy: object) -> None:

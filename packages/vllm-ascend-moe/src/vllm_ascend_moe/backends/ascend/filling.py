@@ -10,10 +10,9 @@ weight is moved or held twice.
 
 from __future__ import annotations
 
-import functools
 from typing import TYPE_CHECKING, Any
 
-from vllm_ascend_moe.backends.ascend.loading import ARGUMENTS
+from vllm_ascend_moe.backends.ascend.loading import ARGUMENTS, instead_of
 from vllm_ascend_moe.eplb import EplbConfigError
 
 if TYPE_CHECKING:
@@ -38,7 +37,7 @@ class Filling:
         for holder in (*layer.weights.parameters(), layer.weights):
             loader = getattr(holder, "weight_loader", None)
             if loader is not None:
-                holder.weight_loader = functools.partial(self._write, loader)
+                holder.weight_loader = instead_of(loader, self._write)
 
     def _write(self, original: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         given = dict(zip((*ARGUMENTS, _RETURNS), args, strict=False)) | kwargs

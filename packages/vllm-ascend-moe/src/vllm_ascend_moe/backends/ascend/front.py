@@ -31,8 +31,9 @@ if TYPE_CHECKING:
     from vllm_ascend_moe.releases import Release
 
 
-# vllm-ascend's option for an operator that exchanges tokens and computes in one.
-_FUSED = "enable_fused_mc2"
+# vllm-ascend's option for an operator that exchanges tokens and computes in one, and the variable that older releases have.
+_FUSED, _FUSED_VARIABLE = "enable_fused_mc2", "VLLM_ASCEND_ENABLE_FUSED_MC2"
+_OFF = (None, False, 0, "", "0")
 
 
 class AscendFront(Front):
@@ -92,7 +93,7 @@ class AscendFront(Front):
     def settle(self, settings: Settings) -> Settings:
         """Refuse options without a counterpart, and name the layout that the release starts from; see `Front`."""
         check_options(settings, self.release)
-        if settings.num_redundant_experts and settings.expert_map_path is None:
+        if settings.num_redundant_experts and settings.expert_map_path is None and settings.layout is None:
             # What it starts from is said by name, to every process and in the log.
             return settings.changed(layout=self.release.layout)
         return settings
@@ -103,15 +104,22 @@ class AscendFront(Front):
         """Refuse what would be served wrongly, and write vllm-ascend's options for the rest; see `Front`."""
         given = engine_args.additional_config
         options = given_options(given)
-        if chooses(settings) and given.get(_FUSED):
+        fused = given.get(_FUSED, os.environ.get(_FUSED_VARIABLE))
+        if chooses(settings) and fused not in _OFF:
             msg = (
-                f"{_FUSED} is {given[_FUSED]!r} with replica_choice {settings.choice}; expected one of them: that operator "
+                f"{_FUSED} is {fused!r} with replica_choice {settings.choice}; expected one of them: that operator "
                 "exchanges tokens by itself, without asking which copy they take"
             )
             raise EplbConfigError(msg)
         check_served(settings, source, self.release, options, World.of(engine_args, model_config))
         # How many every stage has is known where there is one.
         stages = getattr(engine_args, "pipeline_parallel_size", 1)
+        if stages > 1 and settings.record_path is not None:
+            msg = f"record_path is {settings.record_path} with {stages} pipeline stages; expected one stage: leave it out"
+            raise EplbConfigError(msg)
+        if source.placement.ep_size == 1:
+            # On one rank every layout is the linear one, and there is nothing to switch on.
+            settings = settings.changed(layout=None)
         options = ascend_options(settings, options, self.release, source.num_layers if stages == 1 else None)
         if needs_eplb(settings):
             switch_dynamic_on()

@@ -57,6 +57,15 @@ class MoELayer:
         found: torch.Tensor | None = getattr(self.owner, "global_expert_map", None)
         return found
 
+    @property
+    def is_linear(self) -> bool:
+        """Whether consecutive experts are on consecutive ranks, as where nothing is mapped."""
+        everywhere = self.global_expert_map
+        if everywhere is None:
+            return True
+        rows = [placed(row) for row in everywhere]
+        return [expert for row in rows for expert in row] == list(range(len(everywhere[0])))
+
     def row(self) -> list[int]:
         """Return the expert in each of this rank's slots, as the layer's map names them; empty without a map."""
         return [] if self.expert_map is None else placed(self.expert_map)

@@ -74,6 +74,13 @@ def _number(name: str, tensor: torch.Tensor, loaded: torch.Tensor | None) -> int
     return (loaded.storage_offset() - tensor.storage_offset()) // tensor.stride(0)
 
 
+def instead_of(loader: Callable[..., Any], write: Callable[..., Any], *more: object) -> Callable[..., Any]:
+    """Return a function that calls another with a loader in front, and has the marks that vLLM's models look for on it."""
+    made = functools.partial(write, loader, *more)
+    functools.update_wrapper(made, loader)
+    return made
+
+
 class LoadWatch:
     """Watches one model's MoE layers being loaded.
 
@@ -103,10 +110,10 @@ class LoadWatch:
             names[id(parameter)] = name
             loader = getattr(parameter, "weight_loader", None)
             if loader is not None:
-                parameter.weight_loader = functools.partial(self._write, loader, index, names)
+                parameter.weight_loader = instead_of(loader, self._write, index, names)
         loader = getattr(layer.weights, "weight_loader", None)
         if loader is not None:
-            layer.weights.weight_loader = functools.partial(self._write, loader, index, names)
+            layer.weights.weight_loader = instead_of(loader, self._write, index, names)
 
     def _load_weights(
         self,
@@ -159,6 +166,9 @@ class LoadWatch:
         layer = self._layers[index]
         found = []
         known = self._experts[index]
+        if not known and not layer.is_linear:
+            # Such a loader takes a rank's part of all experts, in their own order, whatever the layer's map says.
+            return [(slot, "what was not seen to be loaded expert by expert") for slot in range(len(row))]
         for slot, expert in enumerate(row):
             if known and known.get(slot, set()) != {expert}:
                 of = sorted(known.get(slot, ()))
@@ -228,4 +238,12 @@ def different(found: Contents, expected: Contents) -> list[int]:
     return sorted(slots)
 
 
-__all__ = ["ARGUMENTS", "CheckpointNames", "Contents", "LoadWatch", "different", "read_contents"]
+__all__ = [
+    "ARGUMENTS",
+    "CheckpointNames",
+    "Contents",
+    "LoadWatch",
+    "different",
+    "instead_of",
+    "read_contents",
+]
