@@ -219,3 +219,8 @@ def test_metadata_and_environment_are_what_torch_looks_for(tmp_path: Path) -> No
         emulated_npu.environment(tmp_path, torch_npu_wheel=write_wheel(tmp_path), chip="A5")
     environ = emulated_npu.environment(tmp_path, torch_npu_wheel=tmp_path / "w", chip="A2")
     assert set(environ) == {"PYTHONPATH", emulated_npu.TORCH_NPU, emulated_npu.SOC}
+
+
+def test_it_says_of_itself_that_it_is_no_hardware(tmp_path: Path) -> None:
+    code, out, err = run("import torch_npu; print(torch_npu.IS_EMULATED)", variables(tmp_path))
+    assert (code, out) == (0, "True\n"), err

@@ -12,6 +12,7 @@ from typer.testing import CliRunner
 
 from expert_maps import generate_placement, read_placement, write_placement
 from vllm_ascend_moe import backends, hardware
+from vllm_ascend_moe.backends.ascend import checks
 from vllm_ascend_moe.cli import app
 from vllm_ascend_moe.core.settings import SettingsError
 from vllm_ascend_moe.hardware import ReportError, Request, compare, model_digest
@@ -310,6 +311,30 @@ def test_one_file_says_what_was_served(model: Path, tmp_path: Path, monkeypatch:
     assert compare(found, hardware.read(output)).differences == []
     # The same prompts wherever it is run.
     assert hardware.collect(Request(model, path, max_tokens=3))["tokens"] == found["tokens"]
+
+
+@pytest.mark.parametrize("emulated", [False, True])
+def test_what_was_emulated_is_never_called_hardware(
+    emulated: bool, model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    vllm = ModuleType("vllm")
+    vars(vllm).update(LLM=Engine, SamplingParams=SimpleNamespace)
+    monkeypatch.setitem(sys.modules, "vllm", vllm)
+    # The real one knows nothing of the word.
+    npu = ModuleType("torch_npu")
+    if emulated:
+        vars(npu)["IS_EMULATED"] = True
+    monkeypatch.setitem(sys.modules, "torch_npu", npu)
+    monkeypatch.setattr(checks, "chip", lambda: "A3")
+    front = SimpleNamespace(kind="ascend", facts=lambda: SimpleNamespace(release={"vllm-ascend": "0.23.0"}))
+    monkeypatch.setattr(backends, "front", lambda: front)
+    found = hardware.collect(Request(model))
+    assert (found["emulated"], found["chip"]) == (emulated, "A3")
+    assert (
+        compare(found, found)
+        .lines[0]
+        .startswith("A3, emulated, not hardware" if emulated else "A3, not emulated")
+    )
 
 
 def test_ten_commands_are_named() -> None:

@@ -146,8 +146,8 @@ def collect(
         if chip not in CHIPS:
             msg = f"--chip is {chip!r}; expected {' or '.join(CHIPS)}"
             raise rehearsal.BadInputError(msg)
-        staged = stage(_release(release))
         hardware.Request(model, map_path, ranks, dtype).check()
+        staged = stage(_release(release))
     except (ContractError, ExpertMapsError) as error:
         raise _refuse(error) from error
     words = ["--model", str(model.absolute()), "--output", str(output.absolute())]
@@ -161,7 +161,7 @@ def collect(
         engine.environment(staged, chip, folder, plugin=True),
     )
     if code:
-        said = own_lines(folder / "log.txt") or [f"it ended with exit code {code}"]
+        said = _own_lines(folder / "log.txt") or [f"it ended with exit code {code}"]
         typer.echo(f"error: {said[-1]} (log: {folder / 'log.txt'})", err=True)
         raise typer.Exit(code)
     typer.echo(
@@ -169,7 +169,7 @@ def collect(
     )
 
 
-def own_lines(log: Path) -> list[str]:
+def _own_lines(log: Path) -> list[str]:
     """Return the errors that a command printed among all that vLLM logs."""
     lines = log.read_text(encoding="utf-8", errors="replace").splitlines()
     return [line.removeprefix("error: ") for line in lines if line.startswith("error: ")]
