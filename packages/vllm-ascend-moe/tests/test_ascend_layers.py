@@ -222,7 +222,7 @@ def test_a_loader_that_takes_all_experts_at_once_serves_no_map(
     rows = np.tile(np.arange(E)[::-1], (LAYERS, 1))
     path = tmp_path / "map.json"
     write_placement(Placement(rows, RANKS), path)
-    how = {"apart": release != "0.23.0", "release": release}
+    how: Untyped = {"apart": release != "0.23.0", "release": release}
     found = serve(
         monkeypatch, Settings(expert_map_path=str(path)), eplb(expert_map_path=str(path)), spoil=spoil, **how
     )
