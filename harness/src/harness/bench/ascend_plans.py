@@ -232,6 +232,7 @@ def main(
             "python": platform.python_version(),
             "machine": platform.machine(),
             "cores": os.cpu_count(),
+            "omp_num_threads": os.environ.get("OMP_NUM_THREADS", "unset"),
         },
     )
 
