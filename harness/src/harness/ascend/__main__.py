@@ -95,9 +95,7 @@ def rehearse(
 ) -> None:
     """Put a map on trial beside the released vllm-ascend, emulated: tokens, slots, and the path they took."""
     try:
-        if chip not in CHIPS:
-            msg = f"--chip is {chip!r}; expected {' or '.join(CHIPS)}"
-            raise rehearsal.BadInputError(msg)
+        _check_chip(chip)
         if output is not None and not output.parent.is_dir():
             msg = f"--output is {output}; expected a file in a folder that exists"
             raise rehearsal.BadInputError(msg)
@@ -143,11 +141,10 @@ def collect(
 ) -> None:
     """Write, emulated, what `vllm-ascend-moe doctor collect` writes on an NPU; `doctor compare` holds both side by side."""
     try:
-        if chip not in CHIPS:
-            msg = f"--chip is {chip!r}; expected {' or '.join(CHIPS)}"
-            raise rehearsal.BadInputError(msg)
+        _check_chip(chip)
         hardware.Request(model, map_path, ranks, dtype).check()
-        staged = stage(_release(release))
+        found = _release(release)
+        staged = stage(found)
     except (ContractError, ExpertMapsError) as error:
         raise _refuse(error) from error
     words = ["--model", str(model.absolute()), "--output", str(output.absolute())]
@@ -164,9 +161,7 @@ def collect(
         said = _own_lines(folder / "log.txt") or [f"it ended with exit code {code}"]
         typer.echo(f"error: {said[-1]} (log: {folder / 'log.txt'})", err=True)
         raise typer.Exit(code)
-    typer.echo(
-        f"emulated, not hardware: vllm-ascend {_release(release).vllm_ascend}, {chip}, {ranks} ranks: {output}"
-    )
+    typer.echo(f"emulated, not hardware: vllm-ascend {found.vllm_ascend}, {chip}, {ranks} ranks: {output}")
 
 
 def _own_lines(log: Path) -> list[str]:
@@ -192,6 +187,12 @@ def _tell(trial: rehearsal.Trial, outcome: rehearsal.Outcome) -> None:
         typer.echo(f"refused: {outcome.reason}", err=True)
     else:
         typer.echo(outcome.verdict)
+
+
+def _check_chip(chip: str) -> None:
+    if chip not in CHIPS:
+        msg = f"--chip is {chip!r}; expected {' or '.join(CHIPS)}"
+        raise rehearsal.BadInputError(msg)
 
 
 def _release(name: str) -> releases.Release:

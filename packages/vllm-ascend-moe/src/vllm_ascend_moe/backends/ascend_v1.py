@@ -27,7 +27,7 @@ from vllm_ascend_moe.backends.ascend.recording import Recording
 from vllm_ascend_moe.backends.eplb_hooks import around_initialize_model
 from vllm_ascend_moe.backends.interface import Backend
 from vllm_ascend_moe.backends.policy import check_policy
-from vllm_ascend_moe.core.replicas import SlotRule
+from vllm_ascend_moe.backends.rules import slot_rule
 from vllm_ascend_moe.core.session import State, loading_session
 from vllm_ascend_moe.core.settings import VLLM_POLICY, describe
 from vllm_ascend_moe.eplb import EplbConfigError
@@ -193,17 +193,20 @@ class AscendV1(Backend):
         if not self.session.has_agreed:
             wrapping.require_called(*initialize_hooks())
         started = time.perf_counter()
+        session = self.session
+        # Each rank has tokens of its own; where every one has all of them, `Choosing` chooses alike.
+        own = slot_rule(session, splits_tokens=True, is_main=True) if chooses(session.settings) else None
         for made in (self._draft, self._main):
             if made is not None:
-                proof = Proof(made, self.session.ranks)
-                proof.compare_loaded(load_format=self.session.config.load_config.load_format)
-                self._proof = proof if made is self._main else None
                 is_main = made is self._main
+                proof = Proof(made, session.ranks)
+                proof.compare_loaded(load_format=session.config.load_config.load_format)
+                self._proof = proof if is_main else None
                 self._choosing.follow(
                     made.layers,
                     proof.rows,
-                    self.session.ranks.ep_rank,
-                    own=self._slot_rule() if is_main else None,
+                    session.ranks.ep_rank,
+                    own=own if is_main else None,
                     first=made.first,
                     is_main=is_main,
                 )
@@ -212,20 +215,6 @@ class AscendV1(Backend):
         if self.is_placed:
             self.session.advance(State.PLACED)
         logger.info("slots were compared with their experts in %.2f s", time.perf_counter() - started)
-
-    def _slot_rule(self) -> SlotRule | None:
-        """Return how this rank chooses among copies for tokens of its own; None where vllm-ascend does."""
-        settings, ranks = self.session.settings, self.session.ranks
-        if not chooses(settings):
-            return None
-        return SlotRule.from_settings(
-            settings,
-            ep_size=ranks.ep_size,
-            tp_size=ranks.tp_size,
-            ep_rank=ranks.ep_rank,
-            splits_tokens=True,
-            num_nodes=ranks.num_nodes,
-        )
 
     # Serving.
 

@@ -278,8 +278,22 @@ def build_routing_table(
         rows = 1
     elif rows is None:
         rows = rule.rows if choice == "weighted" else default_rows(count.astype(np.int32))
+    return torch.from_numpy(written_out(slots, count, rows))
+
+
+def written_out(slots: NDArray[np.int64], count: NDArray[np.int64], rows: int) -> NDArray[np.int32]:
+    """Write the lists of one layer out, a row a token.
+
+    Args:
+        slots: [E, N], each expert's slots.
+        count: [E], how many of them count.
+        rows: the period in tokens.
+
+    Returns:
+        int32 [rows, E], physical ids.
+    """
     table = slots[np.arange(len(count)), np.arange(rows)[:, None] % count]
-    return torch.from_numpy(table.astype(np.int32))
+    return np.asarray(table.astype(np.int32))
 
 
 def _fit(weights: NDArray[np.float64], copies: NDArray[np.int32]) -> NDArray[np.float64]:
@@ -325,4 +339,5 @@ __all__ = [
     "check_ranks_agree",
     "read_replica_weights",
     "settings_weights",
+    "written_out",
 ]

@@ -18,11 +18,10 @@ from __future__ import annotations
 import dataclasses
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import torch
 
 from expert_maps import Placement
-from vllm_ascend_moe.core.replicas import BY_RANK, SlotRule
+from vllm_ascend_moe.core.replicas import BY_RANK, SlotRule, written_out
 from vllm_ascend_moe.hooks.wrapping import UpstreamError
 
 if TYPE_CHECKING:
@@ -114,8 +113,8 @@ class Tables:
 
 def _written(rule: SlotRule, placement: Placement, layer: int) -> torch.Tensor:
     slots, count = (array[0] for array in rule.tables(placement, layer))
-    table = slots[np.arange(len(count)), np.arange(PERIOD)[:, None] % count]  # [PERIOD, E]
-    return torch.from_numpy(table[:, placement.physical_to_logical[0]].astype(np.int32))
+    table = written_out(slots, count, PERIOD)
+    return torch.from_numpy(table[:, placement.physical_to_logical[0]])
 
 
 def _chosen(table: torch.Tensor | None, ids: torch.Tensor) -> torch.Tensor:
