@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import numpy as np
 import typer
 
-from expert_maps.formats.files import write_text
+from expert_maps.files import write_text
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -7,8 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from expert_maps import FormatError
-from expert_maps.formats import files
+from expert_maps import FormatError, files
 
 
 def test_a_bare_name_goes_into_the_current_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

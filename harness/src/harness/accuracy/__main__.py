@@ -17,7 +17,7 @@ from typing import Annotated
 import typer
 
 from expert_maps import ExpertMapsError
-from expert_maps.formats.files import write_text
+from expert_maps.files import write_text
 from harness.accuracy.compare import Options, as_json, compare, render
 from harness.accuracy.power import Aim, table
 from harness.accuracy.report import PAGE, PLOT, gather, page

@@ -20,7 +20,7 @@ from expert_maps import (
     read_load,
     write_placement,
 )
-from expert_maps.formats.files import write_text
+from expert_maps.files import write_text
 from harness.accuracy import proof, versions
 from harness.accuracy.asking import Asker
 from harness.accuracy.client import AskError

@@ -12,7 +12,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from expert_maps import ExpertMapsError, Placement, generate_placement
-from expert_maps.formats.files import read_bytes
+from expert_maps.files import read_bytes
 
 MODELS = Path("accuracy/models")
 # The key under which the plugin finds its options in vLLM's additional config.

@@ -8,7 +8,7 @@ import json
 import shutil
 from typing import TYPE_CHECKING, Any
 
-from expert_maps.formats.files import read_json, write_text
+from expert_maps.files import read_json, write_text
 
 if TYPE_CHECKING:
     from pathlib import Path

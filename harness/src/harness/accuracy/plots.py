@@ -8,7 +8,7 @@ import io
 import math
 from typing import TYPE_CHECKING, Any
 
-from expert_maps.formats.files import write_bytes
+from expert_maps.files import write_bytes
 from harness.accuracy.report import limits_shown
 from harness.accuracy.table import one_line
 

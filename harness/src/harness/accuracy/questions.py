@@ -23,7 +23,7 @@ from lm_eval.api.model import LM
 from lm_eval.tasks import TaskManager
 
 from expert_maps import ExpertMapsError
-from expert_maps.formats.files import read_bytes
+from expert_maps.files import read_bytes
 from harness.accuracy.config import ConfigError
 from harness.accuracy.schema import Question, task_version
 

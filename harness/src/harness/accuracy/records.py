@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, TypeVar
 from pydantic import BaseModel, ValidationError
 
 from expert_maps.errors import FormatError
-from expert_maps.formats.files import describe, read_bytes, read_json, write_text
+from expert_maps.files import describe, read_bytes, read_json, write_text
 from harness.accuracy.schema import Forced, Question, RecordError, Summary
 
 if TYPE_CHECKING:

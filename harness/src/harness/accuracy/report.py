@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from expert_maps.formats.files import describe
+from expert_maps.files import describe
 from harness.accuracy.compare import Comparison, Options, compare_records, notes
 from harness.accuracy.limits import LIMITS, limits_for
 from harness.accuracy.records import QUESTIONS, SUMMARY, read_record

@@ -16,7 +16,7 @@ import typer
 from rich.console import Console
 
 from expert_maps import ExpertMapsError, FormatError
-from expert_maps.formats.files import write_text
+from expert_maps.files import write_text
 from harness.accuracy import versions
 from harness.accuracy.compare import Options, compare_records, notes
 from harness.accuracy.config import BASELINE, DTYPES, ConfigError, load_config

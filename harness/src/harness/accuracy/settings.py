@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from expert_maps import FormatError
-from expert_maps.formats.files import write_text
+from expert_maps.files import write_text
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

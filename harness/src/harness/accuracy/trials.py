@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from rich.console import Console
 
 from expert_maps import plan, read_load
-from expert_maps.formats.files import write_text
+from expert_maps.files import write_text
 from harness.accuracy import offline
 from harness.accuracy.arm import LOAD_FILE
 from harness.accuracy.config import BASELINE, EXPERT_MAPS, ConfigError, load_config

@@ -18,7 +18,7 @@ import typer
 from rich.console import Console
 
 from expert_maps import ExpertMapsError
-from expert_maps.formats.files import write_text
+from expert_maps.files import write_text
 from harness.ascend import engine, page
 from harness.ascend import rehearse as rehearsal
 from harness.ascend.cases import TINY_MOE

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import typer
 
-from expert_maps.formats.files import write_text
+from expert_maps.files import write_text
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

@@ -26,7 +26,7 @@ from rich.console import Console
 from rich.table import Table
 
 from expert_maps import generate_placement, plan, read_load, write_placement
-from expert_maps.formats.files import write_text
+from expert_maps.files import write_text
 from harness.bench.records import append_record
 
 if TYPE_CHECKING:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from expert_maps.formats.files import write_text
+from expert_maps.files import write_text
 from expert_maps.formats.golden import dumps
 from harness.golden.build import build
 from harness.golden.cases import CASES, Case

@@ -19,7 +19,7 @@ import typer
 from rich.console import Console
 
 from expert_maps.errors import FormatError
-from expert_maps.formats.files import write_text
+from expert_maps.files import write_text
 from harness.tiny import problems as own
 from harness.tiny.models import Kind  # noqa: TC001 - as above
 

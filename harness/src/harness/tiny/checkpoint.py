@@ -9,7 +9,7 @@ import json
 from typing import TYPE_CHECKING, Any
 
 from expert_maps.errors import FormatError
-from expert_maps.formats.files import describe, read_bytes, write_bytes, write_text
+from expert_maps.files import describe, read_bytes, write_bytes, write_text
 from harness.tiny import problems, tokenizer
 from harness.tiny.models import EXPERTS, MAX_LENGTH, TOP_K, config_json
 

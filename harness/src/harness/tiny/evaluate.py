@@ -11,7 +11,7 @@ import torch
 from rich.progress import track
 
 from expert_maps.errors import FormatError
-from expert_maps.formats.files import describe
+from expert_maps.files import describe
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

@@ -14,7 +14,7 @@ from itertools import islice
 from typing import TYPE_CHECKING
 
 from expert_maps.errors import FormatError
-from expert_maps.formats.files import describe, read_bytes
+from expert_maps.files import describe, read_bytes
 from harness.tiny.stories import STORIES, Dice, Sheet
 
 if TYPE_CHECKING:

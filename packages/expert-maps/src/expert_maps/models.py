@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from expert_maps.errors import FormatError
-from expert_maps.formats.files import read_json
+from expert_maps.files import read_json
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

@@ -18,7 +18,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from expert_maps import ExpertMapsError, read_placement
-from expert_maps.formats.files import write_text
+from expert_maps.files import write_text
 from vllm_ascend_moe._version import __version__
 from vllm_ascend_moe.core.activation import versions
 

@@ -12,7 +12,7 @@ import typer
 from rich.console import Console
 
 from expert_maps.errors import ExpertMapsError
-from expert_maps.formats.files import write_text
+from expert_maps.files import write_text
 from harness.bench.npu import plot, records, report
 from harness.bench.npu.cases import TOKENS, VARIANTS, Selection, fitting
 from harness.bench.npu.compare import DEFAULT_THRESHOLD, OtherDeviceError, Row, failures

@@ -8,7 +8,7 @@ import json
 from typing import TYPE_CHECKING, Any
 
 from expert_maps.errors import FormatError
-from expert_maps.formats.files import describe, read_bytes, write_text
+from expert_maps.files import describe, read_bytes, write_text
 from harness.bench.npu.environment import describe as describe_environment
 
 if TYPE_CHECKING:

@@ -18,7 +18,7 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
-from expert_maps.formats.files import write_text
+from expert_maps.files import write_text
 from harness.bench.planner import ascend, report
 from harness.bench.planner.cases import growth_cases, quality_cases
 from harness.bench.planner.first import first_calls

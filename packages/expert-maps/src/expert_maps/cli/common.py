@@ -15,8 +15,8 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from expert_maps.errors import ExpertMapsError, PlacementError
+from expert_maps.files import describe
 from expert_maps.formats import read_placement
-from expert_maps.formats.files import describe
 
 if TYPE_CHECKING:
     import os

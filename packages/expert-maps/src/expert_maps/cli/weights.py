@@ -23,8 +23,8 @@ from expert_maps.cli.common import (
     read_map,
 )
 from expert_maps.errors import ExpertMapsError
+from expert_maps.files import write_bytes
 from expert_maps.formats import read_load
-from expert_maps.formats.files import write_bytes
 from expert_maps.splitting import split_replicas
 
 

@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, cast
 import numpy as np
 
 from expert_maps.errors import FormatError, LoadError
-from expert_maps.formats.files import describe, read_bytes, read_json, write_bytes
+from expert_maps.files import describe, read_bytes, read_json, write_bytes
 from expert_maps.load import ExpertLoad
 
 if TYPE_CHECKING:

@@ -7,8 +7,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from expert_maps.errors import FormatError
+from expert_maps.files import describe, read_json
 from expert_maps.formats import golden, vllm_ascend
-from expert_maps.formats.files import describe, read_json
 
 if TYPE_CHECKING:
     import os

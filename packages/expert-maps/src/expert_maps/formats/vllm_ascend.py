@@ -18,7 +18,7 @@ import json
 from typing import TYPE_CHECKING, cast
 
 from expert_maps.errors import FormatError
-from expert_maps.formats.files import write_text
+from expert_maps.files import write_text
 from expert_maps.placement import Placement
 
 if TYPE_CHECKING:

@@ -28,7 +28,7 @@ import numpy as np
 import torch
 
 from expert_maps import ExpertMapsError, Placement
-from expert_maps.formats.files import describe
+from expert_maps.files import describe
 from expert_maps.formats.loads import read_array
 from expert_maps.routing import default_rows
 from vllm_ascend_moe.core.settings import ReplicaChoiceName

@@ -8,23 +8,48 @@ import contextlib
 import json
 import os
 import tempfile
+from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from expert_maps.errors import FormatError
 
+if TYPE_CHECKING:
+    from typing import TypeAlias
 
-def describe(path: str | os.PathLike[str]) -> str:
+
+@dataclass(frozen=True)
+class Source:
+    """What stands for a file that has been read already, such as standard input.
+
+    Attributes:
+        name: what messages call it.
+        content: its bytes.
+    """
+
+    name: str
+    content: bytes
+
+
+AnyPath: TypeAlias = "str | os.PathLike[str] | Source"
+
+
+def describe(path: AnyPath) -> str:
     """Return the path as given; a bare file name says in which folder it was looked for."""
+    if isinstance(path, Source):
+        return path.name
     text = os.fspath(path)
     return text if os.path.dirname(text) else f"{text} (in {Path.cwd()})"  # noqa: PTH120 - keeps "./"
 
 
-def read_bytes(path: str | os.PathLike[str]) -> bytes:
+def read_bytes(path: AnyPath) -> bytes:
     """Read a whole file.
 
     Raises:
         FormatError: absent, a folder, or unreadable.
     """
+    if isinstance(path, Source):
+        return path.content
     if not os.fspath(path):
         msg = "the file name is empty; expected a path"
         raise FormatError(msg)
@@ -41,7 +66,7 @@ def read_bytes(path: str | os.PathLike[str]) -> bytes:
         raise FormatError(msg) from error
 
 
-def read_json(path: str | os.PathLike[str]) -> object:
+def read_json(path: AnyPath) -> object:
     """Read a JSON file, strictly: UTF-8, no NaN, no key twice in one object.
 
     Raises:
