@@ -5,6 +5,8 @@
 from __future__ import annotations
 
 import json
+import os
+import sys
 import time
 from contextlib import contextmanager
 from pathlib import Path
@@ -14,14 +16,15 @@ import typer
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from expert_maps.errors import ExpertMapsError, PlacementError
-from expert_maps.files import describe
+from expert_maps import limits
+from expert_maps.errors import ExpertMapsError, FormatError, PlacementError
+from expert_maps.files import Source, describe
 from expert_maps.formats import read_placement
 
 if TYPE_CHECKING:
-    import os
     from collections.abc import Callable, Generator, Mapping
 
+    from expert_maps.files import AnyPath
     from expert_maps.placement import Placement
 
 OK, CHECK_FAILED, BAD_INPUT = 0, 1, 2
@@ -51,6 +54,21 @@ OutputOption = Annotated[
 
 # Tables keep their columns in a pipe or a log, where no terminal tells its width.
 console = Console(soft_wrap=False)
+
+
+def as_input(path: str | os.PathLike[str]) -> AnyPath:
+    """Return what is read under this name: for ``-`` standard input, whole, else the path itself.
+
+    Raises:
+        FormatError: standard input is larger than any file may be.
+    """
+    if os.fspath(path) != "-":
+        return path
+    content = sys.stdin.buffer.read(limits.MAX_FILE_BYTES + 1)
+    if len(content) > limits.MAX_FILE_BYTES:
+        msg = f"standard input has more than {limits.MAX_FILE_BYTES} bytes; expected at most so many"
+        raise FormatError(msg)
+    return Source("standard input", content)
 
 
 @contextmanager
