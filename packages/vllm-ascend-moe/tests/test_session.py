@@ -24,6 +24,7 @@ from vllm_ascend_moe.report import WorkerReport
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
+    from pathlib import Path
 
 EXPERTS, LAYERS = 4, 2
 
@@ -139,6 +140,20 @@ def test_an_engine_is_prepared_then_placed_then_serves_and_stops(monkeypatch: py
     assert entered == [State.PLACED, State.SERVING, State.STOPPING]
     with pytest.raises(StateError, match="the engine is stopping; expected a state before serving"):
         session.advance(State.SERVING)
+
+
+def test_vllm_s_own_call_at_the_end_of_a_worker_writes_the_record(tmp_path: Path) -> None:
+    record = tmp_path / "load.npz"
+    worker = Worker(config(record_path=str(record)), calls=BOTH)
+    worker.load_model()
+    recorder = session_of(worker).recorder  # type: ignore[union-attr]
+    assert recorder is not None
+    recorder.flush = lambda: record.write_text("written")  # type: ignore[method-assign]
+    for _ in range(2):  # the worker's own shutdown follows
+        record.unlink(missing_ok=True)
+        WorkerReport.destroy_worker_extension(worker)  # type: ignore[arg-type]
+        assert record.exists()
+    WorkerReport.destroy_worker_extension(Worker(config(active=False)))  # type: ignore[arg-type] # nothing to stop
 
 
 @pytest.mark.parametrize(

@@ -39,3 +39,14 @@ class WorkerReport:
             "settings": session.settings.model_dump(),
         }
         return report | session.backend.report(checksums=checksums)
+
+    def destroy_worker_extension(self) -> None:
+        """Write what was recorded: vLLM calls this from 0.33 on, before the worker shuts down.
+
+        Older releases do not, and an extension of the user's has none of it; there the session follows the worker's own
+        ``shutdown``. Both may happen, in this order.
+        """
+        from vllm_ascend_moe.core.session import session_of
+
+        if (session := session_of(self)) is not None:
+            session.stop()
