@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from expert_maps._validation import as_count
 from expert_maps.errors import LoadError
+from expert_maps.validation import as_array, as_count
 
 if TYPE_CHECKING:
     from numpy.typing import ArrayLike, NDArray
@@ -45,11 +45,7 @@ class ExpertLoad:
             LoadError: a wrong shape or type; or a value that is NaN, infinite, negative or absurd,
                 whose step, layer and expert are named.
         """
-        try:
-            array = np.asarray(load)
-        except ValueError as error:
-            msg = f"load is ragged; expected [L, E] or [steps, L, E]: {error}"
-            raise LoadError(msg) from error
+        array = as_array("load", load, LoadError)
         if array.dtype.kind not in "iuf":
             msg = f"load has dtype {array.dtype}; expected integers or floats"
             raise LoadError(msg)
