@@ -109,7 +109,6 @@ def is_valid(
         allow_duplicates: as in `find_violations`.
     """
     num_layers, num_physical = table.shape
-    ep_size = len(per_rank)
     if table.min() < 0 or table.max() >= num_logical_experts:
         return False
     if not allow_uneven and not _is_even(per_rank, num_physical, num_logical_experts):
