@@ -174,7 +174,7 @@ def _show(value: object) -> str:
     if isinstance(value, int) and not isinstance(value, bool):
         return _show_integer(value)
     if isinstance(value, str):
-        return repr(printable(value))
+        return f"'{printable(value)}'"
     if isinstance(value, (dict, *_LISTS)):
         return f"{'an object' if isinstance(value, dict) else 'a list'} of {len(value)} entries"
     return printable(repr(value))
