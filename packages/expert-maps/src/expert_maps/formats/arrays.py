@@ -144,10 +144,10 @@ def _dtype(name: str) -> np.dtype[Any]:
     try:
         dtype = np.dtype(name)
     except (TypeError, ValueError) as error:
-        msg = f"the type of its numbers is {name}, which NumPy does not know"
+        msg = f"not a NumPy .npy file of plain numbers: entries of type {name}, which NumPy does not know"
         raise FormatError(msg) from error
     if dtype.kind not in _NUMBER_KINDS:
-        msg = f"the type of its entries is {name}; expected plain numbers, no objects, texts or times"
+        msg = f"not a NumPy .npy file of plain numbers: entries of type {name}; expected no objects, texts or times"
         raise FormatError(msg)
     return dtype
 
@@ -276,27 +276,26 @@ def parse_safetensors(content: bytes) -> dict[str, Array]:
 
 
 def _tensor(name: str, entry: object) -> _Tensor:
-    type_name = entry.get("dtype") if isinstance(entry, dict) else None
-    shape = entry.get("shape") if isinstance(entry, dict) else None
-    offsets = entry.get("data_offsets") if isinstance(entry, dict) else None
-    if (
-        not isinstance(type_name, str)
-        or not _are_sizes(shape)
-        or not _are_sizes(offsets)
-        or len(offsets) != 2
-    ):  # type: ignore[arg-type]  # noqa: PLR2004 - begin and end
+    known = entry if isinstance(entry, dict) else {}
+    type_name, shape, offsets = (
+        known.get("dtype"),
+        _sizes(known.get("shape")),
+        _sizes(known.get("data_offsets")),
+    )
+    if not isinstance(type_name, str) or shape is None or offsets is None or len(offsets) != 2:  # noqa: PLR2004 - begin, end
         msg = f"tensor {printable(name)} is malformed; expected dtype, shape and two data_offsets"
         raise FormatError(msg)
     if type_name not in _SAFETENSORS_TYPES:
-        known = ", ".join(_SAFETENSORS_TYPES)
-        msg = f"tensor {printable(name)} has dtype {printable(type_name)}; expected one of {known}"
+        types = ", ".join(_SAFETENSORS_TYPES)
+        msg = f"tensor {printable(name)} has dtype {printable(type_name)}; expected one of {types}"
         raise FormatError(msg)
-    begin, end = offsets  # type: ignore[misc]
-    return _Tensor(begin, end, name, type_name, tuple(shape))  # type: ignore[arg-type]
+    return _Tensor(*offsets, name, type_name, shape)
 
 
-def _are_sizes(value: object) -> bool:
-    return isinstance(value, list) and all(type(size) is int and size >= 0 for size in value)
+def _sizes(value: object) -> tuple[int, ...] | None:
+    if not isinstance(value, list) or not all(type(size) is int and size >= 0 for size in value):
+        return None
+    return tuple(value)
 
 
 def _refuse_gaps(tensors: list[_Tensor], size: int) -> None:
