@@ -21,6 +21,11 @@ from expert_maps import FormatError, _replace, files, limits
 WITH_AND_WITHOUT_NAMES = pytest.mark.parametrize("nameless", [True, False])
 
 
+def by_message(value: object) -> str:
+    """Name a case; contents hold times, and ids must be the same in every process."""
+    return value if isinstance(value, str) else getattr(value, "__name__", "content")
+
+
 @pytest.fixture
 def nameless(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> bool:
     has_them: bool = request.param
@@ -281,6 +286,7 @@ def test_gzip_is_unpacked_and_other_content_is_not() -> None:
         (b"\x1f\x8b\x08\x08" + b"n" * 10**6, "cut off"),
         (gzip.compress(b"") * (limits.MAX_ARRAYS + 1), "more than 65536 gzip members"),
     ],
+    ids=by_message,
 )
 def test_gzip_that_is_damaged_or_a_bomb_is_refused(content: bytes, message: str) -> None:
     with pytest.raises(FormatError, match=message):
@@ -302,6 +308,7 @@ def nested(depth: int) -> bytes:
         b'["' + b"9" * 5000 + b'", 1]',
         b'\xef\xbb\xbf{"a": [1, -2.5e3, null, true]}',
     ],
+    ids=by_message,
 )
 def test_json_is_read_as_python_reads_it(content: bytes) -> None:
     assert files.parse_json(content, "x") == json.loads(content.decode("utf-8-sig"))
@@ -322,6 +329,7 @@ def test_json_is_read_as_python_reads_it(content: bytes) -> None:
         (b"\xff", "not UTF-8 text at byte 0"),
         (b'["\x1b[2J', "line 1, column 3"),
     ],
+    ids=by_message,
 )
 def test_json_that_is_wrong_or_too_deep_is_refused(content: bytes, message: str) -> None:
     with pytest.raises(FormatError, match=message) as error:
@@ -339,6 +347,7 @@ def test_json_that_is_wrong_or_too_deep_is_refused(content: bytes, message: str)
         b'["' + b"x" * 400 + b'"]',
         b'["\xf0\x9f\x98\x80' + b"x" * 200,
     ],
+    ids=by_message,
 )
 def test_json_that_would_cost_too_much_is_refused_before_it_is_read(
     monkeypatch: pytest.MonkeyPatch, content: bytes

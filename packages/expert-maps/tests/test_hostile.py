@@ -24,6 +24,12 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
 
+
+def by_message(value: object) -> str:
+    """Name a case; contents hold times, and ids must be the same in every process."""
+    return value if isinstance(value, str) else getattr(value, "__name__", "content")
+
+
 PLACEMENT = generate_placement(num_experts=8, ep_size=2, num_redundant_experts=2, num_layers=2)
 LOAD = np.arange(2 * 3 * 8).reshape(2, 3, 8)
 GOLDEN = {
@@ -122,6 +128,7 @@ def test_damaged_files_end_in_an_error_of_the_family(tmp_path: Path, kind: str) 
         (parse_safetensors, safetensors()),
         (unpack, gzip.compress(npy())),
     ],
+    ids=by_message,
 )
 def test_damaged_arrays_end_in_an_error_of_the_family(
     parse: Callable[[bytes], object], content: bytes
