@@ -6,15 +6,19 @@ from __future__ import annotations
 
 from collections import Counter
 from dataclasses import dataclass
+from functools import cached_property
 from typing import TYPE_CHECKING
 
 import numpy as np
 
-from expert_maps.errors import Violation
+from expert_maps.errors import Violation, Violations
+from expert_maps.limits import MAX_TABLE
 from expert_maps.maps import rank_expert_keys
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
+
+    from expert_maps.errors import ViolationGroup
 
     Int64Array = NDArray[np.int64]
 
@@ -26,33 +30,51 @@ def split_evenly(total: int, ep_size: int) -> Int64Array:
     return slots
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Slots:
     """Every slot of a placement, also of a ragged one.
 
     Attributes:
-        layer: int64 [N], the layer of each slot.
-        rank: int64 [N].
-        slot: int64 [N], the local slot.
-        expert: int64 [N], the logical expert in it.
+        expert: int64 [N], the logical expert in each slot, in (layer, rank, slot) order.
         per_rank: int64 [L, R], how many slots each rank has.
     """
 
-    layer: Int64Array
-    rank: Int64Array
-    slot: Int64Array
     expert: Int64Array
     per_rank: Int64Array
 
     @classmethod
     def from_flat(cls, expert: Int64Array, per_rank: Int64Array) -> Slots:
         """Build from the experts in (layer, rank, slot) order and the slots per layer and rank."""
-        num_layers, ep_size = per_rank.shape
-        lengths = per_rank.ravel()
-        owner = np.repeat(np.arange(num_layers * ep_size), lengths)
-        start = np.cumsum(lengths) - lengths
-        slot = np.arange(len(expert)) - start[owner]
-        return cls(owner // ep_size, owner % ep_size, slot, expert, per_rank)
+        return cls(expert, per_rank)
+
+    @property
+    def num_layers(self) -> int:
+        """L."""
+        return int(self.per_rank.shape[0])
+
+    @property
+    def ep_size(self) -> int:
+        """R."""
+        return int(self.per_rank.shape[1])
+
+    @cached_property
+    def ends(self) -> Int64Array:
+        """int64 [L · R]: where each rank's slots end."""
+        return np.cumsum(self.per_rank.ravel())
+
+    def owners(self) -> Int64Array:
+        """Return layer · R + rank of each slot, int64 [N]."""
+        return np.repeat(np.arange(self.per_rank.size), self.per_rank.ravel())
+
+    def layers(self) -> Int64Array:
+        """Return the layer of each slot, int64 [N]."""
+        return np.repeat(np.arange(self.num_layers), self.per_rank.sum(axis=1))
+
+    def place(self, index: int) -> tuple[int, int, int]:
+        """Return the layer, rank and local slot of one of the N slots."""
+        owner = int(np.searchsorted(self.ends, index, side="right"))
+        first = int(self.ends[owner]) - int(self.per_rank.flat[owner])
+        return owner // self.ep_size, owner % self.ep_size, index - first
 
 
 def infer_num_logical_experts(experts: NDArray[np.integer], most: int) -> int:
@@ -87,15 +109,11 @@ def is_valid(
         allow_duplicates: as in `find_violations`.
     """
     num_layers, num_physical = table.shape
-    ep_size = len(per_rank)
     if table.min() < 0 or table.max() >= num_logical_experts:
         return False
     if not allow_uneven and not _is_even(per_rank, num_physical, num_logical_experts):
         return False
-    slot_rank = np.repeat(np.arange(ep_size), per_rank)
-    held = np.zeros(num_layers * ep_size * num_logical_experts, dtype=bool)
-    held[rank_expert_keys(table, num_logical_experts, slot_rank, ep_size)] = True
-    if not allow_duplicates and np.count_nonzero(held) != table.size:
+    if not allow_duplicates and _has_duplicates(table, per_rank, num_logical_experts):
         return False
     present = np.zeros(num_layers * num_logical_experts, dtype=bool)
     present[np.arange(num_layers)[:, None] * num_logical_experts + table] = True
@@ -112,90 +130,153 @@ def _is_even(per_rank: Int64Array, num_physical: int, num_logical_experts: int) 
     )
 
 
+def _has_duplicates(table: NDArray[np.int64], per_rank: Int64Array, num_logical_experts: int) -> bool:
+    """Whether an expert stands twice on a rank; every id is in range."""
+    num_layers, ep_size = len(table), len(per_rank)
+    slot_rank = np.repeat(np.arange(ep_size), per_rank)
+    keys = rank_expert_keys(table, num_logical_experts, slot_rank, ep_size)
+    size = num_layers * ep_size * num_logical_experts
+    if size > MAX_TABLE:  # many ranks: sorting takes longer, and only as much memory as the slots
+        ordered = np.sort(keys, axis=None)
+        return bool((ordered[1:] == ordered[:-1]).any())
+    held = np.zeros(size, dtype=bool)
+    held[keys] = True
+    return np.count_nonzero(held) != table.size
+
+
 def find_violations(
-    slots: Slots, num_logical_experts: int, *, allow_uneven: bool, allow_duplicates: bool
-) -> list[Violation]:
-    """Return every broken rule, ordered by kind, layer, rank and slot; empty for a good placement."""
-    violations = [] if allow_uneven else _uneven(slots, num_logical_experts)
-    violations += _out_of_range(slots, num_logical_experts)
-    violations += _missing(slots, num_logical_experts)
+    slots: Slots,
+    num_logical_experts: int,
+    *,
+    allow_uneven: bool,
+    allow_duplicates: bool,
+    layers_may_differ: bool = False,
+) -> Violations:
+    """Return every broken rule, ordered by kind, layer, rank and slot; empty for a good placement.
+
+    Args:
+        slots: what was found, whatever it is.
+        num_logical_experts: E.
+        allow_uneven: accept ranks with unequally many slots.
+        allow_duplicates: accept an expert twice on a rank.
+        layers_may_differ: accept ranks that do not have the same number of slots in every layer.
+    """
+    groups: list[ViolationGroup] = []
+    if not allow_uneven:
+        usual = _usual(slots.per_rank, num_logical_experts)
+        if usual is not None:  # then this names every rank that differs, in whichever layer
+            groups.append(_Uneven(slots.per_rank, np.flatnonzero(slots.per_rank != usual), usual))
+    elif not layers_may_differ:
+        differing = np.flatnonzero(slots.per_rank != slots.per_rank[0])
+        groups.append(_Uneven(slots.per_rank, differing, None))
+    is_known = (slots.expert >= 0) & (slots.expert < num_logical_experts)
+    groups.append(_OutOfRange(slots, np.flatnonzero(~is_known), num_logical_experts))
+    groups.append(_Missing(_absent(slots, is_known, num_logical_experts), num_logical_experts))
     if not allow_duplicates:
-        violations += _duplicates(slots, num_logical_experts)
-    return violations
+        groups.append(_Duplicate(slots, *_repeated(slots, is_known, num_logical_experts)))
+    return Violations(groups)
 
 
-def _uneven(slots: Slots, num_logical_experts: int) -> list[Violation]:
-    per_rank = slots.per_rank
+def _usual(per_rank: Int64Array, num_logical_experts: int) -> int | None:
+    """Return how many slots a rank was meant to have; None where they are even."""
     if _is_even(per_rank, int(per_rank[0].sum()), num_logical_experts):
-        return []
-    # What most ranks hold is what was meant; where that is a tie, what the first rank holds.
-    sizes = Counter(per_rank.ravel().tolist())
-    usual = sizes.most_common(1)[0][0]
-    return [
-        Violation(
-            "uneven",
-            f"layer {layer}, rank {rank}: {per_rank[layer, rank]} slots; expected {usual}, "
-            "equally many on every rank",
-            int(layer),
-            int(rank),
-        )
-        for layer, rank in zip(*np.nonzero(per_rank != usual), strict=True)
-    ]
+        return None
+    # What most ranks hold is what was meant; where that is a tie, what the first of them holds.
+    return Counter(per_rank.ravel().tolist()).most_common(1)[0][0]
 
 
-def _out_of_range(slots: Slots, num_logical_experts: int) -> list[Violation]:
-    bad = np.nonzero((slots.expert < 0) | (slots.expert >= num_logical_experts))[0]
-    return [
-        Violation(
-            "out_of_range",
-            f"layer {slots.layer[i]}, rank {slots.rank[i]}, slot {slots.slot[i]}: expert {slots.expert[i]} "
-            f"is out of range; expected 0 … {num_logical_experts - 1}",
-            int(slots.layer[i]),
-            int(slots.rank[i]),
-            int(slots.slot[i]),
-            int(slots.expert[i]),
-        )
-        for i in bad
-    ]
+def _absent(slots: Slots, is_known: NDArray[np.bool_], num_logical_experts: int) -> Int64Array:
+    """Return layer · E + expert of those that stand nowhere in their layer."""
+    present = np.zeros(slots.num_layers * num_logical_experts, dtype=bool)
+    present[(slots.layers() * num_logical_experts + slots.expert)[is_known]] = True
+    return np.flatnonzero(~present)
 
 
-def _missing(slots: Slots, num_logical_experts: int) -> list[Violation]:
-    num_layers = slots.per_rank.shape[0]
-    known = (slots.expert >= 0) & (slots.expert < num_logical_experts)
-    keys = slots.layer[known] * num_logical_experts + slots.expert[known]
-    present = np.zeros(num_layers * num_logical_experts, dtype=bool)
-    present[keys] = True
-    absent = np.nonzero(~present)[0]
-    return [
-        Violation(
-            "missing",
-            f"layer {key // num_logical_experts}: expert {key % num_logical_experts} is missing; "
-            "expected on at least one rank",
-            layer=int(key // num_logical_experts),
-            expert=int(key % num_logical_experts),
-        )
-        for key in absent
-    ]
-
-
-def _duplicates(slots: Slots, num_logical_experts: int) -> list[Violation]:
-    known = np.nonzero((slots.expert >= 0) & (slots.expert < num_logical_experts))[0]
-    ep_size = slots.per_rank.shape[1]
-    keys = (slots.layer[known] * ep_size + slots.rank[known]) * num_logical_experts + slots.expert[known]
+def _repeated(
+    slots: Slots, is_known: NDArray[np.bool_], num_logical_experts: int
+) -> tuple[Int64Array, Int64Array]:
+    """Return the slots whose expert their rank has in an earlier slot too, and the last such slot."""
+    known = np.flatnonzero(is_known)
+    keys = slots.owners()[known] * num_logical_experts + slots.expert[known]
     order = np.argsort(keys, kind="stable")
-    repeated = np.nonzero(keys[order[1:]] == keys[order[:-1]])[0]
-    if not repeated.size:
-        return []
-    pairs = sorted((int(known[order[i + 1]]), int(known[order[i]])) for i in repeated)
-    return [
-        Violation(
-            "duplicate",
-            f"layer {slots.layer[again]}, rank {slots.rank[again]}, slot {slots.slot[again]}: expert "
-            f"{slots.expert[again]} stands twice on this rank (also in slot {slots.slot[before]})",
-            int(slots.layer[again]),
-            int(slots.rank[again]),
-            int(slots.slot[again]),
-            int(slots.expert[again]),
+    twice = np.flatnonzero(keys[order[1:]] == keys[order[:-1]])
+    again, before = known[order[twice + 1]], known[order[twice]]
+    by_slot = np.argsort(again)
+    return again[by_slot], before[by_slot]
+
+
+@dataclass(frozen=True, eq=False)
+class _Uneven:
+    """Ranks with another number of slots than meant, or, where none is given, than in layer 0."""
+
+    per_rank: Int64Array  # [L, R]
+    cells: NDArray[np.intp]  # layer · R + rank
+    usual: int | None
+
+    def __len__(self) -> int:
+        return len(self.cells)
+
+    def __getitem__(self, index: int) -> Violation:
+        layer, rank = divmod(int(self.cells[index]), self.per_rank.shape[1])
+        found = f"layer {layer}, rank {rank}: {self.per_rank[layer, rank]} slots"
+        if self.usual is None:
+            first = self.per_rank[0, rank]
+            text = f"{found}, but layer 0 has {first} on that rank; expected the same in every layer"
+        else:
+            text = f"{found}; expected {self.usual}, equally many on every rank"
+        return Violation("uneven", text, layer, rank)
+
+
+@dataclass(frozen=True, eq=False)
+class _OutOfRange:
+    slots: Slots
+    which: NDArray[np.intp]
+    num_logical_experts: int
+
+    def __len__(self) -> int:
+        return len(self.which)
+
+    def __getitem__(self, index: int) -> Violation:
+        place = int(self.which[index])
+        layer, rank, slot = self.slots.place(place)
+        expert = int(self.slots.expert[place])
+        text = (
+            f"layer {layer}, rank {rank}, slot {slot}: expert {expert} is out of range; "
+            f"expected 0 … {self.num_logical_experts - 1}"
         )
-        for again, before in pairs
-    ]
+        return Violation("out_of_range", text, layer, rank, slot, expert)
+
+
+@dataclass(frozen=True, eq=False)
+class _Missing:
+    keys: Int64Array  # layer · E + expert
+    num_logical_experts: int
+
+    def __len__(self) -> int:
+        return len(self.keys)
+
+    def __getitem__(self, index: int) -> Violation:
+        layer, expert = divmod(int(self.keys[index]), self.num_logical_experts)
+        text = f"layer {layer}: expert {expert} is missing; expected on at least one rank"
+        return Violation("missing", text, layer, expert=expert)
+
+
+@dataclass(frozen=True, eq=False)
+class _Duplicate:
+    slots: Slots
+    again: Int64Array
+    before: Int64Array
+
+    def __len__(self) -> int:
+        return len(self.again)
+
+    def __getitem__(self, index: int) -> Violation:
+        place = int(self.again[index])
+        layer, rank, slot = self.slots.place(place)
+        expert = int(self.slots.expert[place])
+        first = self.slots.place(int(self.before[index]))[2]
+        text = (
+            f"layer {layer}, rank {rank}, slot {slot}: expert {expert} stands twice on this rank "
+            f"(also in slot {first})"
+        )
+        return Violation("duplicate", text, layer, rank, slot, expert)

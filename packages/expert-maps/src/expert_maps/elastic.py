@@ -10,13 +10,13 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from expert_maps import metrics
-from expert_maps._validation import as_count, as_index
 from expert_maps.errors import LayoutError
 from expert_maps.load import ExpertLoad
 from expert_maps.metrics import Moves
 from expert_maps.planning import PlanResult, check_cluster, plan_balanced
 from expert_maps.policies.balanced import Start
 from expert_maps.policies.base import Cluster
+from expert_maps.validation import as_count, as_index
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -78,6 +78,7 @@ def rescale(  # noqa: PLR0913 - options by keyword
     cluster = check_cluster(
         trace.num_experts,
         Cluster(num_physical_experts, ranks, num_groups, num_nodes, allow_uneven=allow_uneven),
+        trace.num_layers,
     )
     if max_moves is not None:
         max_moves = as_count("max_moves", max_moves, 0, error=LayoutError)

@@ -4,11 +4,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Literal, Protocol, overload
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterator
 
 ViolationKind = Literal["missing", "out_of_range", "duplicate", "uneven"]
 
@@ -27,6 +28,25 @@ class LoadError(ExpertMapsError):
 
 class LayoutError(ExpertMapsError):
     """A layout or plan was asked for with counts for which none exists."""
+
+
+def printable(text: str, limit: int = 60) -> str:
+    r"""Return foreign text as a message may show it: on one line, without control characters, and not too long.
+
+    Args:
+        text: from a file: a key, the name of an array, a string; it may try to steer a terminal.
+        limit: characters of it that are shown.
+
+    Returns:
+        The text; what cannot be printed is written as in Python (``\x1b``), what is too much as an ellipsis.
+    """
+    shown = text if len(text) <= limit else text[: limit - 1] + "…"
+    if shown.isprintable():
+        return shown
+    return "".join(
+        char if char.isprintable() else char.encode("unicode_escape", "surrogatepass").decode("ascii")
+        for char in shown
+    )
 
 
 @dataclass(frozen=True)
@@ -49,23 +69,88 @@ class Violation:
     slot: int | None = None
     expert: int | None = None
 
+    def to_dict(self) -> dict[str, str | int | None]:
+        """Return the attributes by name, for JSON."""
+        return asdict(self)
+
+
+class ViolationGroup(Protocol):
+    """Violations of one kind, as compact as arrays are."""
+
+    def __len__(self) -> int:
+        """Count them."""
+        ...
+
+    def __getitem__(self, index: int, /) -> Violation:
+        """Make one, from 0 to the count − 1."""
+        ...
+
+
+class Violations(Sequence[Violation]):
+    """Every violation of a placement, ordered by kind, layer, rank and slot.
+
+    A broken map may have millions: they are counted, and each is made when it is asked for.
+    """
+
+    def __init__(self, groups: Sequence[ViolationGroup]) -> None:
+        """Keep the groups, in order."""
+        self._groups = tuple(group for group in groups if len(group))
+
+    def __len__(self) -> int:
+        """Count all of them."""
+        return sum(map(len, self._groups))
+
+    @overload
+    def __getitem__(self, index: int) -> Violation: ...
+    @overload
+    def __getitem__(self, index: slice) -> tuple[Violation, ...]: ...
+    def __getitem__(self, index: int | slice) -> Violation | tuple[Violation, ...]:
+        """Return one violation, or a tuple of some."""
+        if isinstance(index, slice):
+            return tuple(self[i] for i in range(*index.indices(len(self))))
+        place = index + len(self) if index < 0 else index
+        if place >= 0:
+            for group in self._groups:
+                if place < len(group):
+                    return group[place]
+                place -= len(group)
+        msg = f"violation {index} of {len(self)}"
+        raise IndexError(msg)
+
+    def __iter__(self) -> Iterator[Violation]:
+        """Make one after the other."""
+        for group in self._groups:
+            for index in range(len(group)):
+                yield group[index]
+
+    def __repr__(self) -> str:
+        """Count them; a list of all would flood a log."""
+        return f"<{len(self)} violations>"
+
 
 class PlacementError(ExpertMapsError):
     """A placement breaks at least one rule.
 
     Attributes:
-        violations: every broken rule, ordered by kind, layer, rank and slot.
+        violations: every broken rule, ordered by kind, layer, rank and slot; its length is their number, and each is
+            made when it is asked for.
     """
 
+    violations: Sequence[Violation]
+
     def __init__(self, violations: Sequence[Violation]) -> None:
-        """Keep every violation and list all of them in the message."""
-        self.violations = tuple(violations)
+        """Keep every violation, and list the first `limits.MAX_LISTED` in the message."""
+        from expert_maps.limits import MAX_LISTED
+
+        self.violations = violations if isinstance(violations, Violations) else tuple(violations)
         count = len(self.violations)
         if count == 1:
             text = f"invalid placement: {self.violations[0].message}"
         else:
-            lines = "\n".join(f"  {violation.message}" for violation in self.violations)
-            text = f"invalid placement, {count} violations:\n{lines}"
+            lines = [f"  {violation.message}" for violation in self.violations[:MAX_LISTED]]
+            if count > MAX_LISTED:
+                lines.append(f"  and {count - MAX_LISTED} more")
+            text = f"invalid placement, {count} violations:\n" + "\n".join(lines)
         super().__init__(text)
 
     @property
@@ -73,3 +158,16 @@ class PlacementError(ExpertMapsError):
         """One line: the first violation, and how many more there are."""
         more = len(self.violations) - 1
         return self.violations[0].message + (f" (and {more} more violations)" if more else "")
+
+    def __reduce__(self) -> tuple[object, ...]:
+        """Pickle by what was kept; the message alone makes no error."""
+        return _restore, (type(self), self.args, dict(self.__dict__))
+
+
+def _restore(
+    kind: type[PlacementError], args: tuple[object, ...], state: dict[str, object]
+) -> PlacementError:
+    error = kind.__new__(kind, *args)
+    error.args = args
+    error.__dict__.update(state)
+    return error

@@ -4,18 +4,46 @@
 
 from __future__ import annotations
 
-import contextlib
-import json
 import os
-import tempfile
+import stat
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from expert_maps.errors import FormatError
+from expert_maps import limits
+from expert_maps._gzip import unpack
+from expert_maps._json import parse_json
+from expert_maps._replace import replace
+from expert_maps.errors import FormatError, printable
 
 if TYPE_CHECKING:
+    from io import FileIO
     from typing import TypeAlias
+
+__all__ = [
+    "AnyPath",
+    "Source",
+    "describe",
+    "parse_json",
+    "printable",
+    "read_bytes",
+    "read_json",
+    "unpack",
+    "write_bytes",
+    "write_text",
+]
+
+_PIECE = 2**20
+_KINDS = (
+    (stat.S_ISDIR, "a folder"),
+    (stat.S_ISFIFO, "a named pipe"),
+    (stat.S_ISSOCK, "a socket"),
+    (stat.S_ISCHR, "a device"),
+    (stat.S_ISBLK, "a device"),
+    (lambda _mode: True, "no regular file"),
+)
+# Of a name; the kernel takes no longer one.
+_LONGEST_PATH = 4096
 
 
 @dataclass(frozen=True)
@@ -35,60 +63,81 @@ AnyPath: TypeAlias = "str | os.PathLike[str] | Source"
 
 
 def describe(path: AnyPath) -> str:
-    """Return the path as given; a bare file name says in which folder it was looked for."""
+    """Return the path as given, but nothing that a terminal obeys; a bare file name says in which folder it was looked for."""
     if isinstance(path, Source):
-        return path.name
-    text = os.fspath(path)
+        return printable(path.name, _LONGEST_PATH)
+    text = printable(os.fspath(path), _LONGEST_PATH)
     return text if os.path.dirname(text) else f"{text} (in {Path.cwd()})"  # noqa: PTH120 - keeps "./"
 
 
-def read_bytes(path: AnyPath) -> bytes:
-    """Read a whole file.
+def read_bytes(path: AnyPath, most: int = limits.MAX_FILE_BYTES) -> bytes:
+    """Read a whole file; only a regular one, and never more than so many bytes of it.
+
+    Args:
+        path: the file, or a link to it.
+        most: bytes that it may have.
 
     Raises:
-        FormatError: absent, a folder, or unreadable.
+        FormatError: absent, a folder, a device or pipe, too large, or unreadable.
     """
     if isinstance(path, Source):
+        _refuse_size(path, len(path.content), most)
         return path.content
     if not os.fspath(path):
         msg = "the file name is empty; expected a path"
         raise FormatError(msg)
     try:
-        return Path(path).read_bytes()
+        # Opening a device can do something, so look first; then once more at what was opened.
+        _refuse_kind(path, Path(path).stat().st_mode)
+        with open(os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC), "rb", buffering=0) as stream:  # noqa: PTH123 - with flags
+            found = os.fstat(stream.fileno())
+            _refuse_kind(path, found.st_mode)
+            _refuse_size(path, found.st_size, most)
+            return _read(path, stream, found.st_size, most)
     except FileNotFoundError as error:
         msg = f"{describe(path)}: no such file"
         raise FormatError(msg) from error
-    except IsADirectoryError as error:
-        msg = f"{describe(path)}: is a folder; expected a file"
-        raise FormatError(msg) from error
     except (OSError, ValueError) as error:  # ValueError: a NUL byte in the name
+        if isinstance(error, FormatError):
+            raise
         msg = f"{describe(path)}: cannot be read: {getattr(error, 'strerror', None) or error}"
         raise FormatError(msg) from error
 
 
+def _refuse_kind(path: AnyPath, mode: int) -> None:
+    if stat.S_ISREG(mode):
+        return
+    kind = next(name for is_kind, name in _KINDS if is_kind(mode))
+    msg = f"{describe(path)}: is {kind}; expected a file"
+    raise FormatError(msg)
+
+
+def _refuse_size(path: AnyPath, size: int, most: int) -> None:
+    if size > most:
+        msg = f"{describe(path)}: has {size} bytes; expected at most {most}"
+        raise FormatError(msg)
+
+
+def _read(path: AnyPath, stream: FileIO, size: int, most: int) -> bytes:
+    """Read to the end, which need not be where it was said to be."""
+    pieces: list[bytes] = []
+    total = 0
+    while piece := stream.read(size + 1 if not pieces else _PIECE):
+        pieces.append(piece)
+        total += len(piece)
+        if total > most:
+            msg = f"{describe(path)}: has more than {most} bytes; expected at most so many"
+            raise FormatError(msg)
+    return pieces[0] if len(pieces) == 1 else b"".join(pieces)
+
+
 def read_json(path: AnyPath) -> object:
-    """Read a JSON file, strictly: UTF-8, no NaN, no key twice in one object.
+    """Read a JSON file, strictly; see `parse_json`.
 
     Raises:
         FormatError: unreadable, or not JSON; the line and column are named.
     """
-    content = read_bytes(path)
-    try:
-        return json.loads(
-            content.decode("utf-8-sig"),
-            parse_constant=_refuse_constant,
-            object_pairs_hook=_refuse_repeated_keys,
-        )
-    except UnicodeDecodeError as error:
-        msg = f"{describe(path)}: not UTF-8 text at byte {error.start}; expected a JSON file"
-        raise FormatError(msg) from error
-    except json.JSONDecodeError as error:
-        reason = "the file is empty" if not content.strip() else error.msg
-        msg = f"{describe(path)}: not valid JSON: {reason} at line {error.lineno}, column {error.colno}"
-        raise FormatError(msg) from error
-    except (ValueError, RecursionError) as error:
-        msg = f"{describe(path)}: not valid JSON: {error}"
-        raise FormatError(msg) from error
+    return parse_json(read_bytes(path, limits.MAX_JSON_BYTES), describe(path))
 
 
 def write_text(path: str | os.PathLike[str], text: str) -> None:
@@ -97,7 +146,10 @@ def write_text(path: str | os.PathLike[str], text: str) -> None:
 
 
 def write_bytes(path: str | os.PathLike[str], content: bytes) -> None:
-    """Write a file whole or not at all: a temporary file beside it is renamed over it.
+    """Write a file whole or not at all, and to the disk; a file that is there is replaced in one step.
+
+    A replaced file keeps its permissions, but none to run as another user. Killed at any moment the process leaves the
+    old file or the new one, and next to nothing beside it: what could stay is removed by the next to write this file.
 
     Raises:
         FormatError: the folder is missing or unwritable, or the path names something else than a file.
@@ -109,18 +161,7 @@ def write_bytes(path: str | os.PathLike[str], content: bytes) -> None:
         # Through a link to the file that it names, so that the link stays a link.
         target = Path(path).resolve()
         _refuse_target(path, target)
-        handle, name = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name[:64]}.", suffix=".part")
-        try:
-            with os.fdopen(handle, "wb") as stream:
-                stream.write(content)
-                stream.flush()
-                os.fsync(stream.fileno())
-            Path(name).chmod(target.stat().st_mode & 0o7777 if target.exists() else 0o666 & ~_umask())
-            Path(name).replace(target)
-        except BaseException:
-            with contextlib.suppress(OSError):
-                Path(name).unlink()
-            raise
+        replace(target, content)
     except (OSError, ValueError, RuntimeError) as error:  # RuntimeError: a loop of links
         if isinstance(error, FormatError):
             raise
@@ -141,25 +182,3 @@ def _refuse_target(path: str | os.PathLike[str], target: Path) -> None:
     if not target.parent.is_dir():
         msg = f"{describe(path)}: there is no folder {target.parent}; create it first"
         raise FormatError(msg)
-
-
-def _umask() -> int:
-    # There is no call that only reads it.
-    mask = os.umask(0o022)
-    os.umask(mask)
-    return mask
-
-
-def _refuse_constant(name: str) -> float:
-    msg = f"{name} is not a JSON number"
-    raise ValueError(msg)
-
-
-def _refuse_repeated_keys(pairs: list[tuple[str, object]]) -> dict[str, object]:
-    result = dict(pairs)
-    if len(result) != len(pairs):
-        seen: set[str] = set()
-        twice = next(key for key, _ in pairs if key in seen or seen.add(key))  # type: ignore[func-returns-value]
-        msg = f"key {twice!r} stands twice in one object"
-        raise ValueError(msg)
-    return result

@@ -8,10 +8,11 @@ from typing import TYPE_CHECKING, Literal, get_args
 
 import numpy as np
 
+from expert_maps import limits
 from expert_maps._rules import split_evenly
-from expert_maps._validation import as_count, nearest_multiples
 from expert_maps.errors import LayoutError
 from expert_maps.placement import Placement
+from expert_maps.validation import as_count, nearest_multiples
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -121,6 +122,15 @@ def generate_placement(
     if shared > ranks:
         msg = f"num_shared_experts is {shared}; expected at most ep_size, {ranks}: a rank gets one of them"
         raise LayoutError(msg)
+    # The layouts are loops over slots.
+    slots_in_all = experts + redundant + (ranks if shared else 0)
+    limits.check_counts(
+        num_layers=layers,
+        num_logical_experts=experts + shared,
+        ep_size=ranks,
+        num_physical_experts=slots_in_all,
+        error=LayoutError,
+    )
     check_divides(experts, redundant, ranks)
     slots = _LAYOUTS[layout](experts, ranks, redundant)
     if shared:

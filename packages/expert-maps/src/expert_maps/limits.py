@@ -8,11 +8,38 @@ memory or ten seconds. Each is compared in Python integers before anything is al
 
 from __future__ import annotations
 
+from math import prod
+from typing import TYPE_CHECKING
+
+from expert_maps.errors import ExpertMapsError
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+# Files.
+
 MAX_FILE_BYTES = 512 * 2**20
 """Bytes of one file, and of what a compressed one unpacks to."""
 
+MAX_JSON_BYTES = 256 * 2**20
+"""Bytes of one JSON text: it is held as bytes, as text, and once more as what it says."""
+
+MAX_JSON_MEMORY = 960 * 2**20
+"""Bytes that reading a JSON text may take by an upper bound: its lists and objects cost up to thirty times their text."""
+
 MAX_DEPTH = 64
 """How deep objects and lists of a JSON or YAML file are nested."""
+
+MAX_DIGITS = 1000
+"""Digits of one integer in a text; past thousands of them, Python's own conversion takes the square of their number."""
+
+MAX_ARRAYS = 2**16
+"""Arrays of one ``.npz`` or safetensors file."""
+
+MAX_HEADER_BYTES = 16 * 2**20
+"""Bytes of a safetensors header; about 200 for each tensor."""
+
+# Counts.
 
 MAX_LAYERS = 4096
 """L."""
@@ -23,11 +50,84 @@ MAX_EXPERTS = 65536
 MAX_RANKS = 65536
 """R."""
 
-MAX_SLOTS = 2**24
-"""L · P: slots of all layers."""
+MAX_SLOTS = 2**23
+"""L · P: slots of all layers; and so L · E and L · R."""
 
 MAX_TABLE = 2**27
-"""Numbers of one derived table, like L · R · E; and of one load, steps · L · E."""
+"""Numbers of one derived table, like L · R · E: 94 layers of 512 experts on 2,048 ranks are 98.6 million."""
+
+MAX_LOAD_NUMBERS = 50_000_000
+"""Numbers of one load, steps · L · E: 1000 steps of 94 layers of 512 experts are 48.1 million."""
+
+MAX_ROWS = 2**16
+"""Rows of a routing table, its period in tokens."""
+
+# Messages.
 
 MAX_LISTED = 20
 """Violations that a message lists; the rest are counted."""
+
+
+def check_counts(
+    *,
+    num_layers: int | None = None,
+    num_logical_experts: int | None = None,
+    ep_size: int | None = None,
+    num_physical_experts: int | None = None,
+    error: type[ExpertMapsError] = ExpertMapsError,
+) -> None:
+    """Refuse counts of a placement that are beyond the limits, alone or together.
+
+    Args:
+        num_layers: L, if known.
+        num_logical_experts: E, if known.
+        ep_size: R, if known.
+        num_physical_experts: P, if known.
+        error: what to raise.
+
+    Raises:
+        ExpertMapsError: the count and its limit are named.
+    """
+    single = (
+        ("num_layers", num_layers, MAX_LAYERS),
+        ("num_logical_experts", num_logical_experts, MAX_EXPERTS),
+        ("ep_size", ep_size, MAX_RANKS),
+        ("num_physical_experts", num_physical_experts, MAX_SLOTS),
+    )
+    for name, value, most in single:
+        if value is not None:
+            check_product(name, {name: value}, most, error)
+    if num_layers is None:
+        return
+    for name, value, _ in single[1:]:
+        if value is not None:
+            check_product("a placement", {"num_layers": num_layers, name: value}, MAX_SLOTS, error)
+
+
+def check_product(
+    what: str,
+    counts: Mapping[str, int],
+    most: int = MAX_TABLE,
+    error: type[ExpertMapsError] = ExpertMapsError,
+) -> None:
+    """Refuse a table whose size is beyond a limit.
+
+    Args:
+        what: the table, for the message.
+        counts: its axes by name; their product is its size.
+        most: the limit on it.
+        error: what to raise.
+
+    Raises:
+        ExpertMapsError: the axes, the size and its limit are named.
+    """
+    # Through Python's own integers: NumPy's wrap.
+    size = prod(map(int, counts.values()))
+    if size <= most:
+        return
+    if len(counts) == 1:
+        msg = f"{next(iter(counts))} is {size}; expected at most {most}"
+        raise error(msg)
+    factors = " · ".join(f"{name} {int(count)}" for name, count in counts.items())
+    msg = f"{what} of {factors} has {size} numbers; expected at most {most}"
+    raise error(msg)

@@ -6,12 +6,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cached_property
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from expert_maps._validation import as_count
+from expert_maps import limits
 from expert_maps.errors import LoadError
+from expert_maps.validation import as_array, as_count
 
 if TYPE_CHECKING:
     from numpy.typing import ArrayLike, NDArray
@@ -45,11 +46,7 @@ class ExpertLoad:
             LoadError: a wrong shape or type; or a value that is NaN, infinite, negative or absurd,
                 whose step, layer and expert are named.
         """
-        try:
-            array = np.asarray(load)
-        except ValueError as error:
-            msg = f"load is ragged; expected [L, E] or [steps, L, E]: {error}"
-            raise LoadError(msg) from error
+        array = as_array("load", load, LoadError)
         if array.dtype.kind not in "iuf":
             msg = f"load has dtype {array.dtype}; expected integers or floats"
             raise LoadError(msg)
@@ -59,6 +56,8 @@ class ExpertLoad:
                 "with every axis at least 1"
             )
             raise LoadError(msg)
+        axes = dict(zip(("num_steps", "num_layers", "num_experts")[-array.ndim :], array.shape, strict=True))
+        limits.check_product("a load", axes, limits.MAX_LOAD_NUMBERS, LoadError)
         _refuse_bad_values(array)
         counts = array.astype(np.float64)
         counts = counts[None] if counts.ndim == 2 else counts  # noqa: PLR2004 - [L, E] is one step
@@ -111,15 +110,17 @@ class ExpertLoad:
         )
 
 
-def _refuse_bad_values(array: NDArray[np.generic]) -> None:
-    numbers = array.astype(np.float64)
-    bad = np.argwhere(~((numbers >= 0) & (numbers <= MAX_LOAD)))
-    if bad.size:
-        coordinate = bad[0]
+def _refuse_bad_values(array: NDArray[Any]) -> None:
+    # Half precision cannot hold the limit; other types are compared as they are, without a copy.
+    numbers = array.astype(np.float64) if array.dtype == np.float16 else array
+    bad = ~((numbers >= 0) & (numbers <= MAX_LOAD))
+    count = int(np.count_nonzero(bad))
+    if count:
+        coordinate = np.array(np.unravel_index(int(bad.argmax()), bad.shape))
         where = ", ".join(
             f"{axis} {index}"
             for axis, index in zip(_AXES[-len(coordinate) :], coordinate.tolist(), strict=True)
         )
-        more = f" (and {len(bad) - 1} more)" if len(bad) > 1 else ""
-        msg = f"load at {where} is {numbers[tuple(coordinate)]:g}; expected a number from 0 to {MAX_LOAD:g}{more}"
+        more = f" (and {count - 1} more)" if count > 1 else ""
+        msg = f"load at {where} is {float(numbers[tuple(coordinate)]):g}; expected a number from 0 to {MAX_LOAD:g}{more}"
         raise LoadError(msg)

@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from expert_maps._validation import as_count
 from expert_maps.errors import ExpertMapsError, LoadError
 from expert_maps.load import ExpertLoad
+from expert_maps.validation import as_count
 
 if TYPE_CHECKING:
     from numpy.typing import ArrayLike, NDArray

@@ -7,21 +7,20 @@ from __future__ import annotations
 import hashlib
 from dataclasses import dataclass
 from functools import cached_property
-from itertools import chain
 from typing import TYPE_CHECKING
 
 import numpy as np
 
-from expert_maps import maps, routing
-from expert_maps._input import as_slots_per_rank, as_table, count_rank_lists, differing_layers
+from expert_maps import limits, maps, routing
+from expert_maps._input import as_slots_per_rank, as_table, count_rank_lists, flatten_rank_lists
 from expert_maps._rules import (
     Slots,
     find_violations,
     infer_num_logical_experts,
     is_valid,
 )
-from expert_maps._validation import as_count, as_index
 from expert_maps.errors import ExpertMapsError, PlacementError
+from expert_maps.validation import as_count, as_index
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -88,6 +87,7 @@ class Placement:
             if num_logical_experts is None
             else as_count("num_logical_experts", num_logical_experts, minimum=1)
         )
+        limits.check_counts(num_layers=num_layers, num_logical_experts=experts, ep_size=ranks)
         flags = {"allow_uneven": allow_uneven, "allow_duplicates": allow_duplicates}
         if not is_valid(table, per_rank, experts, **flags):
             slots = Slots.from_flat(table.ravel(), np.broadcast_to(per_rank, (num_layers, ranks)))
@@ -139,13 +139,10 @@ class Placement:
             PlacementError: as in the constructor.
         """
         per_rank = count_rank_lists(layers)
-        flat = np.array(list(chain.from_iterable(chain.from_iterable(layers))) or [0])
-        if flat.dtype.kind not in "iu":
-            msg = f"expert ids have type {flat.dtype}; expected integers"
-            raise ExpertMapsError(msg)
         if not per_rank.sum(axis=1).all():
             msg = f"layer {int(np.argmin(per_rank.sum(axis=1)))} has no slots; expected at least one"
             raise ExpertMapsError(msg)
+        flat = flatten_rank_lists(layers)
         if (per_rank == per_rank[0]).all():
             return cls(
                 flat.reshape(len(per_rank), -1),
@@ -156,14 +153,16 @@ class Placement:
                 allow_duplicates=allow_duplicates,
             )
         # Ragged over layers: no [L, P] array exists, but the other rules are still worth reporting.
-        slots = Slots.from_flat(flat.astype(np.int64), per_rank)
-        experts = num_logical_experts or infer_num_logical_experts(flat, int(per_rank.sum(axis=1).max()))
-        violations = find_violations(
-            slots, experts, allow_uneven=allow_uneven, allow_duplicates=allow_duplicates
+        slots = Slots.from_flat(flat, per_rank)
+        experts = (
+            infer_num_logical_experts(flat, int(per_rank.sum(axis=1).max()))
+            if num_logical_experts is None
+            else as_count("num_logical_experts", num_logical_experts, minimum=1)
         )
-        if not any(violation.kind == "uneven" for violation in violations):
-            violations = differing_layers(per_rank) + violations
-        raise PlacementError(violations)
+        limits.check_counts(num_layers=len(per_rank), num_logical_experts=experts)
+        raise PlacementError(
+            find_violations(slots, experts, allow_uneven=allow_uneven, allow_duplicates=allow_duplicates)
+        )
 
     # Counts.
 
@@ -221,6 +220,9 @@ class Placement:
     @cached_property
     def logical_to_physical(self) -> Int32Array:
         """int32 [L, E, X]: each logical expert's physical ids in ascending order, padded with −1."""
+        copies = int(self.replica_count.max())
+        axes = {"num_layers": self.num_layers, "num_logical_experts": self.num_logical_experts}
+        limits.check_product("logical_to_physical", {**axes, "most replicas": copies})
         return _frozen(maps.invert(self.physical_to_logical, self.replica_count))
 
     def global_expert_map(self, layer: int | None = None) -> Int32Array:
@@ -233,7 +235,7 @@ class Placement:
             int32 [R, E] (all layers: [L, R, E]): logical id → local slot on that rank, −1 where absent.
             An expert that stands twice on a rank maps to its first slot there.
         """
-        rows = self._rows(layer)
+        rows = self._table_rows("global_expert_map", layer)
         table = maps.all_expert_maps(
             self.physical_to_logical[rows],
             self.num_logical_experts,
@@ -271,7 +273,7 @@ class Placement:
         """
         tp = as_count("tp_size", tp_size, minimum=1)
         ranks = np.arange(self.ep_size, dtype=np.int32)
-        rows = self._rows(layer)
+        rows = self._table_rows("global_log2phy", layer)
         if prefer_own_rank:
             _refuse_tensor_parallel(tp)
             held = self.global_expert_map(layer).reshape(-1, self.ep_size, self.num_logical_experts)
@@ -341,7 +343,7 @@ class Placement:
         index = as_index("layer", layer, self.num_layers)
         rank = as_index("ep_rank", ep_rank, self.ep_size)
         counts = self.replica_count[index]
-        period = routing.default_rows(counts) if rows is None else as_count("rows", rows, minimum=1)
+        period = routing.default_rows(counts) if rows is None else self._period(rows)
         return routing.rank_offset_table(self.logical_to_physical[index], counts, rank, period)
 
     def weighted_routing_table(
@@ -360,8 +362,9 @@ class Placement:
         """
         index = as_index("layer", layer, self.num_layers)
         rank = as_index("ep_rank", ep_rank, self.ep_size)
-        period = as_count("rows", rows, minimum=1)
-        return routing.weighted_table(self.logical_to_physical[index], replica_weights, rank, period)
+        return routing.weighted_table(
+            self.logical_to_physical[index], replica_weights, rank, self._period(rows)
+        )
 
     # Identity.
 
@@ -398,11 +401,21 @@ class Placement:
             f"digest={self.digest[:12]})"
         )
 
-    def _rows(self, layer: int | None) -> slice:
-        if layer is None:
-            return slice(None)
-        index = as_index("layer", layer, self.num_layers)
-        return slice(index, index + 1)
+    def _table_rows(self, name: str, layer: int | None) -> slice:
+        """Return the rows of a layer, or of all, for a table of every rank; or refuse its size."""
+        index = None if layer is None else as_index("layer", layer, self.num_layers)
+        rows = slice(None) if index is None else slice(index, index + 1)
+        axes = {"ep_size": self.ep_size, "num_logical_experts": self.num_logical_experts}
+        num_layers = self.num_layers if index is None else 1
+        limits.check_product(name, {"num_layers": num_layers, **axes})
+        return rows
+
+    def _period(self, rows: int) -> int:
+        """Return the rows of a routing table, or refuse their number."""
+        period = as_count("rows", rows, minimum=1, maximum=limits.MAX_ROWS)
+        axes = {"rows": period, "num_logical_experts": self.num_logical_experts}
+        limits.check_product("a routing table", axes, limits.MAX_TABLE // 4)
+        return period
 
 
 def _frozen(array: Int32Array) -> Int32Array:

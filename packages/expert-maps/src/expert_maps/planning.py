@@ -10,8 +10,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from expert_maps import metrics
-from expert_maps._validation import INT32_MAX, as_count, as_tolerance, nearest_multiples
+from expert_maps import limits, metrics
 from expert_maps.errors import LayoutError
 from expert_maps.load import ExpertLoad
 from expert_maps.placement import Placement
@@ -19,6 +18,7 @@ from expert_maps.policies import DEFAULT_POLICY, DEFAULT_TOLERANCE, POLICIES, PO
 from expert_maps.policies._broken import broken_layers
 from expert_maps.policies.balanced import Start, balanced, check_counts
 from expert_maps.policies.base import Cluster
+from expert_maps.validation import as_count, as_tolerance, nearest_multiples
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -157,7 +157,7 @@ def plan(  # noqa: PLR0913 - options by keyword
     name = _as_policy(policy)
     trace = load if isinstance(load, ExpertLoad) else ExpertLoad(load)
     asked = Cluster(num_physical_experts, ep_size, num_groups, num_nodes, allow_duplicates, allow_uneven)
-    cluster = check_cluster(trace.num_experts, asked)
+    cluster = check_cluster(trace.num_experts, asked, trace.num_layers)
     if name != "balanced":
         _refuse_options(name, cluster, tolerance=tolerance, current=current, max_moves=max_moves)
         return _plan_by_sum(name, trace, cluster, progress)
@@ -282,8 +282,13 @@ def _refuse_duplicates(current: Placement) -> None:
         raise LayoutError(msg)
 
 
-def check_cluster(num_experts: int, cluster: Cluster) -> Cluster:
+def check_cluster(num_experts: int, cluster: Cluster, num_layers: int = 1) -> Cluster:
     """Return the cluster with plain ints, or refuse counts for which no placement exists.
+
+    Args:
+        num_experts: E.
+        cluster: the counts as they were given.
+        num_layers: L.
 
     Raises:
         LayoutError: a count has the wrong type, or the counts contradict each other.
@@ -292,7 +297,14 @@ def check_cluster(num_experts: int, cluster: Cluster) -> Cluster:
     groups = as_count("num_groups", cluster.num_groups, 1, error=LayoutError)
     nodes = as_count("num_nodes", cluster.num_nodes, 1, error=LayoutError)
     slots = as_count("num_physical_experts", cluster.num_physical_experts, 1, error=LayoutError)
-    most = INT32_MAX if cluster.allow_duplicates else num_experts * ep_size
+    limits.check_counts(
+        num_layers=num_layers,
+        num_logical_experts=num_experts,
+        ep_size=ep_size,
+        num_physical_experts=slots,
+        error=LayoutError,
+    )
+    most = limits.MAX_SLOTS if cluster.allow_duplicates else num_experts * ep_size
     if not num_experts <= slots <= most:
         msg = (
             f"num_physical_experts is {slots}; expected {num_experts} … {most}: each of "

@@ -12,8 +12,8 @@ import numpy as np
 
 from expert_maps import metrics
 from expert_maps._library import load_library
-from expert_maps._validation import as_index
 from expert_maps.load import ExpertLoad
+from expert_maps.validation import as_index
 
 if TYPE_CHECKING:
     from numpy.typing import ArrayLike, NDArray

@@ -18,8 +18,8 @@ from typing import TYPE_CHECKING
 import torch
 
 from expert_maps import ExpertMapsError, FormatError, Placement, PlacementError, generate_placement
-from expert_maps._validation import as_count, as_index
 from expert_maps.formats import read_placement
+from expert_maps.validation import as_count, as_index
 from vllm_ascend_moe._log import logger
 
 if TYPE_CHECKING:

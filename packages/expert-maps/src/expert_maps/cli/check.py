@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Annotated
 import numpy as np
 import typer
 
-from expert_maps._validation import as_count
 from expert_maps.cli.common import (
     CHECK_FAILED,
     AllowDuplicatesOption,
@@ -24,6 +23,7 @@ from expert_maps.cli.common import (
 from expert_maps.errors import PlacementError
 from expert_maps.formats import read_placement
 from expert_maps.models import MODELS, model_counts
+from expert_maps.validation import as_count
 
 if TYPE_CHECKING:
     from expert_maps.placement import Placement

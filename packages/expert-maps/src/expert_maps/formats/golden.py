@@ -14,8 +14,10 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from expert_maps.errors import FormatError
+from expert_maps import limits
+from expert_maps.errors import ExpertMapsError, FormatError, PlacementError
 from expert_maps.placement import Placement
+from expert_maps.validation import as_array, as_count
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -59,14 +61,16 @@ def parse(
         msg = f"not a golden map; expected an object with {', '.join(_KEYS)}"
         raise FormatError(msg)
     num_layers, experts, slots_per_rank, rows = (document[key] for key in _KEYS)
-    if not all(isinstance(count, int) and count > 0 for count in (num_layers, experts)):
-        msg = f"num_layers is {num_layers!r}, num_logical_experts {experts!r}; expected integers above 0"
+    num_layers = as_count("num_layers", num_layers, 1, limits.MAX_LAYERS, FormatError)
+    experts = as_count("num_logical_experts", experts, 1, limits.MAX_EXPERTS, FormatError)
+    table = as_array("physical_to_logical", rows, FormatError)
+    if table.ndim != 2 or table.shape[0] not in {1, num_layers}:  # noqa: PLR2004 - [rows, P] has two axes
+        msg = f"physical_to_logical has shape {list(table.shape)}; expected [1, P] or [num_layers {num_layers}, P]"
+        raise FormatError(msg)
+    if not isinstance(slots_per_rank, list):
+        msg = "slots_per_rank is no list; expected the slots of each rank"
         raise FormatError(msg)
     try:
-        table = np.array(rows)
-        if table.shape[0] not in {1, num_layers}:
-            msg = f"physical_to_logical has {table.shape[0]} rows; expected 1 or num_layers {num_layers}"
-            raise FormatError(msg)
         return Placement(
             np.broadcast_to(table, (num_layers, table.shape[1])),
             len(slots_per_rank),
@@ -75,6 +79,7 @@ def parse(
             allow_uneven=allow_uneven,
             allow_duplicates=allow_duplicates,
         )
-    except (TypeError, IndexError) as error:
-        msg = f"slots_per_rank or physical_to_logical is malformed: {error}"
-        raise FormatError(msg) from error
+    except PlacementError:
+        raise
+    except ExpertMapsError as error:
+        raise FormatError(str(error)) from error

@@ -14,9 +14,6 @@ Nothing is ever unpickled.
 from __future__ import annotations
 
 import io
-import struct
-import zipfile
-import zlib
 from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
@@ -24,6 +21,7 @@ import numpy as np
 
 from expert_maps.errors import FormatError, LoadError
 from expert_maps.files import describe, read_bytes, read_json, write_bytes
+from expert_maps.formats.arrays import parse_npy, parse_npz
 from expert_maps.load import ExpertLoad
 
 if TYPE_CHECKING:
@@ -32,20 +30,6 @@ if TYPE_CHECKING:
     from numpy.typing import ArrayLike, NDArray
 
 LOAD_KEYS = ("load", "expert_load", "logical_count")
-# What NumPy and zipfile raise on damaged files, by experience; a claimed size can exhaust memory.
-_NUMPY_ERRORS = (
-    EOFError,
-    MemoryError,
-    OSError,
-    OverflowError,
-    RuntimeError,
-    SyntaxError,
-    TypeError,
-    ValueError,
-    struct.error,
-    zipfile.BadZipFile,
-    zlib.error,
-)
 _SUFFIXES = (".npy", ".npz", ".json", ".csv")
 
 
@@ -135,11 +119,9 @@ def load_keys(path: str | os.PathLike[str]) -> dict[str, tuple[int, ...]]:
 
 def _arrays(content: bytes) -> dict[str, NDArray[np.generic]]:
     try:
-        with np.load(io.BytesIO(content), allow_pickle=False) as archive:
-            return {name: archive[name] for name in archive.files}
-    except (*_NUMPY_ERRORS, AttributeError, KeyError) as error:
-        msg = f"not a NumPy .npz file of plain arrays: {_first_line(error)}"
-        raise LoadError(msg) from error
+        return parse_npz(content)
+    except FormatError as error:
+        raise LoadError(str(error)) from error
 
 
 def _from_npz(content: bytes, key: str | None) -> NDArray[np.generic]:
@@ -162,14 +144,9 @@ def _from_npz(content: bytes, key: str | None) -> NDArray[np.generic]:
 
 def _from_npy(content: bytes) -> NDArray[np.generic]:
     try:
-        array = np.load(io.BytesIO(content), allow_pickle=False)
-    except _NUMPY_ERRORS as error:
-        msg = f"not a NumPy .npy file of plain numbers: {_first_line(error)}"
-        raise LoadError(msg) from error
-    if not isinstance(array, np.ndarray):
-        msg = "an .npz archive under the name .npy; rename it"
-        raise LoadError(msg)
-    return array
+        return parse_npy(content)
+    except FormatError as error:
+        raise LoadError(str(error)) from error
 
 
 def _from_json(document: object, key: str | None) -> ArrayLike:

@@ -1,0 +1,186 @@
+# SPDX-FileCopyrightText: The expert-maps authors
+# SPDX-License-Identifier: Apache-2.0
+"""Argument checks: counts, indices and tolerances in, plain numbers out; each error names what was given and expected."""
+
+from __future__ import annotations
+
+import operator
+from typing import TYPE_CHECKING, Any, SupportsFloat, SupportsIndex, cast
+
+import numpy as np
+
+from expert_maps.errors import ExpertMapsError, LayoutError, printable
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+INT32_MAX = 2**31 - 1
+# No array of this package has more axes; deeper lists are a mistake.
+_MOST_AXES = 8
+_LISTS = (list, tuple, range)
+_NUMBERS = (int, float, np.integer, np.floating)
+
+
+def as_count(
+    name: str,
+    value: object,
+    minimum: int,
+    maximum: int = INT32_MAX,
+    error: type[ExpertMapsError] = ExpertMapsError,
+) -> int:
+    """Return ``value`` as an int in [minimum, maximum], or raise ``error`` naming it.
+
+    Booleans and floats are refused: ``True`` ranks or ``4.0`` experts are mistakes upstream.
+    """
+    # Not `isinstance(value, SupportsIndex)`: run-time protocols cost more than some plans do.
+    if isinstance(value, bool) or not hasattr(type(value), "__index__"):
+        msg = f"{name} is {_show(value)}; expected an integer"
+        raise error(msg)
+    number = operator.index(cast("SupportsIndex", value))
+    if number < minimum or number > maximum:
+        limit = f"at least {minimum}" if number < minimum else f"at most {maximum}"
+        msg = f"{name} is {_show_integer(number)}; expected {limit}"
+        raise error(msg)
+    return number
+
+
+def as_tolerance(value: object) -> float:
+    """Return ``value`` as a float in (0, 1], or raise naming it.
+
+    Raises:
+        LayoutError: it is no such number.
+    """
+    if isinstance(value, bool) or not isinstance(value, SupportsFloat) or isinstance(value, str):
+        msg = f"tolerance is {_show(value)}; expected a number"
+        raise LayoutError(msg)
+    try:
+        number = float(value)
+    except (OverflowError, TypeError, ValueError) as error:
+        msg = f"tolerance is {_show(value)}; expected a number"
+        raise LayoutError(msg) from error
+    if not 0 < number <= 1:
+        msg = f"tolerance is {number:g}; expected more than 0 and at most 1: a fraction of the lower bound"
+        raise LayoutError(msg)
+    return number
+
+
+def as_index(name: str, value: object, size: int, error: type[ExpertMapsError] = ExpertMapsError) -> int:
+    """Return ``value`` as an int in [0, size), or raise ``error`` naming it."""
+    number = as_count(name, value, minimum=-INT32_MAX, error=error)
+    if not 0 <= number < size:
+        msg = f"{name} is {number}; expected one of 0 … {size - 1}"
+        raise error(msg)
+    return number
+
+
+def nearest_multiples(total: int, base: int, ep_size: int) -> list[int]:
+    """Return the redundancies nearest to ``total - base`` that make the total divide by ``ep_size``.
+
+    The nearest below comes first, where one exists (a redundancy is never negative).
+    """
+    below = total - total % ep_size
+    return [count - base for count in (below, below + ep_size) if count >= base]
+
+
+def as_array(name: str, value: object, error: type[ExpertMapsError] = ExpertMapsError) -> NDArray[Any]:
+    """Return an array, or nested lists of numbers as one.
+
+    Lists are looked through before NumPy sees them: of a single long string among them it would make an array of
+    strings as long, for each number one.
+
+    Args:
+        name: what messages call it.
+        value: anything; numbers in lists of equal lengths, or what NumPy takes for an array.
+        error: what to raise.
+
+    Returns:
+        Int64 or float64 (bool where all are true or false) of lists; else whatever the array holds, not copied.
+
+    Raises:
+        ExpertMapsError: ragged lists, what is no number, or an integer beyond 64 bits; the place is named.
+    """
+    if not isinstance(value, _LISTS):
+        if not hasattr(type(value), "__array__") and not isinstance(value, _NUMBERS):
+            msg = f"{name} is {_show(value)}; expected an array or lists of numbers"
+            raise error(msg)
+        return np.asarray(value)
+    rows, shape = _rows(name, value, error)
+    kinds: set[type] = set()
+    for row in rows:
+        kinds.update(map(type, row))
+    if kinds and all(hasattr(kind, "__array__") and not issubclass(kind, _NUMBERS) for kind in kinds):
+        try:  # a list of arrays
+            return np.asarray(value)
+        except ValueError as ragged:
+            msg = f"{name} is ragged: {ragged}"
+            raise error(msg) from ragged
+    _refuse_strangers(name, rows, shape, kinds, error)
+    if kinds == {bool}:
+        return np.array(rows, dtype=bool).reshape(shape)
+    is_whole = all(issubclass(kind, (int, np.integer)) for kind in kinds)
+    try:
+        return np.array(rows, dtype=np.int64 if is_whole else np.float64).reshape(shape)
+    except OverflowError as overflow:
+        largest = max((number for row in rows for number in row), key=abs)
+        msg = f"{name} holds {_show_integer(largest)}; expected numbers of 64 bits"
+        raise error(msg) from overflow
+
+
+def _rows(name: str, value: object, error: type[ExpertMapsError]) -> tuple[list[Any], list[int]]:
+    """Return the innermost lists in order, and the shape."""
+    rows, shape = [cast("Any", value)], [len(cast("Any", value))]
+    while rows[0] and isinstance(rows[0][0], _LISTS):
+        rows = [entry for row in rows for entry in row]
+        lengths = {len(row) if isinstance(row, _LISTS) else None for row in rows}
+        if len(lengths) > 1:
+            odd = next(
+                i for i, row in enumerate(rows) if not isinstance(row, _LISTS) or len(row) != len(rows[0])
+            )
+            found = f"{len(rows[odd])} entries" if isinstance(rows[odd], _LISTS) else _show(rows[odd])
+            at = [int(i) for i in np.unravel_index(odd, shape)]
+            msg = f"{name} is ragged: {found} at {at}; expected {len(rows[0])} entries, as the first has"
+            raise error(msg)
+        shape.append(len(rows[0]))
+        if len(shape) > _MOST_AXES:
+            msg = f"{name} is nested more than {_MOST_AXES} deep; expected an array of numbers"
+            raise error(msg)
+    return rows, shape
+
+
+def _refuse_strangers(
+    name: str, rows: list[Any], shape: list[int], kinds: set[type], error: type[ExpertMapsError]
+) -> None:
+    strange = {kind for kind in kinds if not issubclass(kind, _NUMBERS)}
+    if bool in kinds and len(kinds) > 1:
+        strange.add(bool)
+    if not strange:
+        return
+    index, entry = next(
+        (i * shape[-1] + j, entry)
+        for i, row in enumerate(rows)
+        for j, entry in enumerate(row)
+        if type(entry) in strange
+    )
+    at = [int(i) for i in np.unravel_index(index, shape)]
+    if isinstance(entry, _LISTS):
+        msg = f"{name} is ragged: a list at {at}; expected a number, as the first is"
+    else:
+        msg = f"{name} has dtype {type(entry).__name__}: {_show(entry)} at {at}; expected numbers"
+    raise error(msg)
+
+
+def _show(value: object) -> str:
+    """Return a value as a message may show it: short, and without what a terminal obeys."""
+    if isinstance(value, int) and not isinstance(value, bool):
+        return _show_integer(value)
+    if isinstance(value, str):
+        return f"'{printable(value)}'"
+    if isinstance(value, (dict, *_LISTS)):
+        return f"{'an object' if isinstance(value, dict) else 'a list'} of {len(value)} entries"
+    return printable(repr(value))
+
+
+def _show_integer(value: int) -> str:
+    # Python refuses to write integers of thousands of digits.
+    few = 100
+    return str(value) if value.bit_length() <= few else f"an integer of {value.bit_length()} bits"
