@@ -8,6 +8,8 @@ maps are derived from it, so they cannot disagree.
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 from expert_maps.counts import least_redundancy
 from expert_maps.elastic import rescale
 from expert_maps.errors import (
@@ -19,7 +21,6 @@ from expert_maps.errors import (
     Violation,
 )
 from expert_maps.evaluate import ComparisonRow, Evaluation, compare, evaluate
-from expert_maps.formats import read_load, read_placement, read_weights, write_placement, write_weights
 from expert_maps.layouts import LAYOUT_NAMES, LayoutName, generate_placement
 from expert_maps.load import ExpertLoad
 from expert_maps.metrics import (
@@ -37,6 +38,9 @@ from expert_maps.planning import plan
 from expert_maps.policies import POLICY_NAMES, PolicyName
 from expert_maps.results import PlanResult
 from expert_maps.splitting import ReplicaWeights, split_replicas
+
+if TYPE_CHECKING:
+    from expert_maps.formats import read_load, read_placement, read_weights, write_placement, write_weights
 
 __version__ = "0.1.0"
 
@@ -79,6 +83,22 @@ __all__ = [
     "write_placement",
     "write_weights",
 ]
+
+
+# Readers and writers need a third of the modules that all of this needs; they are loaded when they are asked for.
+_FORMATS = frozenset({"read_load", "read_placement", "read_weights", "write_placement", "write_weights"})
+
+
+def __getattr__(name: str) -> object:
+    """Return a reader or writer."""
+    if name in _FORMATS:
+        from expert_maps import formats
+
+        found: object = getattr(formats, name)
+        globals()[name] = found
+        return found
+    msg = f"module {__name__!r} has no attribute {name!r}"
+    raise AttributeError(msg)
 
 
 def __dir__() -> list[str]:
