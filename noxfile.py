@@ -475,7 +475,7 @@ def build(session: nox.Session) -> None:
     session.run(*builder, PLUGIN)
     counts = ["--model", "deepseek-r1", "--ep-size", "16", "--redundant", "16"]
     generate = ["expert-maps", "generate", *counts, "--output", "map.json"]
-    load = "from expert_maps._library import load_library; print(load_library().expert_maps_plan)"
+    load = "from expert_maps.policies import load_planner; print(load_planner().expert_maps_plan)"
     maps = "import vllm_ascend_moe.eplb as e; print(e.init_eplb_config(None, 0, {'num_experts': 8, 'ep_size': 2}))"
     planner = [generate, ["python", "-c", load]]
     # pip keeps what it built from a file of that name before.

@@ -2,6 +2,8 @@
 # SPDX-License-Identifier: Apache-2.0
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 
@@ -57,3 +59,61 @@ def test_bad_values_name_layer_and_expert(value: float) -> None:
 def test_wrong_shapes_and_types_are_refused(load: object) -> None:
     with pytest.raises(LoadError, match="load "):
         ExpertLoad(load)  # type: ignore[arg-type]
+
+
+def test_it_is_an_array_to_numpy() -> None:
+    numbers = np.arange(24).reshape(2, 3, 4)
+    load = ExpertLoad(numbers)
+    assert (load.shape, load.ndim, load.dtype, len(load)) == ((2, 3, 4), 3, np.dtype(np.float64), 2)
+    assert np.asarray(load) is load.counts
+    assert np.asarray(load, dtype=np.float64) is load.counts
+    assert load.__array__(np.float64, copy=False) is load.counts
+    for copied in (np.array(load), load.__array__(copy=True)):
+        copied[...] = -1  # is the caller's
+        np.testing.assert_array_equal(load.counts, numbers)
+    whole = np.asarray(load, dtype=np.int64)
+    assert whole.dtype == np.int64
+    np.testing.assert_array_equal(whole, numbers)
+    with pytest.raises(ValueError, match="no copy is allowed, and dtype is int64"):
+        load.__array__(np.int64, copy=False)
+    assert np.sum(load) == numbers.sum()
+    np.testing.assert_array_equal(np.max(load, axis=2), numbers.max(axis=2))
+    np.testing.assert_array_equal(np.stack([load, load]), [numbers, numbers])
+    np.testing.assert_array_equal(np.add(load, 1), numbers + 1)
+    np.testing.assert_array_equal(ExpertLoad(load), numbers)
+
+
+@pytest.mark.parametrize("key", [0, -1, slice(1), (0, 1), (slice(None), [0, 2]), ([0, 1], 1), ..., (0, 1, 2)])
+def test_indexing_and_iteration_give_what_the_array_has_read_only(key: Any) -> None:  # noqa: ANN401 - NumPy's
+    numbers = np.arange(24.0).reshape(2, 3, 4)
+    load = ExpertLoad(numbers)
+    np.testing.assert_array_equal(load[key], numbers[key])
+    assert load.counts.flags.c_contiguous
+    steps = list(load)
+    np.testing.assert_array_equal(steps, numbers)
+    for array in (load[key], *steps):
+        if isinstance(array, np.ndarray):
+            with pytest.raises(ValueError, match="read-only"):
+                array[...] = 0
+    with pytest.raises(IndexError):
+        load[2]
+
+
+def test_loads_are_equal_where_every_number_is() -> None:
+    load = ExpertLoad([[1, 2], [3, 4]])
+    same = ExpertLoad(np.array([[[1.0, 2], [3, 4]]], order="F"))
+    assert load == same
+    assert hash(load) == hash(same)
+    assert hash(ExpertLoad([[0.0, 1]])) == hash(ExpertLoad([[-0.0, 1]]))
+    assert ExpertLoad([[0.0, 1]]) == ExpertLoad([[-0.0, 1]])
+    for other in (
+        ExpertLoad([[1, 2], [3, 5]]),
+        ExpertLoad([[1, 2]]),
+        ExpertLoad([[[1, 2], [3, 4]]] * 2),
+        "load",
+    ):
+        assert load != other
+    # Beside an array it is an array.
+    beside: Any = load == np.array([[1, 0], [3, 4]])
+    assert beside.tolist() == [[[True, False], [True, True]]]
+    assert repr(load) == "ExpertLoad(num_steps=1, num_layers=2, num_experts=2)"

@@ -14,9 +14,11 @@ from expert_maps import (
     Placement,
     balancedness,
     moves,
+    over_steps,
     overall_balancedness,
     peak_to_mean,
     rank_load,
+    step_peaks,
 )
 
 
@@ -54,6 +56,18 @@ def test_a_load_of_other_counts_is_refused() -> None:
         rank_load(Placement([[0, 1]], 2), [[1, 2, 3]])
 
 
+def test_over_steps_waits_for_the_hottest_rank_of_each_step() -> None:
+    placement = Placement([[0, 1], [0, 1]], 2)
+    load = [[[3, 1], [2, 2]], [[0, 4], [1, 1]]]
+    assert step_peaks(placement, load).tolist() == [[3, 2], [4, 1]]
+    assert over_steps(placement, load) == (4 + 4 + 4 + 2) / 2 / (3 + 2 + 4 + 1)
+    assert overall_balancedness(placement, load) == 7 / (5 + 3)
+    assert over_steps(placement, load[0]) == overall_balancedness(placement, load[0])
+    assert over_steps(placement, np.zeros((3, 2, 2))) == 1
+    with pytest.raises(LoadError, match="load has 1 layers and 2 experts; expected 2 and 2"):
+        step_peaks(placement, [[1, 2]])
+
+
 def test_moves_tell_fetched_from_local() -> None:
     before = Placement([[0, 1, 2, 3]], 2)
     after = Placement([[1, 2, 0, 3]], 2)
@@ -62,6 +76,9 @@ def test_moves_tell_fetched_from_local() -> None:
     # Expert 1 was on rank 0 already.
     assert moved.fetched.tolist() == [[False, True, True, False]]
     assert moved.bytes(10) == 20
+    assert (moved.num_changed, moved.num_fetched) == (3, 2)
+    assert repr(moved) == "Moves(changed=3, fetched=2, slots=4)"
+    assert moved.summary() == "3 of 4 slots change (75.0%); 2 are fetched from another rank"
     assert not moves(before, before).changed.any()
 
 

@@ -36,6 +36,37 @@ def test_arrays_are_int32_read_only_and_copied() -> None:
         placement.ep_size = 3  # type: ignore[misc]
 
 
+def test_counts_beyond_all_reason_are_refused_before_anything_is_allocated() -> None:
+    for slots, ep_size, options, message in (
+        ([[0, 1]], 2**40, {}, "ep_size is 1099511627776; expected at most 65536"),
+        (
+            [[0, 1]],
+            2,
+            {"num_logical_experts": 20_000_000},
+            "num_logical_experts is 20000000; expected at most 65536",
+        ),
+        (np.broadcast_to(0, (5000, 1)), 1, {}, "num_layers is 5000; expected at most 4096"),
+        (
+            np.broadcast_to(0, (2, 2**24)),
+            1,
+            {},
+            "num_layers · num_physical_experts is 33554432; expected at most",
+        ),
+    ):
+        with pytest.raises(ExpertMapsError, match=message):
+            Placement(slots, ep_size, **options)  # type: ignore[arg-type]
+    wide = Placement([np.arange(4096)], 40_000, slots_per_rank=[4096, *[0] * 39_999], allow_uneven=True)
+    for call in (wide.global_expert_map, wide.global_log2phy):
+        with pytest.raises(
+            ExpertMapsError, match=r"num_logical_experts of a table is 163840000; expected at most"
+        ):
+            call()
+    many = np.concatenate([np.zeros(40_000, dtype=int), np.arange(4096)])[None]
+    copies = Placement(many, 1, allow_duplicates=True)
+    with pytest.raises(ExpertMapsError, match="copies is 163844096; expected at most"):
+        _ = copies.logical_to_physical
+
+
 def test_every_violation_is_listed_by_layer_rank_and_slot() -> None:
     with pytest.raises(PlacementError) as error:
         Placement([[0, 1, 1, 1], [0, 1, -1, 7], [0, 1, 2, 0]], 2, num_logical_experts=3)

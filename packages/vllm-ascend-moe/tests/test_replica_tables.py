@@ -2,7 +2,6 @@
 # SPDX-License-Identifier: Apache-2.0
 from __future__ import annotations
 
-import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, get_args
 
@@ -13,7 +12,14 @@ from hypothesis import assume, given
 from hypothesis import settings as examples
 from hypothesis import strategies as st
 
-from expert_maps import ExpertMapsError, FormatError, LoadError, Placement, generate_placement
+from expert_maps import (
+    ExpertMapsError,
+    FormatError,
+    Placement,
+    ReplicaWeights,
+    generate_placement,
+    write_weights,
+)
 from vllm_ascend_moe.core.replicas import (
     MAX_SLOTS,
     ReplicaChoiceError,
@@ -22,6 +28,7 @@ from vllm_ascend_moe.core.replicas import (
     read_replica_weights,
 )
 from vllm_ascend_moe.core.settings import ReplicaChoiceName, Settings
+from vllm_ascend_moe.core.sources import PlacementSource
 from vllm_ascend_moe.npu_ops.ops import map_to_physical, take_turns
 
 if TYPE_CHECKING:
@@ -52,6 +59,17 @@ def shares(placement: Placement, seed: int) -> NDArray[np.float64]:
     weights = rng.random(exists.shape) * (rng.random(exists.shape) < 0.8) * exists
     weights[..., 0] += weights.sum(axis=2) == 0
     return weights / weights.sum(axis=2, keepdims=True)
+
+
+def write(placement: Placement, weights: NDArray[np.float64], path: Path) -> str:
+    """Write weights as `expert-maps weights` does; what ranks carry by them is not in the file."""
+    loads, bound = np.zeros((placement.num_layers, placement.ep_size)), np.zeros(placement.num_layers)
+    write_weights(ReplicaWeights(placement, weights, loads, bound), path)
+    return str(path)
+
+
+def a_file(placement: Placement) -> PlacementSource:
+    return PlacementSource("map.json", placement, is_file=True, num_layers=placement.num_layers)
 
 
 @st.composite
@@ -271,10 +289,10 @@ def test_one_token_on_each_of_32_ranks_is_spread_over_the_copies() -> None:
 def from_settings(case: Case, choice: ReplicaChoiceName, rank: int, folder: Path) -> SlotRule:
     path = None
     if choice == "weighted":
-        path = str(folder / "weights.npy")
-        np.save(path, case.weights)
+        path = write(case.placement, case.weights, folder / "weights.npz")
     return SlotRule.from_settings(
         Settings(replica_choice=choice, replica_weights_path=path),
+        a_file(case.placement),
         ep_size=case.placement.ep_size,
         tp_size=case.tp_size,
         ep_rank=rank,
@@ -414,40 +432,57 @@ def test_weights_that_are_no_shares_are_refused(change: dict[str, Any], message:
         rule.tables(placement)
 
 
-def test_a_file_of_weights_is_read(tmp_path: Path) -> None:
-    path = str(tmp_path / "weights.npy")
-    for dtype in (np.float64, np.float32, np.int64):
-        np.save(path, np.arange(24).reshape(2, 3, 4).astype(dtype))
-        found = read_replica_weights(path)
-        assert found.dtype == np.float64
-        np.testing.assert_array_equal(found, np.arange(24).reshape(2, 3, 4))
-    rule = SlotRule.from_settings(Settings(replica_weights_path=path), ep_size=4, tp_size=1)
+@pytest.mark.parametrize("suffix", [".npz", ".json"])
+def test_a_file_of_weights_is_read(tmp_path: Path, suffix: str) -> None:
+    placement, weights = two_layers()
+    path = write(placement, weights, tmp_path / f"weights{suffix}")
+    found = read_replica_weights(path, a_file(placement))
+    assert found.dtype == np.float64
+    np.testing.assert_array_equal(found, weights)
+    rule = SlotRule.from_settings(
+        Settings(replica_weights_path=path), a_file(placement), ep_size=3, tp_size=1
+    )
     assert rule.choice == "weighted"
     assert rule.weights is not None
-    np.testing.assert_array_equal(rule.weights, found)
+    np.testing.assert_array_equal(rule.weights, weights)
     assert SlotRule.from_settings(Settings(), ep_size=4, tp_size=1).weights is None
 
 
-@pytest.mark.parametrize(
-    "array",
-    [np.ones((2, 3)), np.ones((2, 3, 4, 1)), np.ones(()), np.full((1, 2, 3), "1"), np.ones((1, 1, 1), bool)],
-)
-def test_a_file_of_another_shape_or_type_is_refused(tmp_path: Path, array: NDArray[np.generic]) -> None:
-    path = tmp_path / "weights.npy"
-    np.save(path, array)
-    found = re.escape(
-        f"{path} holds {array.dtype} {list(array.shape)}; expected replica weights, numbers [L, E, X]"
-    )
-    with pytest.raises(ExpertMapsError, match=found):
-        SlotRule.from_settings(Settings(replica_weights_path=str(path)), ep_size=4, tp_size=1)
+def test_weights_for_another_map_are_refused(tmp_path: Path) -> None:
+    placement, weights = two_layers()
+    path = write(placement, weights, tmp_path / "weights.npz")
+    # The same copies on other ranks: every count and shape is right.
+    other = Placement(np.roll(placement.physical_to_logical, 2, axis=1), 3)
+    assert other.logical_to_physical.shape == placement.logical_to_physical.shape
+    message = rf"weights\.npz holds weights for the map {placement.digest[:12]}; expected {other.digest[:12]}, the map"
+    with pytest.raises(FormatError, match=message):
+        SlotRule.from_settings(Settings(replica_weights_path=path), a_file(other), ep_size=3, tp_size=1)
 
 
-def test_a_file_that_is_not_there_or_no_array_is_refused(tmp_path: Path) -> None:
+def test_weights_for_a_layout_are_for_all_its_layers(tmp_path: Path) -> None:
+    layout = {"num_experts": 8, "ep_size": 4, "num_redundant_experts": 4}
+    served = generate_placement("ring", **layout, num_layers=3)  # type: ignore[arg-type]
+    path = write(served, shares(served, 0), tmp_path / "weights.npz")
+    one = generate_placement("ring", **layout)  # type: ignore[arg-type]
+    for known in (3, None):
+        source = PlacementSource("layout ring", one, is_file=False, num_layers=known)
+        assert len(read_replica_weights(path, source)) == 3
+    for other, layers in ((one, 2), (generate_placement("append", **layout), 3)):  # type: ignore[arg-type]
+        source = PlacementSource("layout", other, is_file=False, num_layers=layers)
+        with pytest.raises(FormatError, match="weights hold for one map"):
+            read_replica_weights(path, source)
+
+
+def test_a_file_that_is_not_there_or_names_no_map_is_refused(tmp_path: Path) -> None:
+    placement, weights = two_layers()
     with pytest.raises(FormatError, match="no such file"):
-        read_replica_weights(str(tmp_path / "none.npy"))
-    (tmp_path / "text.npy").write_text("0.5 0.5")
-    with pytest.raises(LoadError, match=r"text\.npy: not a NumPy \.npy file"):
-        read_replica_weights(str(tmp_path / "text.npy"))
+        read_replica_weights(str(tmp_path / "none.npz"), a_file(placement))
+    np.save(tmp_path / "bare.npy", weights)
+    with pytest.raises(FormatError, match=r"bare\.npy: a bare \.npy array, which does not say which map"):
+        read_replica_weights(str(tmp_path / "bare.npy"), a_file(placement))
+    (tmp_path / "text.npz").write_text("0.5 0.5")
+    with pytest.raises(FormatError, match=r"text\.npz: not valid JSON"):
+        read_replica_weights(str(tmp_path / "text.npz"), a_file(placement))
 
 
 # vLLM's table

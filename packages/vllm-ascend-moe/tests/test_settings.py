@@ -37,7 +37,7 @@ OPTIONS: dict[str, tuple[object, str, str]] = {
     "min_gain": (0.05, "0.05", "0.1"),
     "record_path": ("load.npz", "load.npz", "load.npy"),
     "replica_choice": ("static", "static", "tensor_parallel"),
-    "replica_weights_path": ("weights.npy", "weights.npy", "other.npy"),
+    "replica_weights_path": ("weights.npz", "weights.npz", "other.json"),
     "load_collection_phase": ("decode", "decode", "prefill"),
     "step_interval": (300, "300", "200"),
     "window_size": (50, "50", "40"),
@@ -228,7 +228,7 @@ def test_every_layout_of_expert_maps_is_known(layout: str) -> None:
 
 def test_every_replica_choice_is_known() -> None:
     for choice in REPLICA_CHOICES:
-        weights = {"replica_weights_path": "w.npy"} if choice == "weighted" else {}
+        weights = {"replica_weights_path": "w.npz"} if choice == "weighted" else {}
         assert read_settings({"replica_choice": choice, **weights}).choice == choice
 
 
@@ -303,7 +303,7 @@ def test_what_is_no_object_is_refused(config: object) -> None:
 
 
 def test_weights_choose_weighted_by_themselves() -> None:
-    assert read_settings({"replica_weights_path": "w.npy"}).choice == "weighted"
+    assert read_settings({"replica_weights_path": "w.npz"}).choice == "weighted"
     assert read_settings({"replica_choice": "static"}).choice == "static"
 
 
@@ -311,7 +311,7 @@ def test_weights_choose_weighted_by_themselves() -> None:
 def test_weights_with_another_choice_are_refused(choice: str) -> None:
     assert_refused(
         f"replica_weights_path is given with the replica_choice {choice!r}; expected it with 'weighted'",
-        {"replica_choice": choice, "replica_weights_path": "w.npy"},
+        {"replica_choice": choice, "replica_weights_path": "w.npz"},
     )
 
 
@@ -325,13 +325,13 @@ def test_weighted_without_weights_is_refused() -> None:
 
 @pytest.mark.parametrize("in_config", ["replica_choice", "replica_weights_path"])
 def test_what_goes_together_may_come_from_both_places(in_config: str) -> None:
-    both = {"replica_choice": "weighted", "replica_weights_path": "w.npy"}
+    both = {"replica_choice": "weighted", "replica_weights_path": "w.npz"}
     config = {in_config: both.pop(in_config)}
     assert read_settings(config, variables(**both)).choice == "weighted"
 
 
 def test_what_contradicts_is_refused_across_both_places() -> None:
-    weights = variables(replica_weights_path="w.npy")
+    weights = variables(replica_weights_path="w.npz")
     assert_refused("replica_weights_path is given and dynamic is true", {"dynamic": True}, weights)
     assert_refused(
         "replica_weights_path is given with the replica_choice 'static'",
@@ -344,7 +344,7 @@ def test_what_contradicts_is_refused_across_both_places() -> None:
 
 @pytest.mark.parametrize("dynamic", [None, False, True])
 def test_weights_hold_for_one_placement(dynamic: bool | None) -> None:
-    config = {"replica_weights_path": "w.npy", "dynamic": dynamic}
+    config = {"replica_weights_path": "w.npz", "dynamic": dynamic}
     if dynamic:
         assert_refused("replica_weights_path is given and dynamic is true; expected false", config)
     else:

@@ -15,7 +15,7 @@ import pytest
 import tiny_models
 from engine import ENVIRONMENT
 
-from expert_maps import ExpertMapsError, generate_placement, write_placement
+from expert_maps import ExpertMapsError, generate_placement, split_replicas, write_placement, write_weights
 from vllm_ascend_moe import backends
 from vllm_ascend_moe.backends.eplb_front import EplbFront
 from vllm_ascend_moe.core import activation
@@ -205,8 +205,17 @@ def test_options_that_do_not_exist_or_contradict(model: Path, tmp_path: Path) ->
         "expected rank_offset or weighted", model, {"replica_choice": "static", "num_redundant_experts": 4}
     )
     np.save(tmp_path / "weights.npy", np.ones((1, 3)))
-    weights = {"replica_weights_path": str(tmp_path / "weights.npy"), "num_redundant_experts": 4}
-    refuse(r"holds float64 \[1, 3\]; expected replica weights", model, weights)
+    weights: dict[str, object] = {
+        "replica_weights_path": str(tmp_path / "weights.npy"),
+        "num_redundant_experts": 4,
+    }
+    refuse(r"a bare \.npy array, which does not say which map it is for", model, weights)
+    placement = generate_placement(
+        "append", num_experts=EXPERTS, ep_size=2, num_redundant_experts=4, num_layers=LAYERS
+    )
+    write_weights(split_replicas(placement, np.ones((LAYERS, EXPERTS))), tmp_path / "weights.npz")
+    weights["replica_weights_path"] = str(tmp_path / "weights.npz")
+    refuse(f"weights for the map {placement.digest[:12]}; expected", model, weights)  # the ring is served
 
 
 def test_eplb_on_a_dense_model(dense: Path) -> None:
@@ -233,8 +242,9 @@ def test_a_function_that_has_changed_is_named() -> None:
 
 
 def test_what_contradicts_vllms_own_switch(model: Path, tmp_path: Path) -> None:
-    np.save(tmp_path / "weights.npy", np.ones((LAYERS, EXPERTS, 1)))
-    weights = {"replica_weights_path": str(tmp_path / "weights.npy")}
+    placement = generate_placement("linear", num_experts=EXPERTS, ep_size=2, num_layers=LAYERS)
+    write_weights(split_replicas(placement, np.ones((LAYERS, EXPERTS))), tmp_path / "weights.npz")
+    weights = {"replica_weights_path": str(tmp_path / "weights.npz")}
     refuse("weights hold for one placement", model, weights, enable_eplb=True)
     refuse("enable_elastic_ep is true", model, {}, enable_elastic_ep=True)
 

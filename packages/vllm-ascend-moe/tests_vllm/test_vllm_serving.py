@@ -15,7 +15,7 @@ import pytest
 from engine import IN_PROCESS, Run, random_prompts, run
 from safetensors.torch import load_file, save_file
 
-from expert_maps import read_load, read_placement
+from expert_maps import ReplicaWeights, generate_placement, read_load, read_placement, write_weights
 
 # Its routers are skewed as those of large models are.
 MODEL = Path(__file__).resolve().parents[3] / "accuracy" / "tiny-moe"
@@ -225,7 +225,12 @@ def test_uneven_shares_of_prompts_in_parts_where_one_phase_is_counted(folder: Pa
     weights = np.zeros((LAYERS, EXPERTS, 2))
     weights[..., 0] = 1
     weights[:, :4] = [0.2, 0.8]
-    np.save(folder / "weights.npy", weights)
+    placement = generate_placement(
+        "append", num_experts=EXPERTS, ep_size=2, num_redundant_experts=4, num_layers=LAYERS
+    )
+    # What ranks carry by them is not in the file.
+    shares = ReplicaWeights(placement, weights, np.zeros((LAYERS, 2)), np.zeros(LAYERS))
+    write_weights(shares, folder / "weights.npz")
     record = folder / "decode.npz"
     found = run(
         MODEL,
@@ -238,7 +243,7 @@ def test_uneven_shares_of_prompts_in_parts_where_one_phase_is_counted(folder: Pa
         expert_maps={
             "layout": "append",
             "num_redundant_experts": 4,
-            "replica_weights_path": str(folder / "weights.npy"),
+            "replica_weights_path": str(folder / "weights.npz"),
             "record_path": str(record),
             "load_collection_phase": "decode",
         },

@@ -8,6 +8,9 @@ maps are derived from it, so they cannot disagree.
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
+from expert_maps.counts import least_redundancy
 from expert_maps.elastic import rescale
 from expert_maps.errors import (
     ExpertMapsError,
@@ -17,33 +20,42 @@ from expert_maps.errors import (
     PlacementError,
     Violation,
 )
-from expert_maps.formats import read_load, read_placement, write_placement
+from expert_maps.evaluate import ComparisonRow, Evaluation, compare, evaluate
 from expert_maps.layouts import LAYOUT_NAMES, LayoutName, generate_placement
 from expert_maps.load import ExpertLoad
 from expert_maps.metrics import (
+    Moves,
     balancedness,
     moves,
+    over_steps,
     overall_balancedness,
     peak_to_mean,
     rank_load,
     step_peaks,
 )
 from expert_maps.placement import Placement
-from expert_maps.planning import PlanResult, plan
+from expert_maps.planning import plan
 from expert_maps.policies import POLICY_NAMES, PolicyName
+from expert_maps.results import PlanResult
 from expert_maps.splitting import ReplicaWeights, split_replicas
+
+if TYPE_CHECKING:
+    from expert_maps.formats import read_load, read_placement, read_weights, write_placement, write_weights
 
 __version__ = "0.1.0"
 
 __all__ = [
     "LAYOUT_NAMES",
     "POLICY_NAMES",
+    "ComparisonRow",
+    "Evaluation",
     "ExpertLoad",
     "ExpertMapsError",
     "FormatError",
     "LayoutError",
     "LayoutName",
     "LoadError",
+    "Moves",
     "Placement",
     "PlacementError",
     "PlanResult",
@@ -52,16 +64,43 @@ __all__ = [
     "Violation",
     "__version__",
     "balancedness",
+    "compare",
+    "evaluate",
     "generate_placement",
+    "least_redundancy",
     "moves",
+    "over_steps",
     "overall_balancedness",
     "peak_to_mean",
     "plan",
     "rank_load",
     "read_load",
     "read_placement",
+    "read_weights",
     "rescale",
     "split_replicas",
     "step_peaks",
     "write_placement",
+    "write_weights",
 ]
+
+
+# Readers and writers need a third of the modules that all of this needs; they are loaded when they are asked for.
+_FORMATS = frozenset({"read_load", "read_placement", "read_weights", "write_placement", "write_weights"})
+
+
+def __getattr__(name: str) -> object:
+    """Return a reader or writer."""
+    if name in _FORMATS:
+        from expert_maps import formats
+
+        found: object = getattr(formats, name)
+        globals()[name] = found
+        return found
+    msg = f"module {__name__!r} has no attribute {name!r}"
+    raise AttributeError(msg)
+
+
+def __dir__() -> list[str]:
+    """List the public names; modules are found by importing them."""
+    return __all__

@@ -6,7 +6,7 @@ from __future__ import annotations
 
 from collections import Counter
 from dataclasses import dataclass
-from functools import cached_property
+from expert_maps._frozen import lazy
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -57,7 +57,7 @@ class Slots:
         """R."""
         return int(self.per_rank.shape[1])
 
-    @cached_property
+    @lazy
     def ends(self) -> Int64Array:
         """int64 [L · R]: where each rank's slots end."""
         return np.cumsum(self.per_rank.ravel())

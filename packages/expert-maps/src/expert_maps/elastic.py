@@ -10,10 +10,12 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from expert_maps import metrics
+from expert_maps.counts import as_physical, check_cluster, check_groups
 from expert_maps.errors import LayoutError
-from expert_maps.load import ExpertLoad
+from expert_maps.load import as_load
 from expert_maps.metrics import Moves
-from expert_maps.planning import PlanResult, check_cluster, plan_balanced
+from expert_maps.placement import as_placement
+from expert_maps.planning import plan_balanced
 from expert_maps.policies.balanced import Start
 from expert_maps.policies.base import Cluster
 from expert_maps.validation import as_count, as_index
@@ -23,17 +25,20 @@ if TYPE_CHECKING:
 
     from numpy.typing import ArrayLike, NDArray
 
-    from expert_maps.placement import Placement
+    from expert_maps.load import ExpertLoad
+    from expert_maps.placement import Placement, PlacementLike
+    from expert_maps.results import PlanResult
 
     Int32Array = NDArray[np.int32]
 
 
 def rescale(  # noqa: PLR0913 - options by keyword
-    current: Placement,
+    current: PlacementLike,
     load: ArrayLike | ExpertLoad,
     *,
     ep_size: int | None = None,
     failed_ranks: Iterable[int] = (),
+    num_redundant_experts: int | None = None,
     num_physical_experts: int | None = None,
     num_groups: int = 1,
     num_nodes: int = 1,
@@ -48,17 +53,20 @@ def rescale(  # noqa: PLR0913 - options by keyword
     the load best: experts that were on lost ranks only, and the contents of new slots.
 
     Args:
-        current: the placement in use, of L layers and E experts.
+        current: the placement in use, or a result, of L layers and E experts.
         load: as for `plan`.
         ep_size: ranks afterwards; None for those that do not fail. Fewer: the last ones are given up.
         failed_ranks: ranks whose copies are lost.
-        num_physical_experts: slots of a layer afterwards; None for as many on a rank as there are now.
+        num_redundant_experts: P − E afterwards. Where neither this nor ``num_physical_experts`` is given, each rank
+            has as many slots as now.
+        num_physical_experts: P, slots of a layer afterwards, which says the same.
         num_groups: as for `plan`.
         num_nodes: as for `plan`.
         tolerance: as for `plan`.
-        max_moves: slots of a layer that may receive another expert beyond those that must, for a better balance; None
-            for any number. A second copy on a rank must go. With groups on nodes, a placement that has a group on several
-            of them can only be put right without a limit.
+        max_moves: slots of a layer that may receive another expert, beyond those that must; None for any number. As for
+            `plan`, but 0 where it is not given. What must: experts of which no copy is left, new slots, and a second
+            copy on a rank, which must go. With groups on nodes, a placement that has a group on several of them can only
+            be put right without a limit.
         allow_uneven: as for `plan`.
 
     Returns:
@@ -68,24 +76,25 @@ def rescale(  # noqa: PLR0913 - options by keyword
         LoadError: the load is invalid, or not of the placement's layers and experts.
         LayoutError: a rank does not exist, none is left, or the counts allow no placement.
     """
-    trace = load if isinstance(load, ExpertLoad) else ExpertLoad(load)
+    current, trace = as_placement(current, "current"), as_load(load)
     metrics.check_shape(current, trace)
     kept = _surviving(current, failed_ranks)
     ranks = len(kept) if ep_size is None else as_count("ep_size", ep_size, 1, error=LayoutError)
     kept = kept[:ranks]
-    if num_physical_experts is None:
-        num_physical_experts = _same_slots(current, kept, ranks)
-    cluster = check_cluster(
-        trace.num_experts,
-        Cluster(num_physical_experts, ranks, num_groups, num_nodes, allow_uneven=allow_uneven),
-        trace.num_layers,
+    slots = as_physical(
+        trace.num_experts, ranks, num_redundant_experts, num_physical_experts, allow_uneven=allow_uneven
     )
+    if slots is None:
+        slots = _same_slots(current, kept, ranks)
+    asked = Cluster(slots, ranks, num_groups, num_nodes, allow_uneven=allow_uneven)
+    cluster = check_cluster(trace.num_layers, trace.num_experts, asked)
+    check_groups(cluster)
     if max_moves is not None:
         max_moves = as_count("max_moves", max_moves, 0, error=LayoutError)
     held = np.zeros(ranks, dtype=np.int32)
     held[: len(kept)] = current.slots_per_rank[kept]
-    slots = np.concatenate([np.arange(*current.rank_offsets[rank : rank + 2]) for rank in kept])
-    experts = current.physical_to_logical[:, slots]
+    stays = np.concatenate([np.arange(*current.rank_offsets[rank : rank + 2]) for rank in kept])
+    experts = current.physical_to_logical[:, stays]
     result = plan_balanced(trace, cluster, tolerance, Start(experts, held, max_moves))
     return replace(result, moves=_moves(_padded(experts, held), result.placement))
 

@@ -10,9 +10,10 @@ import numpy as np
 
 from expert_maps import limits
 from expert_maps._rules import split_evenly
+from expert_maps.counts import as_physical, check_divides
 from expert_maps.errors import LayoutError
 from expert_maps.placement import Placement
-from expert_maps.validation import as_count, nearest_multiples
+from expert_maps.validation import as_count
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -87,7 +88,8 @@ def generate_placement(
     *,
     num_experts: int,
     ep_size: int,
-    num_redundant_experts: int = 0,
+    num_redundant_experts: int | None = None,
+    num_physical_experts: int | None = None,
     num_layers: int = 1,
     num_shared_experts: int = 0,
     allow_duplicates: bool = False,
@@ -98,7 +100,9 @@ def generate_placement(
         layout: one of `LAYOUT_NAMES`.
         num_experts: E, the routed experts.
         ep_size: R.
-        num_redundant_experts: P − E per layer over all ranks; ``linear`` and ``round_robin`` take 0 only.
+        num_redundant_experts: P − E per layer over all ranks; ``linear`` and ``round_robin`` take 0 only. 0 where
+            neither this nor ``num_physical_experts`` is given.
+        num_physical_experts: P, which says the same; the slots of shared experts are not counted.
         num_layers: L.
         num_shared_experts: if above 0, every rank gets one more slot, the last, with the shared expert
             ``E + rank % num_shared_experts``; shared experts count as logical experts E, E + 1, …
@@ -114,10 +118,12 @@ def generate_placement(
     if layout not in _LAYOUTS:
         msg = f"layout is {layout!r}; expected one of {', '.join(LAYOUT_NAMES)}"
         raise LayoutError(msg)
-    experts = as_count("num_experts", num_experts, 1, error=LayoutError)
-    ranks = as_count("ep_size", ep_size, 1, error=LayoutError)
-    redundant = as_count("num_redundant_experts", num_redundant_experts, 0, error=LayoutError)
-    layers = as_count("num_layers", num_layers, 1, error=LayoutError)
+    experts = as_count("num_experts", num_experts, 1, limits.MAX_EXPERTS, error=LayoutError)
+    ranks = as_count("ep_size", ep_size, 1, limits.MAX_RANKS, error=LayoutError)
+    physical = as_physical(experts, ranks, num_redundant_experts, num_physical_experts)
+    redundant = 0 if physical is None else physical - experts
+    layers = as_count("num_layers", num_layers, 1, limits.MAX_LAYERS, error=LayoutError)
+    _check_slots(layers, experts, redundant)
     shared = as_count("num_shared_experts", num_shared_experts, 0, error=LayoutError)
     if shared > ranks:
         msg = f"num_shared_experts is {shared}; expected at most ep_size, {ranks}: a rank gets one of them"
@@ -148,19 +154,16 @@ def generate_placement(
     )
 
 
-def check_divides(num_experts: int, num_redundant_experts: int, ep_size: int) -> None:
-    """Refuse redundancy that gives ranks unequally many slots, naming the nearest counts that work.
-
-    Raises:
-        LayoutError: ``num_redundant_experts`` > 0 and (E + redundant) % R ≠ 0.
-    """
-    total = num_experts + num_redundant_experts
-    if num_redundant_experts and total % ep_size:
-        nearest = nearest_multiples(total, num_experts, ep_size)
+def _check_slots(num_layers: int, num_experts: int, num_redundant_experts: int) -> None:
+    """Refuse slots beyond all reason before a list is made of them, and fewer than experts."""
+    if num_redundant_experts < 0:
+        msg = f"num_physical_experts is {num_experts + num_redundant_experts}; expected at least {num_experts}, num_experts"
+        raise LayoutError(msg)
+    slots = num_experts + num_redundant_experts
+    if num_layers * slots > limits.MAX_SLOTS:
         msg = (
-            f"num_redundant_experts is {num_redundant_experts}: {num_experts} + {num_redundant_experts} = "
-            f"{total} slots do not divide by ep_size {ep_size}; nearest that work: "
-            f"{' and '.join(map(str, nearest))}"
+            f"num_redundant_experts is {num_redundant_experts}: {num_layers} layers of {slots} slots; expected at most "
+            f"{limits.MAX_SLOTS} slots in all"
         )
         raise LayoutError(msg)
 

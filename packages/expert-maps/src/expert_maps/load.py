@@ -5,17 +5,19 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from expert_maps import limits
+from expert_maps._frozen import Frozen, freeze, lazy
 from expert_maps.errors import LoadError
 from expert_maps.validation import as_array, as_count
 
 if TYPE_CHECKING:
-    from numpy.typing import ArrayLike, NDArray
+    from collections.abc import Iterator
+
+    from numpy.typing import ArrayLike, DTypeLike, NDArray
 
     Float64Array = NDArray[np.float64]
 
@@ -26,8 +28,12 @@ MAX_LOAD = 1e30
 
 
 @dataclass(frozen=True, init=False, eq=False, repr=False)
-class ExpertLoad:
-    """A load trace. Read-only.
+class ExpertLoad(Frozen):
+    """A load trace. Read-only; to NumPy it is the array [steps, L, E].
+
+    ``np.asarray(load)`` is `counts` itself. ``load[…]`` is what that array has there, read-only; iteration and ``len``
+    go over steps. A slice of steps is an array too, which every function takes that takes a load. Two loads are equal
+    where shape and every number are.
 
     Attributes:
         counts: float64 [steps, L, E], tokens routed to each logical expert in each step; float64 so that
@@ -36,17 +42,17 @@ class ExpertLoad:
 
     counts: Float64Array
 
-    def __init__(self, load: ArrayLike) -> None:
+    def __init__(self, counts: ArrayLike) -> None:
         """Validate a load.
 
         Args:
-            load: real numbers [L, E] or [steps, L, E], from 0 to `MAX_LOAD`.
+            counts: copied; real numbers [L, E] or [steps, L, E], from 0 to `MAX_LOAD`.
 
         Raises:
             LoadError: a wrong shape or type; or a value that is NaN, infinite, negative or absurd,
                 whose step, layer and expert are named.
         """
-        array = as_array("load", load, LoadError)
+        array = as_array("load", counts, LoadError)
         if array.dtype.kind not in "iuf":
             msg = f"load has dtype {array.dtype}; expected integers or floats"
             raise LoadError(msg)
@@ -59,10 +65,8 @@ class ExpertLoad:
         axes = dict(zip(("num_steps", "num_layers", "num_experts")[-array.ndim :], array.shape, strict=True))
         limits.check_product("a load", axes, limits.MAX_LOAD_NUMBERS, LoadError)
         _refuse_bad_values(array)
-        counts = array.astype(np.float64)
-        counts = counts[None] if counts.ndim == 2 else counts  # noqa: PLR2004 - [L, E] is one step
-        counts.flags.writeable = False
-        object.__setattr__(self, "counts", counts)
+        steps = array if array.ndim == len(_AXES) else array[None]
+        object.__setattr__(self, "counts", freeze(np.array(steps, dtype=np.float64, order="C")))
 
     @property
     def num_steps(self) -> int:
@@ -79,11 +83,10 @@ class ExpertLoad:
         """E, the number of logical experts."""
         return int(self.counts.shape[2])
 
-    @cached_property
+    @lazy
     def total(self) -> Float64Array:
         """float64 [L, E]: the sum over steps."""
         total: Float64Array = self.counts.sum(axis=0)
-        total.flags.writeable = False
         return total
 
     def windows(self, size: int) -> ExpertLoad:
@@ -102,12 +105,72 @@ class ExpertLoad:
         peak: Float64Array = self.total.max(axis=1)
         return np.divide(peak, mean, out=np.ones_like(mean), where=mean > 0)
 
+    # An array to NumPy.
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """(steps, L, E)."""
+        return self.num_steps, self.num_layers, self.num_experts
+
+    @property
+    def ndim(self) -> int:
+        """3."""
+        return self.counts.ndim
+
+    @property
+    def dtype(self) -> np.dtype[np.float64]:
+        """float64."""
+        return self.counts.dtype
+
+    def __array__(self, dtype: DTypeLike | None = None, copy: bool | None = None) -> NDArray[Any]:  # noqa: FBT001
+        """Return `counts`; another type, or a copy that may be written, as NumPy asks for it.
+
+        Raises:
+            ValueError: no copy is allowed, and another type needs one.
+        """
+        if dtype is None or np.dtype(dtype) == self.dtype:
+            return self.counts.copy() if copy else self.counts
+        if copy is False:
+            msg = f"the load is {self.dtype}; expected that where no copy is allowed, and dtype is {np.dtype(dtype)}"
+            raise ValueError(msg)
+        return self.counts.astype(dtype)
+
+    def __len__(self) -> int:
+        """Return the number of steps."""
+        return self.num_steps
+
+    def __getitem__(self, key: Any) -> Any:  # noqa: ANN401 - as arrays have it
+        """Return what the array [steps, L, E] has there, read-only."""
+        found = self.counts[key]
+        return freeze(found) if isinstance(found, np.ndarray) else found
+
+    def __iter__(self) -> Iterator[Float64Array]:
+        """Go over the steps, float64 [L, E] each."""
+        return iter(self.counts)
+
+    def __hash__(self) -> int:
+        """Hash the shape and the sum over steps: the whole trace may be large."""
+        return hash((self.shape, (self.total + 0.0).tobytes()))  # −0 equals 0, and has other bytes
+
+    def __eq__(self, other: object) -> bool:
+        """Compare shape and every number with another load's; beside an array it is an array."""
+        return super().__eq__(other)
+
     def __repr__(self) -> str:
-        """Name the shape."""
+        """Name the shape; the numbers would flood a log."""
         return (
             f"ExpertLoad(num_steps={self.num_steps}, num_layers={self.num_layers}, "
             f"num_experts={self.num_experts})"
         )
+
+
+def as_load(load: ArrayLike | ExpertLoad) -> ExpertLoad:
+    """Return a load as it is, or what an array says.
+
+    Raises:
+        LoadError: see `ExpertLoad`.
+    """
+    return load if isinstance(load, ExpertLoad) else ExpertLoad(load)
 
 
 def _refuse_bad_values(array: NDArray[Any]) -> None:

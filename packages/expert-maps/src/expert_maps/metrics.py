@@ -2,7 +2,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """How good a placement is for a load, and what it costs to get there.
 
-An expert's load is split evenly over its replicas.
+An expert's load is split evenly over its replicas. Where a placement is taken, a result that has one is taken too.
 """
 
 from __future__ import annotations
@@ -12,23 +12,26 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from expert_maps._frozen import Frozen
 from expert_maps.errors import ExpertMapsError, LoadError
-from expert_maps.load import ExpertLoad
+from expert_maps.load import as_load
+from expert_maps.placement import as_placement
 from expert_maps.validation import as_count
 
 if TYPE_CHECKING:
     from numpy.typing import ArrayLike, NDArray
 
-    from expert_maps.placement import Placement
+    from expert_maps.load import ExpertLoad
+    from expert_maps.placement import Placement, PlacementLike
 
     Float64Array = NDArray[np.float64]
 
 
-def rank_load(placement: Placement, load: ArrayLike | ExpertLoad) -> Float64Array:
+def rank_load(placement: PlacementLike, load: ArrayLike | ExpertLoad) -> Float64Array:
     """Return the tokens that each rank computes.
 
     Args:
-        placement: L layers, E logical experts, R ranks.
+        placement: L layers, E logical experts, R ranks; or a result that has one.
         load: [L, E] or [steps, L, E]; steps are summed.
 
     Returns:
@@ -37,9 +40,14 @@ def rank_load(placement: Placement, load: ArrayLike | ExpertLoad) -> Float64Arra
     Raises:
         LoadError: the load is invalid, or not of the placement's layers and experts.
     """
-    trace = load if isinstance(load, ExpertLoad) else ExpertLoad(load)
-    check_shape(placement, trace)
-    share = trace.total / placement.replica_count
+    plain, trace = as_placement(placement), as_load(load)
+    check_shape(plain, trace)
+    return _rank_load(plain, trace.total)
+
+
+def _rank_load(placement: Placement, tokens: Float64Array) -> Float64Array:
+    """Return float64 [L, R] from float64 [L, E]."""
+    share = tokens / placement.replica_count
     return sum_ranks(placement, np.take_along_axis(share, placement.physical_to_logical, axis=1))
 
 
@@ -49,10 +57,19 @@ def check_shape(placement: Placement, load: ExpertLoad) -> None:
     Raises:
         LoadError: as said.
     """
-    if (load.num_layers, load.num_experts) != placement.replica_count.shape:
+    check_counts(placement.num_layers, placement.num_logical_experts, load)
+
+
+def check_counts(num_layers: int, num_experts: int, load: ExpertLoad) -> None:
+    """Refuse a load of other layers or experts than L and E.
+
+    Raises:
+        LoadError: as said.
+    """
+    if (load.num_layers, load.num_experts) != (num_layers, num_experts):
         msg = (
             f"load has {load.num_layers} layers and {load.num_experts} experts; expected "
-            f"{placement.num_layers} and {placement.num_logical_experts}, as the placement has"
+            f"{num_layers} and {num_experts}, as the placement has"
         )
         raise LoadError(msg)
 
@@ -66,7 +83,7 @@ def sum_ranks(placement: Placement, per_slot: Float64Array) -> Float64Array:
     return np.diff(running[:, placement.rank_offsets], axis=1)
 
 
-def balancedness(placement: Placement, load: ArrayLike | ExpertLoad) -> Float64Array:
+def balancedness(placement: PlacementLike, load: ArrayLike | ExpertLoad) -> Float64Array:
     """Return mean / max rank load per layer: float64 [L], at most 1; 1 for a layer without load."""
     return balancedness_of(rank_load(placement, load))
 
@@ -83,14 +100,31 @@ def gap_of(peak: Float64Array, bound: Float64Array) -> Float64Array:
     return np.maximum(ratio - 1.0, 0.0)
 
 
-def overall_balancedness(placement: Placement, load: ArrayLike | ExpertLoad) -> float:
+def overall_balancedness(placement: PlacementLike, load: ArrayLike | ExpertLoad) -> float:
     """Return the ratio of the sums over layers of mean and max rank load, as vLLM logs it."""
-    loads = rank_load(placement, load)
+    return overall_of(rank_load(placement, load))
+
+
+def overall_of(loads: Float64Array) -> float:
+    """Return the ratio of the sums of mean and max rank load, from what `rank_load` returned; 1 without load."""
     peak = float(loads.max(axis=1).sum())
     return float(loads.mean(axis=1).sum()) / peak if peak > 0 else 1.0
 
 
-def step_peaks(placement: Placement, load: ArrayLike | ExpertLoad) -> Float64Array:
+def over_steps(placement: PlacementLike, load: ArrayLike | ExpertLoad) -> float:
+    """Return the ratio of the sums over steps and layers of mean and hottest rank: at most 1; 1 without load.
+
+    In each step the ranks wait for the hottest one of that step. Of a load of one step it is `overall_balancedness`.
+
+    Raises:
+        LoadError: as `rank_load`.
+    """
+    plain, trace = as_placement(placement), as_load(load)
+    peak = float(step_peaks(plain, trace).sum())
+    return float(trace.total.sum()) / plain.ep_size / peak if peak > 0 else 1.0
+
+
+def step_peaks(placement: PlacementLike, load: ArrayLike | ExpertLoad) -> Float64Array:
     """Return the tokens of the hottest rank in each step: float64 [steps, L].
 
     Their sum over steps is what serving waits for; it is at least the peak of the summed load.
@@ -102,18 +136,19 @@ def step_peaks(placement: Placement, load: ArrayLike | ExpertLoad) -> Float64Arr
     Raises:
         LoadError: as `rank_load`.
     """
-    trace = load if isinstance(load, ExpertLoad) else ExpertLoad(load)
-    return np.stack([rank_load(placement, step).max(axis=1) for step in trace.counts])
+    plain, trace = as_placement(placement), as_load(load)
+    check_shape(plain, trace)
+    return np.stack([_rank_load(plain, step).max(axis=1) for step in trace])
 
 
-def peak_to_mean(placement: Placement, load: ArrayLike | ExpertLoad) -> Float64Array:
+def peak_to_mean(placement: PlacementLike, load: ArrayLike | ExpertLoad) -> Float64Array:
     """Return max / mean rank load per layer: float64 [L], at least 1; 1 for a layer without load."""
     return 1.0 / balancedness(placement, load)
 
 
-@dataclass(frozen=True)
-class Moves:
-    """What changes from one placement to another.
+@dataclass(frozen=True, eq=False, repr=False)
+class Moves(Frozen):
+    """What changes from one placement to another. Read-only, and equal where its arrays are.
 
     Attributes:
         changed: bool [L, P], slots that hold another expert than before.
@@ -124,9 +159,30 @@ class Moves:
     changed: NDArray[np.bool_]
     fetched: NDArray[np.bool_]
 
+    @property
+    def num_changed(self) -> int:
+        """Slots that hold another expert, over all layers."""
+        return int(self.changed.sum())
+
+    @property
+    def num_fetched(self) -> int:
+        """Slots that are filled over the network, over all layers."""
+        return int(self.fetched.sum())
+
+    def summary(self) -> str:
+        """Return one line: how many slots change, and how many of them are fetched."""
+        return (
+            f"{self.num_changed} of {self.changed.size} slots change ({self.changed.mean():.1%}); "
+            f"{self.num_fetched} are fetched from another rank"
+        )
+
+    def __repr__(self) -> str:
+        """Name the counts; the slots themselves would flood a log."""
+        return f"Moves(changed={self.num_changed}, fetched={self.num_fetched}, slots={self.changed.size})"
+
     def bytes(self, expert_bytes: int) -> int:
         """Return the bytes that cross the network for experts of ``expert_bytes`` each."""
-        return int(self.fetched.sum()) * as_count("expert_bytes", expert_bytes, 0, maximum=2**63 - 1)
+        return self.num_fetched * as_count("expert_bytes", expert_bytes, 0, maximum=2**63 - 1)
 
 
 def arrivals(held: NDArray[np.int32], after: Placement) -> NDArray[np.bool_]:
@@ -142,12 +198,13 @@ def arrivals(held: NDArray[np.int32], after: Placement) -> NDArray[np.bool_]:
     return ~on_rank[layers, after.slot_rank, after.physical_to_logical]
 
 
-def moves(before: Placement, after: Placement) -> Moves:
+def moves(before: PlacementLike, after: PlacementLike) -> Moves:
     """Compare two placements slot by slot.
 
     Raises:
         ExpertMapsError: they differ in layers, experts, ranks or slots per rank.
     """
+    before, after = as_placement(before, "before"), as_placement(after, "after")
     for name in ("num_layers", "num_logical_experts", "ep_size", "num_physical_experts"):
         old, new = getattr(before, name), getattr(after, name)
         if old != new:

@@ -6,12 +6,12 @@ from __future__ import annotations
 
 import hashlib
 from dataclasses import dataclass
-from functools import cached_property
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 
 from expert_maps import limits, maps, routing
+from expert_maps._frozen import Frozen, as_frozen, freeze, lazy
 from expert_maps._input import as_slots_per_rank, as_table, count_rank_lists, flatten_rank_lists
 from expert_maps._rules import (
     Slots,
@@ -24,6 +24,7 @@ from expert_maps.validation import as_count, as_index
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
+    from typing import TypeAlias
 
     from numpy.typing import ArrayLike, NDArray
 
@@ -31,11 +32,11 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, init=False, eq=False, repr=False)
-class Placement:
+class Placement(Frozen):
     """Which logical expert sits in every physical slot of every MoE layer.
 
     Shapes: L MoE layers, E logical experts, P physical experts (slots), R expert-parallel ranks, X most
-    replicas of one expert. Every array is read-only.
+    replicas of one expert. Every array is read-only, also those that methods return.
 
     Attributes:
         physical_to_logical: int32 [L, P], slot → logical expert.
@@ -80,28 +81,28 @@ class Placement:
         """
         table = as_table(physical_to_logical)
         num_layers, num_physical = table.shape
-        ranks = as_count("ep_size", ep_size, minimum=1)
+        ranks = as_count("ep_size", ep_size, minimum=1, maximum=limits.MAX_RANKS)
         per_rank = as_slots_per_rank(slots_per_rank, num_physical, ranks)
         experts = (
             infer_num_logical_experts(table, num_physical)
             if num_logical_experts is None
-            else as_count("num_logical_experts", num_logical_experts, minimum=1)
+            else as_count("num_logical_experts", num_logical_experts, minimum=1, maximum=limits.MAX_EXPERTS)
         )
         limits.check_counts(num_layers=num_layers, num_logical_experts=experts, ep_size=ranks)
         flags = {"allow_uneven": allow_uneven, "allow_duplicates": allow_duplicates}
         if not is_valid(table, per_rank, experts, **flags):
             slots = Slots.from_flat(table.ravel(), np.broadcast_to(per_rank, (num_layers, ranks)))
             raise PlacementError(find_violations(slots, experts, **flags))
-        self._set(table.astype(np.int32), ranks, experts, per_rank.astype(np.int32))
+        self._set(freeze(table.astype(np.int32)), ranks, experts, freeze(per_rank.astype(np.int32)))
 
     def _set(self, table: Int32Array, ep_size: int, experts: int, slots_per_rank: Int32Array) -> None:
-        object.__setattr__(self, "physical_to_logical", _frozen(table))
+        object.__setattr__(self, "physical_to_logical", as_frozen(table))
         object.__setattr__(self, "ep_size", ep_size)
         object.__setattr__(self, "num_logical_experts", experts)
-        object.__setattr__(self, "slots_per_rank", _frozen(slots_per_rank))
+        object.__setattr__(self, "slots_per_rank", as_frozen(slots_per_rank))
 
     @classmethod
-    def from_checked(
+    def _from_checked(
         cls, physical_to_logical: Int32Array, num_logical_experts: int, slots_per_rank: Int32Array
     ) -> Placement:
         """Take over what has been checked already: the planner checks its own answers in a fraction of the time.
@@ -113,7 +114,7 @@ class Placement:
         """
         placement = cls.__new__(cls)
         placement._set(  # noqa: SLF001 - its own class
-            physical_to_logical, len(slots_per_rank), num_logical_experts, slots_per_rank
+            freeze(physical_to_logical), len(slots_per_rank), num_logical_experts, freeze(slots_per_rank)
         )
         return placement
 
@@ -188,21 +189,21 @@ class Placement:
 
     # Slots.
 
-    @cached_property
+    @lazy
     def rank_offsets(self) -> Int32Array:
         """int32 [R + 1]: rank r owns the physical ids rank_offsets[r] … rank_offsets[r + 1] − 1."""
-        return _frozen(np.concatenate([[0], np.cumsum(self.slots_per_rank)]).astype(np.int32))
+        return np.concatenate([[0], np.cumsum(self.slots_per_rank)]).astype(np.int32)
 
-    @cached_property
+    @lazy
     def slot_rank(self) -> Int32Array:
         """int32 [P]: the rank that owns each physical expert."""
-        return _frozen(np.repeat(np.arange(self.ep_size, dtype=np.int32), self.slots_per_rank))
+        return np.repeat(np.arange(self.ep_size, dtype=np.int32), self.slots_per_rank)
 
-    @cached_property
+    @lazy
     def slot_index(self) -> Int32Array:
         """int32 [P]: each physical expert's local slot on its rank."""
         index = np.arange(self.num_physical_experts, dtype=np.int32)
-        return _frozen(index - self.rank_offsets[self.slot_rank])
+        return index - self.rank_offsets[self.slot_rank]
 
     def local_experts(self, layer: int, ep_rank: int) -> Int32Array:
         """Return the logical experts on a rank in slot order, int32 [slots of the rank]."""
@@ -212,18 +213,22 @@ class Placement:
 
     # Derived maps.
 
-    @cached_property
+    @lazy
     def replica_count(self) -> Int32Array:
         """int32 [L, E]: how many copies each logical expert has."""
-        return _frozen(maps.count_replicas(self.physical_to_logical, self.num_logical_experts))
+        return maps.count_replicas(self.physical_to_logical, self.num_logical_experts)
 
-    @cached_property
+    @lazy
     def logical_to_physical(self) -> Int32Array:
-        """int32 [L, E, X]: each logical expert's physical ids in ascending order, padded with −1."""
+        """int32 [L, E, X]: each logical expert's physical ids in ascending order, padded with −1.
+
+        Raises:
+            ExpertMapsError: it would be larger than `expert_maps.limits` allow: an expert has absurdly many copies.
+        """
         copies = int(self.replica_count.max())
         axes = {"num_layers": self.num_layers, "num_logical_experts": self.num_logical_experts}
         limits.check_product("logical_to_physical", {**axes, "most replicas": copies})
-        return _frozen(maps.invert(self.physical_to_logical, self.replica_count))
+        return maps.invert(self.physical_to_logical, self.replica_count)
 
     def global_expert_map(self, layer: int | None = None) -> Int32Array:
         """Return the expert map of every rank.
@@ -234,6 +239,9 @@ class Placement:
         Returns:
             int32 [R, E] (all layers: [L, R, E]): logical id → local slot on that rank, −1 where absent.
             An expert that stands twice on a rank maps to its first slot there.
+
+        Raises:
+            ExpertMapsError: the layer does not exist, or the table would be larger than `expert_maps.limits` allow.
         """
         rows = self._table_rows("global_expert_map", layer)
         table = maps.all_expert_maps(
@@ -243,7 +251,7 @@ class Placement:
             self.slot_index,
             self.ep_size,
         )
-        return table if layer is None else table[0]
+        return freeze(table if layer is None else table[0])
 
     def expert_map(self, layer: int, ep_rank: int) -> Int32Array:
         """Return logical id → local slot on ``ep_rank``, −1 where absent: int32 [E].
@@ -253,7 +261,8 @@ class Placement:
         """
         local = self.local_experts(layer, ep_rank)[None]
         slots = np.arange(local.shape[1], dtype=np.int32)
-        return maps.all_expert_maps(local, self.num_logical_experts, np.zeros_like(slots), slots, 1)[0, 0]
+        one_rank = np.zeros_like(slots)
+        return freeze(maps.all_expert_maps(local, self.num_logical_experts, one_rank, slots, 1)[0, 0])
 
     def global_log2phy(
         self, layer: int | None = None, *, tp_size: int = 1, prefer_own_rank: bool = False
@@ -269,7 +278,8 @@ class Placement:
             int32 [R, E] (all layers: [L, R, E]).
 
         Raises:
-            ExpertMapsError: the layer does not exist, or both rules are asked for.
+            ExpertMapsError: the layer does not exist, both rules are asked for, or the table would be larger than
+                `expert_maps.limits` allow.
         """
         tp = as_count("tp_size", tp_size, minimum=1)
         ranks = np.arange(self.ep_size, dtype=np.int32)
@@ -280,10 +290,10 @@ class Placement:
             table = maps.all_own_rank_log2phy(
                 self.logical_to_physical[rows], self.replica_count[rows], held, self.rank_offsets
             )
-            return table if layer is None else table[0]
+            return freeze(table if layer is None else table[0])
         turns = maps.replica_turns(ranks, self.num_logical_experts, tp)
         table = maps.all_log2phy(self.logical_to_physical[rows], self.replica_count[rows], *turns)
-        return table if layer is None else table[0]
+        return freeze(table if layer is None else table[0])
 
     def log2phy(
         self,
@@ -317,13 +327,15 @@ class Placement:
             _refuse_tensor_parallel(tp)
             index = as_index("ep_rank", ep_rank, self.ep_size)
             row = as_index("layer", layer, self.num_layers)
-            return self.global_log2phy(row, prefer_own_rank=True)[index]
+            return freeze(self.global_log2phy(row, prefer_own_rank=True)[index])
         in_tp = None if tp_rank is None else np.array([as_index("tp_rank", tp_rank, tp)], dtype=np.int32)
         rank = np.array([as_index("ep_rank", ep_rank, self.ep_size)], dtype=np.int32)
         row = as_index("layer", layer, self.num_layers)
         rows = slice(row, row + 1)
         turns = maps.replica_turns(rank, self.num_logical_experts, tp, in_tp)
-        return maps.all_log2phy(self.logical_to_physical[rows], self.replica_count[rows], *turns)[0, 0]
+        return freeze(
+            maps.all_log2phy(self.logical_to_physical[rows], self.replica_count[rows], *turns)[0, 0]
+        )
 
     def routing_table(self, layer: int, ep_rank: int, *, rows: int | None = None) -> Int32Array:
         """Return the table by which replicas take turns: int32 [rows, E].
@@ -344,7 +356,7 @@ class Placement:
         rank = as_index("ep_rank", ep_rank, self.ep_size)
         counts = self.replica_count[index]
         period = routing.default_rows(counts) if rows is None else self._period(rows)
-        return routing.rank_offset_table(self.logical_to_physical[index], counts, rank, period)
+        return freeze(routing.rank_offset_table(self.logical_to_physical[index], counts, rank, period))
 
     def weighted_routing_table(
         self, layer: int, ep_rank: int, replica_weights: NDArray[np.float64], *, rows: int = 128
@@ -362,13 +374,12 @@ class Placement:
         """
         index = as_index("layer", layer, self.num_layers)
         rank = as_index("ep_rank", ep_rank, self.ep_size)
-        return routing.weighted_table(
-            self.logical_to_physical[index], replica_weights, rank, self._period(rows)
-        )
+        period = self._period(rows)
+        return freeze(routing.weighted_table(self.logical_to_physical[index], replica_weights, rank, period))
 
     # Identity.
 
-    @property
+    @lazy
     def digest(self) -> str:
         """SHA-256 in hex over counts, slots per rank and slots: equal exactly where placements are."""
         counts = np.array(
@@ -418,9 +429,31 @@ class Placement:
         return period
 
 
-def _frozen(array: Int32Array) -> Int32Array:
-    array.flags.writeable = False
-    return array
+class HasPlacement(Protocol):
+    """A result: what `plan`, `rescale` and `split_replicas` return."""
+
+    @property
+    def placement(self) -> Placement:
+        """The placement."""
+        ...
+
+
+PlacementLike: TypeAlias = "Placement | HasPlacement"
+
+
+def as_placement(value: PlacementLike, name: str = "placement") -> Placement:
+    """Return a placement as it is, or a result's.
+
+    Raises:
+        ExpertMapsError: it is neither.
+    """
+    if isinstance(value, Placement):
+        return value
+    placement = getattr(value, "placement", None)
+    if isinstance(placement, Placement):
+        return placement
+    msg = f"{name} is {type(value).__name__}; expected a Placement, or a result that has one"
+    raise ExpertMapsError(msg)
 
 
 def _refuse_tensor_parallel(tp_size: int) -> None:

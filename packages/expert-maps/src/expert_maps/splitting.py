@@ -6,26 +6,31 @@ from __future__ import annotations
 
 import ctypes
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from expert_maps import metrics
+from expert_maps._frozen import Frozen, lazy
 from expert_maps._library import load_library
-from expert_maps.load import ExpertLoad
+from expert_maps.errors import ExpertMapsError
+from expert_maps.load import as_load
+from expert_maps.placement import as_placement
+from expert_maps.results import describe_balance, describe_counts
 from expert_maps.validation import as_index
 
 if TYPE_CHECKING:
     from numpy.typing import ArrayLike, NDArray
 
-    from expert_maps.placement import Placement
+    from expert_maps.load import ExpertLoad
+    from expert_maps.placement import Placement, PlacementLike
 
     Float64Array = NDArray[np.float64]
 
 
-@dataclass(frozen=True)
-class ReplicaWeights:
-    """What `split_replicas` returns.
+@dataclass(frozen=True, eq=False, repr=False)
+class ReplicaWeights(Frozen):
+    """What `split_replicas` returns. Read-only, and equal where placement and arrays are.
 
     Attributes:
         placement: the placement whose copies take the tokens.
@@ -33,12 +38,14 @@ class ReplicaWeights:
             `Placement.logical_to_physical`: rows sum to 1, and are 0 where there is no copy.
         rank_load: float64 [L, R], tokens of each rank by these weights.
         lower_bound: float64 [L], tokens: no split has a hottest rank below it.
+        load: what was split for; None where that is not known.
     """
 
     placement: Placement
     weights: Float64Array
     rank_load: Float64Array
     lower_bound: Float64Array
+    load: ExpertLoad | None = None
 
     @property
     def max_rank_load(self) -> Float64Array:
@@ -46,15 +53,71 @@ class ReplicaWeights:
         peak: Float64Array = self.rank_load.max(axis=1)
         return peak
 
-    @property
+    @lazy
     def balancedness(self) -> Float64Array:
         """float64 [L]: mean / max rank load; 1 for a layer without load."""
         return metrics.balancedness_of(self.rank_load)
 
     @property
+    def overall_balancedness(self) -> float:
+        """The ratio of the sums over layers of mean and max rank load, as vLLM logs it."""
+        return metrics.overall_of(self.rank_load)
+
+    @lazy
+    def over_steps(self) -> float:
+        """The ratio of the sums over steps and layers of mean and hottest rank, with these weights in every step.
+
+        Raises:
+            ExpertMapsError: the load is not known.
+        """
+        if self.load is None:
+            msg = "the load of these weights is not known; expected it where they are judged over steps"
+            raise ExpertMapsError(msg)
+        share = share_of_slots(self.placement, self.weights)
+        slots = self.placement.physical_to_logical
+        peaks = [
+            metrics.sum_ranks(self.placement, share * np.take_along_axis(step, slots, axis=1)).max(axis=1)
+            for step in self.load
+        ]
+        peak = float(np.sum(peaks))
+        return float(self.load.total.sum()) / self.placement.ep_size / peak if peak > 0 else 1.0
+
+    @property
     def gap(self) -> Float64Array:
         """float64 [L]: max rank load / lower bound − 1; only rounding is left."""
         return metrics.gap_of(self.max_rank_load, self.lower_bound)
+
+    def summary(self) -> str:
+        """Return what there is to know in a few lines."""
+        lines = [f"weights: {describe_counts(self.placement)}"]
+        lines += describe_balance(self.balancedness, self.overall_balancedness)
+        if self.load is not None:
+            even = metrics.overall_balancedness(self.placement, self.load)
+            lines.append(f"copies that take turns: balancedness {even:.4f}")
+        return "\n".join(lines)
+
+    def plot(self) -> Any:  # noqa: ANN401 - matplotlib may be absent
+        """Draw balancedness and rank loads of copies that take turns, and of these weights.
+
+        Returns:
+            A ``matplotlib.figure.Figure``; its ``savefig`` writes it.
+
+        Raises:
+            ExpertMapsError: matplotlib is not installed, or the load is not known.
+        """
+        from expert_maps import plots
+
+        return plots.plot_weights(self)
+
+    def __repr__(self) -> str:
+        """Name the counts and how good it is; the arrays would flood a log."""
+        placement = self.placement
+        return (
+            f"ReplicaWeights(num_layers={placement.num_layers}, "
+            f"num_logical_experts={placement.num_logical_experts}, "
+            f"num_redundant_experts={placement.num_redundant_experts}, ep_size={placement.ep_size}, "
+            f"overall_balancedness={self.overall_balancedness:.4f})"
+        )
 
     def routing_table(self, layer: int, ep_rank: int, *, rows: int = 128) -> NDArray[np.int32]:
         """Return the table by which the copies take turns: int32 [rows, E], see `Placement.weighted_routing_table`.
@@ -71,25 +134,34 @@ class ReplicaWeights:
         return self.placement.weighted_routing_table(index, ep_rank, self.weights[index], rows=rows)
 
 
-def split_replicas(placement: Placement, load: ArrayLike | ExpertLoad) -> ReplicaWeights:
+def share_of_slots(placement: Placement, weights: Float64Array) -> Float64Array:
+    """Return each slot's share of its expert's tokens, float64 [L, P], from weights [L, E, X]."""
+    slots = placement.logical_to_physical
+    layers = np.broadcast_to(np.arange(len(slots))[:, None, None], slots.shape)
+    share = np.zeros(placement.physical_to_logical.shape)
+    share[layers[slots >= 0], slots[slots >= 0]] = weights[slots >= 0]
+    return share
+
+
+def split_replicas(placement: PlacementLike, load: ArrayLike | ExpertLoad) -> ReplicaWeights:
     """Find the split of each expert's tokens over its copies that has the coolest hottest rank.
 
     Maximum flows prove it: some experts have all their copies on so few ranks that no split does better. Among the
     best splits it is the most level one: the second hottest rank is as cool as it can be then, and so on.
 
     Args:
-        placement: L layers, E experts.
+        placement: L layers, E experts; or a result that has one.
         load: tokens of each logical expert, [L, E] or [steps, L, E]; steps are summed. An expert without tokens is
             split evenly.
 
     Returns:
-        The weights; for routing, and for a ``replica_weights_path``.
+        The weights; for routing, and for a ``replica_weights_path``: see `expert_maps.write_weights`.
 
     Raises:
         LoadError: the load is invalid, or not of the placement's layers and experts.
         MemoryError: there is too little of it.
     """
-    trace = load if isinstance(load, ExpertLoad) else ExpertLoad(load)
+    placement, trace = as_placement(placement), as_load(load)
     metrics.check_shape(placement, trace)
     share = np.zeros(placement.physical_to_logical.shape)
     bound = np.empty(placement.num_layers)
@@ -118,4 +190,4 @@ def split_replicas(placement: Placement, load: ArrayLike | ExpertLoad) -> Replic
     layers = np.arange(placement.num_layers)[:, None]
     weights = np.where(slots >= 0, share[layers[:, :, None], slots], 0.0)
     tokens = share * np.take_along_axis(total, placement.physical_to_logical, axis=1)
-    return ReplicaWeights(placement, weights, metrics.sum_ranks(placement, tokens), bound)
+    return ReplicaWeights(placement, weights, metrics.sum_ranks(placement, tokens), bound, trace)

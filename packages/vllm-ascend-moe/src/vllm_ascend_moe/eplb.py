@@ -138,7 +138,7 @@ def init_eplb_config(
         log2phy = placement.log2phy(row, moe.ep_rank, tp_size=moe.tp_size, tp_rank=moe.tp_rank)
     global_expert_map = placement.global_expert_map(row)
     return EplbMaps(
-        expert_map=_tensor(global_expert_map[moe.ep_rank].copy()),
+        expert_map=_tensor(global_expert_map[moe.ep_rank]),
         log2phy=None if log2phy is None else _tensor(log2phy),
         num_redundant_experts=placement.num_redundant_experts,
         global_expert_map=_tensor(global_expert_map),
@@ -236,7 +236,7 @@ def _default_placement(layout: str, num_experts: int, ep_size: int, redundant: i
 
 
 def _tensor(array: NDArray[np.int32]) -> torch.Tensor:
-    return torch.from_numpy(array)
+    return torch.from_numpy(array.copy())  # a placement's arrays are read-only, tensors are not
 
 
 def _get(config: object, name: str, default: object) -> object:

@@ -220,7 +220,7 @@ def _check_choice(settings: Settings, source: PlacementSource, engine_args: Any,
     # Whether vLLM splits tokens is not known yet; it does so only with data parallelism.
     may_split = engine_args.data_parallel_size > 1 or front.splits_tokens
     rule = SlotRule.from_settings(
-        settings, ep_size=source.placement.ep_size, tp_size=tp_size, splits_tokens=may_split
+        settings, source, ep_size=source.placement.ep_size, tp_size=tp_size, splits_tokens=may_split
     )
     if source.is_file or rule.weights is None:
         rule.tables(source.placement)

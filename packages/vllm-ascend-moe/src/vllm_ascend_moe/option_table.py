@@ -48,7 +48,7 @@ TRIED: dict[str, dict[str, Any]] = {
         f"replica_choice {name}": {
             "expert_map_path": "map.json",
             "replica_choice": name,
-            **({"replica_weights_path": "weights.npy"} if name == "weighted" else {}),
+            **({"replica_weights_path": "weights.npz"} if name == "weighted" else {}),
         }
         for name in _CHOICES
     },

@@ -4,11 +4,9 @@
 
 from __future__ import annotations
 
-import io
 from pathlib import Path
 from typing import Annotated
 
-import numpy as np
 import typer
 from rich.table import Table
 
@@ -22,9 +20,8 @@ from expert_maps.cli.common import (
     print_json,
     read_map,
 )
-from expert_maps.errors import ExpertMapsError
-from expert_maps.files import write_bytes
-from expert_maps.formats import read_load
+from expert_maps.formats import read_load, write_weights
+from expert_maps.formats.weights import check_output_name
 from expert_maps.splitting import split_replicas
 
 
@@ -37,7 +34,8 @@ def weights(
         typer.Option(
             "--output",
             "-o",
-            help=r"Where to write the weights, float64 \[layers, experts, copies]; ends in .npy.",
+            help=r"Where to write the weights, float64 \[layers, experts, copies], with the digest of the map; the name ends "
+            "in .npz or .json.",
         ),
     ] = None,
     allow_uneven: AllowUnevenOption = False,
@@ -46,20 +44,17 @@ def weights(
     """Split each expert's tokens over its copies so that the hottest rank is as cool as it can be.
 
     Even is what serving does without weights: copies take turns. The plugin serves with the file written here as its
-    replica_weights_path.
+    replica_weights_path, for this map and no other.
     """
     with bad_input():
-        if output is not None and output.suffix != ".npy":
-            msg = f"--output is {str(output)!r}; expected a name that ends in .npy"
-            raise ExpertMapsError(msg)
+        if output is not None:
+            check_output_name(output)
         placement = read_map(file, allow_uneven=allow_uneven)
         trace = read_load(load, key)
         found = split_replicas(placement, trace)
         even = metrics.balancedness(placement, trace)
         if output is not None:
-            stream = io.BytesIO()
-            np.save(stream, found.weights, allow_pickle=False)
-            write_bytes(output, stream.getvalue())
+            write_weights(found, output)
     if json:
         print_json(
             {

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Literal, get_args
 
+from expert_maps._library import load_library as load_planner
 from expert_maps.policies import deepseek
 from expert_maps.policies.balanced import DEFAULT_TOLERANCE
 
@@ -18,6 +19,8 @@ POLICY_NAMES: tuple[PolicyName, ...] = get_args(PolicyName)
 # What `expert_maps.plan` plans with where no policy is named.
 DEFAULT_POLICY: PolicyName = "balanced"
 
+# `load_planner` returns the compiled planner that `balanced` calls, or says why there is none.
+
 # Those that plan from a sum of loads alone. `balanced` knows more: windows, a present placement, its own bound.
 POLICIES: dict[PolicyName, Policy] = {
     "deepseek": deepseek.automatic,
@@ -25,4 +28,4 @@ POLICIES: dict[PolicyName, Policy] = {
     "deepseek_global": deepseek.globally,
 }
 
-__all__ = ["DEFAULT_POLICY", "DEFAULT_TOLERANCE", "POLICIES", "POLICY_NAMES", "PolicyName"]
+__all__ = ["DEFAULT_POLICY", "DEFAULT_TOLERANCE", "POLICIES", "POLICY_NAMES", "PolicyName", "load_planner"]

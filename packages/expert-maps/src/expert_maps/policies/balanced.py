@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from expert_maps._frozen import Frozen
 from expert_maps._library import load_library
 from expert_maps.errors import LayoutError
 
@@ -38,15 +39,15 @@ MOST_WINDOWS = 16
 _PLANNED, _OUT_OF_MEMORY, _NOT_GROUPED, _BROKEN = range(4)
 
 
-@dataclass(frozen=True)
-class Start:
+@dataclass(frozen=True, eq=False)
+class Start(Frozen):
     """The placement from which a plan starts.
 
     Attributes:
         experts: int32 [L, H], the experts that each rank holds now, rank after rank; −1 where a slot is empty.
         held: int32 [R], how many of them are each rank's; adds up to H.
-        max_moves: slots of a layer that may receive an expert which their rank does not hold, beyond those that
-            cannot be avoided; None for any number.
+        max_moves: slots of a layer that may receive another expert, one which their rank does not hold, beyond those
+            that must; None for any number.
     """
 
     experts: Int32Array

@@ -5,11 +5,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import cached_property
 from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 
+from expert_maps._frozen import lazy
 from expert_maps._rules import split_evenly
 
 if TYPE_CHECKING:
@@ -42,7 +42,7 @@ class Cluster:
         """Whether each group's experts stay on one node, as DeepSeek EPLB decides it."""
         return self.num_nodes > 1 and self.num_groups % self.num_nodes == 0
 
-    @cached_property
+    @lazy
     def slots_per_rank(self) -> NDArray[np.int64]:
         """int64 [R]: an equal share each; of what is left over one more on the first ranks (of each node)."""
         nodes = self.num_nodes if self.is_hierarchical else 1

@@ -10,8 +10,7 @@ import numpy as np
 import torch
 
 from expert_maps import LayoutError, Placement, PlacementError, plan
-from expert_maps._library import load_library
-from expert_maps.policies import DEFAULT_POLICY
+from expert_maps.policies import DEFAULT_POLICY, load_planner
 from vllm_ascend_moe.eplb import EplbConfigError
 
 if TYPE_CHECKING:
@@ -37,13 +36,14 @@ def check_policy(
     """
     policy = name or DEFAULT_POLICY
     load = np.ones((placement.num_layers, placement.num_logical_experts))
+    groups, nodes = usable_groups(policy, num_groups, num_nodes, placement.num_logical_experts)
     try:
         plan(
             load,
             num_physical_experts=placement.num_physical_experts,
             ep_size=placement.ep_size,
-            num_groups=router_groups(num_groups, placement.num_logical_experts),
-            num_nodes=num_nodes,
+            num_groups=groups,
+            num_nodes=nodes,
             policy=policy,
             current=placement if policy == "balanced" else None,
             max_moves=max_moves,
@@ -56,6 +56,16 @@ def check_policy(
 def router_groups(num_groups: int, num_experts: int) -> int:
     """Return the groups to plan for: vLLM counts one where the router has none, and 0 in some models."""
     return num_groups if num_groups > 0 and num_experts % num_groups == 0 else 1
+
+
+def usable_groups(policy: str, num_groups: int, num_nodes: int, num_experts: int) -> tuple[int, int]:
+    """Return the groups and nodes to plan for.
+
+    They are the model's and the ranks', and nobody has chosen them: where the groups do not divide by the nodes,
+    ``balanced`` plans without them. DeepSeek's policies decide that by themselves.
+    """
+    groups = router_groups(num_groups, num_experts)
+    return (1, 1) if policy == "balanced" and groups % num_nodes else (groups, num_nodes)
 
 
 def make_policy(name: str | None = None, max_moves: int | None = None) -> type[AbstractEplbPolicy]:
@@ -72,7 +82,7 @@ def make_policy(name: str | None = None, max_moves: int | None = None) -> type[A
 
     policy = name or DEFAULT_POLICY
     if policy == "balanced":
-        load_library()  # so that a missing one is known at the start, not at the first rearrangement
+        load_planner()  # so that a missing one is known at the start, not at the first rearrangement
 
     class ExpertMapsPolicy(AbstractEplbPolicy):  # type: ignore[misc] # vLLM is not installed where types are checked
         """Plans every rearrangement."""
@@ -109,12 +119,13 @@ def make_policy(name: str | None = None, max_moves: int | None = None) -> type[A
             current = None
             if policy == "balanced" and old is not None:
                 current = _as_placement(old, load.shape[1], num_replicas, num_ranks)
+            groups, nodes = usable_groups(policy, num_groups, num_nodes, load.shape[1])
             result = plan(
                 load,
                 num_physical_experts=num_replicas,
                 ep_size=num_ranks,
-                num_groups=router_groups(num_groups, load.shape[1]),
-                num_nodes=num_nodes,
+                num_groups=groups,
+                num_nodes=nodes,
                 policy=policy,
                 current=current,
                 max_moves=None if current is None else max_moves,

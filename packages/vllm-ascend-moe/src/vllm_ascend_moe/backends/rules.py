@@ -32,6 +32,7 @@ def slot_rule(session: Session, *, splits_tokens: bool, is_main: bool) -> SlotRu
     ranks = session.ranks
     rule = SlotRule.from_settings(
         session.settings,
+        session.source,
         ep_size=ranks.ep_size,
         tp_size=ranks.tp_size,
         ep_rank=ranks.ep_rank,

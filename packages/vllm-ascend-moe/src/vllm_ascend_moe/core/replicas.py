@@ -28,8 +28,7 @@ import numpy as np
 import torch
 
 from expert_maps import ExpertMapsError, Placement
-from expert_maps.files import describe
-from expert_maps.formats.loads import read_array
+from expert_maps.formats.weights import read_stored
 from expert_maps.routing import default_rows
 from vllm_ascend_moe.core.settings import ReplicaChoiceName
 
@@ -37,6 +36,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from vllm_ascend_moe.core.settings import Settings
+    from vllm_ascend_moe.core.sources import PlacementSource
 
 ReplicaChoice = ReplicaChoiceName
 REPLICA_CHOICES: tuple[str, ...] = get_args(ReplicaChoiceName)
@@ -79,6 +79,7 @@ class SlotRule:
     def from_settings(
         cls,
         settings: Settings,
+        source: PlacementSource | None = None,
         *,
         ep_size: int,
         tp_size: int,
@@ -90,6 +91,7 @@ class SlotRule:
 
         Args:
             settings: the plugin's.
+            source: the placement that is served; needed where the settings name weights.
             ep_size: R.
             tp_size: tensor-parallel size; the ranks of such a group see the same tokens.
             ep_rank: this rank.
@@ -97,9 +99,9 @@ class SlotRule:
             num_nodes: servers, each with as many ranks.
 
         Raises:
-            ExpertMapsError: the file of weights is unreadable or of another shape.
+            ExpertMapsError: the file of weights is unreadable, or for another placement.
         """
-        weights = settings_weights(settings)
+        weights = settings_weights(settings, source)
         turn = ep_rank if splits_tokens else ep_rank // tp_size
         # These differ within such a group, static only between groups.
         differs_within = settings.choice in {"tensor_parallel", "own_rank"} and tp_size > 1
@@ -305,27 +307,40 @@ def _fit(weights: NDArray[np.float64], copies: NDArray[np.int32]) -> NDArray[np.
     return np.pad(weights, ((0, 0), (0, missing))) if missing > 0 else weights
 
 
-def settings_weights(settings: Settings) -> NDArray[np.float64] | None:
+def settings_weights(settings: Settings, source: PlacementSource | None) -> NDArray[np.float64] | None:
     """Return the weights that the settings name, or None.
+
+    Args:
+        settings: the plugin's.
+        source: the placement that is served; None only where the settings name no weights.
 
     Raises:
         ExpertMapsError: see `read_replica_weights`.
     """
     path = settings.replica_weights_path
-    return None if path is None else read_replica_weights(path)
+    if path is None:
+        return None
+    assert source is not None
+    return read_replica_weights(path, source)
 
 
-def read_replica_weights(path: str) -> NDArray[np.float64]:
+def read_replica_weights(path: str, source: PlacementSource) -> NDArray[np.float64]:
     """Read each copy's share of its expert's tokens, float64 [L, E, X].
 
+    Args:
+        path: what ``expert-maps weights`` wrote.
+        source: the placement that is served. A layout whose number of layers is not known is compared for as many as
+            there are weights for.
+
     Raises:
-        ExpertMapsError: not a ``.npy`` file of that many axes.
+        ExpertMapsError: the file is unreadable, of another form, or for another placement.
     """
-    array = read_array(path)
-    if array.ndim != 3 or array.dtype.kind not in "iuf":  # noqa: PLR2004 - [L, E, X]
-        msg = f"{describe(path)} holds {array.dtype} {list(array.shape)}; expected replica weights, numbers [L, E, X]"
-        raise ExpertMapsError(msg)
-    return array.astype(np.float64)
+    stored = read_stored(path)
+    if source.is_file or source.num_layers is not None:
+        total = source.num_layers or source.placement.num_layers
+    else:
+        total = len(stored.weights)
+    return stored.require(source.layers(0, total, total))
 
 
 __all__ = [

@@ -89,7 +89,7 @@ class Session:
             num_experts = int(vllm_config.model_config.get_num_experts())
             num_layers = count_layers(vllm_config.model_config)
             self.source = find_source(self.settings, num_experts, ranks.ep_size, num_layers)
-            weights = settings_weights(self.settings)
+            weights = settings_weights(self.settings, self.source)
             if weights is not None:
                 self._weights_digest = hashlib.sha256(weights.tobytes()).hexdigest()
         except ExpertMapsError as error:

@@ -98,8 +98,8 @@ class Settings(_Options):
         record_path: an ``.npz`` or ``.npy`` file to write the expert load to, int64 [steps, L, E].
         replica_choice: which copy of an expert a token takes, see `vllm_ascend_moe.core.replicas`; None for
             ``weighted`` where there are weights, else ``rank_offset``.
-        replica_weights_path: a ``.npy`` file, float [L, E, X], each copy's share of its expert's tokens, for
-            a placement that stays.
+        replica_weights_path: each copy's share of its expert's tokens, as ``expert-maps weights`` writes them, for
+            the placement that is served, which stays.
         load_collection_phase: whose tokens are counted: ``prefill`` those of prompts, ``decode`` those
             generated.
         step_interval: steps between two rearrangements; None for vLLM's ``eplb_config``, or vllm-ascend's. Beside

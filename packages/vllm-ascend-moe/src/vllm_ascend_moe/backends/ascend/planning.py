@@ -99,7 +99,9 @@ class Planner:
             proposal, self._proposal = self._proposal, None
             rows = self._plan.share(None if proposal is None else proposal.result(), _rows(old))
             new = Placement(rows.numpy(), old.ep_size, num_logical_experts=old.num_logical_experts)
-        maps = new.global_expert_map()
+        maps = (
+            new.global_expert_map().copy()
+        )  # a placement's arrays are read-only; vllm-ascend makes tensors of them
         sent, received = transfers(old.global_expert_map(), maps, self._ep_rank)
         if self._record is None:
             self.placement = new
@@ -110,7 +112,7 @@ class Planner:
                 sent[layer],
                 received[layer],
                 maps[layer, self._ep_rank],
-                new.log2phy(layer, self._ep_rank, tp_size=tp_size),
+                new.log2phy(layer, self._ep_rank, tp_size=tp_size).copy(),
                 layer,
             )
             for layer, tp_size in enumerate(self._tp_sizes)
