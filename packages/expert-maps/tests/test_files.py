@@ -195,7 +195,7 @@ def test_many_threads_write_one_file(tmp_path: Path) -> None:
 def test_what_a_dead_writer_left_is_removed_and_what_a_live_one_has_is_not(tmp_path: Path) -> None:
     path = tmp_path / "map.json"
     path.write_text("old")
-    live, dead = (tmp_path / _replace._beside(path, number) for number in (0, 1))
+    live, dead = (tmp_path / _replace._beside(path, number) for number in (0, 5))
     dead.write_text("half")
     (tmp_path / _replace._beside(path, 2)).symlink_to(path)
     with live.open("w") as stream:
