@@ -275,6 +275,10 @@ def test_results_are_equal_where_their_content_is() -> None:
     other = weights.weights.copy()
     other[0, 0, 0] += 1e-9
     assert weights != dataclasses.replace(weights, weights=other)
+    bound = weights.lower_bound * 0
+    zero, minus = (dataclasses.replace(weights, lower_bound=array) for array in (bound, -bound))
+    assert zero == minus
+    assert hash(zero) == hash(minus)
     assert changed().moves == changed().moves
     assert changed().moves != moves(planned(), planned())
 
