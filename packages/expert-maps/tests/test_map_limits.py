@@ -57,7 +57,7 @@ def wide(layers: int, slots: int) -> np.ndarray[tuple[int, ...], np.dtype[np.int
         (lambda: Placement.from_rank_lists([[[0, 2**63]]]), "expert ids holds 9223372036854775808"),
         (lambda: generate_placement(num_experts=8, ep_size=2, num_redundant_experts=2 * 10**9), "2000000008"),
         (lambda: generate_placement(num_experts=8, ep_size=2, num_layers=10**6), "num_layers is 1000000"),
-        (lambda: generate_placement(num_experts=10**8, ep_size=2), "num_logical_experts is 100000000"),
+        (lambda: generate_placement(num_experts=10**8, ep_size=2), "num_experts is 100000000"),
         (lambda: generate_placement(num_experts=8, ep_size=10**8), "ep_size is 100000000"),
         (lambda: plan([[1, 2]], num_physical_experts=10**9, ep_size=10**9), "ep_size is 1000000000"),
         (

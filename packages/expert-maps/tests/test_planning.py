@@ -164,7 +164,7 @@ def test_without_either_the_placement_in_use_says_it() -> None:
         ),
         (-1, "num_redundant_experts is -1; expected at least 0"),
         (4.0, "num_redundant_experts is 4.0; expected an integer"),
-        (2_000_000_000, "num_physical_experts is 2000000016; expected 16 … 64"),
+        (2_000_000_000, "num_physical_experts is 2000000016; expected at most"),
     ],
 )
 def test_redundancy_that_cannot_be_is_named(redundant: int, message: str) -> None:
@@ -173,13 +173,11 @@ def test_redundancy_that_cannot_be_is_named(redundant: int, message: str) -> Non
 
 
 def test_counts_beyond_all_reason_are_refused_at_once() -> None:
-    with pytest.raises(
-        LayoutError, match="num_redundant_experts is 2000000000: 1 layers of 2000000016 slots"
-    ):
+    with pytest.raises(LayoutError, match="num_physical_experts is 2000000016; expected at most"):
         generate_placement(num_experts=16, ep_size=4, num_redundant_experts=2_000_000_000)
     with pytest.raises(LayoutError, match="num_physical_experts is 12; expected at least 16"):
         generate_placement(num_experts=16, ep_size=4, num_physical_experts=12)
-    with pytest.raises(LayoutError, match="40000000 slots in 2 layers; expected at most"):
+    with pytest.raises(LayoutError, match="num_physical_experts is 20000000; expected at most"):
         plan(
             np.ones((2, 16)),
             ep_size=4,

@@ -6,11 +6,11 @@ from __future__ import annotations
 
 from collections import Counter
 from dataclasses import dataclass
-from expert_maps._frozen import lazy
 from typing import TYPE_CHECKING
 
 import numpy as np
 
+from expert_maps._frozen import lazy
 from expert_maps.errors import Violation, Violations
 from expert_maps.limits import MAX_TABLE
 from expert_maps.maps import rank_expert_keys

@@ -123,7 +123,9 @@ def generate_placement(
     physical = as_physical(experts, ranks, num_redundant_experts, num_physical_experts)
     redundant = 0 if physical is None else physical - experts
     layers = as_count("num_layers", num_layers, 1, limits.MAX_LAYERS, error=LayoutError)
-    _check_slots(layers, experts, redundant)
+    if redundant < 0:
+        msg = f"num_physical_experts is {experts + redundant}; expected at least {experts}, num_experts"
+        raise LayoutError(msg)
     shared = as_count("num_shared_experts", num_shared_experts, 0, error=LayoutError)
     if shared > ranks:
         msg = f"num_shared_experts is {shared}; expected at most ep_size, {ranks}: a rank gets one of them"
@@ -152,20 +154,6 @@ def generate_placement(
         allow_uneven=shared > 0,
         allow_duplicates=allow_duplicates,
     )
-
-
-def _check_slots(num_layers: int, num_experts: int, num_redundant_experts: int) -> None:
-    """Refuse slots beyond all reason before a list is made of them, and fewer than experts."""
-    if num_redundant_experts < 0:
-        msg = f"num_physical_experts is {num_experts + num_redundant_experts}; expected at least {num_experts}, num_experts"
-        raise LayoutError(msg)
-    slots = num_experts + num_redundant_experts
-    if num_layers * slots > limits.MAX_SLOTS:
-        msg = (
-            f"num_redundant_experts is {num_redundant_experts}: {num_layers} layers of {slots} slots; expected at most "
-            f"{limits.MAX_SLOTS} slots in all"
-        )
-        raise LayoutError(msg)
 
 
 def _refuse_redundancy(layout: LayoutName, num_redundant_experts: int) -> None:
