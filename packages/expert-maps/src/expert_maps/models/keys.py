@@ -1,0 +1,153 @@
+# SPDX-FileCopyrightText: The expert-maps authors
+# SPDX-License-Identifier: Apache-2.0
+"""Keys that look as if they said which layers are MoE: where no rule knows one, nothing is counted."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from typing import TYPE_CHECKING
+
+from expert_maps.errors import FormatError
+from expert_maps.models.values import shown
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+# A key is suspect if it names experts and a place among layers, ...
+_SUBJECT = re.compile(r"moe|expert|spars|dense|mixture")
+_PLACE = re.compile(
+    r"layer|freq|step|interval|pattern|index|indices|idx|period|offset|every|stride|skip|replace|alternat|interleav"
+    r"|(^|_)(start|end|begin|from|until|first|last|enum|nth|position|positions|schedule)(_|$)"
+)
+# ... or a number of something, which no size, way of routing or way of computing does; draft layers, attention and
+# other parts are not meant.
+_NUMBER = re.compile(
+    r"(^|_)(num|number|n|nr|count|counts|total|per|list|mask|map|ids|types|block|blocks|only|at|which|each|range"
+    r"|before|after|prefix|leading)(_|$)"
+)
+_MEASURE = re.compile(
+    r"router|routing|gate|aux|loss|dispatch|capacity|norm|act_fn|activation|dtype|kernel|token_drop"
+    r"|(size|sizes|dim|dims|scale|scaling|factor|bias|weight|weights|fraction|implementation|impl)$"
+)
+_OTHERS = re.compile(
+    r"^(mtp|nextn|draft|dspark|eagle)_|attention|attn|sliding|rope|kv_|lora|vision|visual|image|audio|talker|speech"
+)
+
+# Keys that look so and do not say it; who has them.
+IRRELEVANT = frozenset(
+    {
+        "activation_sparsity_pattern",  # Gemma 3n: activations
+        "decoder_ffn_dim",
+        "encoder_ffn_dim",
+        "enable_moe_fp32_combine",  # HY V3
+        "expert_selection_fn",  # Cohere 2 MoE
+        "expert_tokens_num_type",  # MindSpeed: kernel
+        "experts_implementation",  # transformers
+        "expert_model_parallel_size",
+        "inference_moe_w13_interleaved",  # Inkling: order in memory
+        "latent_moe_use_norm",  # Kimi
+        "mlp_layer_norm_type",
+        "moe_2layer_gate",  # Skywork
+        "moe_apply_router_weight_on_input",  # Laguna
+        "moe_drop_tokens",  # Hunyuan
+        "moe_dropped_tokens",
+        "moe_gate_type",
+        "moe_group_topk",
+        "moe_permute_fusion",
+        "moe_random_routing_dropped_tokens",  # Hunyuan
+        "moe_renormalize",  # Kimi-Linear
+        "moe_router_dtype",
+        "moe_router_enable_expert_bias",  # Bailing
+        "moe_router_load_balancing_type",
+        "moe_router_num_groups",
+        "moe_router_pre_softmax",
+        "moe_router_score_function",
+        "moe_router_topk",
+        "moe_router_topk_scaling_factor",
+        "moe_router_use_expert_bias",
+        "moe_token_dispatcher_type",
+        "moe_use_aux_free",  # ERNIE 4.5
+        "moe_dense_experts_token_type_id",  # ERNIE 4.5 VL
+        "mtp_mlp_layer_types",  # Step-3.7: draft layers
+        "mtp_hybrid_override_pattern",  # Nemotron-H: draft layers
+        "mtp_layers_block_type",
+        "norm_expert_weight",  # Step
+        "num_experts_per_group",
+        "num_expert_groups_per_tok",
+        "output_router_logits",
+        "prefix_dense_sliding_window_pattern",  # Cohere 2 MoE: attention
+        "router_enable_expert_bias",  # openPangu
+        "shared_expert_combination_strategy",
+        "shared_expert_gate",
+        "sparse_block_size",  # MiniMax-M3: attention, as the next four
+        "sparse_disable_index_value",
+        "sparse_init_block",
+        "sparse_local_block",
+        "sparse_num_index_heads",
+        "sparse_score_type",
+        "sparse_topk_blocks",
+        "use_dense_mot_gen",  # Hunyuan Image
+        "use_dense_one_to_one",
+        "use_expert_bias",  # LFM2
+        "use_moe_router_bias",  # Step
+        "zero_expert_num",  # LongCat: experts that compute nothing and are placed nowhere
+        "zero_expert_type",
+    }
+)
+
+# Parts of a configuration that say nothing about the language model's layers.
+_OTHER_PARTS = re.compile(
+    r"vision|visual|image|audio|talker|code2wav|speech|quant|compress|rope|auto_map|label|generation|draft|eagle"
+    r"|speculat|attn|attention|task_specific|projector|tokenizer"
+)
+_DEEPEST = 4
+
+
+def refuse_unknown(name: str, config: Mapping[str, object], known: frozenset[str]) -> None:
+    """Refuse a key of sparsity that no rule knows.
+
+    Args:
+        name: the model or file, for messages.
+        config: keys and values, perhaps nested.
+        known: keys that a rule reads, or that are known to say nothing here.
+
+    Raises:
+        FormatError: there is one; the message names it.
+    """
+    for key, value in _suspects(config, known, "", 0):
+        msg = (
+            f"{name}: cannot tell the MoE layers of this model from {key} ({shown(value)}), a key that no rule here "
+            "knows; give --layers"
+        )
+        raise FormatError(msg)
+
+
+def _suspects(
+    config: Mapping[str, object], known: frozenset[str], path: str, depth: int
+) -> Iterator[tuple[str, object]]:
+    for key, value in config.items():
+        if value is None or not isinstance(key, str):
+            continue
+        if isinstance(value, Mapping):
+            if value and depth < _DEEPEST and not _OTHER_PARTS.search(key.lower()):
+                # Inside a part of its own no key is read, so that a known one is as suspect there.
+                yield from _suspects(value, frozenset(), f"{path}{key}.", depth + 1)
+        elif key not in known and key not in IRRELEVANT and (is_suspect(key) or _marks_layers(key, value)):
+            yield f"{path}{key}", value
+
+
+def is_suspect(key: str) -> bool:
+    """Whether a key looks as if it said which layers are MoE, or how many experts they have."""
+    plain = re.sub(r"(?<=[a-z0-9])(?=[A-Z])", "_", key).lower().replace("-", "_")
+    if not _SUBJECT.search(plain) or _OTHERS.search(plain):
+        return False
+    return bool(_PLACE.search(plain)) or (bool(_NUMBER.search(plain)) and not _MEASURE.search(plain))
+
+
+def _marks_layers(key: str, value: object) -> bool:
+    """Whether a list has kinds of layers in it that are MoE, whatever its key."""
+    if key == "architectures" or not isinstance(value, (list, tuple)) or len(value) <= 1:
+        return False
+    texts = [item.lower() for item in value if isinstance(item, str)]
+    return len(texts) == len(value) and any(re.search(r"moe|expert|^sparse$", text) for text in texts)
