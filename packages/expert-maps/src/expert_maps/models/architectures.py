@@ -36,6 +36,7 @@ DEFAULTS: dict[str, dict[str, int]] = {
 NOT_WITHOUT: dict[str, str] = {
     "arctic": "moe_layer_frequency",
     "bailing": "first_k_dense_replace",
+    "deepseek_ocr2": "first_k_dense_replace",
     "kimi": "first_k_dense_replace",
     "minimax_m3": "moe_layer_freq",
     "nemotron_h": "hybrid_override_pattern",

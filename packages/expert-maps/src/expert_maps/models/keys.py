@@ -34,65 +34,20 @@ _OTHERS = re.compile(
     r"^(mtp|nextn|draft|dspark|eagle)_|attention|attn|sliding|rope|kv_|lora|vision|visual|image|audio|talker|speech"
 )
 
-# Keys that look so and do not say it; who has them.
+# Keys that look so and do not say it, with who has them.
 IRRELEVANT = frozenset(
     {
         "activation_sparsity_pattern",  # Gemma 3n: activations
-        "decoder_ffn_dim",
-        "encoder_ffn_dim",
-        "enable_moe_fp32_combine",  # HY V3
-        "expert_selection_fn",  # Cohere 2 MoE
         "expert_tokens_num_type",  # MindSpeed: kernel
-        "experts_implementation",  # transformers
-        "expert_model_parallel_size",
         "inference_moe_w13_interleaved",  # Inkling: order in memory
-        "latent_moe_use_norm",  # Kimi
-        "mlp_layer_norm_type",
         "moe_2layer_gate",  # Skywork
-        "moe_apply_router_weight_on_input",  # Laguna
-        "moe_drop_tokens",  # Hunyuan
-        "moe_dropped_tokens",
-        "moe_gate_type",
-        "moe_group_topk",
-        "moe_permute_fusion",
-        "moe_random_routing_dropped_tokens",  # Hunyuan
-        "moe_renormalize",  # Kimi-Linear
-        "moe_router_dtype",
-        "moe_router_enable_expert_bias",  # Bailing
-        "moe_router_load_balancing_type",
-        "moe_router_num_groups",
-        "moe_router_pre_softmax",
-        "moe_router_score_function",
-        "moe_router_topk",
-        "moe_router_topk_scaling_factor",
-        "moe_router_use_expert_bias",
-        "moe_token_dispatcher_type",
-        "moe_use_aux_free",  # ERNIE 4.5
-        "moe_dense_experts_token_type_id",  # ERNIE 4.5 VL
-        "mtp_mlp_layer_types",  # Step-3.7: draft layers
-        "mtp_hybrid_override_pattern",  # Nemotron-H: draft layers
-        "mtp_layers_block_type",
-        "norm_expert_weight",  # Step
-        "num_experts_per_group",
         "num_expert_groups_per_tok",
-        "output_router_logits",
-        "prefix_dense_sliding_window_pattern",  # Cohere 2 MoE: attention
-        "router_enable_expert_bias",  # openPangu
-        "shared_expert_combination_strategy",
-        "shared_expert_gate",
-        "sparse_block_size",  # MiniMax-M3: attention, as the next four
         "sparse_disable_index_value",
         "sparse_init_block",
         "sparse_local_block",
         "sparse_num_index_heads",
-        "sparse_score_type",
         "sparse_topk_blocks",
-        "use_dense_mot_gen",  # Hunyuan Image
-        "use_dense_one_to_one",
-        "use_expert_bias",  # LFM2
-        "use_moe_router_bias",  # Step
         "zero_expert_num",  # LongCat: experts that compute nothing and are placed nowhere
-        "zero_expert_type",
     }
 )
 

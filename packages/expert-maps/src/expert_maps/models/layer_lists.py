@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
@@ -57,9 +58,7 @@ def enumeration(config: Config, count: int, drafts: int) -> tuple[list[int], str
     expected = f"different layer indices from 0 to {count + drafts - 1}, such as '1,2,3'"
     if isinstance(value, str):
         texts = [text.strip() for text in value[:_LONGEST_TEXT].split(",")]
-        if len(value) > 2**16 or not all(
-            text.isdecimal() and text.isascii() and len(text) <= 9 for text in texts
-        ):
+        if len(value) > _LONGEST_TEXT or not all(re.fullmatch(_INDEX, text) for text in texts):
             config.refuse("moe_layers_enum", expected)
         value = [int(text) for text in texts]
     found = Config(config.name, {"moe_layers_enum": value}).indices("moe_layers_enum", count + drafts)

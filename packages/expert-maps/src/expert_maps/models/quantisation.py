@@ -29,7 +29,11 @@ _DTYPE_NAMES = {
 }
 _SCALE = 4  # float32
 _BYTE = 8
+_NVFP4_GROUP = 16
 _BITS = (2, 3, 4, 8)
+# More names than any model has modules are not looked through.
+_MOST_EXCLUDED = 2**19
+_LONGEST_NAME = 1000
 _EXCLUDED_KEYS = ("modules_to_not_convert", "ignored_layers", "ignore", "exclude_modules", "excluded_layers")
 
 
@@ -109,8 +113,8 @@ def _refuse_excluded(quant: Config) -> None:
     """Refuse a quantisation that leaves out experts: of those that stay as they were nothing is known here."""
     for key in quant.present(_EXCLUDED_KEYS):
         value = quant.get(key)
-        for entry in value if isinstance(value, (list, tuple)) else [value]:
-            text = str(entry).lower()
+        for entry in value[:_MOST_EXCLUDED] if isinstance(value, (list, tuple)) else [value]:
+            text = str(entry)[:_LONGEST_NAME].lower() if isinstance(entry, str) else ""
             if re.search(r"shared|router|mtp|gate(?!_)", text):
                 continue
             if "experts" in text or re.search(r"(\*|re:).*mlp", text):
@@ -135,13 +139,10 @@ def _fp8(quant: Config, shape: Shape, config: Config) -> tuple[int, str]:
         scales = len(shape.projections) * (1 + is_static)
         return weights + scales * _SCALE, "float8 with a scale a projection"
     block = quant.get("weight_block_size")
-    if (
-        not isinstance(block, (list, tuple))
-        or len(block) != len(("rows", "columns"))
-        or any(type(n) is not int or n < 1 for n in block)
-    ):
-        untold(f"weight_block_size is {shown(block)}; expected two whole numbers")
-    rows, columns = block
+    sizes = list(block) if isinstance(block, (list, tuple)) else []
+    if [type(size) for size in sizes] != [int, int] or min(sizes) < 1:
+        untold(f"weight_block_size is {shown(block)}; expected two whole numbers of at least 1")
+    rows, columns = sizes
     scales = sum(ceil(outputs / rows) * ceil(inputs / columns) for outputs, inputs in shape.projections)
     return weights + scales * _SCALE, f"float8 with a float32 scale for {rows} x {columns}"
 
@@ -192,10 +193,12 @@ def _mxfp4(quant: Config, shape: Shape, config: Config) -> tuple[int, str]:
     return total, "float4 with a byte of scale for 32"
 
 
-def _nvfp4(shape: Shape, group: int, *, input_scale: bool) -> tuple[int, str]:
-    total = sum(outputs * (ceil(inputs / 2) + ceil(inputs / group)) for outputs, inputs in shape.projections)
+def _nvfp4(shape: Shape, *, input_scale: bool) -> tuple[int, str]:
+    total = sum(
+        outputs * (ceil(inputs / 2) + ceil(inputs / _NVFP4_GROUP)) for outputs, inputs in shape.projections
+    )
     total += len(shape.projections) * _SCALE * (1 + input_scale)
-    return total, f"float4 with a float8 scale for {group}"
+    return total, f"float4 with a float8 scale for {_NVFP4_GROUP}"
 
 
 def _modelopt(quant: Config, shape: Shape, config: Config) -> tuple[int, str]:
@@ -203,12 +206,13 @@ def _modelopt(quant: Config, shape: Shape, config: Config) -> tuple[int, str]:
     algorithm = quant.get("quant_algo")
     if algorithm == "NVFP4":
         groups = quant.get("config_groups")
-        sizes = set(re.findall(r"'group_size': (\d+)", str(groups)[: 2**16])) if groups else set()
-        if quant.has("group_size"):
-            sizes.add(str(_size(quant, "group_size", 1)))
-        if not sizes <= {"16"}:
-            untold(f"NVFP4 with groups of {', '.join(sorted(sizes))} is not known here")
-        return _nvfp4(shape, 16, input_scale=True)
+        parts = [quant.values, *(groups.values() if isinstance(groups, Mapping) else ())]
+        parts += [part["weights"] for part in parts if isinstance(part, Mapping) and "weights" in part]
+        for part in parts:
+            size = part.get("group_size") if isinstance(part, Mapping) else None
+            if size not in (None, _NVFP4_GROUP):
+                untold(f"NVFP4 with groups of {shown(size)} is not known here")
+        return _nvfp4(shape, input_scale=True)
     if algorithm == "FP8":
         scales = 2 * len(shape.projections)
         return (
@@ -252,7 +256,7 @@ def _compressed(quant: Config, shape: Shape, config: Config) -> tuple[int, str]:
             scale_bytes=scale_bytes,
         )
     if layout == "nvfp4-pack-quantized":
-        return _nvfp4(shape, 16, input_scale=has_input)
+        return _nvfp4(shape, input_scale=has_input)
     if layout == "mxfp4-pack-quantized":
         return _mxfp4(quant, shape, config)
     if bits == _BYTE and kind in ("int", "float") and strategy == "channel":

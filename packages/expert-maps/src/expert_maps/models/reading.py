@@ -149,8 +149,8 @@ def _moe_layers(
     keys.refuse_unknown(
         config.name, {key: value for key, value in whole.items() if not isinstance(value, Mapping)}, known
     )
-    # A key that makes every layer MoE, such as a step of 1, says nothing against another.
-    telling = [verdict for verdict in verdicts if len(verdict[1]) < count]
+    # A number that makes every layer MoE, such as a step of 1, says nothing against another key.
+    telling = [verdict for verdict in verdicts if verdict[0].is_list or len(verdict[1]) < count]
     for _, layers, words in telling[1:]:
         if layers != telling[0][1]:
             msg = (
@@ -196,7 +196,7 @@ def _default(config: Config, count: int, drafts: int) -> tuple[list[int], str] |
     """Return what the architecture's own default says where its key is absent."""
     defaults = DEFAULTS.get(config.model_type, {})
     absent = {key: value for key, value in defaults.items() if not config.has(key)}
-    if not absent or (config.present(tuple(defaults)) and len(defaults) == 1):
+    if not absent:
         return None
     filled = Config(config.name, {**config.values, **absent})
     rule = next(rule for rule in RULES if set(defaults) <= set(rule.keys))

@@ -29,11 +29,13 @@ class Rule:
         find: from the configuration, the number of layers and of draft layers to the MoE layers, and a few words
             with the values that say so; None where it does not apply after all.
         source: whose code says so.
+        is_list: it names the layers one by one, so that "all" is a statement too; a step of 1 is none.
     """
 
     keys: tuple[str, ...]
     find: Callable[[Config, int, int], tuple[list[int], str] | None]
     source: str
+    is_list: bool = False
 
 
 def _first_k_dense(config: Config, count: int, drafts: int) -> tuple[list[int], str] | None:
@@ -119,6 +121,7 @@ RULES: tuple[Rule, ...] = (
         ("moe_layer_freq",),
         layer_lists.frequencies,
         "vLLM mimo_v2.py, ../../models/minimax_m3/nvidia/model.py; transformers minimax_m3_vl, step3p7",
+        is_list=True,
     ),
     Rule(
         ("num_dense_layers",),
@@ -137,31 +140,36 @@ RULES: tuple[Rule, ...] = (
         _every("interleave_moe_layer_step", -1),
         "vLLM llama4.py; transformers llama4 (configuration_llama4.py)",
     ),
-    Rule(("moe_layers",), layer_lists.indices, "transformers llama4 (configuration_llama4.py)"),
+    Rule(("moe_layers",), layer_lists.indices, "transformers llama4 (configuration_llama4.py)", is_list=True),
     Rule(
         ("moe_layers_enum",),
         layer_lists.enumeration,
         "vLLM step3p5.py, step3_text.py; transformers step3p7 (draft layers may be listed)",
+        is_list=True,
     ),
     Rule(
         ("hybrid_override_pattern",),
         layer_lists.pattern,
         "vLLM nemotron_h.py; transformers nemotron_h (configuration_nemotron_h.py)",
+        is_list=True,
     ),
     Rule(
         ("layers_block_type", "layer_types"),
         layer_lists.block_types,
         "transformers nemotron_h (configuration_nemotron_h.py)",
+        is_list=True,
     ),
     Rule(
         ("mlp_layer_types",),
         layer_lists.mlp_types,
         "vLLM laguna.py, exaone_moe.py, cohere2_moe.py; transformers glm4_moe_lite, deepseek_v4 (moe, hash_moe)",
+        is_list=True,
     ),
     Rule(
         ("is_moe_layer",),
         layer_lists.flags,
         "K-EXAONE's config.json; NVIDIA Megatron-Bridge (its EXAONE provider)",
+        is_list=True,
     ),
     Rule(
         ("expert_layer_period", "expert_layer_offset"),
@@ -181,7 +189,10 @@ RULES: tuple[Rule, ...] = (
     Rule(("moe_layer_frequency",), _every("moe_layer_frequency", -1), "vLLM 0.9 arctic.py"),
     Rule(("moe_every_n_layers",), _every("moe_every_n_layers", 1), "vLLM bert_with_rope.py (Nomic)"),
     Rule(
-        ("block_configs",), layer_lists.blocks, "vLLM ../../transformers_utils/model_arch_config_convertor.py"
+        ("block_configs",),
+        layer_lists.blocks,
+        "vLLM ../../transformers_utils/model_arch_config_convertor.py",
+        is_list=True,
     ),
 )
 

@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+import reprlib
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, NoReturn
 
@@ -12,7 +13,9 @@ from expert_maps.errors import FormatError
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-_LONGEST = 60
+_SHORT = reprlib.Repr()
+_SHORT.maxlevel = 2
+_SHORT.maxstring = _SHORT.maxother = 60
 
 
 @dataclass(frozen=True)
@@ -74,9 +77,9 @@ class Config:
     def indices(self, key: str, count: int) -> list[int]:
         """Return a list of different layer indices below `count`."""
         value = self.values.get(key)
-        found = list(value) if isinstance(value, (list, tuple)) else [None]
-        are_indices = all(type(item) is int and 0 <= item < count for item in found)
-        if not are_indices or len(set(found)) != len(found):
+        items = list(value) if isinstance(value, (list, tuple)) else [None]
+        found = [item for item in items if type(item) is int and 0 <= item < count]
+        if len(found) != len(items) or len(set(found)) != len(found):
             self.refuse(key, f"different layer indices from 0 to {count - 1}")
         return found
 
@@ -108,6 +111,5 @@ class Config:
 
 
 def shown(value: object) -> str:
-    """Return a value as a message shows it, short."""
-    text = repr(value)
-    return text if len(text) <= _LONGEST else f"{text[:_LONGEST]}… ({len(text)} characters)"
+    """Return a value as a message shows it, short however large it is."""
+    return _SHORT.repr(value)
