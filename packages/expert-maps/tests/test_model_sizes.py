@@ -216,6 +216,8 @@ def test_counts_carry_the_bytes(tmp_path: Path) -> None:
         "bfloat16, 3 projections of 7168 x 2048",
     )
     assert MODELS["deepseek-v3"].expert_bytes == 44_050_944
+    # Three times 2880 x 2880 in four bits, a byte for 32, and biases in bfloat16.
+    assert MODELS["gpt-oss-20b"].expert_bytes == 13_219_200 + 3 * 2880 * 2
     # ModelSlim and older ModelOpt state their quantisation in a file of their own.
     (tmp_path / "config.json").write_text(json.dumps(config))
     assert model_counts(tmp_path).expert_bytes == 88_080_384

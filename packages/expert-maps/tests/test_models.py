@@ -198,7 +198,8 @@ FIXTURES: list[tuple[str, dict[str, Any], list[int], int]] = [
             "num_hidden_layers": 4,
             "moe_num_experts": [64, 32],
             "moe_layer_start_index": [1, 2],
-            "moe_layer_end_index": [3, 3],
+            "moe_layer_end_index": [5, 4],
+            "moe_layer_feed_fake_token": True,
         },
         [1, 2, 3],
         64,
@@ -353,7 +354,7 @@ def test_every_layer_is_known_or_assumed() -> None:
         "n_dense_first_layers", "moe_every_k_layers", "moe_layer_list", "moeLayers", "moe_start", "moe-end-layer",
         "sparse_step", "expert_interval", "moe_pattern", "moe_layer_mask", "num_experts_per_layer", "experts_count",
         "mixture_every", "num_sparse_encoder_layers", "encoder_sparse_step", "moe_freq", "dense_prefix_layers",
-        "moe_block_ids", "expert_placement_pattern", "moe_layer_ratio", "moe_every_n_layer", "first_last_k_dense_replace",
+        "moe_block_ids", "moe_layer_property", "expert_placement_pattern", "moe_layer_ratio", "moe_every_n_layer", "first_last_k_dense_replace",
     ],
 )  # fmt: skip
 def test_an_unknown_key_of_sparsity_is_never_a_number(key: str) -> None:
@@ -376,6 +377,7 @@ def test_an_unknown_key_of_sparsity_is_never_a_number(key: str) -> None:
     "extra",
     [
         {"mlp_config": {"moe_layers": [1]}},
+        {"properties": {"moe_layers": [1]}},
         {"per_layer_config": {"3": {"num_experts": 2}}},
         {"moe_config": {"every": {"moe_step": 2}}},
         {"ffn_kinds": ["mlp", "moe", "mlp", "moe", "mlp", "moe", "mlp", "moe"]},
@@ -397,6 +399,7 @@ def test_keys_that_say_nothing_are_let_through() -> None:
         "hybrid_layer_pattern": [0, 1], "layer_types": ["full_attention"] * 8, "sliding_window_pattern": "LLLG",
         "architectures": ["SomeMoeForCausalLM", "OtherMoe"], "dense_intermediate_size": 4, "expert_capacity": 4,
         "prefix_dense_intermediate_size": 4, "share_expert_dim": 0, "moe_routed_scaling_factor": 1.0, "moe_latent_size": 4,
+        "mtp_layers_block_type": ["full_attention", "moe"], "moe_experts_per_token": 2,
         "rms_norm_eps_moe_gate": 1e-6, "moe_renormalize": True, "enable_moe_fp32_combine": True, "ep_size": 1,
     }  # fmt: skip
     assert counts_from_config("m", {"num_hidden_layers": 8, "num_experts": 4, **harmless}).num_layers == 8
@@ -418,6 +421,7 @@ BASE = {"num_hidden_layers": 61, "n_routed_experts": 256}
         ({**BASE, "first_k_dense_replace": [3]}, "first_k_dense_replace is .3.; expected"),
         ({**BASE, "moe_layer_freq": 0}, "moe_layer_freq is 0; expected a whole number of at least 1"),
         ({**BASE, "moe_layer_freq": [0, 1]}, "moe_layer_freq has 2 entries; expected a list of 61"),
+        ({**BASE, "moe_layer_freq": [1] * 62}, "moe_layer_freq has 62 entries; expected a list of 61"),
         ({**BASE, "moe_layer_freq": [0, 2] + [1] * 59}, "expected 0 or 1 for each layer"),
         ({**BASE, "moe_layer_freq": [0] * 61}, "not an MoE model: moe_layer_freq marks 0 leaves none"),
         ({**BASE, "num_dense_layers": 62}, "num_dense_layers is 62"),
@@ -464,6 +468,10 @@ BASE = {"num_hidden_layers": 61, "n_routed_experts": 256}
         (
             {"block_configs": [{"block_type": "moe", "n_routed_experts": n} for n in (4, 8)]},
             "n_routed_experts of block_configs differs between layers, from 4 to 8",
+        ),
+        (
+            {"model_type": "longcat_flash", "num_layers": 28, "num_hidden_layers": 57, "n_routed_experts": 4},
+            "num_layers is 28, num_hidden_layers is 57|num_hidden_layers is 57, num_layers is 28",
         ),
         ({"model_type": "longcat_flash", "num_hidden_layers": 28, "n_routed_experts": 4}, "expected num_layers"),
         (
@@ -514,6 +522,8 @@ def test_all_other_counts() -> None:
         ({}, "num_groups", 1),
         ({"num_expert_group": 4}, "num_groups", 4),
         ({"n_group": None}, "num_groups", 1),
+        ({"n_group": False}, "num_groups", 1),
+        ({"n_group": 0}, "num_groups", 1),
         ({"moe_num_shared_experts": 2}, "num_shared_experts", 2),
         ({"num_shared_expert": [2, 2]}, "num_shared_experts", 2),
         ({"num_shared_expert": [2, 2], "use_mixed_mlp_moe": False}, "num_shared_experts", 0),

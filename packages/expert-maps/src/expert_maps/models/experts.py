@@ -25,6 +25,7 @@ _TOP_K_KEYS = (
     "num_experts_per_tok",
     "num_experts_per_token",
     "experts_per_token",
+    "moe_experts_per_token",
     "top_k_experts",
     "moe_topk",
     "moe_top_k",
@@ -90,7 +91,8 @@ def expert_groups(config: Config, experts: int) -> int:
         FormatError: a number that does not divide E.
     """
     for key in config.present(_GROUP_KEYS):
-        groups = config.whole(key, 0, experts) or 1
+        # Hunyuan states false for none.
+        groups = 1 if config.get(key) is False else config.whole(key, 0, experts) or 1
         if experts % groups:
             config.refuse(key, f"a number that divides the {experts} experts")
         return groups
@@ -104,7 +106,7 @@ def shared_experts(config: Config, layers: int | None) -> int:
     for key in config.present(_SHARED_KEYS):
         return config.one_of_layers(key, layers, 0, limits.MAX_EXPERTS) or 0
     for key in config.present(_SHARED_WIDTHS):
-        return int(bool(config.whole(key)))
+        return int(bool(config.one_of_layers(key, layers)))
     return int(config.model_type in _ONE_SHARED)
 
 

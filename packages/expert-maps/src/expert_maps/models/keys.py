@@ -31,7 +31,8 @@ _MEASURE = re.compile(
     r"|(size|sizes|dim|dims|scale|scaling|factor|bias|weight|weights|fraction|implementation|impl)$"
 )
 _OTHERS = re.compile(
-    r"^(mtp|nextn|draft|dspark|eagle)_|attention|attn|sliding|rope|kv_|lora|vision|visual|image|audio|talker|speech"
+    r"^(mtp|nextn|draft|dspark|eagle)_"
+    r"|(^|_)(attention|attn|sliding|rope|kv|lora|vision|visual|image|audio|talker|speech)(_|$)"
 )
 
 # Keys that look so and do not say it, with who has them.
@@ -41,6 +42,8 @@ IRRELEVANT = frozenset(
         "expert_tokens_num_type",  # MindSpeed: kernel
         "inference_moe_w13_interleaved",  # Inkling: order in memory
         "moe_2layer_gate",  # Skywork
+        "moe_layer_feed_fake_token",  # ERNIE 4.5
+        "moe_num_dense_experts",  # ERNIE 4.5: not routed
         "num_expert_groups_per_tok",
         "sparse_disable_index_value",
         "sparse_init_block",
@@ -53,8 +56,8 @@ IRRELEVANT = frozenset(
 
 # Parts of a configuration that say nothing about the language model's layers.
 _OTHER_PARTS = re.compile(
-    r"vision|visual|image|audio|talker|code2wav|speech|quant|compress|rope|auto_map|label|generation|draft|eagle"
-    r"|speculat|attn|attention|task_specific|projector|tokenizer"
+    r"(^|_)(vision|visual|image|audio|talker|code2wav|speech|quant[a-z]*|compress[a-z]*|rope|id2label|label2id"
+    r"|generation|draft|eagle|speculat[a-z]*|attn|attention|task|projector|tokenizer|map)(_|$)"
 )
 _DEEPEST = 4
 
@@ -102,7 +105,12 @@ def is_suspect(key: str) -> bool:
 
 def _marks_layers(key: str, value: object) -> bool:
     """Whether a list has kinds of layers in it that are MoE, whatever its key."""
-    if key == "architectures" or not isinstance(value, (list, tuple)) or len(value) <= 1:
+    if (
+        key == "architectures"
+        or _OTHERS.search(key.lower())
+        or not isinstance(value, (list, tuple))
+        or len(value) <= 1
+    ):
         return False
     texts = [item.lower() for item in value if isinstance(item, str)]
     return len(texts) == len(value) and any(re.search(r"moe|expert|^sparse$", text) for text in texts)

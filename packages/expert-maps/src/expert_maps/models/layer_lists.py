@@ -108,15 +108,18 @@ def blocks(config: Config, count: int, drafts: int) -> tuple[list[int], str] | N
     return (layers, f"block_configs has {len(layers)} moe") if layers else None
 
 
-def text_of_pairs(config: Config, keys: Sequence[str]) -> Config:
-    """Return a configuration with the first of each pair: ERNIE 4.5 VL states [text, vision]."""
+def text_of_pairs(config: Config, keys: Sequence[str], count: int) -> Config:
+    """Return a configuration with the first of each pair: ERNIE 4.5 VL states [text, vision].
+
+    Its published pairs end beyond its last layer ([29, 28] of 28), which then is the end.
+    """
     pairs: dict[str, object] = {}
     for key in keys:
         value = config.get(key)
         if isinstance(value, (list, tuple)):
-            if len(value) != len(TEXT_AND_VISION):
+            if [type(item) for item in value] != [int] * len(TEXT_AND_VISION):
                 config.refuse(key, "one layer index, or one for text and one for vision")
-            pairs[key] = value[0]
+            pairs[key] = min(value[0], count - 1)
     return Config(config.name, {**config.values, **pairs}) if pairs else config
 
 

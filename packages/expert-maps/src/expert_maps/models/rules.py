@@ -94,7 +94,7 @@ def _period(config: Config, count: int, drafts: int) -> tuple[list[int], str]:
 
 def _start_end(config: Config, count: int, drafts: int) -> tuple[list[int], str]:
     del drafts
-    config = layer_lists.text_of_pairs(config, ("moe_layer_start_index", "moe_layer_end_index"))
+    config = layer_lists.text_of_pairs(config, ("moe_layer_start_index", "moe_layer_end_index"), count)
     start = config.whole("moe_layer_start_index", 0, count - 1)
     if start is None:
         msg = f"{config.name}: moe_layer_start_index is missing; expected it beside moe_layer_end_index and _interval"

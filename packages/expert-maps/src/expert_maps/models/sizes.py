@@ -41,6 +41,7 @@ _PLAIN_WIDTH = frozenset(
         "jamba",
         "llama4_text",
         "minimax",
+        "minimax_m1",
         "minimax_m2",
         "minimax_m3_vl_text",
         "minimax_text_01",
@@ -54,7 +55,7 @@ _PLAIN_WIDTH = frozenset(
 _TWO_PROJECTIONS = frozenset({"nemotron_h", "nemotron_h_puzzle"})
 # Experts that are no plain MLP: JetMoe shares its experts with attention (transformers 5.19).
 _OTHER_EXPERTS = frozenset({"jetmoe", "doge"})
-_BIASED = frozenset({"gpt_oss"})
+_BIASED = frozenset({"gpt_oss", "openai_privacy_filter"})
 # Files beside config.json that state a quantisation which it does not: ModelSlim's and NVIDIA ModelOpt's.
 _OTHER_FILES = ("quant_model_description.json", "quant_model_weights.json", "hf_quant_config.json")
 
