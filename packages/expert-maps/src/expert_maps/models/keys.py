@@ -8,6 +8,7 @@ import re
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
+from expert_maps import limits
 from expert_maps.errors import FormatError
 from expert_maps.models.values import shown
 
@@ -61,6 +62,10 @@ _OTHER_PARTS = re.compile(
 )
 _DEEPEST = 4
 
+# A kind of layer, as lists of them say it.
+_KIND = re.compile(r"moe|expert|^sparse$")
+_LONGEST_KIND = 64
+
 
 def refuse_unknown(name: str, config: Mapping[str, object], known: frozenset[str]) -> None:
     """Refuse a key of sparsity that no rule knows.
@@ -107,10 +112,10 @@ def _marks_layers(key: str, value: object) -> bool:
     """Whether a list has kinds of layers in it that are MoE, whatever its key."""
     if (
         key == "architectures"
-        or _OTHERS.search(key.lower())
         or not isinstance(value, (list, tuple))
-        or len(value) <= 1
+        or not 1 < len(value) <= limits.MAX_LAYERS
     ):
         return False
-    texts = [item.lower() for item in value if isinstance(item, str)]
-    return len(texts) == len(value) and any(re.search(r"moe|expert|^sparse$", text) for text in texts)
+    if _OTHERS.search(key.lower()) or not all(isinstance(item, str) for item in value):
+        return False
+    return any(_KIND.search(item[:_LONGEST_KIND].lower()) for item in value)

@@ -146,9 +146,12 @@ def _moe_layers(
     is_listed = any(rule.keys[0] in SILENT_KEYS["beside"] for rule, _, _ in verdicts)
     known = _KNOWN_KEYS | (SILENT_KEYS["silent"] if is_listed else frozenset())
     keys.refuse_unknown(config.name, config.values, known)
-    keys.refuse_unknown(
-        config.name, {key: value for key, value in whole.items() if not isinstance(value, Mapping)}, known
-    )
+    outside = {
+        key: value
+        for key, value in whole.items()
+        if key not in config.values and not isinstance(value, Mapping)
+    }
+    keys.refuse_unknown(config.name, outside, known)
     # A number that makes every layer MoE, such as a step of 1, says nothing against another key.
     telling = [verdict for verdict in verdicts if verdict[0].is_list or len(verdict[1]) < count]
     for _, layers, words in telling[1:]:

@@ -8,6 +8,7 @@ import reprlib
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, NoReturn
 
+from expert_maps import limits
 from expert_maps.errors import FormatError
 
 if TYPE_CHECKING:
@@ -77,7 +78,7 @@ class Config:
     def indices(self, key: str, count: int) -> list[int]:
         """Return a list of different layer indices below `count`."""
         value = self.values.get(key)
-        items = list(value) if isinstance(value, (list, tuple)) else [None]
+        items = value if isinstance(value, (list, tuple)) and len(value) <= count else [None]
         found = [item for item in items if type(item) is int and 0 <= item < count]
         if len(found) != len(items) or len(set(found)) != len(found):
             self.refuse(key, f"different layer indices from 0 to {count - 1}")
@@ -94,6 +95,8 @@ class Config:
         value = self.values.get(key)
         if not isinstance(value, (list, tuple)):
             return self.whole(key, least, most)
+        if layers is None and len(value) > limits.MAX_LAYERS:
+            self.refuse(key, f"at most {limits.MAX_LAYERS} numbers")
         if layers is not None and len(value) != layers:
             self.refuse(key, f"one number, or a list of {layers}, one for each layer")
         if not value or any(type(item) is not int or item < least for item in value):
