@@ -103,8 +103,10 @@ def test_the_digest_is_that_of_all_layers() -> None:
         ({"num_hidden_layers": 6, "num_experts": 16}, 6),
         ({"num_hidden_layers": 6, "n_routed_experts": 16, "first_k_dense_replace": 1}, 5),
         ({"num_hidden_layers": 6, "num_experts": 16, "mlp_only_layers": [0, 3]}, 4),
-        # Nothing is guessed: no experts by the known keys, or not as many as vLLM counts.
-        ({"num_hidden_layers": 6, "moe_num_experts": 16}, None),
+        ({"num_hidden_layers": 6, "moe_num_experts": 16, "moe_layer_start_index": 2}, 4),
+        # Nothing is guessed: an unknown key of sparsity, no experts, or not as many as vLLM counts.
+        ({"num_hidden_layers": 6, "num_experts": 16, "moe_layer_stride": 2}, None),
+        ({"num_hidden_layers": 6, "expert_amount": 16}, None),
         ({"num_hidden_layers": 6, "num_local_experts": 8}, None),
         ({"num_experts": 16}, None),
     ],

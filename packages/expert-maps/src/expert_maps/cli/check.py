@@ -20,9 +20,9 @@ from expert_maps.cli.common import (
     print_json,
     read_map,
 )
+from expert_maps.cli.model import MODEL_HELP, read_model
 from expert_maps.errors import PlacementError
 from expert_maps.formats import read_placement
-from expert_maps.models import MODELS, model_counts
 from expert_maps.validation import as_count
 
 if TYPE_CHECKING:
@@ -41,7 +41,7 @@ def check(
         str | None,
         typer.Option(
             "--model",
-            help=f"Expect the layers and experts of a config.json, or of one of {', '.join(MODELS)}.",
+            help=f"{MODEL_HELP}: expect its layers and experts.",
         ),
     ] = None,
     golden: Annotated[
@@ -76,7 +76,7 @@ def _expected_counts(
 ) -> dict[str, int]:
     expected: dict[str, int] = {}
     if model is not None:
-        counts = model_counts(model)
+        counts = read_model(model, layers)
         expected = {"num_logical_experts": counts.num_experts, "num_layers": counts.num_layers}
     for name, option, value, minimum in (
         ("num_logical_experts", "--experts", experts, 1),

@@ -15,10 +15,10 @@ from expert_maps.cli.common import (
     bad_input,
     print_json,
 )
+from expert_maps.cli.model import MODEL_HELP, read_model
 from expert_maps.errors import LayoutError
 from expert_maps.formats import vllm_ascend, write_placement
 from expert_maps.layouts import LAYOUT_NAMES, generate_placement
-from expert_maps.models import MODELS, model_counts
 
 
 def generate(
@@ -41,7 +41,7 @@ def generate(
         str | None,
         typer.Option(
             "--model",
-            help=f"Take --experts and --layers from a config.json, or one of {', '.join(MODELS)}.",
+            help=f"{MODEL_HELP}: take --experts and --layers from it.",
         ),
     ] = None,
     output: OutputOption = None,
@@ -53,7 +53,7 @@ def generate(
         if output is not None:
             vllm_ascend.check_output_name(output)
         if model is not None:
-            counts = model_counts(model)
+            counts = read_model(model, layers)
             experts = counts.num_experts if experts is None else experts
             layers = counts.num_layers if layers is None else layers
         if experts is None:

@@ -1,0 +1,40 @@
+# SPDX-FileCopyrightText: The expert-maps authors
+# SPDX-License-Identifier: Apache-2.0
+"""`--model`: a model by its config.json or its name."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import typer
+
+from expert_maps.cli.common import as_input
+from expert_maps.models import layers_text, model_counts
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from expert_maps.models import ModelCounts
+
+MODEL_HELP = "A model's config.json, its folder, - for standard input, or a known name such as deepseek-r1"
+"""What `--model` takes, to begin a help text with."""
+
+
+def read_model(model: str, layers: int | Sequence[int] | None = None) -> ModelCounts:
+    """Read what `--model` names, and warn where no key of it says which layers are MoE.
+
+    Args:
+        model: a path, ``-`` or a name.
+        layers: `--layers`: the MoE layers' indices, or how many; None takes the model's.
+
+    Raises:
+        FormatError: see `expert_maps.models.model_counts`.
+    """
+    counts = model_counts(as_input(model), layers=layers)
+    if counts.is_assumed:
+        typer.echo(
+            f"warning: {counts.name}: no key says which layers are MoE; {layers_text(counts)} taken: "
+            "say --layers where that is wrong",
+            err=True,
+        )
+    return counts
