@@ -17,7 +17,7 @@ from rich.console import Console
 from typer.testing import CliRunner, Result
 
 from expert_maps import Placement, generate_placement, read_placement, write_placement
-from expert_maps.cli import app, common
+from expert_maps.cli.app import app
 from expert_maps.cli.show import ranges
 
 if TYPE_CHECKING:
