@@ -6,15 +6,20 @@ from __future__ import annotations
 
 import os
 import sys
+from typing import TYPE_CHECKING
 
 from expert_maps.cli.output import accept_every_character, error_line, say
 
-# As a program that the signal of a closed pipe ends: `| head` has read what it wanted.
+if TYPE_CHECKING:
+    import typer
+
+# As of a program that the signal of a closed pipe ends: `| head` has read what it wanted.
 CLOSED_PIPE = 141
+BAD_OUTPUT = 2
 
 
 def run(arguments: list[str] | None = None) -> int:
-    """Run a command and return its exit code; whatever is left to print has been printed.
+    """Run a command and return its exit code, when all that it printed has left the process.
 
     Args:
         arguments: those after the program's name; None for `sys.argv`.
@@ -26,29 +31,25 @@ def run(arguments: list[str] | None = None) -> int:
     from expert_maps.cli.app import app
 
     try:
-        code = _code_of(lambda: app(args=arguments))
-        _flush()
+        code = _run(app, arguments)
+        sys.stdout.flush()
+        sys.stderr.flush()
     except BrokenPipeError:
         _drop_output()
         return CLOSED_PIPE
     except OSError as error:
         _drop_output()
-        say(error_line(f"cannot print: {error.strerror or error}"), err=True)
-        return 2
+        say(error_line(f"standard output cannot be written: {error.strerror or error}"), err=True)
+        return BAD_OUTPUT
     return code
 
 
-def _code_of(call: object) -> int:
+def _run(app: typer.Typer, arguments: list[str] | None) -> int:
     try:
-        call()  # type: ignore[operator]
-    except SystemExit as end:
-        return end.code if isinstance(end.code, int) else int(end.code is not None)
-    return 0
-
-
-def _flush() -> None:
-    sys.stdout.flush()
-    sys.stderr.flush()
+        code: object = app(args=arguments, standalone_mode=False)
+    except SystemExit as end:  # completion
+        code = end.code
+    return code if isinstance(code, int) else int(code is not None)
 
 
 def _drop_output() -> None:

@@ -128,11 +128,10 @@ def _hottest(found: Evaluation) -> list[str]:
             if ratio[layer, index] <= 0:
                 continue
             copies = found.placement.replica_count[layer, index] if what == "expert" else 0
-            named.append(
-                f"{what} {index} in layer {layer} ({ratio[layer, index]:.2f} × mean, "
-                f"{as_count(loads[layer, index])} tokens{f', copies: {copies}' if copies else ''})"
-            )
-        lines.append(f"hottest {what}s: {'; '.join(named) or 'none'}")
+            tokens = f"{ratio[layer, index]:.3f} × mean, {as_count(loads[layer, index])} tokens"
+            more = f", {copies} copies" if copies > 1 else ""
+            named.append(f"{index} in layer {layer} ({tokens}{more})")
+        lines.append(f"hottest {what}s: {', '.join(named) or 'none'}")
     return lines
 
 

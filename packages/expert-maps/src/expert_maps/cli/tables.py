@@ -53,7 +53,7 @@ def _cells(row: Row, widths: Sequence[int], bar: str) -> str:
 
 def _sentences(columns: Row, rows: Sequence[Row]) -> list[str]:
     return [
-        f"{columns[0]} {row[0]}: "
+        f"{row[0] if row[0] == 'total' else f'{columns[0]} {row[0]}'}: "
         + ", ".join(f"{name} {cell}" for name, cell in zip(columns[1:], row[1:], strict=True) if cell)
         for row in rows
     ]

@@ -18,7 +18,7 @@ from expert_maps.errors import ExpertMapsError, PlacementError
 if TYPE_CHECKING:
     from collections.abc import Generator
 
-OK, CHECK_FAILED, BAD_INPUT, INTERRUPTED, CLOSED_PIPE = 0, 1, 2, 130, 141
+OK, CHECK_FAILED, BAD_INPUT, INTERRUPTED = 0, 1, 2, 130
 
 # typer brings Click along since 0.26 and needs it before; either way this is what its usage errors are.
 _UsageError: type[Exception] = typer.BadParameter.__mro__[1]
@@ -91,19 +91,30 @@ def error_text(error: ExpertMapsError) -> str:
 
 
 def usage_text(error: Exception) -> str:
-    """Return what is wrong with the words typed, and how to learn the right ones."""
+    """Return what is wrong with the words typed, and where the right ones are told."""
     context = getattr(error, "ctx", None)
     option = getattr(error, "option_name", None)
-    if isinstance(option, str) and "o such option" in str(error) and context is not None:
+    if isinstance(option, str) and context is not None and str(error).lower().startswith("no such option"):
         known = [name for each in context.command.params for name in each.opts if name.startswith("--")]
-        text = f"no such option: {option}"
-        meant = meant_options(option, [*known, "--help"])
-        if meant:
-            return text + _hint(meant)
+        text = f"no such option: {option}{_hint(meant_options(option, [*known, '--help']))}"
     else:
-        message: str = error.format_message()  # type: ignore[attr-defined]
-        text = message[:1].lower() + message[1:].rstrip().rstrip(".")
-    return text if context is None else f"{text} (see {context.command_path} --help)"
+        text = _wrong_value(error)
+    return text if context is None or text.endswith("?") else f"{text} (see {context.command_path} --help)"
+
+
+# What is expected where a value has the wrong type, by the kind of error that pydantic names.
+_EXPECTED = {"int_parsing": "an integer", "int_parsing_size": "an integer", "float_parsing": "a number"}
+
+
+def _wrong_value(error: Exception) -> str:
+    """Return the message in this package's form; where pydantic has read the value, its message lacks that value."""
+    option = getattr(getattr(error, "param", None), "opts", ("the value",))[0]
+    details = getattr(error.__cause__, "errors", None)
+    for detail in details() if callable(details) else ():
+        expected = _EXPECTED.get(str(detail.get("type")), str(detail.get("msg", "")).split(",")[0])
+        return f"{option} is {detail.get('input')!r}; expected {expected}"
+    message: str = error.format_message()  # type: ignore[attr-defined]
+    return message[:1].lower() + message[1:].rstrip().rstrip(".")
 
 
 def _hint(words: list[str]) -> str:

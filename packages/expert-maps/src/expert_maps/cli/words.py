@@ -122,14 +122,21 @@ def meant_options(word: str, known: Collection[str]) -> list[str]:
     spelled = [option for option in known if _plain(option) == plain]
     translated = [option for option in OPTION_WORDS.get(plain, ()) if option in known]
     # Of the words that mean one thing the first is the best; the second stands in where a command lacks the first.
-    return spelled or translated[:1] or get_close_matches(word.lower(), known, n=3, cutoff=0.6)
+    return spelled or translated[:1] or _similar(word, known)
 
 
 def meant_commands(word: str, known: Collection[str]) -> list[str]:
     """Return the commands that an unknown one may stand for, likeliest first; at most three, perhaps none."""
     names: Mapping[str, tuple[str, ...]] = COMMAND_WORDS
     translated = [name for name in names.get(_plain(word), ()) if name in known or name.startswith("--")]
-    return translated or get_close_matches(word.lower(), known, n=3, cutoff=0.6)
+    return translated or _similar(word, known)
+
+
+def _similar(word: str, known: Collection[str]) -> list[str]:
+    close = get_close_matches(word.lower(), known, n=3, cutoff=0.7)
+    begun = [name for name in known if len(_plain(word)) > 1 and _plain(name).startswith(_plain(word))]
+    longer = [name for name in known if _plain(word).startswith(_plain(name))]
+    return close or begun[:3] or longer[:1]
 
 
 def _plain(word: str) -> str:

@@ -93,13 +93,13 @@ def check_output(
             msg = "--output is '-' and --json prints to standard output too; expected one of them"
             raise FormatError(msg)
         return Output(path)
-    if not path.name.endswith(endings):
-        msg = f"--output is {str(path)!r}; expected a name that ends in {' or '.join(endings)}"
-        raise FormatError(msg)
     for name, given in inputs.items():
         if given is not None and _is_same(path, given):
             msg = f"--output {path} is the file that is read as {name}; expected another, or it would be lost"
             raise FormatError(msg)
+    if not path.name.endswith(endings):
+        msg = f"--output is {str(path)!r}; expected a name that ends in {' or '.join(endings)}"
+        raise FormatError(msg)
     if not path.parent.is_dir():
         msg = f"{describe(path)}: there is no folder {path.parent}; create it first"
         raise FormatError(msg)
