@@ -138,8 +138,8 @@ def warn(text: str) -> None:
 def as_size(count: int) -> str:
     """Write bytes in the decimal unit that fits, like ``12.3 GB``."""
     for unit, size in (("GB", 10**9), ("MB", 10**6), ("kB", 10**3)):
-        # Rounded first, so that 999,950 bytes are 1.0 MB and not 1000.0 kB.
-        if round(count / size, 1) >= 1:
+        # What the next smaller unit would show as 1000.0 is 1.0 of this one.
+        if round(1000 * count / size, 1) >= 1000:  # noqa: PLR2004
             return f"{count / size:,.1f} {unit}"
     return f"{count} bytes"
 

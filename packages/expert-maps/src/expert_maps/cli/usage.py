@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import typer
 from typer.core import TyperGroup
 
+from expert_maps.cli.commands import COMMANDS, load_command
 from expert_maps.cli.output import error_line, say
 from expert_maps.cli.words import meant_commands, meant_options
 from expert_maps.errors import ExpertMapsError, PlacementError
@@ -51,6 +52,16 @@ class Commands(TyperGroup):
         """Run the command; an error of this package is bad input."""
         with _output_may_end(), bad_input():
             return super().invoke(ctx)
+
+    def list_commands(self, ctx: Any) -> list[str]:  # noqa: ANN401, ARG002 - typer's
+        """Name the commands in their own order."""
+        return list(COMMANDS)
+
+    def get_command(self, ctx: Any, cmd_name: str) -> Any:  # noqa: ANN401, ARG002 - typer's
+        """Return a command, which is imported when it is first asked for."""
+        if cmd_name in COMMANDS and cmd_name not in self.commands:
+            self.commands[cmd_name] = load_command(cmd_name)
+        return self.commands.get(cmd_name)
 
     def resolve_command(self, ctx: Any, args: list[str]) -> Any:  # noqa: ANN401 - typer's
         """Find the command, or say which one may be meant."""

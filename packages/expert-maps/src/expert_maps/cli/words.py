@@ -89,7 +89,7 @@ OPTION_WORDS: dict[str, tuple[str, ...]] = {
     **dict.fromkeys(("array", "field", "name"), ("--key",)),
     **dict.fromkeys(("verbose", "full", "details", "long", "alllayers"), ("--table", "--all")),
     **dict.fromkeys(("reference", "expected", "expect"), ("--golden",)),
-    **dict.fromkeys(("eps", "gap", "threshold", "precision"), ("--tolerance", "--ep-size")),
+    **dict.fromkeys(("gap", "threshold", "precision"), ("--tolerance",)),
     **dict.fromkeys(("uneven", "allowragged"), ("--allow-uneven",)),
     **dict.fromkeys(("duplicates", "allowduplicate"), ("--allow-duplicates",)),
 }
