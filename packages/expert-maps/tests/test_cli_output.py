@@ -174,16 +174,12 @@ def test_errors_of_long_work_are_raised_where_it_is_waited_for() -> None:
 PROGRAM = "import sys; sys.argv[0] = 'expert-maps'; from expert_maps.cli import main; main()"
 
 
-def start(*arguments: object, **options: object) -> subprocess.Popen[bytes]:
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}
+def start(*arguments: object, first: Path | None = None) -> subprocess.Popen[bytes]:
+    """Start the command line; modules are looked for in the first folder before all others."""
+    paths = [*([str(first)] if first else []), *(path for path in sys.path if path)]
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(paths)}
     command = [sys.executable, "-c", PROGRAM, *map(str, arguments)]
-    return subprocess.Popen(
-        command,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        env=environment,
-        **options,  # type: ignore[call-overload]
-    )
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=environment)
 
 
 def test_a_reader_that_leaves_is_no_error(tmp_path: Path) -> None:
@@ -228,3 +224,15 @@ def test_ctrl_c_ends_planning_at_once_and_writes_nothing(tmp_path: Path) -> None
     assert time.monotonic() - started < 2
     assert (process.returncode, out, err) == (130, b"", b"")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["load.npy", "map.json"]
+
+
+@pytest.mark.parametrize("module", ["typer"])
+def test_ctrl_c_while_a_module_is_imported_ends_without_a_word(tmp_path: Path, module: str) -> None:
+    # A module of that name that takes its time, before the real one.
+    (tmp_path / f"{module}.py").write_text("import time; print('importing', flush=True); time.sleep(60)")
+    process = start("check", "map.json", first=tmp_path)
+    assert process.stdout is not None
+    assert process.stdout.readline() == b"importing\n"
+    process.send_signal(signal.SIGINT)
+    out, err = process.communicate(timeout=60)
+    assert (process.returncode, out, err) == (130, b"", b"")

@@ -45,7 +45,9 @@ def test_commands_run_as_printed(
         pytest.skip("the repository is not around: installed from a source distribution")
     monkeypatch.chdir(tmp_path)
     (tmp_path / "accuracy").symlink_to(ROOT / "accuracy")
-    commands = [(line, shown) for line, shown in commands_of(page, section) if line.startswith("expert-maps ")]
+    commands = [
+        (line, shown) for line, shown in commands_of(page, section) if line.startswith("expert-maps ")
+    ]
     assert commands
     for line, shown in commands:
         result = run(*shlex.split(line)[1:])
