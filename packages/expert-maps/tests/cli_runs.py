@@ -22,9 +22,10 @@ if TYPE_CHECKING:
     import pytest
 
 
-def run(*arguments: object, given: bytes | None = None) -> Result:
-    """Run a command; what is given stands on standard input."""
-    return CliRunner().invoke(app, [str(argument) for argument in arguments], input=given)
+def run(*arguments: object, given: bytes | None = None, columns: int | None = None) -> Result:
+    """Run a command; what is given stands on standard input, and COLUMNS is as given, too."""
+    environment = {"COLUMNS": None if columns is None else str(columns)}
+    return CliRunner(env=environment).invoke(app, [str(argument) for argument in arguments], input=given)
 
 
 def assert_one_line_error(result: Result, *fragments: str) -> None:

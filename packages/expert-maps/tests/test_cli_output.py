@@ -17,6 +17,7 @@ import numpy as np
 import pytest
 from cli_runs import generate, run, run_with_encoding
 
+from expert_maps.cli import entry
 from expert_maps.cli import work as work_module
 from expert_maps.cli.output import as_count, as_size, printable
 from expert_maps.cli.work import work
@@ -68,7 +69,7 @@ def test_every_code_page_can_print_everything(
         assert (code, err) == (0, ""), command
         assert out
         assert "\\u" not in out
-    code, _, err = run_with_encoding(monkeypatch, encoding, "check", "\udcff→\x1b[31m.json")
+    code, _, err = run_with_encoding(monkeypatch, encoding, "check", "\udcff→é中\x1b[31m.json")
     assert code == 2
     assert err.startswith("error: ")
     assert err.count("\n") == 1
@@ -79,16 +80,24 @@ def numbers(text: str) -> set[str]:
     return {number.rstrip(",.") for number in re.findall(r"\d[\d,.]*", text)}
 
 
-@pytest.mark.parametrize("columns", [20, 40, 79])
-def test_no_number_is_cut_at_any_width(monkeypatch: pytest.MonkeyPatch, load: str, columns: int) -> None:
+@pytest.mark.parametrize("columns", [1, 20, 40, 79])
+def test_no_number_is_cut_at_any_width(load: str, columns: int) -> None:
     for command in commands(load)[2:7]:
-        monkeypatch.delenv("COLUMNS", raising=False)
         wide = run(*command).stdout
-        monkeypatch.setenv("COLUMNS", str(columns))
-        narrow = run(*command).stdout
+        narrow = run(*command, columns=columns).stdout
         assert "…" not in narrow
         assert numbers(wide) == numbers(narrow), command
-        assert all(len(line) <= columns or " " not in line.strip() for line in narrow.splitlines())
+
+
+def test_lines_are_broken_between_words_on_a_terminal(monkeypatch: pytest.MonkeyPatch, load: str) -> None:
+    wide = run("evaluate", "map.json", load).stdout
+    monkeypatch.setenv("COLUMNS", "20")
+    screen = Terminal(terminal=True)
+    monkeypatch.setattr(sys, "stdout", screen)
+    assert entry.run(["evaluate", "map.json", load]) == 0
+    lines = screen.getvalue().splitlines()
+    assert all(len(line) <= 20 or " " not in line.strip() for line in lines)
+    assert " ".join(screen.getvalue().split()) == " ".join(wide.split())
 
 
 def test_tables_are_whole_without_a_terminal(load: str) -> None:

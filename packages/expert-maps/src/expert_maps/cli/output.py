@@ -84,16 +84,18 @@ def say(lines: str | Iterable[str], *, err: bool = False, wrap: bool = False) ->
     Args:
         lines: one line, or several.
         err: whether they go to standard error.
-        wrap: break lines between words where the terminal is narrower, so that no number is cut in two.
+        wrap: break lines between words where the terminal is narrower, so that no number is cut in two. Not in a pipe or
+            file: what reads it looks for lines.
     """
     stream = sys.stderr if err else sys.stdout
-    width = width_of(stream) if wrap else None
+    width = width_of(stream) if wrap and stream.isatty() else None
     for line in [lines] if isinstance(lines, str) else lines:
-        stream.write(_encodable(_wrapped(printable(line), width), stream) + "\n")
+        stream.write(_encodable(wrapped(printable(line), width), stream) + "\n")
     stream.flush()
 
 
-def _wrapped(line: str, width: int | None) -> str:
+def wrapped(line: str, width: int | None) -> str:
+    """Break a line between words, where it is longer than the width."""
     if width is None or len(line) <= width:
         return line
     kept = textwrap.wrap(line, width, subsequent_indent="  ", break_long_words=False, break_on_hyphens=False)
@@ -103,14 +105,14 @@ def _wrapped(line: str, width: int | None) -> str:
 def _encodable(text: str, stream: TextIO) -> str:
     """Replace all characters beyond ASCII alike where the code page has not every one: half a frame looks broken."""
     try:
-        text.encode(stream.encoding or "ascii")
+        text.encode(stream.encoding or "utf-8")
     except UnicodeEncodeError:
         return "".join(_PLAIN.get(character, character) for character in text)
     return text
 
 
 def width_of(stream: TextIO) -> int | None:
-    """Return the columns of a terminal, or what COLUMNS says; None for a pipe or file: no line is too long there."""
+    """Return what COLUMNS says, else the columns of the terminal; None for a pipe or file: no line is too long there."""
     said = os.environ.get("COLUMNS", "")
     if said.isascii() and said.isdigit() and int(said[:9]) > 0:
         return int(said[:9])

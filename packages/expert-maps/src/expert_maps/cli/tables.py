@@ -7,7 +7,7 @@ from __future__ import annotations
 import sys
 from typing import TYPE_CHECKING
 
-from expert_maps.cli.output import say, width_of
+from expert_maps.cli.output import say, width_of, wrapped
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -33,7 +33,7 @@ def print_table(
     if title:
         say(title, err=err, wrap=True)
     if width is not None and sum(widths) + 3 * len(widths) + 1 > width:
-        say(_sentences(columns, everything[1:]), err=err, wrap=True)
+        say([wrapped(line, width) for line in _sentences(columns, everything[1:])], err=err)
         return
     lines = [_rule(widths, "┏━┳┓"), _cells(columns, widths, "┃"), _rule(widths, "┡━╇┩")]
     lines += [_cells(row, widths, "│") for row in rows]
