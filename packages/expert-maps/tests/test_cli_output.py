@@ -235,7 +235,7 @@ def test_ctrl_c_ends_planning_at_once_and_writes_nothing(tmp_path: Path) -> None
     assert sorted(path.name for path in tmp_path.iterdir()) == ["load.npy", "map.json"]
 
 
-@pytest.mark.parametrize("module", ["typer"])
+@pytest.mark.parametrize("module", ["typer", "numpy"])
 def test_ctrl_c_while_a_module_is_imported_ends_without_a_word(tmp_path: Path, module: str) -> None:
     # A module of that name that takes its time, before the real one.
     (tmp_path / f"{module}.py").write_text("import time; print('importing', flush=True); time.sleep(60)")
