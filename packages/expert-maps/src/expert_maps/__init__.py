@@ -8,39 +8,41 @@ maps are derived from it, so they cannot disagree.
 
 from __future__ import annotations
 
+import sys
+from importlib import import_module
+from types import ModuleType
 from typing import TYPE_CHECKING
 
-from expert_maps.counts import least_redundancy
-from expert_maps.elastic import rescale
-from expert_maps.errors import (
-    ExpertMapsError,
-    FormatError,
-    LayoutError,
-    LoadError,
-    PlacementError,
-    Violation,
-)
-from expert_maps.evaluate import ComparisonRow, Evaluation, compare, evaluate
-from expert_maps.layouts import LAYOUT_NAMES, LayoutName, generate_placement
-from expert_maps.load import ExpertLoad
-from expert_maps.metrics import (
-    Moves,
-    balancedness,
-    moves,
-    over_steps,
-    overall_balancedness,
-    peak_to_mean,
-    rank_load,
-    step_peaks,
-)
-from expert_maps.placement import Placement
-from expert_maps.planning import plan
-from expert_maps.policies import POLICY_NAMES, PolicyName
-from expert_maps.results import PlanResult
-from expert_maps.splitting import ReplicaWeights, split_replicas
-
 if TYPE_CHECKING:
+    from expert_maps.counts import least_redundancy
+    from expert_maps.elastic import rescale
+    from expert_maps.errors import (
+        ExpertMapsError,
+        FormatError,
+        LayoutError,
+        LoadError,
+        PlacementError,
+        Violation,
+    )
+    from expert_maps.evaluate import ComparisonRow, Evaluation, compare, evaluate
     from expert_maps.formats import read_load, read_placement, read_weights, write_placement, write_weights
+    from expert_maps.layouts import LAYOUT_NAMES, LayoutName, generate_placement
+    from expert_maps.load import ExpertLoad
+    from expert_maps.metrics import (
+        Moves,
+        balancedness,
+        moves,
+        over_steps,
+        overall_balancedness,
+        peak_to_mean,
+        rank_load,
+        step_peaks,
+    )
+    from expert_maps.placement import Placement
+    from expert_maps.planning import plan
+    from expert_maps.policies import POLICY_NAMES, PolicyName
+    from expert_maps.results import PlanResult
+    from expert_maps.splitting import ReplicaWeights, split_replicas
 
 __version__ = "0.1.0"
 
@@ -84,23 +86,64 @@ __all__ = [
     "write_weights",
 ]
 
-
-# Readers and writers need a third of the modules that all of this needs; they are loaded when they are asked for.
-_FORMATS = frozenset({"read_load", "read_placement", "read_weights", "write_placement", "write_weights"})
+# Where each name is at home. It is loaded when it is first used, so that the command line starts at once and Ctrl-C
+# finds it ready.
+_HOMES: dict[str, str] = {
+    name: module
+    for module, names in (
+        ("counts", ("least_redundancy",)),
+        ("elastic", ("rescale",)),
+        (
+            "errors",
+            ("ExpertMapsError", "FormatError", "LayoutError", "LoadError", "PlacementError", "Violation"),
+        ),
+        ("evaluate", ("ComparisonRow", "Evaluation", "compare", "evaluate")),
+        ("formats", ("read_load", "read_placement", "read_weights", "write_placement", "write_weights")),
+        ("layouts", ("LAYOUT_NAMES", "LayoutName", "generate_placement")),
+        ("load", ("ExpertLoad",)),
+        (
+            "metrics",
+            (
+                "Moves",
+                "balancedness",
+                "moves",
+                "over_steps",
+                "overall_balancedness",
+                "peak_to_mean",
+                "rank_load",
+                "step_peaks",
+            ),
+        ),
+        ("placement", ("Placement",)),
+        ("planning", ("plan",)),
+        ("policies", ("POLICY_NAMES", "PolicyName")),
+        ("results", ("PlanResult",)),
+        ("splitting", ("ReplicaWeights", "split_replicas")),
+    )
+    for name in names
+}
 
 
 def __getattr__(name: str) -> object:
-    """Return a reader or writer."""
-    if name in _FORMATS:
-        from expert_maps import formats
-
-        found: object = getattr(formats, name)
-        globals()[name] = found
-        return found
-    msg = f"module {__name__!r} has no attribute {name!r}"
-    raise AttributeError(msg)
+    """Load a public name."""
+    if name not in _HOMES:
+        msg = f"module {__name__!r} has no attribute {name!r}"
+        raise AttributeError(msg)
+    found: object = getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)
+    globals()[name] = found
+    return found
 
 
 def __dir__() -> list[str]:
-    """List the public names; modules are found by importing them."""
-    return __all__
+    """List the public names, loaded or not."""
+    return list(__all__)
+
+
+class _Package(ModuleType):
+    def __setattr__(self, name: str, value: object) -> None:
+        """Keep a public name from being hidden by the module in which it is at home, as `evaluate` is."""
+        if name not in _HOMES or not isinstance(value, ModuleType):
+            super().__setattr__(name, value)
+
+
+sys.modules[__name__].__class__ = _Package

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 
     from expert_maps.load import ExpertLoad
     from expert_maps.placement import Placement, PlacementLike
+    from expert_maps.planning import Progress
     from expert_maps.results import PlanResult
 
     Int32Array = NDArray[np.int32]
@@ -45,6 +46,7 @@ def rescale(  # noqa: PLR0913 - options by keyword
     tolerance: float | None = None,
     max_moves: int | None = 0,
     allow_uneven: bool = False,
+    progress: Progress | None = None,
 ) -> PlanResult:
     """Plan for the ranks that are left, or for more of them, from the placement in use.
 
@@ -68,6 +70,7 @@ def rescale(  # noqa: PLR0913 - options by keyword
             copy on a rank, which must go. With groups on nodes, a placement that has a group on several of them can only
             be put right without a limit.
         allow_uneven: as for `plan`.
+        progress: called with (layers planned, L) as the work goes on.
 
     Returns:
         The plan; its ``moves`` are bool [L, P] over the new slots, ``fetched`` those whose rank did not hold the expert.
@@ -95,7 +98,7 @@ def rescale(  # noqa: PLR0913 - options by keyword
     held[: len(kept)] = current.slots_per_rank[kept]
     stays = np.concatenate([np.arange(*current.rank_offsets[rank : rank + 2]) for rank in kept])
     experts = current.physical_to_logical[:, stays]
-    result = plan_balanced(trace, cluster, tolerance, Start(experts, held, max_moves))
+    result = plan_balanced(trace, cluster, tolerance, Start(experts, held, max_moves), progress)
     return replace(result, moves=_moves(_padded(experts, held), result.placement))
 
 

@@ -1,6 +1,6 @@
 # SPDX-FileCopyrightText: The expert-maps authors
 # SPDX-License-Identifier: Apache-2.0
-"""The application and its exit codes."""
+"""The application: its commands, and the options that stand before them."""
 
 from __future__ import annotations
 
@@ -8,47 +8,37 @@ from typing import Annotated
 
 import typer
 
-from expert_maps.cli.check import check
-from expert_maps.cli.diff import diff
-from expert_maps.cli.generate import generate
-from expert_maps.cli.plan import plan
-from expert_maps.cli.rescale import rescale
-from expert_maps.cli.show import show
-from expert_maps.cli.weights import weights
+from expert_maps.cli.examples import examples_of
+from expert_maps.cli.output import say
+from expert_maps.cli.usage import Commands
 
 app = typer.Typer(
     name="expert-maps",
-    no_args_is_help=True,
-    add_completion=False,
+    cls=Commands,
+    invoke_without_command=True,
     pretty_exceptions_enable=False,
-    rich_markup_mode="rich",
+    # Plain help is there at once, fits every terminal and code page, and its examples can be copied.
+    rich_markup_mode=None,
+    context_settings={"help_option_names": ["-h", "--help"]},
     help=(
         "Generate, plan, check and compare expert placements for Mixture-of-Experts serving.\n\n"
-        "Exit codes: 0 fine, 1 a check failed, 2 bad input (one line says what; nothing is written)."
+        "Exit codes: 0 fine; 1 a check failed; 2 bad input, one line says what, and nothing is written; "
+        "130 interrupted; 141 whoever read the output has left."
     ),
+    epilog=examples_of(""),
 )
-for command in (generate, plan, rescale, weights, check, show, diff):
-    app.command()(command)
-
-
-def _show_version(requested: bool) -> None:
-    if requested:
-        from expert_maps import __version__
-
-        typer.echo(f"expert-maps {__version__}")
-        raise typer.Exit
 
 
 @app.callback()
 def _root(
-    version: Annotated[
-        bool,
-        typer.Option("--version", callback=_show_version, is_eager=True, help="Print the version."),
-    ] = False,
+    context: typer.Context,
+    version: Annotated[bool, typer.Option("--version", "-V", help="Print the version.")] = False,
 ) -> None:
     """Take the options that stand before a subcommand."""
+    if version:
+        from expert_maps import __version__
 
-
-def main() -> None:
-    """Run the command line; the console script's entry point."""
-    app()
+        say(f"expert-maps {__version__}")
+        raise typer.Exit
+    if context.invoked_subcommand is None:
+        say(context.get_help())

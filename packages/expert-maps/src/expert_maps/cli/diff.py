@@ -7,19 +7,15 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
-import numpy as np
 import typer
-from rich.table import Table
 
-from expert_maps import metrics
-from expert_maps.cli.common import (
+from expert_maps.cli.options import (
     AllowDuplicatesOption,
     AllowUnevenOption,
+    ExpertBytesOption,
     JsonOption,
-    bad_input,
-    console,
-    print_json,
-    read_map,
+    TableOption,
+    refuse_two_stdins,
 )
 
 if TYPE_CHECKING:
@@ -27,29 +23,38 @@ if TYPE_CHECKING:
     from expert_maps.placement import Placement
 
 
+_MOST = 4
+
+
 def diff(
-    before: Annotated[Path, typer.Argument(metavar="A", help="The map in use.")],
+    before: Annotated[Path, typer.Argument(metavar="A", help="The map in use; - for standard input.")],
     after: Annotated[Path, typer.Argument(metavar="B", help="The map to change to.")],
     layer: Annotated[
         int | None, typer.Option("--layer", help="List the slots of this layer that change.")
     ] = None,
-    expert_bytes: Annotated[
-        int | None, typer.Option("--expert-bytes", help="Bytes of one expert's weights, to add up transfers.")
-    ] = None,
+    expert_bytes: ExpertBytesOption = None,
+    table: TableOption = False,
     allow_uneven: AllowUnevenOption = False,
     allow_duplicates: AllowDuplicatesOption = False,
     json: JsonOption = False,
 ) -> None:
     """Say which slots hold another expert in B than in A, and which of them must be fetched.
 
-    A changed slot is fetched if its expert was not on that rank before; otherwise it is copied there.
+    A changed slot is fetched if its expert was not on that rank before; otherwise it is copied there. Bytes are those
+    that are fetched.
     """
-    with bad_input():
-        flags = {"allow_uneven": allow_uneven, "allow_duplicates": allow_duplicates}
-        old, new = (read_map(path, **flags) for path in (before, after))
-        moved = metrics.moves(old, new)
-        size = None if expert_bytes is None else moved.bytes(expert_bytes)
-        chosen = range(old.num_layers) if layer is None else [_check_layer(old, layer)]
+    from expert_maps import metrics
+    from expert_maps.cli.output import print_json, say
+    from expert_maps.cli.reading import read_map
+    from expert_maps.cli.report import moved_line
+    from expert_maps.validation import as_index
+
+    refuse_two_stdins(A=before, B=after)
+    flags = {"allow_uneven": allow_uneven, "allow_duplicates": allow_duplicates}
+    old, new = (read_map(path, **flags) for path in (before, after))
+    moved = metrics.moves(old, new)
+    size = None if expert_bytes is None else moved.bytes(expert_bytes)
+    chosen = range(old.num_layers) if layer is None else [as_index("layer", layer, old.num_layers)]
     if json:
         print_json(
             {
@@ -63,24 +68,27 @@ def diff(
             }
         )
         return
-    if layer is None:
-        _print_layers(moved)
-    else:
+    if layer is not None:
         _print_slots(old, new, moved, layer)
-    total = int(moved.changed.sum())
-    typer.echo(
-        f"{total} of {moved.changed.size} slots change ({total / moved.changed.size:.1%}); "
-        f"{int(moved.fetched.sum())} are fetched from another rank"
-        + (f", {size:,} bytes" if size is not None else "")
-    )
+    elif table:
+        _print_layers(moved)
+    say([moved_line(moved, size), *_most_changed(moved)], wrap=True)
 
 
-def _check_layer(placement: Placement, layer: int) -> int:
-    placement.local_experts(layer, 0)
-    return layer
+def _most_changed(moved: Moves) -> list[str]:
+    import numpy as np
+
+    changed = moved.changed.sum(axis=1)
+    if len(changed) == 1 or not changed.any():
+        return []
+    most = [index for index in np.argsort(-changed, kind="stable")[:_MOST] if changed[index]]
+    named = ", ".join(f"{layer} ({changed[layer]} slots)" for layer in most)
+    return [f"{np.count_nonzero(changed)} of {len(changed)} layers change, most of all: {named}"]
 
 
 def _moves_of(old: Placement, new: Placement, moved: Moves, layer: int) -> list[dict[str, int | bool]]:
+    import numpy as np
+
     return [
         {
             "layer": layer,
@@ -95,25 +103,23 @@ def _moves_of(old: Placement, new: Placement, moved: Moves, layer: int) -> list[
 
 
 def _print_layers(moved: Moves) -> None:
-    layers = np.nonzero(moved.changed.any(axis=1))[0]
-    if not layers.size:
-        return
-    table = Table(title="layers that change", title_justify="left")
-    for title in ("layer", "changed slots", "fetched"):
-        table.add_column(title, justify="right")
-    for layer in layers:
-        table.add_row(str(layer), str(moved.changed[layer].sum()), str(moved.fetched[layer].sum()))
-    console.print(table)
+    from expert_maps.cli.tables import print_table
+
+    changed, fetched = moved.changed.sum(axis=1), moved.fetched.sum(axis=1)
+    rows = [[str(layer), str(count), str(fetched[layer])] for layer, count in enumerate(changed) if count]
+    if rows:
+        total = ["total", str(changed.sum()), str(fetched.sum())]
+        print_table("layers that change", ["layer", "changed slots", "fetched"], rows, total=total)
 
 
 def _print_slots(old: Placement, new: Placement, moved: Moves, layer: int) -> None:
-    rows = _moves_of(old, new, moved, layer)
-    if not rows:
-        return
-    table = Table(title=f"slots of layer {layer} that change", title_justify="left")
-    for title in ("rank", "slot", "before", "after", "fetched"):
-        table.add_column(title, justify="right")
-    for row in rows:
-        cells = [str(row[key]) for key in ("ep_rank", "slot", "before", "after")]
-        table.add_row(*cells, "yes" if row["fetched"] else "no")
-    console.print(table)
+    from expert_maps.cli.tables import print_table
+
+    keys = ("ep_rank", "slot", "before", "after")
+    rows = [
+        [*(str(move[key]) for key in keys), "yes" if move["fetched"] else "no"]
+        for move in _moves_of(old, new, moved, layer)
+    ]
+    if rows:
+        columns = ["rank", "slot", "before", "after", "fetched"]
+        print_table(f"slots of layer {layer} that change", columns, rows)

@@ -4,33 +4,38 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from expert_maps.cli.common import (
+from expert_maps.cli.model import MODEL_HELP, read_model
+from expert_maps.cli.options import (
     AllowDuplicatesOption,
+    EpSizeOption,
     JsonOption,
     OutputOption,
-    bad_input,
-    print_json,
+    PhysicalOption,
+    RedundantOption,
 )
-from expert_maps.cli.model import MODEL_HELP, read_model
 from expert_maps.errors import LayoutError
-from expert_maps.formats import vllm_ascend, write_placement
-from expert_maps.layouts import LAYOUT_NAMES, generate_placement
+
+if TYPE_CHECKING:
+    from expert_maps.cli.writing import Output
+    from expert_maps.placement import Placement
 
 
 def generate(
-    ep_size: Annotated[int, typer.Option("--ep-size", help="Expert-parallel ranks.")],
+    ep_size: EpSizeOption,
     experts: Annotated[int | None, typer.Option("--experts", help="Routed experts of a layer.")] = None,
-    redundant: Annotated[
-        int, typer.Option("--redundant", help="Redundant experts of a layer, over all ranks.")
-    ] = 0,
+    redundant: RedundantOption = None,
+    physical: PhysicalOption = None,
     layers: Annotated[
         int | None, typer.Option("--layers", help="MoE layers; 1 if neither this nor --model is given.")
     ] = None,
-    layout: Annotated[str, typer.Option("--layout", help=f"One of {', '.join(LAYOUT_NAMES)}.")] = "ring",
+    layout: Annotated[
+        str, typer.Option("--layout", help="One of linear, round_robin, ring, append.")
+    ] = "ring",
     shared: Annotated[
         int,
         typer.Option(
@@ -48,31 +53,46 @@ def generate(
     allow_duplicates: AllowDuplicatesOption = False,
     json: JsonOption = False,
 ) -> None:
-    """Generate an initial placement, the same in every layer; without --output print the map itself."""
-    with bad_input():
-        if output is not None:
-            vllm_ascend.check_output_name(output)
-        if model is not None:
-            counts = read_model(model, layers)
-            experts = counts.num_experts if experts is None else experts
-            layers = counts.num_layers if layers is None else layers
-        if experts is None:
-            msg = "the number of experts is missing; expected --experts or --model"
-            raise LayoutError(msg)
-        placement = generate_placement(
-            layout,
-            num_experts=experts,
-            ep_size=ep_size,
-            num_redundant_experts=redundant,
-            num_layers=1 if layers is None else layers,
-            num_shared_experts=shared,
-            allow_duplicates=allow_duplicates,
-        )
-        if output is None and not json:
-            typer.echo(vllm_ascend.dumps(placement), nl=False)
-            return
-        if output is not None:
-            write_placement(placement, output)
+    """Generate an initial placement, the same in every layer; without --output print the map itself.
+
+    Without --redundant and --physical there are no redundant experts.
+    """
+    from expert_maps.cli.sizing import slots_of_layer
+    from expert_maps.cli.writing import Output, check_output
+    from expert_maps.formats.vllm_ascend import dumps
+    from expert_maps.layouts import generate_placement
+    from expert_maps.validation import as_count
+
+    target = check_output(output, {"--model": model}, json=json)
+    if model is not None:
+        counts = read_model(model, layers)
+        experts = counts.num_experts if experts is None else experts
+        layers = counts.num_layers if layers is None else layers
+    if experts is None:
+        msg = "the number of experts is missing; expected --experts or --model"
+        raise LayoutError(msg)
+    if physical is not None:
+        slots_of_layer(redundant, physical, experts, None)
+        redundant = as_count("--physical", physical, experts, error=LayoutError) - experts
+    placement = generate_placement(
+        layout,
+        num_experts=experts,
+        ep_size=ep_size,
+        num_redundant_experts=0 if redundant is None else redundant,
+        num_layers=1 if layers is None else layers,
+        num_shared_experts=shared,
+        allow_duplicates=allow_duplicates,
+    )
+    if output is None and not json:
+        Output(Path("-")).write(dumps(placement))
+        return
+    target.write(dumps(placement))
+    _print(placement, layout, target, json=json)
+
+
+def _print(placement: Placement, layout: str, target: Output, *, json: bool) -> None:
+    from expert_maps.cli.output import print_json, say
+
     if json:
         print_json(
             {
@@ -83,12 +103,14 @@ def generate(
                 "ep_size": placement.ep_size,
                 "slots_per_rank": placement.slots_per_rank.tolist(),
                 "digest": placement.digest,
-                "output": None if output is None else str(output),
+                "output": target.name,
+                "replaced": target.replaces,
             }
         )
         return
     slots = "/".join(map(str, sorted(set(placement.slots_per_rank.tolist()))))
-    typer.echo(
-        f"{output}: {layout}, {placement.num_layers} layers, {placement.num_logical_experts} experts, "
+    line = (
+        f"{target.where}: {layout}, {placement.num_layers} layers, {placement.num_logical_experts} experts, "
         f"{placement.num_redundant_experts} redundant, {placement.ep_size} ranks of {slots} slots"
     )
+    say([line, target.line] if target.replaces else line, err=target.is_stdout, wrap=True)

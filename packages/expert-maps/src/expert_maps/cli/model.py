@@ -6,11 +6,6 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-import typer
-
-from expert_maps.cli.common import as_input
-from expert_maps.models import layers_text, model_counts
-
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
@@ -30,11 +25,14 @@ def read_model(model: str, layers: int | Sequence[int] | None = None) -> ModelCo
     Raises:
         FormatError: see `expert_maps.models.model_counts`.
     """
+    from expert_maps.cli.output import warn
+    from expert_maps.cli.reading import as_input
+    from expert_maps.models import layers_text, model_counts
+
     counts = model_counts(as_input(model), layers=layers)
     if counts.is_assumed:
-        typer.echo(
-            f"warning: {counts.name}: no key says which layers are MoE; {layers_text(counts)} taken: "
-            "say --layers where that is wrong",
-            err=True,
+        warn(
+            f"{counts.name}: no key says which layers are MoE; {layers_text(counts)} taken: "
+            "say --layers where that is wrong"
         )
     return counts

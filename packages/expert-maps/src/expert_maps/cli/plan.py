@@ -4,115 +4,120 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from expert_maps.cli.common import (
+from expert_maps.cli.options import (
     AllowDuplicatesOption,
     AllowUnevenOption,
+    EpSizeOption,
+    ExpertBytesOption,
+    GroupsOption,
     JsonOption,
+    KeyOption,
+    LoadArgument,
+    MaxMovesOption,
+    ModelOption,
+    NodesOption,
     OutputOption,
+    PhysicalOption,
+    RedundantOption,
+    TableOption,
     ToleranceOption,
-    bad_input,
-    progress_bar,
-    read_map,
+    as_max_moves,
+    refuse_two_stdins,
 )
-from expert_maps.cli.report import linear_layout, print_result, warn_of_mended
 from expert_maps.errors import ExpertMapsError
-from expert_maps.formats import read_load, vllm_ascend, write_placement
-from expert_maps.planning import plan as plan_placement
-from expert_maps.policies import DEFAULT_POLICY, POLICY_NAMES
 
 
 def plan(
-    load: Annotated[
-        Path,
-        typer.Argument(
-            metavar="LOAD",
-            help=r"Tokens routed to each expert, \[layers, experts] or \[steps, layers, experts]: "
-            ".npy, .npz, .json or .csv.",
-        ),
-    ],
-    physical: Annotated[
-        int, typer.Option("--physical", help="Physical experts (slots) of a layer, over all ranks.")
-    ],
-    ep_size: Annotated[int, typer.Option("--ep-size", help="Expert-parallel ranks.")],
-    groups: Annotated[int, typer.Option("--groups", help="The router's expert groups.")] = 1,
-    nodes: Annotated[int, typer.Option("--nodes", help="Servers that the ranks are spread over.")] = 1,
+    load: LoadArgument,
+    ep_size: EpSizeOption,
+    redundant: RedundantOption = None,
+    physical: PhysicalOption = None,
+    model: ModelOption = None,
+    groups: GroupsOption = 1,
+    nodes: NodesOption = 1,
     policy: Annotated[
-        str, typer.Option("--policy", help=f"One of {', '.join(POLICY_NAMES)}.")
-    ] = DEFAULT_POLICY,
+        str,
+        typer.Option(
+            "--policy", help="balanced, or to compare: deepseek, deepseek_hierarchical, deepseek_global."
+        ),
+    ] = "balanced",
     tolerance: ToleranceOption = None,
     current: Annotated[
         Path | None,
         typer.Option("--current", help="The map in use: plan from it, so that little moves."),
     ] = None,
-    max_moves: Annotated[
-        int | None,
-        typer.Option(
-            "--max-moves", help="Slots of a layer that may change, with --current; any number if not given."
-        ),
-    ] = None,
-    expert_bytes: Annotated[
-        int | None,
-        typer.Option(
-            "--expert-bytes", help="Bytes of one expert's weights, to add up transfers with --current."
-        ),
-    ] = None,
-    key: Annotated[
-        str | None,
-        typer.Option(
-            "--key", help="The array in an .npz file or the key in a JSON object; all arrays if not given."
-        ),
-    ] = None,
+    max_moves: MaxMovesOption = None,
+    expert_bytes: ExpertBytesOption = None,
+    key: KeyOption = None,
     output: OutputOption = None,
+    table: TableOption = False,
     allow_uneven: AllowUnevenOption = False,
     allow_duplicates: AllowDuplicatesOption = False,
     json: JsonOption = False,
 ) -> None:
     """Plan which experts get copies and where they sit, and print balancedness before and after.
 
-    Before is the map in use (--current), or the linear layout without redundant experts. Balancedness is mean /
-    max rank load; 1 is perfect. The gap, for a load of one step, is how far the hottest rank is above a proved lower bound: no plan can gain
-    more than that. The total is the ratio of the sums over layers, as vLLM logs it. A load of several steps is
-    planned for the sum over steps of the hottest rank; balancedness over steps is the ratio of those sums. A map in
-    use that breaks the plan's rules (an expert twice on a rank, a group on several nodes) is put right first, which can
-    make a rank hotter than before; a warning says so.
+    Before is the map in use (--current), or the linear layout without redundant experts. Balancedness is mean / max
+    rank load; 1 is perfect; over all layers it is the ratio of the sums, as vLLM logs it. The gap, for a load of one
+    step, is how far the hottest rank is above a proved lower bound: no plan can gain more than that. A load of several
+    steps is planned for the sum over steps of the hottest rank; balancedness over steps is the ratio of those sums.
+
+    Give --redundant or --physical. Without either, the map in use says it, or the least redundancy that divides by the
+    ranks is taken, and named.
+
+    A map in use that breaks the plan's rules (an expert twice on a rank, a group on several nodes) is put right first,
+    which can make a rank hotter than before; a warning says so.
     """
-    with bad_input():
-        if output is not None:
-            vllm_ascend.check_output_name(output)
-        trace = read_load(load, key)
-        before = (
-            None
-            if current is None
-            else read_map(current, allow_uneven=allow_uneven, allow_duplicates=allow_duplicates)
-        )
-        if expert_bytes is not None and before is None:
-            msg = f"--expert-bytes is {expert_bytes}; expected it with --current, the map that is moved from"
-            raise ExpertMapsError(msg)
-        with progress_bar("planning layers") as progress:
-            result = plan_placement(
-                trace,
-                num_physical_experts=physical,
-                ep_size=ep_size,
-                policy=policy,
-                num_groups=groups,
-                num_nodes=nodes,
-                tolerance=tolerance,
-                current=before,
-                max_moves=max_moves,
-                allow_uneven=allow_uneven,
-                allow_duplicates=allow_duplicates,
-                progress=progress,
-            )
-        size = None if expert_bytes is None or result.moves is None else result.moves.bytes(expert_bytes)
-        if not trace.total.any():
-            typer.echo(f"warning: {load}: every count is 0, there is nothing to balance", err=True)
-        warn_of_mended(result, trace, before)
-        before = before or linear_layout(trace, result.placement.ep_size)
-        if output is not None:
-            write_placement(result.placement, output)
-    print_result(trace, before, result, output, size, as_json=json)
+    from expert_maps.cli.planned import checked_model, ungrouped_balancedness
+    from expert_maps.cli.reading import read_map, read_trace
+    from expert_maps.cli.report import PlanReport
+    from expert_maps.cli.sizing import proposed_slots, slots_of_layer
+    from expert_maps.cli.work import work
+    from expert_maps.cli.writing import check_output
+    from expert_maps.formats.vllm_ascend import dumps
+    from expert_maps.planning import plan as plan_placement
+
+    refuse_two_stdins(**{"LOAD": load, "--current": current})
+    inputs = {"LOAD": load, "--current": current, "--model": model}
+    target = check_output(output, inputs, json=json)
+    moves = as_max_moves(max_moves, None)
+    if current is None and (expert_bytes is not None or max_moves is not None):
+        name = "--expert-bytes" if expert_bytes is not None else "--max-moves"
+        msg = f"{name} is given; expected it with --current, the map that is moved from"
+        raise ExpertMapsError(msg)
+    trace = read_trace(load, key)
+    checked_model(model, trace)
+    flags = {"allow_uneven": allow_uneven, "allow_duplicates": allow_duplicates}
+    before = None if current is None else read_map(current, **flags)
+    slots = slots_of_layer(redundant, physical, trace.num_experts, ep_size, allow_uneven=allow_uneven)
+    proposed = None
+    if slots is None:
+        slots, proposed = proposed_slots(trace.num_experts, ep_size, before)
+    plans = partial(
+        plan_placement,
+        trace,
+        num_physical_experts=slots,
+        ep_size=ep_size,
+        policy=policy,
+        tolerance=tolerance,
+        current=before,
+        max_moves=moves,
+        allow_uneven=allow_uneven,
+        allow_duplicates=allow_duplicates,
+    )
+    result = work(
+        "planning layers",
+        lambda progress: plans(num_groups=groups, num_nodes=nodes, progress=progress),
+    )
+    ungrouped = ungrouped_balancedness(plans, trace, 1 if policy == "deepseek_global" else nodes)
+    report = PlanReport(result, trace, before, target, expert_bytes, proposed, ungrouped)
+    report.warn_of_mended()
+    _ = report.moved_bytes  # refused before anything is written
+    target.write(dumps(result.placement))
+    report.print(table=table, json=json)

@@ -4,22 +4,27 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+from functools import cached_property
 from typing import TYPE_CHECKING
 
 import numpy as np
-import typer
-from rich.table import Table
 
-from expert_maps import metrics
-from expert_maps.cli.common import console, print_json
+from expert_maps.cli.output import as_size, plural, print_json, say, warn
+from expert_maps.cli.tables import print_table
+from expert_maps.evaluate import Evaluation, evaluate
 from expert_maps.layouts import generate_placement
 
 if TYPE_CHECKING:
-    from pathlib import Path
+    from numpy.typing import NDArray
 
+    from expert_maps.cli.writing import Output
     from expert_maps.load import ExpertLoad
+    from expert_maps.metrics import Moves
     from expert_maps.placement import Placement
     from expert_maps.planning import PlanResult
+
+_WORST = 4
 
 
 def linear_layout(trace: ExpertLoad, ep_size: int) -> Placement:
@@ -29,134 +34,196 @@ def linear_layout(trace: ExpertLoad, ep_size: int) -> Placement:
     )
 
 
-def print_result(
-    trace: ExpertLoad,
-    before: Placement,
-    result: PlanResult,
-    output: Path | None,
-    moved_bytes: int | None,
-    *,
-    as_json: bool,
-) -> None:
-    """Print a plan beside the placement before it: as a table, or as one JSON object."""
-    if as_json:
-        print_json(_document(trace, before, result, output, moved_bytes))
-    else:
-        _print_table(trace, before, result, output, moved_bytes)
+@dataclass(frozen=True)
+class PlanReport:
+    """A plan beside the placement before it.
 
-
-def warn_of_mended(result: PlanResult, trace: ExpertLoad, current: Placement | None = None) -> None:
-    """Say where the map in use breaks a rule that the plan keeps, for which a rank may become hotter than before.
-
-    Args:
+    Attributes:
         result: the plan.
         trace: what was planned for.
-        current: the map in use, where it is on as many ranks as the plan.
+        current: the map in use, where it is on as many ranks as the plan; None: the linear layout is before.
+        output: where the map was written.
+        expert_bytes: bytes of an expert, to add up what is moved; None if unknown.
+        proposed: why there are so many slots, where nobody said how many.
+        ungrouped: overall balancedness of a plan without groups and nodes; None where there are none.
     """
-    layers = np.nonzero(result.mended)[0]
-    if not layers.size:
-        return
-    text = (
-        f"warning: the map in use breaks a rule that the plan keeps (no expert twice on a rank, groups on nodes) in "
-        f"{layers.size} of {result.placement.num_layers} layers, the first of them {layers[0]}; they are put right"
-    )
-    if current is not None:
-        was = metrics.rank_load(current, trace).max(axis=1)
-        hotter = layers[(result.max_rank_load > was * (1 + 1e-9))[layers]]
-        text += f", and the hottest rank carries more than before in {hotter.size} of them"
-    typer.echo(text, err=True)
 
+    result: PlanResult
+    trace: ExpertLoad
+    current: Placement | None
+    output: Output
+    expert_bytes: int | None = None
+    proposed: str | None = None
+    ungrouped: float | None = None
 
-def _document(
-    trace: ExpertLoad, before: Placement, result: PlanResult, output: Path | None, moved_bytes: int | None
-) -> dict[str, object]:
-    """Return what `--json` prints: plain numbers and lists, one entry a layer."""
-    placement = result.placement
-    document: dict[str, object] = {
-        "policy": result.policy,
-        "num_layers": placement.num_layers,
-        "num_logical_experts": placement.num_logical_experts,
-        "num_redundant_experts": placement.num_redundant_experts,
-        "ep_size": placement.ep_size,
-        "balancedness_before": metrics.balancedness(before, trace).tolist(),
-        "balancedness": result.balancedness.tolist(),
-        "overall_balancedness_before": metrics.overall_balancedness(before, trace),
-        "overall_balancedness": metrics.overall_balancedness(placement, trace),
-        "max_rank_load": result.max_rank_load.tolist(),
-        "lower_bound": result.lower_bound.tolist(),
-        "gap": result.gap.tolist(),
-        "digest": placement.digest,
-        "output": None if output is None else str(output),
-    }
-    if trace.num_steps > 1:
-        document["balancedness_over_steps_before"] = _over_steps(before, trace)
-        document["balancedness_over_steps"] = _over_steps(placement, trace)
-    if result.moves is not None:
-        document["mended_layers"] = np.nonzero(result.mended)[0].tolist()
-        document["changed_per_layer"] = result.moves.changed.sum(axis=1).tolist()
-        document["fetched_per_layer"] = result.moves.fetched.sum(axis=1).tolist()
-        document["fetched_bytes"] = moved_bytes
-    return document
+    @cached_property
+    def before(self) -> Evaluation:
+        """The placement that the plan is compared with."""
+        return evaluate(self.current or linear_layout(self.trace, self.result.placement.ep_size), self.trace)
 
+    @cached_property
+    def after(self) -> Evaluation:
+        """The plan."""
+        return evaluate(self.result.placement, self.trace)
 
-def _print_table(
-    trace: ExpertLoad, before: Placement, result: PlanResult, output: Path | None, moved_bytes: int | None
-) -> None:
-    """Print a line for each layer, and what holds for all of them."""
-    placement = result.placement
-    steps = f"{trace.num_steps} step{'s' * (trace.num_steps > 1)} of load"
-    table = Table(
-        title=f"{result.policy}: {placement.num_logical_experts} experts "
-        f"+ {placement.num_redundant_experts} redundant on {placement.ep_size} ranks, {steps}",
-        title_justify="left",
-    )
-    columns = ["layer", "before", "after", "max/mean before", "max/mean after", "gap", "most copies"]
-    # With several steps it is not the sum that is planned for, and its gap would mislead.
-    with_gap = result.policy == "balanced" and trace.num_steps == 1
-    if not with_gap:
-        columns.remove("gap")
-    for title in (*columns, *(["moved slots"] * (result.moves is not None))):
-        table.add_column(title, justify="right")
-    old = metrics.balancedness(before, trace)
-    copies = placement.replica_count.max(axis=1)
-    for layer, (was, now) in enumerate(zip(old, result.balancedness, strict=True)):
-        cells = [str(layer), f"{was:.4f}", f"{now:.4f}", f"{1 / was:.3f}", f"{1 / now:.3f}"]
-        cells += [f"{result.gap[layer]:.3%}"] * with_gap + [str(copies[layer])]
-        cells += [] if result.moves is None else [str(result.moves.changed[layer].sum())]
-        table.add_row(*cells)
-    table.add_section()
-    was, now = (metrics.overall_balancedness(each, trace) for each in (before, placement))
-    cells = ["total", f"{was:.4f}", f"{now:.4f}", f"{1 / was:.3f}", f"{1 / now:.3f}"]
-    cells += [f"{_overall_gap(result):.3%}"] * with_gap + [str(np.max(copies))]
-    cells += [] if result.moves is None else [str(result.moves.changed.sum())]
-    table.add_row(*cells)
-    console.print(table)
-    _print_rest(trace, before, result, output, moved_bytes)
+    @cached_property
+    def moved_bytes(self) -> int | None:
+        """Bytes that are fetched from other ranks; None where an expert's are unknown, or nothing is moved from."""
+        moves = self.result.moves
+        return None if self.expert_bytes is None or moves is None else moves.bytes(self.expert_bytes)
 
+    @property
+    def _shows_gap(self) -> bool:
+        # With several steps it is not the sum that is planned for, and its gap would mislead.
+        return self.result.policy == "balanced" and self.trace.num_steps == 1
 
-def _print_rest(
-    trace: ExpertLoad, before: Placement, result: PlanResult, output: Path | None, moved_bytes: int | None
-) -> None:
-    if trace.num_steps > 1:
-        was, now = (_over_steps(each, trace) for each in (before, result.placement))
-        typer.echo(f"balancedness over steps: {was:.4f} before, {now:.4f} after")
-    if result.moves is not None:
-        changed, fetched = result.moves.changed, result.moves.fetched
-        typer.echo(
-            f"{int(changed.sum())} of {changed.size} slots change ({changed.mean():.1%}); "
-            f"{int(fetched.sum())} are fetched from another rank"
-            + (f", {moved_bytes:,} bytes" if moved_bytes is not None else "")
+    def warn_of_mended(self) -> None:
+        """Say where the map in use breaks a rule that the plan keeps, for which a rank may become hotter."""
+        layers = np.nonzero(self.result.mended)[0]
+        if not layers.size:
+            return
+        text = (
+            f"the map in use breaks a rule that the plan keeps (no expert twice on a rank, groups on nodes) in "
+            f"{layers.size} of {self.result.placement.num_layers} layers, the first of them {layers[0]}; they are "
+            "put right"
         )
-    if output is not None:
-        typer.echo(f"written: {output}")
+        if self.current is not None:
+            was = self.before.rank_load.max(axis=1)
+            hotter = layers[(self.result.max_rank_load > was * (1 + 1e-9))[layers]]
+            text += f", and the hottest rank carries more than before in {hotter.size} of them"
+        warn(text)
+
+    def print(self, *, table: bool, json: bool) -> None:
+        """Print a summary, with a table of all layers if asked; or one JSON object."""
+        err = self.output.is_stdout
+        if json:
+            print_json(self._document(), err=err)
+            return
+        say(title_of(self.result.placement, self.trace, self.result.policy), err=err, wrap=True)
+        if table:
+            self._print_table(err=err)
+        say(self._lines(), err=err, wrap=True)
+
+    def _lines(self) -> list[str]:
+        result, before, after = self.result, self.before, self.after
+        was, now = before.overall_balancedness, after.overall_balancedness
+        origin = "the linear layout without redundant experts" if self.current is None else "the map in use"
+        lines = [] if self.proposed is None else [self.proposed]
+        lines += [
+            f"before: {origin}",
+            f"balancedness: {was:.4f} before, {now:.4f} after (1 is perfect)",
+        ]
+        if self.trace.num_steps > 1:
+            lines.append(
+                f"balancedness over steps: {before.over_steps:.4f} before, {after.over_steps:.4f} after"
+            )
+        lines.append(f"hottest rank / mean: {1 / was:.3f} before, {1 / now:.3f} after")
+        if self._shows_gap:
+            lines.append(f"gap to the proved lower bound: {self._overall_gap:.3%}")
+        if self.ungrouped is not None:
+            lines.append(
+                f"groups on nodes: balancedness {now:.4f}; {self.ungrouped:.4f} without --groups and --nodes"
+            )
+        lines += worst_layers(after.balancedness)
+        copies = result.placement.replica_count
+        layer, expert = (int(index) for index in np.unravel_index(int(copies.argmax()), copies.shape))
+        if copies[layer, expert] > 1:
+            lines.append(f"most copies: {copies[layer, expert]}, of expert {expert} in layer {layer}")
+        if result.moves is not None:
+            lines.append(moved_line(result.moves, self.moved_bytes))
+        return [*lines, self.output.line]
+
+    @property
+    def _overall_gap(self) -> float:
+        bound = float(self.result.lower_bound.sum())
+        return max(float(self.result.max_rank_load.sum()) / bound - 1, 0.0) if bound > 0 else 0.0
+
+    def _print_table(self, *, err: bool) -> None:
+        """Print a line for each layer, and what holds for all of them."""
+        result, moves = self.result, self.result.moves
+        columns = ["layer", "before", "after", "max/mean before", "max/mean after"]
+        columns += ["gap"] * self._shows_gap + ["most copies"] + ["moved slots"] * (moves is not None)
+        copies = result.placement.replica_count.max(axis=1)
+
+        def cells(name: str, was: float, now: float, gap: float, most: int, moved: int) -> list[str]:
+            row = [name, f"{was:.4f}", f"{now:.4f}", f"{1 / was:.3f}", f"{1 / now:.3f}"]
+            row += [f"{gap:.3%}"] * self._shows_gap + [str(most)]
+            return [*row, str(moved)] if moves is not None else row
+
+        changed = np.zeros(len(copies), dtype=int) if moves is None else moves.changed.sum(axis=1)
+        each = zip(
+            self.before.balancedness, self.after.balancedness, result.gap, copies, changed, strict=True
+        )
+        rows = [cells(str(layer), *values) for layer, values in enumerate(each)]
+        total = cells(
+            "total",
+            self.before.overall_balancedness,
+            self.after.overall_balancedness,
+            self._overall_gap,
+            int(copies.max()),
+            int(changed.sum()),
+        )
+        print_table("", columns, rows, total=total, err=err)
+
+    def _document(self) -> dict[str, object]:
+        """Return what `--json` prints: plain numbers and lists, one entry a layer."""
+        result, placement = self.result, self.result.placement
+        document: dict[str, object] = {
+            "policy": result.policy,
+            "num_layers": placement.num_layers,
+            "num_logical_experts": placement.num_logical_experts,
+            "num_physical_experts": placement.num_physical_experts,
+            "num_redundant_experts": placement.num_redundant_experts,
+            "redundancy_proposed": self.proposed is not None,
+            "ep_size": placement.ep_size,
+            "balancedness_before": self.before.balancedness.tolist(),
+            "balancedness": self.after.balancedness.tolist(),
+            "overall_balancedness_before": self.before.overall_balancedness,
+            "overall_balancedness": self.after.overall_balancedness,
+            "max_rank_load": result.max_rank_load.tolist(),
+            "lower_bound": result.lower_bound.tolist(),
+            "gap": result.gap.tolist(),
+            "digest": placement.digest,
+            "output": self.output.name,
+            "replaced": self.output.replaces,
+        }
+        if self.ungrouped is not None:
+            document["overall_balancedness_without_groups"] = self.ungrouped
+        if self.trace.num_steps > 1:
+            document["balancedness_over_steps_before"] = self.before.over_steps
+            document["balancedness_over_steps"] = self.after.over_steps
+        if result.moves is not None:
+            document["mended_layers"] = np.nonzero(result.mended)[0].tolist()
+            document["changed_per_layer"] = result.moves.changed.sum(axis=1).tolist()
+            document["fetched_per_layer"] = result.moves.fetched.sum(axis=1).tolist()
+            document["fetched_bytes"] = self.moved_bytes
+        return document
 
 
-def _overall_gap(result: PlanResult) -> float:
-    bound = float(result.lower_bound.sum())
-    return max(float(result.max_rank_load.sum()) / bound - 1, 0.0) if bound > 0 else 0.0
+def title_of(placement: Placement, trace: ExpertLoad, name: str) -> str:
+    """Return the counts of a placement and its load on one line."""
+    slots = "/".join(map(str, sorted(set(placement.slots_per_rank.tolist()))))
+    return (
+        f"{name}: {placement.num_logical_experts} experts + {placement.num_redundant_experts} redundant on "
+        f"{placement.ep_size} ranks of {slots} slots, {plural(placement.num_layers, 'layer')}, "
+        f"{plural(trace.num_steps, 'step')} of load"
+    )
 
 
-def _over_steps(placement: Placement, trace: ExpertLoad) -> float:
-    """The ratio of the sums, over steps and layers, of mean and hottest rank."""
-    peak = float(metrics.step_peaks(placement, trace).sum())
-    return float(trace.total.sum()) / placement.ep_size / peak if peak > 0 else 1.0
+def worst_layers(balancedness: NDArray[np.float64]) -> list[str]:
+    """Return a line with the layers of the lowest balancedness; none for a single layer."""
+    if len(balancedness) == 1:
+        return []
+    worst = np.argsort(balancedness, kind="stable")[:_WORST]
+    named = ", ".join(f"{layer} ({balancedness[layer]:.4f})" for layer in worst)
+    return [f"worst layers: {named}"]
+
+
+def moved_line(moves: Moves, moved_bytes: int | None) -> str:
+    """Return how many slots change, and what that sends."""
+    changed, fetched = moves.changed, moves.fetched
+    return (
+        f"{int(changed.sum())} of {changed.size} slots change ({changed.mean():.1%}); "
+        f"{int(fetched.sum())} are fetched from another rank"
+        + (f", {as_size(moved_bytes)}" if moved_bytes is not None else "")
+    )

@@ -6,20 +6,12 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Annotated
 
-import numpy as np
 import typer
 
-from expert_maps.cli.common import (
-    AllowDuplicatesOption,
-    AllowUnevenOption,
-    FileArgument,
-    JsonOption,
-    bad_input,
-    print_json,
-    read_map,
-)
+from expert_maps.cli.options import AllowDuplicatesOption, AllowUnevenOption, JsonOption, MapArgument
 
 if TYPE_CHECKING:
+    import numpy as np
     from numpy.typing import NDArray
 
     from expert_maps.placement import Placement
@@ -27,9 +19,12 @@ if TYPE_CHECKING:
 # Below this many equal steps a run is no shorter than its values.
 _MIN_RUN = 3
 
+# Columns of the arrays that are printed in full.
+_FULL_WIDTH = 76
+
 
 def show(
-    file: FileArgument,
+    file: MapArgument,
     layer: Annotated[int, typer.Option("--layer", help="MoE layer, from 0.")] = 0,
     rank: Annotated[int, typer.Option("--rank", help="Expert-parallel rank, from 0.")] = 0,
     tp_size: Annotated[
@@ -47,10 +42,12 @@ def show(
     expert_map is logical expert → local slot, −1 where the expert is not on the rank; log2phy is logical
     expert → the physical expert that the rank sends to.
     """
-    with bad_input():
-        placement = read_map(file, allow_uneven=allow_uneven, allow_duplicates=allow_duplicates)
-        expert_map = placement.expert_map(layer, rank)
-        log2phy = placement.log2phy(layer, rank, tp_size=tp_size)
+    from expert_maps.cli.output import print_json, say
+    from expert_maps.cli.reading import read_map
+
+    placement = read_map(file, allow_uneven=allow_uneven, allow_duplicates=allow_duplicates)
+    expert_map = placement.expert_map(layer, rank)
+    log2phy = placement.log2phy(layer, rank, tp_size=tp_size)
     local = placement.local_experts(layer, rank)
     if json:
         print_json(
@@ -66,17 +63,19 @@ def show(
             }
         )
         return
-    typer.echo(_text(placement, layer, rank, compact=compact, maps=(local, expert_map, log2phy)))
+    say(_lines(placement, layer, rank, compact=compact, maps=(local, expert_map, log2phy)), wrap=True)
 
 
-def _text(
+def _lines(
     placement: Placement,
     layer: int,
     rank: int,
     *,
     compact: bool,
     maps: tuple[NDArray[np.int32], NDArray[np.int32], NDArray[np.int32]],
-) -> str:
+) -> list[str]:
+    import numpy as np
+
     local, expert_map, log2phy = maps
     first = placement.rank_offsets[rank]
     slots = np.arange(len(local))
@@ -99,15 +98,22 @@ def _text(
         lines += [
             "",
             f"Expert mapping (non -1: the local slot) for rank {rank}:",
-            _full(expert_map),
+            *_full(expert_map),
             f"log2phy for rank {rank}:",
-            _full(log2phy),
+            *_full(log2phy),
         ]
-    return "\n".join(lines)
+    return lines
 
 
-def _full(values: NDArray[np.int32]) -> str:
-    return np.array2string(values, threshold=len(values) + 1, max_line_width=76)
+def _full(values: NDArray[np.int32]) -> list[str]:
+    import sys
+
+    import numpy as np
+
+    from expert_maps.cli.output import width_of
+
+    width = min(width_of(sys.stdout) or _FULL_WIDTH, _FULL_WIDTH)
+    return np.array2string(values, threshold=len(values) + 1, max_line_width=width).split("\n")
 
 
 def ranges(keys: NDArray[np.int64], values: NDArray[np.int32], arrow: str) -> str:

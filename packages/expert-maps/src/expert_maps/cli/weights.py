@@ -5,39 +5,42 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
-from rich.table import Table
 
-from expert_maps import metrics
-from expert_maps.cli.common import (
+from expert_maps.cli.options import (
     AllowUnevenOption,
-    FileArgument,
     JsonOption,
-    bad_input,
-    console,
-    print_json,
-    read_map,
+    KeyOption,
+    LoadArgument,
+    MapArgument,
+    ModelOption,
+    TableOption,
+    refuse_two_stdins,
 )
-from expert_maps.formats import read_load, write_weights
-from expert_maps.formats.weights import check_output_name
-from expert_maps.splitting import split_replicas
+
+if TYPE_CHECKING:
+    from expert_maps.cli.writing import Output
+    from expert_maps.evaluate import Evaluation
+    from expert_maps.splitting import ReplicaWeights
 
 
 def weights(
-    file: FileArgument,
-    load: Annotated[Path, typer.Argument(metavar="LOAD", help="Tokens routed to each expert, as for plan.")],
-    key: Annotated[str | None, typer.Option("--key", help="The array of the load file, as for plan.")] = None,
+    file: MapArgument,
+    load: LoadArgument,
+    model: ModelOption = None,
+    key: KeyOption = None,
     output: Annotated[
         Path | None,
         typer.Option(
             "--output",
             "-o",
-            help=r"Where to write the weights, float64 \[layers, experts, copies], with the digest of the map; the name ends "
-            "in .npz or .json.",
+            help="Where to write the weights, float64 [layers, experts, copies], with the digest of the map; the name ends in "
+            ".npz or .json. - for standard output.",
         ),
     ] = None,
+    table: TableOption = False,
     allow_uneven: AllowUnevenOption = False,
     json: JsonOption = False,
 ) -> None:
@@ -46,32 +49,65 @@ def weights(
     Even is what serving does without weights: copies take turns. The plugin serves with the file written here as its
     replica_weights_path, for this map and no other.
     """
-    with bad_input():
-        if output is not None:
-            check_output_name(output)
-        placement = read_map(file, allow_uneven=allow_uneven)
-        trace = read_load(load, key)
-        found = split_replicas(placement, trace)
-        even = metrics.balancedness(placement, trace)
-        if output is not None:
-            write_weights(found, output)
+    from expert_maps.cli.planned import checked_model
+    from expert_maps.cli.reading import read_map, read_trace
+    from expert_maps.cli.work import work
+    from expert_maps.cli.writing import check_output
+    from expert_maps.evaluate import evaluate
+    from expert_maps.formats.weights import content_of
+    from expert_maps.splitting import split_replicas
+
+    refuse_two_stdins(MAP=file, LOAD=load)
+    inputs = {"MAP": file, "LOAD": load, "--model": model}
+    target = check_output(output, inputs, endings=(".npz", ".json"), json=json)
+    trace = read_trace(load, key)
+    checked_model(model, trace)
+    placement = read_map(file, allow_uneven=allow_uneven)
+    even = evaluate(placement, trace)
+    found = work("splitting tokens", lambda _: split_replicas(placement, trace))
+    if target.path is not None:
+        target.write(content_of(found, ".npz" if target.is_stdout else target.path.suffix))
+    _print(even, found, target, table=table, json=json)
+
+
+def _print(even: Evaluation, found: ReplicaWeights, target: Output, *, table: bool, json: bool) -> None:
+    from expert_maps.cli.output import print_json, say
+    from expert_maps.cli.report import title_of, worst_layers
+    from expert_maps.cli.tables import print_table
+
+    was, now = even.balancedness, found.balancedness
+    peak = float(found.max_rank_load.sum())
+    overall = float(found.rank_load.mean(axis=1).sum()) / peak if peak > 0 else 1.0
     if json:
-        print_json(
-            {
-                "num_layers": placement.num_layers,
-                "balancedness_even": even.tolist(),
-                "balancedness": found.balancedness.tolist(),
-                "max_rank_load": found.max_rank_load.tolist(),
-                "lower_bound": found.lower_bound.tolist(),
-                "output": None if output is None else str(output),
-            }
-        )
+        document = {
+            "num_layers": found.placement.num_layers,
+            "balancedness_even": was.tolist(),
+            "balancedness": now.tolist(),
+            "overall_balancedness_even": even.overall_balancedness,
+            "overall_balancedness": overall,
+            "max_rank_load": found.max_rank_load.tolist(),
+            "lower_bound": found.lower_bound.tolist(),
+            "output": target.name,
+            "replaced": target.replaces,
+        }
+        print_json(document)
         return
-    table = Table(title="balancedness of copies that take turns, and of weights", title_justify="left")
-    for title in ("layer", "even", "weighted", "max/mean even", "max/mean weighted"):
-        table.add_column(title, justify="right")
-    for layer, (was, now) in enumerate(zip(even, found.balancedness, strict=True)):
-        table.add_row(str(layer), f"{was:.4f}", f"{now:.4f}", f"{1 / was:.3f}", f"{1 / now:.3f}")
-    console.print(table)
-    if output is not None:
-        typer.echo(f"written: {output}")
+    err = target.is_stdout
+    say(title_of(found.placement, even.load, "weights"), err=err, wrap=True)
+    if table:
+        rows = [
+            [str(layer), f"{a:.4f}", f"{b:.4f}", f"{1 / a:.3f}", f"{1 / b:.3f}"]
+            for layer, (a, b) in enumerate(zip(was, now, strict=True))
+        ]
+        a, b = even.overall_balancedness, overall
+        total = ["total", f"{a:.4f}", f"{b:.4f}", f"{1 / a:.3f}", f"{1 / b:.3f}"]
+        columns = ["layer", "even", "weighted", "max/mean even", "max/mean weighted"]
+        print_table("", columns, rows, total=total, err=err)
+    even_now, weighted = even.overall_balancedness, overall
+    lines = [
+        f"balancedness: {even_now:.4f} where copies take turns, {weighted:.4f} weighted (1 is perfect)",
+        f"hottest rank / mean: {1 / even_now:.3f} where copies take turns, {1 / weighted:.3f} weighted",
+        *worst_layers(now),
+        target.line,
+    ]
+    say(lines, err=err, wrap=True)

@@ -1,0 +1,158 @@
+# SPDX-FileCopyrightText: The expert-maps authors
+# SPDX-License-Identifier: Apache-2.0
+"""`expert-maps compare`: policies and amounts of redundancy side by side."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from expert_maps.cli.options import (
+    EpSizeOption,
+    GroupsOption,
+    JsonOption,
+    KeyOption,
+    LoadArgument,
+    ModelOption,
+    NodesOption,
+    as_numbers,
+)
+from expert_maps.errors import ExpertMapsError
+
+if TYPE_CHECKING:
+    from expert_maps.evaluate import ComparisonRow
+
+_PROPOSED = 3
+
+
+def compare(
+    load: LoadArgument,
+    ep_size: EpSizeOption,
+    policies: Annotated[
+        str, typer.Option("--policies", help="Policies, separated by commas; names as for plan.")
+    ] = "balanced,deepseek",
+    redundant: Annotated[
+        str | None,
+        typer.Option(
+            "--redundant",
+            help="Redundant experts of a layer, several separated by commas. If not given: the least that divides, "
+            "and one and two slots more on each rank.",
+        ),
+    ] = None,
+    model: ModelOption = None,
+    groups: GroupsOption = 1,
+    nodes: NodesOption = 1,
+    key: KeyOption = None,
+    json: JsonOption = False,
+) -> None:
+    """Plan one load by several policies with several amounts of redundancy, and print one table.
+
+    Worst is the lowest balancedness of a layer, and which layer has it. Over steps is what a load of several steps is
+    planned for by the policy balanced; the others plan for the sum. Seconds are those of this run.
+    """
+    from expert_maps.cli.output import plural, print_json, say
+    from expert_maps.cli.planned import checked_model
+    from expert_maps.cli.reading import read_trace
+    from expert_maps.cli.work import work
+    from expert_maps.evaluate import compare as compare_plans
+
+    names = [name.strip() for name in policies.split(",") if name.strip()]
+    if not names:
+        msg = f"--policies is {policies!r}; expected names separated by commas, like balanced,deepseek"
+        raise ExpertMapsError(msg)
+    trace = read_trace(load, key)
+    checked_model(model, trace)
+    if redundant is None:
+        copies = _proposed(trace.num_experts, ep_size)
+    else:
+        copies = as_numbers("--redundant", redundant)
+        if not copies:
+            msg = f"--redundant is {redundant!r}; expected numbers separated by commas, like 0,32,64"
+            raise ExpertMapsError(msg)
+
+    rows = work(
+        "comparing policies",
+        lambda progress: compare_plans(
+            trace,
+            ep_size=ep_size,
+            policies=names,
+            redundant=copies,
+            num_groups=groups,
+            num_nodes=nodes,
+            progress=progress,
+        ),
+    )
+    if json:
+        print_json(
+            {
+                "num_layers": trace.num_layers,
+                "num_logical_experts": trace.num_experts,
+                "ep_size": ep_size,
+                "num_steps": trace.num_steps,
+                "rows": [asdict(row) for row in rows],
+            }
+        )
+        return
+    say(
+        f"{plural(trace.num_layers, 'layer')} of {trace.num_experts} experts on {ep_size} ranks, "
+        f"{plural(trace.num_steps, 'step')} of load",
+        wrap=True,
+    )
+    _print(rows, ep_size)
+
+
+def _proposed(num_experts: int, ep_size: int) -> list[int]:
+    from expert_maps.errors import LayoutError
+    from expert_maps.validation import as_count
+
+    ranks = as_count("ep_size", ep_size, 1, error=LayoutError)
+    least = -num_experts % ranks
+    most = num_experts * (ranks - 1)
+    return [copies for more in range(_PROPOSED) if (copies := least + more * ranks) <= most] or [least]
+
+
+def _print(rows: list[ComparisonRow], ep_size: int) -> None:
+    from expert_maps.cli.output import say
+    from expert_maps.cli.tables import print_table
+
+    columns = [
+        "policy",
+        "redundant",
+        "slots a rank",
+        "balancedness",
+        "worst",
+        "its layer",
+        "over steps",
+        "seconds",
+    ]
+    planned = [row for row in rows if row.reason is None]
+    cells = [
+        [
+            row.policy,
+            str(row.num_redundant_experts),
+            _slots(row.num_physical_experts, ep_size),
+            f"{row.overall_balancedness:.4f}",
+            f"{row.worst_balancedness:.4f}",
+            str(row.worst_layer),
+            f"{row.over_steps:.4f}",
+            f"{row.seconds:.3f}",
+        ]
+        for row in planned
+    ]
+    if planned:
+        print_table("", columns, cells)
+    say(
+        [
+            f"no plan by {row.policy} with {row.num_redundant_experts} redundant: {row.reason}"
+            for row in rows
+            if row.reason is not None
+        ],
+        wrap=True,
+    )
+
+
+def _slots(physical: int, ep_size: int) -> str:
+    least, more = divmod(physical, ep_size)
+    return f"{least + 1}/{least}" if more else str(least)

@@ -1,0 +1,195 @@
+# SPDX-FileCopyrightText: The expert-maps authors
+# SPDX-License-Identifier: Apache-2.0
+"""`expert-maps evaluate`: how a map carries a load."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from expert_maps.cli.options import (
+    AllowDuplicatesOption,
+    AllowUnevenOption,
+    JsonOption,
+    KeyOption,
+    LoadArgument,
+    MapArgument,
+    ModelOption,
+    TableOption,
+    refuse_two_stdins,
+)
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+    from expert_maps.evaluate import Evaluation
+
+_HOTTEST = 3
+
+
+def evaluate(
+    file: MapArgument,
+    load: LoadArgument,
+    layer: Annotated[
+        int | None, typer.Option("--layer", help="Print every rank of this MoE layer, from 0.")
+    ] = None,
+    model: ModelOption = None,
+    key: KeyOption = None,
+    table: TableOption = False,
+    allow_uneven: AllowUnevenOption = False,
+    allow_duplicates: AllowDuplicatesOption = False,
+    json: JsonOption = False,
+) -> None:
+    """Print how a map carries a load: balancedness, the hottest ranks and the hottest experts.
+
+    Balancedness is mean / max rank load; 1 is perfect; over all layers it is the ratio of the sums. Over steps it is
+    the ratio of the sums over steps, each step with its own hottest rank. An expert's tokens are split evenly over its
+    copies.
+    """
+    from expert_maps.cli.output import print_json, say
+    from expert_maps.cli.planned import checked_model
+    from expert_maps.cli.reading import read_map, read_trace
+    from expert_maps.cli.report import title_of
+    from expert_maps.evaluate import evaluate as evaluate_placement
+    from expert_maps.validation import as_index
+
+    refuse_two_stdins(MAP=file, LOAD=load)
+    trace = read_trace(load, key)
+    checked_model(model, trace)
+    placement = read_map(file, allow_uneven=allow_uneven, allow_duplicates=allow_duplicates)
+    found = evaluate_placement(placement, trace)
+    chosen = None if layer is None else as_index("layer", layer, placement.num_layers)
+    if json:
+        print_json(_document(found))
+        return
+    say(title_of(placement, trace, str(file)), wrap=True)
+    if table:
+        _print_layers(found)
+    if chosen is not None:
+        _print_ranks(found, chosen)
+    say(_lines(found), wrap=True)
+
+
+def _document(found: Evaluation) -> dict[str, object]:
+    placement, trace = found.placement, found.load
+    document: dict[str, object] = {
+        "num_layers": placement.num_layers,
+        "num_logical_experts": placement.num_logical_experts,
+        "num_redundant_experts": placement.num_redundant_experts,
+        "ep_size": placement.ep_size,
+        "num_steps": trace.num_steps,
+        "overall_balancedness": found.overall_balancedness,
+        "balancedness_over_steps": found.over_steps,
+        "balancedness": found.balancedness.tolist(),
+        "balancedness_over_steps_per_layer": _over_steps(found).tolist(),
+        "hottest_rank": found.rank_load.argmax(axis=1).tolist(),
+        "max_rank_load": found.rank_load.max(axis=1).tolist(),
+        "hottest_expert": trace.total.argmax(axis=1).tolist(),
+        "rank_load": found.rank_load.tolist(),
+        "digest": placement.digest,
+    }
+    return document
+
+
+def _over_steps(found: Evaluation) -> NDArray[np.float64]:
+    """Each layer's ratio of the sums over steps of mean and hottest rank, float64 [L]."""
+    import numpy as np
+
+    mean = found.load.total.sum(axis=1) / found.placement.ep_size
+    peak = found.step_peaks.sum(axis=0)
+    return np.divide(mean, peak, out=np.ones_like(mean), where=peak > 0)
+
+
+def _lines(found: Evaluation) -> list[str]:
+    from expert_maps.cli.report import worst_layers
+
+    lines = [f"balancedness: {found.overall_balancedness:.4f} (1 is perfect)"]
+    if found.load.num_steps > 1:
+        lines.append(f"balancedness over steps: {found.over_steps:.4f}")
+    lines.append(f"hottest rank / mean: {1 / found.overall_balancedness:.3f}")
+    return [*lines, *worst_layers(found.balancedness), *_hottest(found)]
+
+
+def _hottest(found: Evaluation) -> list[str]:
+    """The ranks and experts furthest above their layer's mean; none of a layer without tokens."""
+    import numpy as np
+
+    from expert_maps.cli.output import as_count
+
+    lines = []
+    for what, loads in (("rank", found.rank_load), ("expert", found.load.total)):
+        mean = loads.mean(axis=1, keepdims=True)
+        ratio = np.divide(loads, mean, out=np.zeros_like(loads), where=mean > 0)
+        order = np.argsort(-ratio, axis=None, kind="stable")[:_HOTTEST]
+        named = []
+        for layer, index in zip(*np.unravel_index(order, loads.shape), strict=True):
+            if ratio[layer, index] <= 0:
+                continue
+            copies = found.placement.replica_count[layer, index] if what == "expert" else 0
+            tokens = f"{ratio[layer, index]:.3f} × mean, {as_count(loads[layer, index])} tokens"
+            more = f", {copies} copies" if copies > 1 else ""
+            named.append(f"{index} in layer {layer} ({tokens}{more})")
+        lines.append(f"hottest {what}s: {', '.join(named) or 'none'}")
+    return lines
+
+
+def _print_layers(found: Evaluation) -> None:
+    from expert_maps.cli.output import as_count
+    from expert_maps.cli.tables import print_table
+
+    loads, total = found.rank_load, found.load.total
+    by_step = _over_steps(found)
+    rows = [
+        [
+            str(layer),
+            f"{value:.4f}",
+            f"{by_step[layer]:.4f}",
+            f"{1 / value:.3f}",
+            str(loads[layer].argmax()),
+            as_count(loads[layer].max()),
+            str(total[layer].argmax()),
+        ]
+        for layer, value in enumerate(found.balancedness)
+    ]
+    columns = [
+        "layer",
+        "balancedness",
+        "over steps",
+        "max/mean",
+        "hottest rank",
+        "its tokens",
+        "hottest expert",
+    ]
+    overall = found.overall_balancedness
+    last = ["total", f"{overall:.4f}", f"{found.over_steps:.4f}", f"{1 / overall:.3f}", "", "", ""]
+    print_table("", columns, rows, total=last)
+
+
+def _print_ranks(found: Evaluation, layer: int) -> None:
+    import numpy as np
+
+    from expert_maps.cli.output import as_count
+    from expert_maps.cli.tables import print_table
+
+    placement, loads = found.placement, found.rank_load[layer]
+    share = found.load.total[layer] / placement.replica_count[layer]
+    mean = float(loads.mean())
+    rows = []
+    for rank, tokens in enumerate(loads):
+        experts = placement.local_experts(layer, rank)
+        hottest = int(experts[np.argmax(share[experts])]) if len(experts) else None
+        ratio = f"{tokens / mean:.3f}" if mean > 0 else "1.000"
+        rows.append(
+            [
+                str(rank),
+                str(len(experts)),
+                as_count(float(tokens)),
+                ratio,
+                "none" if hottest is None else str(hottest),
+                "0" if hottest is None else as_count(float(share[hottest])),
+            ]
+        )
+    columns = ["rank", "slots", "tokens", "of mean", "hottest expert", "its tokens"]
+    print_table(f"ranks of layer {layer}", columns, rows)

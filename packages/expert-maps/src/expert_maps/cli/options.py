@@ -1,0 +1,130 @@
+# SPDX-FileCopyrightText: The expert-maps authors
+# SPDX-License-Identifier: Apache-2.0
+"""Arguments and options that several commands have, in the same words."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from expert_maps.cli.model import MODEL_HELP
+from expert_maps.errors import ExpertMapsError
+
+_MAP_HELP = "A map: a vllm-ascend expert map or a golden map (JSON); - for standard input."
+_LOAD_HELP = (
+    "Tokens routed to each expert, [layers, experts] or [steps, layers, experts]: .npy, .npz, .json or .csv."
+)
+
+MapArgument = Annotated[Path, typer.Argument(metavar="MAP", help=_MAP_HELP)]
+LoadArgument = Annotated[Path, typer.Argument(metavar="LOAD", help=_LOAD_HELP)]
+KeyOption = Annotated[
+    str | None,
+    typer.Option(
+        "--key", help="The array in an .npz file or the key in a JSON object; all arrays if not given."
+    ),
+]
+EpSizeOption = Annotated[int, typer.Option("--ep-size", help="Expert-parallel ranks.")]
+RedundantOption = Annotated[
+    int | None,
+    typer.Option("--redundant", help="Redundant experts of a layer, over all ranks: slots less experts."),
+]
+PhysicalOption = Annotated[
+    int | None,
+    typer.Option("--physical", help="Slots of a layer, over all ranks: experts and redundant experts."),
+]
+GroupsOption = Annotated[int, typer.Option("--groups", help="The router's expert groups.")]
+NodesOption = Annotated[
+    int,
+    typer.Option("--nodes", help="Servers that the ranks are spread over; groups stay on one of them."),
+]
+ToleranceOption = Annotated[
+    float | None,
+    typer.Option(
+        "--tolerance",
+        help="The gap at which the policy balanced stops, a fraction up to 1; 0.0004 if not given. "
+        "Looser is faster.",
+    ),
+]
+MaxMovesOption = Annotated[
+    str | None,
+    typer.Option(
+        "--max-moves",
+        metavar="N|any",
+        help="Slots of a layer that may change, beyond those that must. If not given: any number for plan, "
+        "0 for rescale, which so moves as little as possible.",
+    ),
+]
+ExpertBytesOption = Annotated[
+    int | None,
+    typer.Option("--expert-bytes", help="Bytes of one expert's weights, to add up what is moved."),
+]
+ModelOption = Annotated[
+    str | None,
+    typer.Option("--model", help=f"{MODEL_HELP}: the model that the load is of."),
+]
+OutputOption = Annotated[
+    Path | None,
+    typer.Option(
+        "--output",
+        "-o",
+        help="Where to write the map, a vllm-ascend expert map; the name ends in .json. - for standard "
+        "output, then all else goes to standard error.",
+    ),
+]
+TableOption = Annotated[bool, typer.Option("--table", help="Print every layer, not only the worst.")]
+JsonOption = Annotated[
+    bool, typer.Option("--json", help="Print one JSON object instead of text; sizes in bytes.")
+]
+AllowUnevenOption = Annotated[
+    bool, typer.Option("--allow-uneven", help="Accept ranks with unequally many slots.")
+]
+AllowDuplicatesOption = Annotated[
+    bool, typer.Option("--allow-duplicates", help="Accept an expert twice on a rank.")
+]
+
+
+def as_max_moves(text: str | None, default: int | None) -> int | None:
+    """Return the moves that `--max-moves` allows; None for any number.
+
+    Args:
+        text: what was typed; None where nothing was.
+        default: what that means.
+
+    Raises:
+        ExpertMapsError: neither a number from 0 nor ``any``.
+    """
+    if text is None:
+        return default
+    if text == "any":
+        return None
+    if not (text.isascii() and text.isdigit()) or len(text) > len(str(2**31)):
+        msg = f"--max-moves is {text!r}; expected a number from 0, or any"
+        raise ExpertMapsError(msg)
+    return int(text)
+
+
+def as_numbers(option: str, text: str) -> list[int]:
+    """Return numbers that are separated by commas.
+
+    Raises:
+        ExpertMapsError: something else stands between the commas.
+    """
+    words = [word.strip() for word in text.split(",") if word.strip()]
+    if any(not (word.isascii() and word.isdigit()) or len(word) > len(str(2**31)) for word in words):
+        msg = f"{option} is {text!r}; expected numbers from 0 separated by commas, like 3,5"
+        raise ExpertMapsError(msg)
+    return [int(word) for word in words]
+
+
+def refuse_two_stdins(**inputs: Path | None) -> None:
+    """Refuse to read standard input for two things: after the first it is empty.
+
+    Raises:
+        ExpertMapsError: as said.
+    """
+    names = [name for name, path in inputs.items() if path is not None and str(path) == "-"]
+    if len(names) > 1:
+        msg = f"{' and '.join(names)} are both '-'; expected one at most: standard input is read once"
+        raise ExpertMapsError(msg)

@@ -1,0 +1,143 @@
+# SPDX-FileCopyrightText: The expert-maps authors
+# SPDX-License-Identifier: Apache-2.0
+"""The words people use for options and commands elsewhere, and the ones that are meant here."""
+
+from __future__ import annotations
+
+from difflib import get_close_matches
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Collection, Mapping
+
+_EP_SIZE = ("--ep-size",)
+_PHYSICAL = ("--physical", "--redundant")
+_REDUNDANT = ("--redundant", "--physical")
+
+# Without their hyphens, so that --num_experts and --numexperts are found too.
+OPTION_WORDS: dict[str, tuple[str, ...]] = {
+    **dict.fromkeys(
+        (
+            "cards",
+            "numcards",
+            "npus",
+            "numnpus",
+            "gpus",
+            "numgpus",
+            "devices",
+            "numdevices",
+            "devicecount",
+            "ranks",
+            "numranks",
+            "ep",
+            "eps",
+            "epranks",
+            "worldsize",
+            "expertparallelsize",
+            "dies",
+            "numdies",
+        ),
+        _EP_SIZE,
+    ),
+    **dict.fromkeys(
+        ("numphysicalexperts", "physicalexperts", "numphysical", "numslots", "slots", "numreplicas"),
+        _PHYSICAL,
+    ),
+    **dict.fromkeys(
+        (
+            "numredundantexperts",
+            "redundantexperts",
+            "numredundant",
+            "redundancy",
+            "replicas",
+            "copies",
+            "extra",
+            "extraexperts",
+        ),
+        _REDUNDANT,
+    ),
+    **dict.fromkeys(
+        (
+            "numexperts",
+            "nroutedexperts",
+            "numroutedexperts",
+            "numlocalexperts",
+            "numlogicalexperts",
+            "logicalexperts",
+            "routedexperts",
+        ),
+        ("--experts", "--model"),
+    ),
+    **dict.fromkeys(
+        ("numlayers", "moelayers", "nummoelayers", "numhiddenlayers"), ("--layers", "--layer", "--model")
+    ),
+    **dict.fromkeys(("out", "outfile", "outputfile", "save", "write", "dest", "to", "o"), ("--output",)),
+    **dict.fromkeys(("numgroups", "ngroup", "expertgroups", "numexpertgroup"), ("--groups",)),
+    **dict.fromkeys(("numnodes", "nnodes", "servers", "hosts", "machines"), ("--nodes",)),
+    **dict.fromkeys(("numsharedexperts", "nsharedexperts", "sharedexperts"), ("--shared",)),
+    **dict.fromkeys(
+        ("eprank", "rankid", "card", "npu", "gpu", "device", "deviceid"), ("--rank", "--ep-size")
+    ),
+    **dict.fromkeys(("tp", "tensorparallelsize"), ("--tp-size",)),
+    **dict.fromkeys(
+        ("algorithm", "algo", "eplbpolicy", "eplbpolicytype", "strategy"), ("--policy", "--policies")
+    ),
+    **dict.fromkeys(("old", "before", "currentmap", "from", "previous", "init"), ("--current",)),
+    **dict.fromkeys(("maxswaps", "budget", "moves", "maxchanges"), ("--max-moves",)),
+    **dict.fromkeys(("failed", "lost", "dead", "failedrank", "lostranks", "deadranks"), ("--failed-ranks",)),
+    **dict.fromkeys(("config", "modelpath", "modelname", "hfconfig"), ("--model",)),
+    **dict.fromkeys(("array", "field", "name"), ("--key",)),
+    **dict.fromkeys(("verbose", "full", "details", "long", "alllayers"), ("--table", "--all")),
+    **dict.fromkeys(("reference", "expected", "expect"), ("--golden",)),
+    **dict.fromkeys(("gap", "threshold", "precision"), ("--tolerance",)),
+    **dict.fromkeys(("uneven", "allowragged"), ("--allow-uneven",)),
+    **dict.fromkeys(("duplicates", "allowduplicate"), ("--allow-duplicates",)),
+}
+
+COMMAND_WORDS: dict[str, tuple[str, ...]] = {
+    **dict.fromkeys(("balance", "rebalance", "eplb", "optimize", "optimise", "solve", "schedule"), ("plan",)),
+    **dict.fromkeys(("validate", "verify", "lint", "test", "doctor"), ("check",)),
+    **dict.fromkeys(("view", "print", "display", "cat", "dump", "export"), ("show", "convert")),
+    **dict.fromkeys(("migrate", "moves", "delta", "changes"), ("diff", "rescale")),
+    **dict.fromkeys(("info", "inspect", "describe", "stat", "stats", "read"), ("load", "show")),
+    **dict.fromkeys(("eval", "score", "metrics", "measure", "balancedness", "simulate"), ("evaluate",)),
+    **dict.fromkeys(("bench", "benchmark", "policies", "sweep"), ("compare",)),
+    **dict.fromkeys(("init", "create", "new", "make", "gen", "layout", "default"), ("generate",)),
+    **dict.fromkeys(("scale", "resize", "elastic", "shrink", "grow", "recover"), ("rescale",)),
+    **dict.fromkeys(("transform", "translate", "import"), ("convert",)),
+    **dict.fromkeys(("split", "shares", "replicas"), ("weights",)),
+    **dict.fromkeys(("version",), ("--version",)),
+    **dict.fromkeys(("help", "usage"), ("--help",)),
+}
+
+
+def meant_options(word: str, known: Collection[str]) -> list[str]:
+    """Return the options that an unknown one may stand for, likeliest first; at most three, perhaps none.
+
+    Args:
+        word: as typed, like ``--cards``.
+        known: the options of the command.
+    """
+    plain = _plain(word)
+    spelled = [option for option in known if _plain(option) == plain]
+    translated = [option for option in OPTION_WORDS.get(plain, ()) if option in known]
+    # Of the words that mean one thing the first is the best; the second stands in where a command lacks the first.
+    return spelled or translated[:1] or _similar(word, known)
+
+
+def meant_commands(word: str, known: Collection[str]) -> list[str]:
+    """Return the commands that an unknown one may stand for, likeliest first; at most three, perhaps none."""
+    names: Mapping[str, tuple[str, ...]] = COMMAND_WORDS
+    translated = [name for name in names.get(_plain(word), ()) if name in known or name.startswith("--")]
+    return translated or _similar(word, known)
+
+
+def _similar(word: str, known: Collection[str]) -> list[str]:
+    close = get_close_matches(word.lower(), known, n=3, cutoff=0.7)
+    begun = [name for name in known if len(_plain(word)) > 1 and _plain(name).startswith(_plain(word))]
+    longer = [name for name in known if _plain(word).startswith(_plain(name))]
+    return close or begun[:3] or longer[:1]
+
+
+def _plain(word: str) -> str:
+    return word.lower().replace("-", "").replace("_", "")
