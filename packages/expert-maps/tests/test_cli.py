@@ -204,7 +204,8 @@ def test_a_map_in_use_that_breaks_a_rule_is_named_with_what_it_costs(tmp_path: P
     result = run("rescale", "now.json", "load.npy", *counts, "--ep-size", 2, "--max-moves", -1)
     assert "in 1 of 1 layers" in result.stderr
     flat = run("plan", "load.npy", "--physical", 4, "--ep-size", 2, "--current", "now.json", "--json")
-    assert (json.loads(flat.stdout)["mended_layers"], flat.stderr) == ([], "")
+    assert json.loads(flat.stdout)["mended_layers"] == []
+    assert flat.stderr == "load.npy: array, 1 layer, 4 experts\n"
 
 
 def test_plan_of_a_load_without_tokens_warns(tmp_path: Path) -> None:

@@ -5,13 +5,17 @@
 from __future__ import annotations
 
 import contextlib
+import gzip
+import io
 import json
 import os
 import tempfile
+import zlib
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from expert_maps import limits
 from expert_maps.errors import FormatError
 
 if TYPE_CHECKING:
@@ -64,6 +68,26 @@ def read_bytes(path: AnyPath) -> bytes:
     except (OSError, ValueError) as error:  # ValueError: a NUL byte in the name
         msg = f"{describe(path)}: cannot be read: {getattr(error, 'strerror', None) or error}"
         raise FormatError(msg) from error
+
+
+def unpack(content: bytes, name: str = "the file") -> bytes:
+    """Return what a gzip file holds; other content as it is.
+
+    Raises:
+        FormatError: damaged, or larger unpacked than any file may be.
+    """
+    if not content.startswith(b"\x1f\x8b"):
+        return content
+    try:
+        with gzip.GzipFile(fileobj=io.BytesIO(content)) as stream:
+            unpacked = stream.read(limits.MAX_FILE_BYTES + 1)
+    except (OSError, EOFError, zlib.error) as error:
+        msg = f"{name}: cannot be unpacked: {error}"
+        raise FormatError(msg) from error
+    if len(unpacked) > limits.MAX_FILE_BYTES:
+        msg = f"{name}: unpacks to more than {limits.MAX_FILE_BYTES} bytes; expected at most so many"
+        raise FormatError(msg)
+    return unpacked
 
 
 def read_json(path: AnyPath) -> object:

@@ -29,5 +29,8 @@ MAX_SLOTS = 2**24
 MAX_TABLE = 2**27
 """Numbers of one derived table, like L · R · E; and of one load, steps · L · E."""
 
+MAX_CELLS = 2**24
+"""Cells of a CSV file: text takes longer to read than arrays."""
+
 MAX_LISTED = 20
 """Violations that a message lists; the rest are counted."""

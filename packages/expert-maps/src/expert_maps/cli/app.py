@@ -11,6 +11,7 @@ import typer
 from expert_maps.cli.check import check
 from expert_maps.cli.diff import diff
 from expert_maps.cli.generate import generate
+from expert_maps.cli.load import load
 from expert_maps.cli.plan import plan
 from expert_maps.cli.rescale import rescale
 from expert_maps.cli.show import show
@@ -27,7 +28,7 @@ app = typer.Typer(
         "Exit codes: 0 fine, 1 a check failed, 2 bad input (one line says what; nothing is written)."
     ),
 )
-for command in (generate, plan, rescale, weights, check, show, diff):
+for command in (generate, load, plan, rescale, weights, check, show, diff):
     app.command()(command)
 
 

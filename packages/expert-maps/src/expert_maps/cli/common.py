@@ -17,6 +17,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from expert_maps import limits
+from expert_maps.cli.notes import held_notes
 from expert_maps.errors import ExpertMapsError, FormatError, PlacementError
 from expert_maps.files import Source, describe
 from expert_maps.formats import read_placement
@@ -75,7 +76,8 @@ def as_input(path: str | os.PathLike[str]) -> AnyPath:
 def bad_input() -> Generator[None]:
     """Turn an error of this package into one line on standard error and exit code 2."""
     try:
-        yield
+        with held_notes():
+            yield
     except ExpertMapsError as error:
         typer.echo(f"error: {_one_line(error)}", err=True)
         raise typer.Exit(BAD_INPUT) from error

@@ -19,22 +19,28 @@ from expert_maps.cli.common import (
     progress_bar,
     read_map,
 )
+from expert_maps.cli.loading import (
+    FilesOption,
+    FormatOption,
+    KeyOption,
+    LayersOption,
+    LoadExpertsOption,
+    LoadModelOption,
+    LoadsArgument,
+    MoeLayersOption,
+    SlotMapOption,
+    StepsOption,
+    read_loads,
+)
 from expert_maps.cli.report import linear_layout, print_result, warn_of_mended
 from expert_maps.errors import ExpertMapsError
-from expert_maps.formats import read_load, vllm_ascend, write_placement
+from expert_maps.formats import vllm_ascend, write_placement
 from expert_maps.planning import plan as plan_placement
 from expert_maps.policies import DEFAULT_POLICY, POLICY_NAMES
 
 
 def plan(
-    load: Annotated[
-        Path,
-        typer.Argument(
-            metavar="LOAD",
-            help=r"Tokens routed to each expert, \[layers, experts] or \[steps, layers, experts]: "
-            ".npy, .npz, .json or .csv.",
-        ),
-    ],
+    load: LoadsArgument,
     physical: Annotated[
         int, typer.Option("--physical", help="Physical experts (slots) of a layer, over all ranks.")
     ],
@@ -61,12 +67,15 @@ def plan(
             "--expert-bytes", help="Bytes of one expert's weights, to add up transfers with --current."
         ),
     ] = None,
-    key: Annotated[
-        str | None,
-        typer.Option(
-            "--key", help="The array in an .npz file or the key in a JSON object; all arrays if not given."
-        ),
-    ] = None,
+    key: KeyOption = None,
+    format: FormatOption = None,
+    layers: LayersOption = None,
+    map: SlotMapOption = None,
+    files: FilesOption = None,
+    steps: StepsOption = None,
+    model: LoadModelOption = None,
+    experts: LoadExpertsOption = None,
+    moe_layers: MoeLayersOption = None,
     output: OutputOption = None,
     allow_uneven: AllowUnevenOption = False,
     allow_duplicates: AllowDuplicatesOption = False,
@@ -84,7 +93,18 @@ def plan(
     with bad_input():
         if output is not None:
             vllm_ascend.check_output_name(output)
-        trace = read_load(load, key)
+        trace = read_loads(
+            load,
+            key=key,
+            format=format,
+            layers=layers,
+            map=map,
+            files=files,
+            steps=steps,
+            model=model,
+            experts=experts,
+            moe_layers=moe_layers,
+        )
         before = (
             None
             if current is None
@@ -109,8 +129,6 @@ def plan(
                 progress=progress,
             )
         size = None if expert_bytes is None or result.moves is None else result.moves.bytes(expert_bytes)
-        if not trace.total.any():
-            typer.echo(f"warning: {load}: every count is 0, there is nothing to balance", err=True)
         warn_of_mended(result, trace, before)
         before = before or linear_layout(trace, result.placement.ep_size)
         if output is not None:

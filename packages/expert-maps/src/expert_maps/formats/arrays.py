@@ -5,6 +5,7 @@
 from __future__ import annotations
 
 import io
+import json
 import struct
 import zipfile
 import zlib
@@ -31,6 +32,17 @@ _NUMPY_ERRORS = (
     zipfile.BadZipFile,
     zlib.error,
 )
+
+_SAFETENSORS = {
+    "I64": "<i8",
+    "I32": "<i4",
+    "I16": "<i2",
+    "I8": "i1",
+    "U8": "u1",
+    "F64": "<f8",
+    "F32": "<f4",
+    "F16": "<f2",
+}
 
 
 def parse_npy(content: bytes) -> NDArray[np.generic]:
@@ -62,6 +74,28 @@ def parse_npz(content: bytes) -> dict[str, NDArray[np.generic]]:
     except (*_NUMPY_ERRORS, AttributeError, KeyError) as error:
         msg = f"not a NumPy .npz file of plain arrays: {_first_line(error)}"
         raise FormatError(msg) from error
+
+
+def parse_safetensors(content: bytes) -> dict[str, NDArray[np.generic]]:
+    """Return the arrays of a ``.safetensors`` file by name, in the file's order.
+
+    Raises:
+        FormatError: as `parse_npy`.
+    """
+    try:
+        size = int.from_bytes(content[:8], "little")
+        header = json.loads(content[8 : 8 + size])
+        data = memoryview(content)[8 + size :]
+        arrays: dict[str, NDArray[np.generic]] = {}
+        for name, entry in header.items():
+            if name != "__metadata__":
+                start, stop = entry["data_offsets"]
+                array = np.frombuffer(data[start:stop], dtype=_SAFETENSORS[entry["dtype"]])
+                arrays[name] = array.reshape(entry["shape"])
+    except (AttributeError, KeyError, RecursionError, TypeError, ValueError) as error:
+        msg = f"not a .safetensors file of plain numbers: {_first_line(error)}"
+        raise FormatError(msg) from error
+    return arrays
 
 
 def _first_line(error: BaseException) -> str:
