@@ -27,7 +27,10 @@ MAX_SLOTS = 2**24
 """L · P: slots of all layers."""
 
 MAX_TABLE = 2**27
-"""Numbers of one derived table, like L · R · E; and of one load, steps · L · E."""
+"""Numbers of one derived table, like L · R · E."""
+
+MAX_COUNTS = 2**25
+"""Numbers of one load: steps · L · E."""
 
 MAX_CELLS = 2**24
 """Cells of a CSV file: text takes longer to read than arrays."""

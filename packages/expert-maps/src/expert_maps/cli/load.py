@@ -27,6 +27,7 @@ from expert_maps.cli.loading import (
     inspect_loads,
 )
 from expert_maps.errors import ExpertMapsError
+from expert_maps.formats.loads.values import counted
 from expert_maps.formats.loads.writing import EXPORT_SUFFIXES, check_export_name, export_load
 
 if TYPE_CHECKING:
@@ -126,8 +127,10 @@ def _lines(found: LoadFile) -> list[str]:
     name = worst if found.layers is None else found.layers[worst]
     expert = int(trace.total[worst].argmax())
     idle = int((trace.total == 0).sum())
+    axes = ((trace.num_steps, "step"), (trace.num_layers, "layer"), (trace.num_experts, "expert"))
+    shape = "shape: " + " × ".join(counted(count, what) for count, what in axes)
     return [
-        f"shape: {trace.num_steps} steps × {trace.num_layers} layers × {trace.num_experts} experts",
+        shape,
         f"tokens of a layer: {_number(totals.min())} to {_number(totals.max())}, {_number(totals.sum())} in all",
         f"hottest expert over mean: {ratios.min():.3f} to {ratios.max():.3f}, mean {ratios.mean():.3f}",
         f"hottest of all: layer {name}, expert {expert}, {_number(trace.total[worst, expert])} tokens",

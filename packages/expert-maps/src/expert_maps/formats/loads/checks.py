@@ -10,7 +10,7 @@ import numpy as np
 
 from expert_maps.errors import LoadError
 from expert_maps.formats.loads.suspicion import EQUAL_WITHIN, differ
-from expert_maps.formats.loads.values import spans
+from expert_maps.formats.loads.values import counted, spans
 from expert_maps.models import MODELS
 
 if TYPE_CHECKING:
@@ -44,10 +44,10 @@ def check_counts(counts: Counts, options: LoadOptions) -> None:
     for expected_layers, expected_experts, why in said:
         hint = _hint(layers, experts, expected_layers, expected_experts)
         if layers != expected_layers:
-            msg = f"load has {layers} layers; expected {expected_layers}, as {why}{hint or '; choose layers with --layers'}"
+            msg = f"load has {counted(layers, 'layer')}; expected {expected_layers}, as {why}{hint or '; choose layers with --layers'}"
             raise LoadError(msg)
         if experts != expected_experts:
-            msg = f"load has {experts} experts; expected {expected_experts}, as {why}{hint}"
+            msg = f"load has {counted(experts, 'expert')}; expected {expected_experts}, as {why}{hint}"
             raise LoadError(msg)
 
 

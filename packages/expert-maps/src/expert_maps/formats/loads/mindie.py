@@ -17,7 +17,7 @@ import numpy as np
 from expert_maps.errors import LoadError
 from expert_maps.formats.loads.counts import Counts, Form
 from expert_maps.formats.loads.csv_tables import numbers_of, text_of
-from expert_maps.formats.loads.values import check_table, listed, naming, refuse_bad
+from expert_maps.formats.loads.values import check_table, counted, listed, naming, refuse_bad
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -64,7 +64,7 @@ def _read(documents: Sequence[Document], options: LoadOptions) -> Counts:
         values,
         ranks=(len(parts), widths.pop()) if len(widths) == 1 else None,
         has_said_layers=True,
-        details=(f"{len(parts)} {'file' if len(parts) == 1 else 'files'} of ranks, joined{experts}",),
+        details=(f"{counted(len(parts), 'file')} of ranks, joined{experts}",),
         warnings=_partial(documents),
     )
 

@@ -17,7 +17,7 @@ from expert_maps.formats.loads.document import open_document
 from expert_maps.formats.loads.options import LoadOptions, ModelShape, parse_layers, parse_steps
 from expert_maps.formats.loads.registry import form_of
 from expert_maps.formats.loads.slots import by_expert
-from expert_maps.formats.loads.values import check_axes, naming, spans
+from expert_maps.formats.loads.values import check_axes, counted, naming, spans
 from expert_maps.load import ExpertLoad
 from expert_maps.models import ModelCounts, model_counts
 
@@ -175,6 +175,7 @@ def _inspect(paths: Sequence[AnyPath], name: str | None, options: LoadOptions) -
         raise LoadError(msg)
     with naming(describe(paths[0]) + more):
         counts = form.read(documents, options)
+        del documents  # they may be large
         check_axes(*counts.values.shape[1:])
         chosen = choose_layers(counts, options)
         counts = by_expert(choose_steps(chosen.counts, options.steps), options.placement)
@@ -186,19 +187,15 @@ def _inspect(paths: Sequence[AnyPath], name: str | None, options: LoadOptions) -
 
 def _describe(form: Form, load: ExpertLoad, chosen: Chosen, details: Sequence[str]) -> str:
     if chosen.dense:
-        layers = f"{_number(chosen.num_rows, 'layer')}, {len(chosen.dense)} of them dense"
+        layers = f"{counted(chosen.num_rows, 'layer')}, {len(chosen.dense)} of them dense"
         details = (f"dense are {spans(chosen.dense)}", *details)
     elif chosen.is_said and chosen.num_rows != load.num_layers:
-        layers = f"{load.num_layers} of {_number(chosen.num_rows, 'layer')}"
+        layers = f"{load.num_layers} of {counted(chosen.num_rows, 'layer')}"
     else:
-        layers = _number(load.num_layers, "layer")
+        layers = counted(load.num_layers, "layer")
     labels = chosen.counts.labels
     if labels is not None and labels != tuple(range(len(labels))):
         details = (f"MoE layers {spans(labels)}", *details)
-    steps = [] if load.num_steps == 1 else [_number(load.num_steps, "step")]
-    head = ", ".join([form.title, layers, _number(load.num_experts, "expert"), *steps])
+    steps = [] if load.num_steps == 1 else [counted(load.num_steps, "step")]
+    head = ", ".join([form.title, layers, counted(load.num_experts, "expert"), *steps])
     return "; ".join([head, *details])
-
-
-def _number(count: int, what: str) -> str:
-    return f"{count} {what}" + ("" if count == 1 else "s")

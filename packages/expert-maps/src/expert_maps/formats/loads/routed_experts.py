@@ -15,7 +15,7 @@ import numpy as np
 from expert_maps.errors import LoadError
 from expert_maps.formats.loads.counts import Counts, Form
 from expert_maps.formats.loads.plain import member
-from expert_maps.formats.loads.values import as_array, check_axes, check_table, listed, naming
+from expert_maps.formats.loads.values import as_array, check_axes, check_table, counted, listed, naming
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -32,7 +32,9 @@ _CHUNK = 2**14  # tokens counted at once
 
 
 def _matches(document: Document) -> bool:
-    return document.named is not None and any(name.startswith(_NAME) for name in document.named)
+    if document.named is None:
+        return document.kind != "csv" and document.base.startswith(_NAME)
+    return any(name.startswith(_NAME) for name in document.named)
 
 
 def _read(documents: Sequence[Document], options: LoadOptions) -> Counts:
@@ -62,9 +64,7 @@ def _read(documents: Sequence[Document], options: LoadOptions) -> Counts:
     _refuse_repeated(requests, dense)
     values = _count(requests, experts, window, tokens)
     values[:, dense] = 0
-    details = (
-        f"{len(requests)} {'request' if len(requests) == 1 else 'requests'}, {tokens} tokens, top {top_k}",
-    )
+    details = (f"{counted(len(requests), 'request')}, {tokens} tokens, top {top_k}",)
     return Counts(values, by="expert", all_layers=bool(dense.any()), details=details)
 
 

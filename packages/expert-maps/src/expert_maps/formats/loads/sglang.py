@@ -26,7 +26,9 @@ _KEY = "logical_count"
 
 
 def _matches(document: Document) -> bool:
-    return document.named is not None and _KEY in document.named
+    if document.named is None:
+        return document.kind != "csv" and document.base.startswith(_KEY)
+    return _KEY in document.named
 
 
 def _read(documents: Sequence[Document], options: LoadOptions) -> Counts:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from expert_maps.errors import LoadError
-from expert_maps.formats.loads.values import check_table
+from expert_maps.formats.loads.values import check_table, counted
 
 if TYPE_CHECKING:
     from expert_maps.formats.loads.counts import Counts
@@ -31,9 +31,8 @@ def by_expert(counts: Counts, placement: Placement | None) -> Counts:
     if placement is None:
         if counts.by != "slot":
             return counts
-        shape = f"{layers} layers of {columns} slots" + (
-            f" ({counts.ranks[0]} ranks of {counts.ranks[1]})" if counts.ranks else ""
-        )
+        ranks = f" ({counts.ranks[0]} ranks of {counts.ranks[1]})" if counts.ranks else ""
+        shape = f"{counted(layers, 'layer')} of {columns} slots{ranks}"
         msg = f"counts by physical slot, {shape}; expected --map MAP, the map in use, which says whose slots they are"
         raise LoadError(msg)
     if counts.by == "expert":
@@ -42,8 +41,8 @@ def by_expert(counts: Counts, placement: Placement | None) -> Counts:
     table = placement.physical_to_logical
     if table.shape != (layers, columns):
         msg = (
-            f"counts of {layers} layers of {columns} slots; expected {table.shape[0]} layers of {table.shape[1]} slots, as "
-            "the map has (choose layers with --layers)"
+            f"counts of {counted(layers, 'layer')} of {columns} slots; expected {counted(len(table), 'layer')} of "
+            f"{table.shape[1]} slots, as the map has (choose layers with --layers)"
         )
         raise LoadError(msg)
     if counts.ranks is not None and counts.ranks[0] != placement.ep_size:

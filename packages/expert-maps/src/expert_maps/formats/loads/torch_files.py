@@ -88,8 +88,8 @@ def _plain(value: object, torch_: object, depth: int) -> object:
 
 def _array(tensor: torch.Tensor) -> object:
     # A tensor may claim any shape over a small storage.
-    if tensor.numel() > limits.MAX_TABLE:
-        msg = f"a tensor has shape {list(tensor.shape)}; expected at most {limits.MAX_TABLE} numbers"
+    if tensor.numel() > limits.MAX_COUNTS:
+        msg = f"a tensor has shape {list(tensor.shape)}; expected at most {limits.MAX_COUNTS} numbers"
         raise LoadError(msg)
     tensor = tensor.detach()
     return (tensor.double() if tensor.is_floating_point() else tensor).numpy()

@@ -57,6 +57,11 @@ def listed(names: Collection[object]) -> str:
     return some + (f" and {len(names) - limits.MAX_LISTED} more" if len(names) > limits.MAX_LISTED else "")
 
 
+def counted(count: int, what: str) -> str:
+    """Return a count with its word: ``1 step``, ``2 steps``."""
+    return f"{count} {what}" + ("" if count == 1 else "s")
+
+
 def spans(numbers: Iterable[int]) -> str:
     """Return ascending numbers as ranges: ``0-2, 5``."""
     runs: list[list[int]] = []
@@ -82,7 +87,7 @@ def as_array(value: object) -> Float64Array:
             msg = f"load has dtype {shown(value.dtype)}; expected integers or floats"
             raise LoadError(msg)
         check_table(value.shape)
-        return value.astype(np.float64)
+        return value.astype(np.float64, copy=False)
     if not isinstance(value, list):
         msg = f"load is {shown(repr(value))}, of type {type(value).__name__}; {_EXPECTED}"
         raise LoadError(msg)
@@ -159,8 +164,8 @@ def check_table(shape: Sequence[int]) -> None:
         LoadError: as said.
     """
     size = math.prod(int(count) for count in shape)
-    if size > limits.MAX_TABLE:
-        msg = f"load has shape {list(shape)}, {size} numbers; expected at most {limits.MAX_TABLE}"
+    if size > limits.MAX_COUNTS:
+        msg = f"load has shape {list(shape)}, {size} numbers; expected at most {limits.MAX_COUNTS}"
         raise LoadError(msg)
 
 

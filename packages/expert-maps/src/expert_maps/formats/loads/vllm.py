@@ -24,7 +24,9 @@ _KEYS = ("expert_load_pass", "expert_load_window")
 
 
 def _matches(document: Document) -> bool:
-    return document.named is not None and any(key in document.named for key in _KEYS)
+    if document.named is None:
+        return document.kind != "csv" and document.base.startswith(_KEYS)
+    return any(key in document.named for key in _KEYS)
 
 
 def _read(documents: Sequence[Document], options: LoadOptions) -> Counts:
