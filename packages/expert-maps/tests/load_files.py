@@ -8,10 +8,10 @@ import json
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, cast
 
-import numpy as np
-
 if TYPE_CHECKING:
     from pathlib import Path
+
+    import numpy as np
 
     from expert_maps.models import ModelCounts
 

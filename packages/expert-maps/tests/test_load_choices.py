@@ -35,7 +35,7 @@ def test_maps_beside_loads_are_not_taken_for_steps(tmp_path: Path) -> None:
 
 def test_several_files_are_what_is_said(tmp_path: Path) -> None:
     paths = [write(tmp_path / f"{name}.json", ROWS) for name in "ab"]
-    with pytest.raises(LoadError, match="2 files; expected --files ranks .* or --files steps"):
+    with pytest.raises(LoadError, match=r"2 files; expected --files ranks .* or --files steps"):
         read_load(paths)
     assert read_load(paths, files="ranks").counts.tolist() == [[[2 * n for n in row] for row in ROWS]]
     assert read_load(paths, files="steps").counts.tolist() == [ROWS, ROWS]
