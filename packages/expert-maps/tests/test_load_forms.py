@@ -105,6 +105,8 @@ def test_sglang_csv_files_of_ranks_are_added(tmp_path: Path) -> None:
         ("0,99999999,1\n", "expert id is 99999999"),
         ("9999999,0,1\n", "layer id is 9999999"),
         ("0,x,1\n", "line 2 is no layer_id"),
+        ("0,0,1\n1,0\n", "line 3 is no layer_id"),
+        ("0,0,x\n", "line 2 is no layer_id"),
     ):
         with pytest.raises(LoadError, match=message):
             read_load(write(tmp_path / "bad.csv", header + text))
@@ -262,15 +264,15 @@ def test_esft_summaries_are_read_by_tokens(tmp_path: Path) -> None:
 
 
 def test_tensorrt_llm_statistics_are_sorted_and_added_over_ranks(tmp_path: Path) -> None:
-    arrays = {f"{step}_{layer}": np.array([step, layer, 0]) for step in (99, 100) for layer in (10, 9)}
+    arrays = {f"{step}_{layer}": np.array([step, layer, 0]) for step in (8, 1) for layer in (16, 9)}
     paths = [write_safetensors(tmp_path / f"rank{rank}.safetensors", arrays) for rank in range(2)]
     found = inspect_load(paths)
-    assert found.load.counts.tolist() == [[[198, 18, 0], [198, 20, 0]], [[200, 18, 0], [200, 20, 0]]]
-    assert (found.form, found.layers) == ("tensorrt-llm", (9, 10))
-    assert "iterations 99-100" in found.description
-    with pytest.raises(LoadError, match="there is no array 100_9"):
+    assert found.load.counts.tolist() == [[[2, 18, 0], [2, 32, 0]], [[16, 18, 0], [16, 32, 0]]]
+    assert (found.form, found.layers) == ("tensorrt-llm", (9, 16))
+    assert "iterations 1, 8" in found.description
+    with pytest.raises(LoadError, match="there is no array 8_9"):
         read_load(
-            write_safetensors(paths[0], {name: array for name, array in arrays.items() if name != "100_9"})
+            write_safetensors(paths[0], {name: array for name, array in arrays.items() if name != "8_9"})
         )
     with pytest.raises(LoadError, match="raw"):
         read_load(write_safetensors(tmp_path / "rank0_raw.safetensors", arrays))

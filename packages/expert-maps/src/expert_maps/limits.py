@@ -32,7 +32,7 @@ MAX_TABLE = 2**27
 MAX_COUNTS = 2**25
 """Numbers of one load: steps · L · E."""
 
-MAX_CELLS = 2**24
+MAX_CELLS = 2**23
 """Cells of a CSV file: text takes longer to read than arrays."""
 
 MAX_LISTED = 20

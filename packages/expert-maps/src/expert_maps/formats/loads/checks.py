@@ -56,6 +56,8 @@ def _hint(layers: int, experts: int, expected_layers: int, expected_experts: int
         return ": it looks transposed, [experts, layers]; transpose it"
     if layers == expected_layers and experts > expected_experts:
         return ": counts by physical slot need --map MAP, the map in use"
+    if layers > expected_layers and layers % expected_layers == 0:
+        return ": it is a multiple, as of steps that are appended (--format mindie)"
     return ""
 
 

@@ -92,7 +92,7 @@ def combine(parts: Sequence[Counts], files: Files | None, default: Files | None 
     if what is None:
         msg = (
             f"{len(parts)} files; expected --files ranks (counts of the same steps on several ranks, to be added) "
-            "or --files steps (one after another)"
+            "or --files steps (one after another); where each has the experts of one rank, it is --format mindie"
         )
         raise LoadError(msg)
     first = parts[0]

@@ -73,6 +73,8 @@ def _read_as(documents: Sequence[Document], options: LoadOptions, *, is_plain: b
         with naming(document.name):
             text = text_of(document, options)
             layout = Layout() if is_plain else find_layout(text)
+            check_axes(0 if "step" in layout.names else len(text.lines) - layout.header, 0)
+            check_axes(0, len(text.row(0)) - len(layout.names) if text.lines else 0)
             parts.append(_table(text, layout))
     return combine(parts, options.files)
 
@@ -119,7 +121,7 @@ def find_layout(text: CsvText) -> Layout:
     if any(not text.is_number(cell) for cell in first):
         return _with_header(text, first, separator)
     second = text.row(1) if len(text.lines) > 1 else []
-    is_counted = _counts_up([text.floats(0)[i] for i in range(len(first))], 0) and len(first) > 1
+    is_counted = len(first) > 1 and text.floats(0) == list(range(len(first)))
     if is_counted and len(second) in {len(first), len(first) + 1}:
         names = ("index",) if len(second) > len(first) else ()
         said = (f"header 0-{len(first) - 1}", *(("index column",) if names else ()), *separator)
@@ -132,21 +134,22 @@ def find_layout(text: CsvText) -> Layout:
 
 
 def _without_header(text: CsvText, first: Sequence[str], separator: tuple[str, ...]) -> Layout:
-    column = [text.floats(index)[0] for index in range(len(text.lines))]
-    if len(first) < _SURE_ROWS or len(column) < 2 or not _counts_up(column, column[0]):  # noqa: PLR2004 - an index needs two
-        three = len(first) == _SURE_ROWS and len(column) > 1 and all(map(str.isdecimal, first))
+    number = len(text.lines)
+    if len(first) < _SURE_ROWS or number < 2 or not _has_index(text):  # noqa: PLR2004 - an index needs two
+        three = len(first) == _SURE_ROWS and number > 1 and all(map(str.isdecimal, first))
         doubt = "each line is taken as a layer of 3 experts; give --format sglang-csv if it is layer_id, expert_id, count"
         return Layout(said=separator, warnings=(doubt,) if three else ())
-    span = f"{int(column[0])}-{int(column[-1])}"
-    if len(column) >= _SURE_ROWS:
+    span = f"{text.row(0)[0]}-{text.row(number - 1)[0]}"
+    if number >= _SURE_ROWS:
         return Layout(0, ("layer",), None, (f"index column {span}", *separator))
     doubt = f"the first column, {span}, is taken as counts of expert 0; remove it if it is the layer"
     return Layout(said=separator, warnings=(doubt,))
 
 
-def _counts_up(numbers: Sequence[float], start: float) -> bool:
-    return (
-        start >= 0 and start % 1 == 0 and all(number == start + index for index, number in enumerate(numbers))
+def _has_index(text: CsvText) -> bool:
+    start = text.row(0)[0]
+    return start.isdecimal() and all(
+        text.row(index)[0] == str(int(start) + index) for index in range(len(text.lines))
     )
 
 
@@ -207,7 +210,6 @@ def _table(text: CsvText, layout: Layout) -> Counts:
         [_index_numbers(text, index, layout) for index in range(layout.header, len(text.lines))]
     )
     counts = _counts_of(text, layout)
-    check_axes(0, counts.shape[1])
     if layout.order is not None:
         counts = counts[:, list(layout.order)]
     if "step" in layout.names:

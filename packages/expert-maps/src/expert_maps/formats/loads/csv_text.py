@@ -5,11 +5,14 @@
 from __future__ import annotations
 
 import csv
+import re
 from dataclasses import dataclass
 
 from expert_maps import limits
 from expert_maps.errors import LoadError
 from expert_maps.formats.loads.values import shown
+
+_START = 2**16  # characters of a file in which its separator shows
 
 
 @dataclass(frozen=True)
@@ -50,25 +53,30 @@ class CsvText:
         Raises:
             LoadError: a cell is no number.
         """
-        row = self.row(index)[skip:]
+        line = self.lines[index]
         try:
-            if "_" not in self.lines[index]:  # float() takes 1_000, a file should not
-                return list(map(float, row))
+            if "_" not in line and '"' not in line:  # float() takes 1_000, a file should not
+                return list(map(float, line.split(self.separator)[skip:]))
         except ValueError:
             pass
+        row = self.row(index)[skip:]
         for cell in row:
             if not self.is_number(cell):
                 msg = f"not numbers: line {self.numbers[index]} has {shown(cell)!r}"
                 raise LoadError(msg)
-        return [float(self._with_point(cell)) for cell in row]
+        return [self.number(cell) for cell in row]
 
     def is_number(self, cell: str) -> bool:
         """Say whether a cell is a number; with ``;`` or tabs between cells a comma is a decimal point."""
         try:
-            float(self._with_point(cell))
+            self.number(cell)
         except ValueError:
             return False
         return "_" not in cell
+
+    def number(self, cell: str) -> float:
+        """Return the number in a cell that has one."""
+        return float(self._with_point(cell))
 
     def _with_point(self, cell: str) -> str:
         return cell.replace(",", ".", 1) if self.separator in {";", "\t"} else cell
@@ -80,14 +88,15 @@ def split(text: str) -> CsvText:
     Raises:
         LoadError: more cells than are worth reading as text.
     """
+    start = re.sub(r"#[^\n]*", "", text[:_START])
+    separator = next((mark for mark in (";", "\t", ",") if mark in start), None)
+    cells = text.count(separator) + text.count("\n") if separator else len(text) // 2
+    if cells > limits.MAX_CELLS:
+        msg = f"the file has about {cells} cells; expected at most {limits.MAX_CELLS}: use .npy or .npz"
+        raise LoadError(msg)
     kept = [
         (number, cut)
         for number, line in enumerate(text.splitlines(), 1)
         if (cut := line.split("#", 1)[0].strip(" \r\n"))
     ]
-    separator = next((mark for mark in (";", "\t", ",") if any(mark in line for _, line in kept[:50])), None)
-    cells = text.count(separator) + len(kept) if separator else len(text) // 2
-    if cells > limits.MAX_CELLS:
-        msg = f"the file has about {cells} cells; expected at most {limits.MAX_CELLS}: use .npy or .npz"
-        raise LoadError(msg)
     return CsvText([line for _, line in kept], [number for number, _ in kept], separator)

@@ -8,7 +8,6 @@ header three columns of integers are taken for it where layers repeat and no pai
 
 from __future__ import annotations
 
-from itertools import pairwise
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -29,6 +28,7 @@ if TYPE_CHECKING:
 
     Float64Array = NDArray[np.float64]
 
+_ID_DIGITS = 9
 _HEADER = [
     ("layer_id", "layer", "layer_idx"),
     ("expert_id", "expert", "expert_idx"),
@@ -48,14 +48,26 @@ def is_triples(text: CsvText) -> bool:
         return False
     if _has_header(text.row(0)):
         return True
-    rows = [text.row(index) for index in range(len(text.lines))]
-    if any(len(row) != len(_HEADER) or not all(map(str.isdecimal, row)) for row in rows):
+    columns = _columns(text, 0)
+    if columns is None or not all(map(str.isdecimal, columns[2])):
         return False
-    pairs = [(int(row[0]), int(row[1])) for row in rows]
-    layers = [layer for layer, _ in pairs]
-    # A dump goes layer by layer: few runs of the same id, each of several lines.
-    runs = 1 + sum(a != b for a, b in pairwise(layers))
-    return len(set(pairs)) == len(pairs) and runs == len(set(layers)) and 2 * runs <= len(pairs)
+    layers, experts = (np.array(list(map(int, column)), dtype=np.int64) for column in columns[:2])
+    # A dump goes layer by layer: few runs of the same id, each of several lines, and no pair twice.
+    runs = 1 + int(np.count_nonzero(np.diff(layers)))
+    pairs = np.unique(np.stack([layers, experts]), axis=1).shape[1]
+    return pairs == len(layers) and runs == len(np.unique(layers)) and 2 * runs <= len(layers)
+
+
+def _columns(text: CsvText, start: int) -> list[list[str]] | None:
+    """Return the cells of the three columns; None if a line has others, or no ids in the first two."""
+    if text.separator is None or any(
+        line.count(text.separator) != len(_HEADER) - 1 for line in text.lines[start:]
+    ):
+        return None
+    cells = [cell.strip(' "') for cell in text.separator.join(text.lines[start:]).split(text.separator)]
+    columns = [cells[index :: len(_HEADER)] for index in range(len(_HEADER))]
+    is_ids = all(cell.isdecimal() and len(cell) <= _ID_DIGITS for column in columns[:2] for cell in column)
+    return columns if is_ids else None
 
 
 def _matches(document: Document) -> bool:
@@ -88,17 +100,27 @@ def _triples(document: Document, options: LoadOptions) -> Float64Array:
         raise LoadError(msg)
     text = split(document.text)
     start = 1 if text.lines and _has_header(text.row(0)) else 0
-    for index in range(start, len(text.lines)):
-        row = text.row(index)
-        if len(row) != len(_HEADER) or not (row[0].isdecimal() and row[1].isdecimal()):
-            msg = f"line {text.numbers[index]} is no layer_id,expert_id,count"
-            raise LoadError(msg)
-    lines = np.array([text.floats(index) for index in range(start, len(text.lines))]).reshape(-1, 3)
+    columns = _columns(text, start) if len(text.lines) > start else [[], [], []]
+    if columns is None or not all(map(text.is_number, columns[2])):
+        msg = f"line {text.numbers[start + _first_strange(text, start)]} is no layer_id,expert_id,count"
+        raise LoadError(msg)
+    ids = np.array([list(map(int, column)) for column in columns[:2]], dtype=np.float64)
+    lines = np.vstack([ids, [text.number(cell) for cell in columns[2]]]).T
     pairs = np.unique(lines[:, :2], axis=0)
     if len(pairs) != len(lines):
         msg = "a pair of layer and expert stands twice; expected one file for each rank, given together"
         raise LoadError(msg)
     return lines
+
+
+def _first_strange(text: CsvText, start: int) -> int:
+    for index in range(start, len(text.lines)):
+        row = text.row(index)
+        if len(row) != len(_HEADER) or not (
+            row[0].isdecimal() and row[1].isdecimal() and text.is_number(row[2])
+        ):
+            return index - start
+    return 0
 
 
 SGLANG_CSV = Form("sglang-csv", "SGLang CSV (layer_id, expert_id, count)", _matches, _read)
