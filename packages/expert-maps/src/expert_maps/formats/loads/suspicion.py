@@ -69,9 +69,10 @@ def differ(totals: Float64Array) -> bool:
 def is_placement(values: Float64Array) -> bool:
     """Say whether 0 and 1 mark, in every layer, at least one rank for each expert and not many more.
 
-    A trace of single tokens marks experts too, but reaches all of them only when most are marked many times.
+    A trace of single tokens marks experts too, but reaches all of them only when most are marked many times; in a single
+    layer that may still happen.
     """
-    if not np.isin(values, (0, 1)).all() or (values == 1).all():
+    if not np.isin(values, (0, 1)).all() or (values == 1).all() or values.shape[1] == 1:
         return False
     copies = values.sum(axis=0)
     return bool((copies >= 1).all() and copies.mean() <= 2)  # noqa: PLR2004 - as many redundant as there are experts
