@@ -28,7 +28,8 @@ def test_maps_beside_loads_are_not_taken_for_steps(tmp_path: Path) -> None:
     with pytest.raises(LoadError, match="has physical_to_logical_map, so it is a map"):
         read_load(path)
     assert read_load(path, "counts").num_experts == 6
-    np.savez(path, **{"\x1b[2J": np.array(ROWS), "b": np.array([[1, 2]])})
+    names: dict[str, Any] = {"\x1b[2J": np.array(ROWS), "b": np.array([[1, 2]])}
+    np.savez(path, **names)
     with pytest.raises(LoadError, match=r"'\\x1b\[2J' \[3, 4\], b \[1, 2\]|x1b") as caught:
         read_load(path)
     assert "\x1b" not in str(caught.value)
