@@ -62,6 +62,9 @@ MAX_LOAD_NUMBERS = 50_000_000
 MAX_ROWS = 2**16
 """Rows of a routing table, its period in tokens."""
 
+MAX_CELLS = 2**23
+"""Cells of a CSV file: text takes longer to read than arrays."""
+
 # Messages.
 
 MAX_LISTED = 20

@@ -1,0 +1,58 @@
+# SPDX-FileCopyrightText: The expert-maps authors
+# SPDX-License-Identifier: Apache-2.0
+"""Counts by physical slot become counts by logical expert: the sum over the slots that hold it."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from expert_maps.errors import LoadError
+from expert_maps.formats.loads.values import check_table, counted
+
+if TYPE_CHECKING:
+    from expert_maps.formats.loads.counts import Counts
+    from expert_maps.placement import Placement
+
+
+def by_expert(counts: Counts, placement: Placement | None) -> Counts:
+    """Sum the slots of each expert.
+
+    Args:
+        counts: by expert, by slot, or as the caller says: by slot if there is a placement.
+        placement: what sits in the slots, or None.
+
+    Raises:
+        LoadError: a placement is missing, not of the counts' layers, ranks and slots, or not needed.
+    """
+    steps, layers, columns = counts.values.shape
+    if placement is None:
+        if counts.by != "slot":
+            return counts
+        ranks = f" ({counts.ranks[0]} ranks of {counts.ranks[1]})" if counts.ranks else ""
+        shape = f"{counted(layers, 'layer')} of {columns} slots{ranks}"
+        msg = f"counts by physical slot, {shape}; expected --map MAP, the map in use, which says whose slots they are"
+        raise LoadError(msg)
+    if counts.by == "expert":
+        msg = "the counts are by logical expert already; expected no --map, which is for counts by physical slot"
+        raise LoadError(msg)
+    table = placement.physical_to_logical
+    if table.shape != (layers, columns):
+        msg = (
+            f"counts of {counted(layers, 'layer')} of {columns} slots; expected {counted(len(table), 'layer')} of "
+            f"{table.shape[1]} slots, as the map has (choose layers with --layers)"
+        )
+        raise LoadError(msg)
+    if counts.ranks is not None and counts.ranks[0] != placement.ep_size:
+        msg = f"counts of {counts.ranks[0]} ranks of {counts.ranks[1]} slots; expected {placement.ep_size}, as the map has"
+        raise LoadError(msg)
+    experts = placement.num_logical_experts
+    check_table((steps, layers, experts))
+    values = np.zeros((steps, layers, experts))
+    for layer in range(layers):
+        np.add.at(values[:, layer].T, table[layer], counts.values[:, layer].T)
+    return replace(
+        counts, values=values, by="expert", details=(f"{columns} slots summed by the map", *counts.details)
+    )

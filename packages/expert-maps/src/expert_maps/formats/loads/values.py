@@ -1,0 +1,184 @@
+# SPDX-FileCopyrightText: The expert-maps authors
+# SPDX-License-Identifier: Apache-2.0
+"""Numbers out of files: nested lists and arrays become float64 arrays, checked before they are built."""
+
+from __future__ import annotations
+
+import math
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, cast
+
+import numpy as np
+
+from expert_maps import limits
+from expert_maps.errors import LoadError
+from expert_maps.load import MAX_LOAD
+
+if TYPE_CHECKING:
+    from collections.abc import Collection, Generator, Iterable, Sequence
+
+    from numpy.typing import NDArray
+
+    Float64Array = NDArray[np.float64]
+
+LOAD_KEYS = ("load", "expert_load", "logical_count")
+"""Names under which a file holds counts by logical expert."""
+
+_DEEPEST = 4
+_EXPECTED = "expected [L, E] or [steps, L, E]"
+
+
+class NamedLoadError(LoadError):
+    """A load error whose message names the file already."""
+
+
+@contextmanager
+def naming(name: str) -> Generator[None]:
+    """Put the file's name before the message of a load error that has none yet."""
+    try:
+        yield
+    except NamedLoadError:
+        raise
+    except LoadError as error:
+        msg = f"{name}: {error}"
+        raise NamedLoadError(msg) from error
+
+
+def shown(name: object) -> str:
+    """Return a name out of a file as a terminal may show it: short, and without control characters."""
+    text = str(name)
+    text = text if text.isprintable() else ascii(text)
+    return text if len(text) <= 80 else text[:77] + "..."  # noqa: PLR2004 - a line's worth
+
+
+def listed(names: Collection[object]) -> str:
+    """Return names separated by commas; a long list is cut and counted."""
+    some = ", ".join(shown(name) for name, _ in zip(names, range(limits.MAX_LISTED), strict=False))
+    return some + (f" and {len(names) - limits.MAX_LISTED} more" if len(names) > limits.MAX_LISTED else "")
+
+
+def counted(count: int, what: str) -> str:
+    """Return a count with its word: ``1 step``, ``2 steps``."""
+    return f"{count} {what}" + ("" if count == 1 else "s")
+
+
+def spans(numbers: Iterable[int]) -> str:
+    """Return ascending numbers as ranges: ``0-2, 5``."""
+    runs: list[list[int]] = []
+    for number in numbers:
+        if runs and number == runs[-1][1] + 1:
+            runs[-1][1] = number
+        else:
+            runs.append([number, number])
+    return listed([str(first) if first == last else f"{first}-{last}" for first, last in runs])
+
+
+def as_array(value: object) -> Float64Array:
+    """Return numbers of any shape as float64.
+
+    Args:
+        value: an array, or nested lists of integers and floats.
+
+    Raises:
+        LoadError: ragged, too deep or too many, or something else than real numbers.
+    """
+    if isinstance(value, np.ndarray):
+        if value.dtype.kind not in "iuf":
+            msg = f"load has dtype {shown(value.dtype)}; expected integers or floats"
+            raise LoadError(msg)
+        check_table(value.shape)
+        return value.astype(np.float64, copy=False)
+    if not isinstance(value, list):
+        msg = f"load is {shown(repr(value))}, of type {type(value).__name__}; {_EXPECTED}"
+        raise LoadError(msg)
+    return _from_lists(value, 1)
+
+
+def _from_lists(values: list[object], depth: int) -> Float64Array:
+    types = set(map(type, values))
+    if types <= {int, float}:
+        try:
+            return np.array(values, dtype=np.float64)
+        except OverflowError as error:
+            msg = "load has an integer beyond any count of tokens"
+            raise LoadError(msg) from error
+    if types - {int, float, list}:
+        strange = next(value for value in values if type(value) not in {int, float, list})
+        msg = (
+            f"load has {shown(repr(strange))}, of type {type(strange).__name__}; expected integers or floats"
+        )
+        raise LoadError(msg)
+    if types != {list}:
+        msg = f"load is ragged: numbers stand beside lists; {_EXPECTED}"
+        raise LoadError(msg)
+    if depth >= _DEEPEST:
+        msg = f"load has more than {_DEEPEST} axes; {_EXPECTED}"
+        raise LoadError(msg)
+    parts = [_from_lists(cast("list[object]", value), depth + 1) for value in values]
+    for index, part in enumerate(parts):
+        if part.shape != parts[0].shape:
+            msg = (
+                f"load is ragged: part {index} has shape {list(part.shape)}, part 0 {list(parts[0].shape)}; "
+                f"{_EXPECTED}"
+            )
+            raise LoadError(msg)
+    return np.stack(parts)
+
+
+def as_counts(value: object, axes: Sequence[str] = ("step", "layer", "expert")) -> Float64Array:
+    """Return counts as float64 [steps, rows, columns], each checked.
+
+    Args:
+        value: as for `as_array`, of two axes (one step) or three.
+        axes: what the axes are called in messages.
+
+    Raises:
+        LoadError: another shape, or a count that is negative, NaN, infinite or absurd; its place is named.
+    """
+    array = as_array(value)
+    if array.ndim not in {2, 3} or 0 in array.shape:
+        msg = f"load has shape {list(array.shape)}; {_EXPECTED} with every axis at least 1"
+        raise LoadError(msg)
+    refuse_bad(array, axes[-array.ndim :])
+    return array.reshape(-1, *array.shape[-2:])
+
+
+def refuse_bad(array: Float64Array, axes: Sequence[str]) -> None:
+    """Refuse counts that are none, and name the first.
+
+    Raises:
+        LoadError: as said.
+    """
+    bad = np.argwhere(~((array >= 0) & (array <= MAX_LOAD)))
+    if bad.size:
+        where = ", ".join(f"{axis} {index}" for axis, index in zip(axes, bad[0].tolist(), strict=True))
+        more = f" (and {len(bad) - 1} more)" if len(bad) > 1 else ""
+        msg = f"load at {where} is {array[tuple(bad[0])]:g}; expected a number from 0 to {MAX_LOAD:g}{more}"
+        raise LoadError(msg)
+
+
+def check_table(shape: Sequence[int]) -> None:
+    """Refuse more numbers than a load may have, before they are allocated.
+
+    Raises:
+        LoadError: as said.
+    """
+    size = math.prod(int(count) for count in shape)
+    if size > limits.MAX_LOAD_NUMBERS:
+        msg = f"load has shape {list(shape)}, {size} numbers; expected at most {limits.MAX_LOAD_NUMBERS}"
+        raise LoadError(msg)
+
+
+def check_axes(layers: int, experts: int) -> None:
+    """Refuse more layers or experts than any model has.
+
+    Raises:
+        LoadError: as said.
+    """
+    for name, count, most in (
+        ("layers", layers, limits.MAX_LAYERS),
+        ("experts", experts, limits.MAX_EXPERTS),
+    ):
+        if count > most:
+            msg = f"load has {count} {name}; expected at most {most}"
+            raise LoadError(msg)

@@ -1,0 +1,160 @@
+# SPDX-FileCopyrightText: The expert-maps authors
+# SPDX-License-Identifier: Apache-2.0
+"""`expert-maps load`, and how every command reads a load: what is said where, and what is refused."""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pytest
+from typer.testing import CliRunner, Result
+
+from expert_maps import Placement, read_load, read_placement, write_placement
+from expert_maps.cli import app
+from expert_maps.cli.loading import FORMS
+from expert_maps.formats.loads import FORM_NAMES
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+ROWS = [[30, 3, 3, 4], [10, 10, 10, 10]]
+DUMP = {"rank": 0, "logical_count": [[0] * 4, *ROWS]}
+
+
+def run(*arguments: object, stdin: str = "") -> Result:
+    return CliRunner().invoke(app, [str(argument) for argument in arguments], input=stdin)
+
+
+def assert_one_line_error(result: Result, *fragments: str) -> None:
+    assert result.exit_code == 2, result.output
+    assert result.stderr.startswith("error: ")
+    assert result.stderr.count("\n") == 1
+    assert result.stdout == ""
+    for fragment in fragments:
+        assert fragment in result.stderr
+
+
+@pytest.fixture(autouse=True)
+def in_a_folder_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "dump.json").write_text(json.dumps(DUMP))
+
+
+def test_the_forms_of_the_help_are_those_of_the_readers() -> None:
+    assert tuple(FORMS) == FORM_NAMES
+
+
+def test_what_was_recognised_is_said_on_standard_error() -> None:
+    result = run("load", "dump.json")
+    assert result.exit_code == 0
+    assert result.stderr == (
+        "dump.json: SGLang recorder, 3 layers, 1 of them dense, 4 experts; MoE layers 1-2; dense are 0\n"
+    )
+    assert result.stdout.splitlines() == [
+        "shape: 1 step × 2 layers × 4 experts",
+        "tokens of a layer: 40 to 40, 80 in all",
+        "hottest expert over mean: 1.000 to 3.000, mean 2.000",
+        "hottest of all: layer 1, expert 0, 30 tokens",
+        "experts without a token: 0 of 8",
+    ]
+
+
+def test_json_holds_all_of_it() -> None:
+    document = json.loads(run("load", "dump.json", "--json", "--layers", "0-1").stdout)
+    assert document == {
+        "files": ["dump.json"],
+        "form": "sglang",
+        "description": "SGLang recorder, 2 of 3 layers, 4 experts",
+        "num_steps": 1,
+        "num_layers": 2,
+        "num_experts": 4,
+        "layers": [0, 1],
+        "layer_totals": [0.0, 40.0],
+        "hottest_expert": [0, 0],
+        "peak_to_mean": [1.0, 3.0],
+        "warnings": ["layer 0 has no tokens; leave dense layers out with --layers or --model"],
+        "output": None,
+    }
+
+
+def test_warnings_are_lines_of_their_own() -> None:
+    result = run("load", "dump.json", "--layers", "0-2")
+    assert result.exit_code == 0
+    assert result.stderr.splitlines()[1].startswith("warning: dump.json: layer 0 has no tokens")
+
+
+def test_standard_input_and_several_files(tmp_path: Path) -> None:
+    result = run("load", "-", stdin=json.dumps(DUMP))
+    assert result.stderr.startswith("standard input: SGLang recorder, 3 layers, 1 of them dense")
+    (tmp_path / "more.json").write_text(json.dumps(DUMP))
+    result = run("load", "dump.json", "more.json", "--files", "ranks")
+    assert result.stderr.startswith("dump.json and 1 more: SGLang recorder")
+    assert "80 to 80, 160 in all" in result.stdout
+    assert_one_line_error(run("load", "-", "-"), "- stands twice")
+    assert_one_line_error(
+        run("load", "dump.json", "--files", "cards"), "--files is 'cards'", "ranks or steps"
+    )
+
+
+@pytest.mark.parametrize("name", ["out.npz", "out.npy", "out.json", "out.csv"])
+def test_a_load_is_converted(tmp_path: Path, name: str) -> None:
+    result = run("load", "dump.json", "--output", name)
+    assert result.exit_code == 0, result.output
+    assert result.stdout.endswith(f"\nwritten: {name}\n")
+    assert read_load(tmp_path / name).total.tolist() == ROWS
+    assert run("load", "dump.json", "-o", name).stdout.endswith(f"\nreplaced: {name}\n")
+    assert json.loads(run("load", "dump.json", "-o", name, "--json").stdout)["output"] == name
+
+
+def test_inputs_are_never_written_over(tmp_path: Path) -> None:
+    before = (tmp_path / "dump.json").read_text()
+    (tmp_path / "link.json").symlink_to("dump.json")
+    for name in ("dump.json", "./dump.json", "link.json"):
+        assert_one_line_error(run("load", "dump.json", "-o", name), "which is read")
+    assert_one_line_error(run("load", "dump.json", "-o", "out.txt"), "expected .npz, .npy, .json, .csv")
+    assert_one_line_error(run("load", "dump.json", "-o", "none/out.npz"), "there is no folder")
+    assert (tmp_path / "dump.json").read_text() == before
+    assert {path.name for path in tmp_path.iterdir()} == {"dump.json", "link.json"}
+
+
+def test_counts_by_slot_are_read_by_their_map(tmp_path: Path) -> None:
+    write_placement(Placement([[0, 1, 2, 3, 0, 1]], 2), tmp_path / "map.json")
+    np.save(tmp_path / "moe_load_0.npy", np.array([10, 1, 3, 4, 20, 2]).reshape(1, 2, 3))
+    assert_one_line_error(run("load", "moe_load_0.npy"), "by physical slot", "--map MAP")
+    assert run("load", "moe_load_0.npy", "--map", "map.json", "-o", "load.json").exit_code == 0
+    assert json.loads((tmp_path / "load.json").read_text()) == {"load": [[30, 3, 3, 4]]}
+    assert_one_line_error(
+        run("load", "moe_load_0.npy", "--map", "map.json", "-o", "map.json"), "which is read"
+    )
+
+
+@pytest.mark.parametrize(
+    ("arguments", "fragments"),
+    [
+        (("--model", "deepseek-v3"), ("expected 58, as deepseek-v3 has",)),
+        (("--experts", 8), ("load has 4 experts; expected 8, as said",)),
+        (("--moe-layers", 3), ("load has 2 layers; expected 3, as said",)),
+        (("--format", "sgl"), ("format is 'sgl'", "sglang")),
+        (("--format", "csv"), ("not CSV but json",)),
+        (("--key", "count"), ("there is no array 'count'",)),
+        (("--steps", "1-2"), ("the file has 1",)),
+        (("--layers", "9"), ("layers 9 are not in the file; it has 0-2",)),
+        (("--map", "none.json"), ("none.json", "no such file")),
+    ],
+)
+def test_what_does_not_fit_is_one_line(arguments: tuple[object, ...], fragments: tuple[str, ...]) -> None:
+    for command in (("load",), ("plan", "--physical", 4, "--ep-size", 2)):
+        assert_one_line_error(run(command[0], "dump.json", *command[1:], *arguments), *fragments)
+
+
+def test_plan_reads_the_same_and_says_it(tmp_path: Path) -> None:
+    result = run("plan", "dump.json", "--physical", 6, "--ep-size", 2, "--output", "map.json")
+    assert result.exit_code == 0, result.output
+    assert result.stderr.startswith("dump.json: SGLang recorder, 3 layers, 1 of them dense, 4 experts")
+    assert read_placement(tmp_path / "map.json").num_layers == 2
+    # An error that comes later stands alone.
+    assert_one_line_error(
+        run("plan", "dump.json", "--physical", 3, "--ep-size", 2), "num_physical_experts is 3"
+    )
