@@ -23,11 +23,15 @@ class ModelCounts:
         name: the model.
         num_layers: L, MoE layers only, without draft layers.
         num_experts: E, routed experts.
+        moe_layers: the absolute index of each MoE layer among all layers; empty where only their number is known.
+        num_hidden_layers: all layers, dense ones too, without draft layers; 0 if not known.
     """
 
     name: str
     num_layers: int
     num_experts: int
+    moe_layers: tuple[int, ...] = ()
+    num_hidden_layers: int = 0
 
 
 # From each model's published config.json.
@@ -99,7 +103,7 @@ def counts_from_config(name: str, config: Mapping[str, object]) -> ModelCounts:
         for layer in range(layers)
         if layer >= first_dense and layer % frequency == 0 and (layer + 1) % step == 0 and layer not in dense
     ]
-    return ModelCounts(name, len(moe_layers), experts)
+    return ModelCounts(name, len(moe_layers), experts, tuple(moe_layers), layers)
 
 
 def _count(config: Mapping[str, object], key: str) -> int:

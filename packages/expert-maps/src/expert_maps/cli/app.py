@@ -9,6 +9,7 @@ from typing import Annotated
 import typer
 
 from expert_maps.cli.check import check
+from expert_maps.cli.convert import convert
 from expert_maps.cli.diff import diff
 from expert_maps.cli.generate import generate
 from expert_maps.cli.plan import plan
@@ -27,7 +28,7 @@ app = typer.Typer(
         "Exit codes: 0 fine, 1 a check failed, 2 bad input (one line says what; nothing is written)."
     ),
 )
-for command in (generate, plan, rescale, weights, check, show, diff):
+for command in (generate, plan, rescale, weights, check, show, diff, convert):
     app.command()(command)
 
 

@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -37,6 +38,12 @@ def generate(
             "--shared", help="Shared experts to mix in: each rank gets one more slot for one of them."
         ),
     ] = 0,
+    shared_on_every_rank: Annotated[
+        bool,
+        typer.Option(
+            "--shared-on-every-rank", help="Give every rank all shared experts instead of one in turn."
+        ),
+    ] = False,
     model: Annotated[
         str | None,
         typer.Option(
@@ -66,13 +73,20 @@ def generate(
             num_redundant_experts=redundant,
             num_layers=1 if layers is None else layers,
             num_shared_experts=shared,
+            shared_on_every_rank=shared_on_every_rank,
             allow_duplicates=allow_duplicates,
         )
         if output is None and not json:
             typer.echo(vllm_ascend.dumps(placement), nl=False)
             return
         if output is not None:
-            write_placement(placement, output)
+            write_placement(
+                placement,
+                output,
+                model=None if model is None else Path(model).name,
+                num_shared_experts=shared,
+                provenance={"command": "generate", "layout": layout},
+            )
     if json:
         print_json(
             {
