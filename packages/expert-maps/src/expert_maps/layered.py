@@ -9,6 +9,7 @@ evaluated; planners and servers want a `Placement`, whose ranks own the same slo
 from __future__ import annotations
 
 import hashlib
+from collections import Counter
 from dataclasses import dataclass
 from itertools import chain
 from typing import TYPE_CHECKING, TypeAlias
@@ -355,8 +356,8 @@ def _uneven(per_rank: NDArray[np.int64], num_logical_experts: int) -> list[Viola
             continue
         if total == num_logical_experts and (slots == split_evenly(total, len(slots))).all():
             continue
-        sizes, counts = np.unique(slots, return_counts=True)
-        usual = int(sizes[np.argmax(counts)])
+        # What most ranks hold is what was meant; where that is a tie, what the first of them holds.
+        usual = Counter(slots.tolist()).most_common(1)[0][0]
         violations += [
             Violation(
                 "uneven",
