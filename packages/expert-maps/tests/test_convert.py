@@ -52,7 +52,11 @@ def assert_one_line_error(result: Result, *fragments: str) -> None:
 
 def sorted_by_expert(placement: Placement) -> Placement:
     rows = [
-        [expert for rank in range(placement.ep_size) for expert in sorted(layer.local_experts(0, rank).tolist())]
+        [
+            expert
+            for rank in range(placement.ep_size)
+            for expert in sorted(layer.local_experts(0, rank).tolist())
+        ]
         for layer in layers_of(placement)
     ]
     return Placement(rows, placement.ep_size, num_logical_experts=placement.num_logical_experts)
@@ -89,7 +93,7 @@ def test_round_trips_through_every_pair_of_formats(
 
 @pytest.mark.parametrize(
     ("form", "ending"),
-    [(form, ending) for form in ("vllm", "deepseek", "sglang") for ending in ENDINGS[form]],  # type: ignore[index]
+    [(form, ending) for form in ("vllm", "deepseek", "sglang") for ending in ENDINGS[form]],
 )
 def test_every_ending_is_read_back(form: Form, ending: str) -> None:
     if ending == ".pt":
@@ -103,10 +107,12 @@ def test_every_ending_is_read_back(form: Form, ending: str) -> None:
 def test_layers_that_differ_go_where_they_can_be_said() -> None:
     start = MapFile(LAYERED, "omni", "", layers=(0, 1))
     for form in ("expert-maps", "vllm-ascend", "omni"):
-        encoded = encode(start, form, ENDINGS[form][0])  # type: ignore[index]
+        encoded = encode(start, form, ENDINGS[form][0])
         assert inspect_map(Source("f", encoded.content)).placement == LAYERED
     for form in ("sglang", "tensorrt-llm", "vllm", "deepseek", "golden"):
-        with pytest.raises(FormatError, match=f"layer 1, rank 0: 3 slots.*; {form} has as many slots in every layer"):
+        with pytest.raises(
+            FormatError, match=f"layer 1, rank 0: 3 slots.*; {form} has as many slots in every layer"
+        ):
             encode(start, form, ENDINGS[form][0])  # type: ignore[arg-type,index]
 
 
@@ -117,8 +123,10 @@ def test_what_would_change_the_meaning_is_refused() -> None:
     assert "itself reads only maps whose ranks" in encode(uneven, "vllm-ascend", ".json").lost[-1]
     shared = MapFile(PLACEMENT, "expert-maps", "", layers=(0, 1), num_shared_experts=1)
     for form in ("sglang", "tensorrt-llm", "vllm", "deepseek", "omni", "golden"):
-        with pytest.raises(FormatError, match=f"the last 1 experts .* are shared ones .*; {form} has no place"):
-            encode(shared, form, ENDINGS[form][0])  # type: ignore[arg-type,index]
+        with pytest.raises(
+            FormatError, match=f"the last 1 experts .* are shared ones .*; {form} has no place"
+        ):
+            encode(shared, form, ENDINGS[form][0])
     assert "that shared experts are mixed in" in encode(shared, "vllm-ascend", ".json").lost[0]
     twice = MapFile(Placement([[0, 0, 1, 2]], 2, allow_duplicates=True), "expert-maps", "")
     with pytest.raises(FormatError, match="layer 0, rank 0: expert 0 stands 2 times there"):
@@ -136,8 +144,10 @@ def test_from_one_system_to_the_next_and_back(tmp_path: Path) -> None:
     assert result.stderr.splitlines() == [
         "map.json: expert-maps file, 2 MoE layers of 4 slots, 3 experts, 2 ranks",
         "warning: tensorrt-llm does not carry how the map was made",
-        "warning: tensorrt-llm does not carry the number of ranks, 2: start TensorRT-LLM with an expert-parallel size of 2; "
-        "to read it here, give --ep-size 2",
+        (
+            "warning: tensorrt-llm does not carry the number of ranks, 2: start TensorRT-LLM with an "
+            "expert-parallel size of 2; to read it here, give --ep-size 2"
+        ),
     ]
     assert (tmp_path / "eplb.yaml").read_text() == (
         "num_slots: 4\ninitial_global_assignments:\n  1: [0, 1, 2, 0]\n  3: [2, 1, 0, 1]\nlayer_updates_per_iter: 0\n"
@@ -149,7 +159,10 @@ def test_from_one_system_to_the_next_and_back(tmp_path: Path) -> None:
     assert json.loads((tmp_path / "location.json").read_text()) == {
         "physical_to_logical_map": [[0, 1, 2, 0], [0, 1, 2, 0], [0, 1, 2, 0], [2, 1, 0, 1]]
     }
-    assert run("location.json", "own.json", "--to", "expert-maps", "--ep-size", 2, "--layers", "1,3").exit_code == 0
+    assert (
+        run("location.json", "own.json", "--to", "expert-maps", "--ep-size", 2, "--layers", "1,3").exit_code
+        == 0
+    )
     found = inspect_map("own.json")
     assert (found.placement, found.layers, found.num_hidden_layers) == (PLACEMENT, (1, 3), 4)
     assert found.provenance["converted_from"] == "sglang"
@@ -180,7 +193,9 @@ def test_a_model_says_layers_and_experts(tmp_path: Path) -> None:
         (("--experts", 4), "--experts is 4; expected 3, as --model config.json has"),
         (("--layers", "0-1"), "--layers is 0-1; --model config.json has other MoE layers"),
     ):
-        assert_one_line_error(run("map.json", "x.json", "--to", "sglang", "--model", "config.json", *options), fragment)
+        assert_one_line_error(
+            run("map.json", "x.json", "--to", "sglang", "--model", "config.json", *options), fragment
+        )
 
 
 def test_standard_input_and_output() -> None:
@@ -192,7 +207,9 @@ def test_standard_input_and_output() -> None:
     assert "written: standard output (vllm-ascend)" in result.stderr
     pattern = run("-", "-", "--to", "omni", given=text).stdout_bytes
     assert inspect_map(Source("out", pattern)).form == "omni"
-    assert_one_line_error(run("-", "-", "--to", "omni", given=b""), "standard input: not valid JSON: the file is empty")
+    assert_one_line_error(
+        run("-", "-", "--to", "omni", given=b""), "standard input: not valid JSON: the file is empty"
+    )
 
 
 @pytest.mark.parametrize(
@@ -201,7 +218,10 @@ def test_standard_input_and_output() -> None:
         (("map.json", "map.json", "--to", "vllm-ascend"), "the output map.json is the input"),
         (("map.json", "link.json", "--to", "vllm-ascend"), "the output link.json is the input"),
         (("map.json", "out.txt", "--to", "sglang"), "ends in .json or .pt for sglang"),
-        (("map.json", "out.json", "--to", "nccl"), "--to is 'nccl'; expected one of expert-maps, vllm-ascend"),
+        (
+            ("map.json", "out.json", "--to", "nccl"),
+            "--to is 'nccl'; expected one of expert-maps, vllm-ascend",
+        ),
         (("map.json", "out.yaml", "--to", "tensorrt-llm"), "give --model or --layers"),
         (("map.json", "out.json", "--to", "sglang"), "give --model or --layers"),
         (("map.json", "out.json", "--to", "golden", "--layers", "3-9"), "has 2 rows"),
@@ -210,9 +230,18 @@ def test_standard_input_and_output() -> None:
         (("map.json", "no/out.json", "--to", "golden"), "there is no folder"),
         (("absent.json", "out.json", "--to", "golden"), "absent.json"),
         (("location.json", "out.json", "--to", "golden"), "the file does not say how many ranks"),
-        (("location.json", "out.json", "--to", "golden", "--ep-size", 2), "dense ones too, and golden has MoE"),
-        (("location.json", "out.json", "--to", "expert-maps", "--ep-size", 2), "and expert-maps has MoE layers only"),
-        (("bad.json", "out.json", "--to", "golden"), "invalid placement: layer 0, rank 0, slot 0: expert 1 is out of range"),
+        (
+            ("location.json", "out.json", "--to", "golden", "--ep-size", 2),
+            "dense ones too, and golden has MoE",
+        ),
+        (
+            ("location.json", "out.json", "--to", "expert-maps", "--ep-size", 2),
+            "and expert-maps has MoE layers only",
+        ),
+        (
+            ("bad.json", "out.json", "--to", "golden"),
+            "invalid placement: layer 0, rank 0, slot 0: expert 1 is out of range",
+        ),
     ],
 )
 def test_what_cannot_be_told_or_written_is_one_line(
@@ -284,5 +313,5 @@ def test_commands_read_maps_by_their_options(tmp_path: Path, capsys: pytest.Capt
     assert capsys.readouterr().err == ""
     np.save("omni.npy", omni.pattern(LAYERED))
     assert mapping.read_any_map("omni.npy").placement == LAYERED
-    with pytest.raises(ValueError, match="omni.npy: invalid placement: layer 1, rank 0: 3 slots.*evaluate"):
+    with pytest.raises(ValueError, match=r"omni.npy: invalid placement: layer 1, rank 0: 3 slots.*evaluate"):
         mapping.read_map("omni.npy")

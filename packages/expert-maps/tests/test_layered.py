@@ -63,7 +63,9 @@ def test_equality_and_digest_go_by_content() -> None:
         ([[[0, 1, 9], [2, 3, 1]], [[0, 1], [2, 3]]], {"allow_uneven": True}, ["out_of_range"]),
     ],
 )
-def test_rules_hold_in_every_layer(layers: list[list[list[int]]], flags: dict[str, bool], kinds: list[str]) -> None:
+def test_rules_hold_in_every_layer(
+    layers: list[list[list[int]]], flags: dict[str, bool], kinds: list[str]
+) -> None:
     if not kinds:
         assert LayeredPlacement.from_rank_lists(layers, **flags).num_layers == 2
         return
@@ -80,7 +82,9 @@ def test_layers_must_belong_together() -> None:
 
 
 def test_where_a_placement_is_wanted_each_layer_that_differs_is_named() -> None:
-    with pytest.raises(PlacementError, match="layer 1, rank 0: 2 slots, but layer 0 has 3.*evaluate") as caught:
+    with pytest.raises(
+        PlacementError, match=r"layer 1, rank 0: 2 slots, but layer 0 has 3.*evaluate"
+    ) as caught:
         refuse_layered(from_rank_lists(TWO))
     assert [(each.layer, each.rank) for each in caught.value.violations] == [(1, 0), (1, 1)]
 

@@ -19,6 +19,7 @@ from expert_maps.formats import inspect_map, native, vllm_ascend
 from expert_maps.layered import LayeredPlacement
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from pathlib import Path
 
     from expert_maps.formats.mapfile import MapFile
@@ -36,39 +37,46 @@ def read(document: object, **said: Any) -> MapFile:  # noqa: ANN401 - options of
     return inspect_map(Source("map.json", json.dumps(document).encode()), **said)
 
 
+_KINDS = {"object": dict, "array": list, "string": str, "integer": int}
+_LIMITS: dict[str, Callable[[Any, Any], bool]] = {
+    "type": lambda value, kind: isinstance(value, _KINDS[kind]) and not isinstance(value, bool),
+    "required": lambda value, names: set(names) <= set(value),
+    "minimum": lambda value, least: value >= least,
+    "minItems": lambda value, least: len(value) >= least,
+    "maxLength": lambda value, most: len(value) <= most,
+    "pattern": lambda value, pattern: re.search(pattern, value) is not None,
+    "const": lambda value, constant: value == constant,
+}
+_NOTES = {"$schema", "$id", "$defs", "title", "description"}
+
+
 def check(value: Any, rule: dict[str, Any], root: dict[str, Any], where: str = "") -> None:  # noqa: ANN401
     """Check a value by the keywords that the schema uses; any other keyword is an error of this test."""
     for keyword, wanted in rule.items():
-        if keyword in {"$schema", "$id", "$defs", "title", "description"}:
-            continue
-        if keyword == "$ref":
-            check(value, root["$defs"][wanted.removeprefix("#/$defs/")], root, where)
-        elif keyword == "type":
-            kind = {"object": dict, "array": list, "string": str, "integer": int}[wanted]
-            assert isinstance(value, kind), where
-            assert not isinstance(value, bool), where
-        elif keyword == "required":
-            assert set(wanted) <= set(value), where
-        elif keyword == "properties":
-            for name in wanted.keys() & value.keys():
-                check(value[name], wanted[name], root, f"{where}.{name}")
-        elif keyword == "additionalProperties":
-            for name, entry in value.items():
-                check(entry, wanted, root, f"{where}.{name}")
-        elif keyword == "items":
-            for index, entry in enumerate(value):
-                check(entry, wanted, root, f"{where}[{index}]")
+        if keyword in _LIMITS:
+            assert _LIMITS[keyword](value, wanted), f"{where}: {keyword} {wanted}"
         elif keyword == "anyOf":
             assert any(passes(value, each, root) for each in wanted), where
-        else:
-            holds = {
-                "minimum": lambda: value >= wanted,
-                "minItems": lambda: len(value) >= wanted,
-                "maxLength": lambda: len(value) <= wanted,
-                "pattern": lambda: re.search(wanted, value) is not None,
-                "const": lambda: value == wanted,
-            }
-            assert holds[keyword](), f"{where}: {keyword} {wanted}"
+        elif keyword not in _NOTES:
+            for entry, part, name in parts(value, keyword, wanted, root):
+                check(entry, part, root, f"{where}.{name}")
+
+
+def parts(
+    value: Any,  # noqa: ANN401
+    keyword: str,
+    wanted: Any,  # noqa: ANN401
+    root: dict[str, Any],
+) -> list[tuple[Any, dict[str, Any], object]]:
+    """Return the entries of a value with the rule of each."""
+    if keyword == "$ref":
+        return [(value, root["$defs"][wanted.removeprefix("#/$defs/")], "")]
+    if keyword == "items":
+        return [(entry, wanted, index) for index, entry in enumerate(value)]
+    if keyword == "additionalProperties":
+        return [(entry, wanted, name) for name, entry in value.items()]
+    assert keyword == "properties", keyword
+    return [(value[name], wanted[name], name) for name in wanted.keys() & value.keys()]
 
 
 def passes(value: object, rule: dict[str, Any], root: dict[str, Any]) -> bool:
@@ -101,16 +109,23 @@ def test_the_facts_are_carried_and_hold_to_the_schema() -> None:
     assert found.num_shared_experts == 1
     assert {"tool", "command", "policy", "load"} == set(found.provenance)
     assert found.provenance["tool"].startswith("expert-maps ")
-    for change in ({"version": 2}, {"digest": "0"}, {"slots_per_rank": []}, {"provenance": {}}, {"layers": [-1]}):
+    changes: tuple[dict[str, Any], ...] = (
+        {"version": 2},
+        {"digest": "0"},
+        {"slots_per_rank": []},
+        {"provenance": {}},
+        {"layers": [-1]},
+    )
+    for change in changes:
         wrong = document | {native.OBJECT: document[native.OBJECT] | change}
         assert not passes(wrong, schema, schema), change
 
 
 def test_layers_that_differ_are_written_and_read_back() -> None:
-    layered = LayeredPlacement.from_rank_lists([[[0, 1], [2, 0]], [[0, 2], [1]]], allow_uneven=True)
+    layered = LayeredPlacement.from_rank_lists([[[0, 1], [2, 0]], [[0, 2, 1], [1]]], allow_uneven=True)
     document = json.loads(native.dumps(layered))
     check(document, native.schema(), native.schema())
-    assert document[native.OBJECT]["slots_per_rank"] == [[2, 2], [2, 1]]
+    assert document[native.OBJECT]["slots_per_rank"] == [[2, 2], [3, 1]]
     assert read(document, allow_uneven=True).placement == layered
     with pytest.raises(PlacementError, match="layer 1, rank 1: 1 slots"):
         read(document)
@@ -123,7 +138,7 @@ def test_vllm_ascends_reader_finds_what_it_looks_for(tmp_path: Path) -> None:
     # As vllm-ascend does it, by position (eplb_utils.py of 0.18.0 to 0.30.0).
     for layer in range(data["moe_layer_count"]):
         held = [device["device_expert"] for device in data["layer_list"][layer]["device_list"]]
-        assert sum(held, []) == PLACEMENT.physical_to_logical[layer].tolist()
+        assert [expert for slots in held for expert in slots] == PLACEMENT.physical_to_logical[layer].tolist()
     # A line per rank, before and after as without the object.
     plain = vllm_ascend.dumps(PLACEMENT)
     assert text.startswith(plain[:-2])
@@ -197,7 +212,10 @@ def test_a_change_by_hand_can_be_taken_on_purpose() -> None:
     ("facts", "message"),
     [
         ({"layers": (3,)}, "expected 2, one for each row"),
-        ({"layers": (3, 4), "num_hidden_layers": 4}, "layers end at 4; expected less than num_hidden_layers, 4"),
+        (
+            {"layers": (3, 4), "num_hidden_layers": 4},
+            "layers end at 4; expected less than num_hidden_layers, 4",
+        ),
         ({"model": "x" * 1001}, "model is"),
         ({"num_shared_experts": 3}, "num_shared_experts is 3"),
         ({"provenance": {str(index): "" for index in range(33)}}, "34 entries; expected at most 32"),

@@ -59,7 +59,13 @@ def test_the_readme_of_deepseeks_eplb_is_read_from_each_form() -> None:
     assert arrays["log2phy"][0, 5].tolist() == [0, 2]
     assert arrays["logcnt"].sum(axis=1).tolist() == [16, 16]
     listed = {name: array.tolist() for name, array in arrays.items()}
-    forms: list[object] = [arrays, listed, list(listed.values()), dump_safetensors(arrays), {"phy2log": README}]
+    forms: list[object] = [
+        arrays,
+        listed,
+        list(listed.values()),
+        dump_safetensors(arrays),
+        {"phy2log": README},
+    ]
     for form in forms:
         found = read(form, ep_size=8)
         assert (found.form, found.placement) == ("deepseek", placement)
@@ -113,10 +119,16 @@ def test_tensorrt_llm_keys_are_absolute_layers_in_any_order() -> None:
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("num_slots: 3\ninitial_global_assignments: {3: [0, 1]}", "layer 3 has 2 experts; expected num_slots, 3"),
+        (
+            "num_slots: 3\ninitial_global_assignments: {3: [0, 1]}",
+            "layer 3 has 2 experts; expected num_slots, 3",
+        ),
         ("initial_global_assignments: {3: [0, 1]}", "num_slots is null"),
         ("num_slots: 2\ninitial_global_assignments: {}", "expected a list of experts for each layer"),
-        ("num_slots: 2\ninitial_global_assignments: {x: [0, 1]}", 'a key of initial_global_assignments is "x"'),
+        (
+            "num_slots: 2\ninitial_global_assignments: {x: [0, 1]}",
+            'a key of initial_global_assignments is "x"',
+        ),
         ("num_slots: 2\ninitial_global_assignments: {3: [0, 1.5]}", r"\[0\]\[1\] is \"1.5\""),
         ('{"num_slots": 1, "initial_global_assignments": {"3": [0], "03": [0]}}', "has layer 3 twice"),
         ("num_slots: 2\ninitial_global_assignments: {3: [0, 1]}\n? [1]\n: 2", "as a key"),
@@ -151,7 +163,10 @@ def test_vllm_arrays_may_be_wider_and_in_another_order() -> None:
         ),
         ({"log2phy": [[[0, -1], [1, -1], [2, -1]]]}, r"expert 0 is \[0\]; expected \[0, 3\]"),
         ({"log2phy": [[[0, 3], [1, -2], [2, -1]]]}, r"expert 1 is \[1, -2\]; expected \[1\]"),
-        ({"logcnt": [[2, 1, 2]]}, r"logcnt at layer 0, expert 2 is 2; expected 1 copies by phy2log \(1 differ\)"),
+        (
+            {"logcnt": [[2, 1, 2]]},
+            r"logcnt at layer 0, expert 2 is 2; expected 1 copies by phy2log \(1 differ\)",
+        ),
         ({"logcnt": [[2, 1, 1, 0]]}, "as many experts"),
         ({"logcnt": [[2, 1]]}, "as many experts"),
         ({"logcnt": [[2, 1, 1], [1, 2, 1]]}, "expected 1 layers"),
@@ -201,10 +216,10 @@ def test_patterns_with_copies_in_some_layers_only_are_layered() -> None:
     found = read_any_placement(source(uneven))
     assert isinstance(found, LayeredPlacement)
     assert found.slots_per_rank.tolist() == [[2, 2], [3, 3]]
-    with pytest.raises(PlacementError, match="layer 1, rank 0: 3 slots, but layer 0 has 2.*`evaluate`"):
+    with pytest.raises(PlacementError, match=r"layer 1, rank 0: 3 slots, but layer 0 has 2.*`evaluate`"):
         read_placement(source(uneven))
     ragged = pattern([[0, 1], [2]], [[0, 1, 2], [2]])
-    with pytest.raises(PlacementError, match="layer 1, rank 1: 1 slots|layer 1, rank 0: 3 slots"):
+    with pytest.raises(PlacementError, match=r"layer 1, rank 1: 1 slots|layer 1, rank 0: 3 slots"):
         read_any_placement(source(ragged))
     assert read_any_placement(source(ragged), allow_uneven=True).num_layers == 2
 
@@ -214,11 +229,19 @@ def test_vllm_plugin_das_holds_maps_of_several_models() -> None:
         "HYV4ForCausalLM": {"physical_to_logical_map": SMALL},
         "HYV4MTP": {"physical_to_logical_map": [[3, 2, 1, 0]]},
     }
-    with pytest.raises(FormatError, match="holds 2 maps; choose one by its key .*'HYV4MTP'"):
+    with pytest.raises(FormatError, match=r"holds 2 maps; choose one by its key .*'HYV4MTP'"):
         read({"version": 2, "model_maps": maps}, ep_size=2)
     found = read({"version": 2, "model_maps": maps}, ep_size=2, key="HYV4MTP")
-    assert (found.form, found.placement, found.model) == ("vllm-plugin-das", Placement([[3, 2, 1, 0]], 2), "HYV4MTP")
-    for wrong, message in (({}, "model_maps is"), ({"a": 1}, "expected an object with physical"), ([], "is ")):
+    assert (found.form, found.placement, found.model) == (
+        "vllm-plugin-das",
+        Placement([[3, 2, 1, 0]], 2),
+        "HYV4MTP",
+    )
+    for wrong, message in (
+        ({}, "model_maps is"),
+        ({"a": 1}, "expected an object with physical"),
+        ([], "is "),
+    ):
         with pytest.raises(FormatError, match=message):
             read({"model_maps": wrong}, ep_size=2)
     with pytest.raises(FormatError, match="no map 'x'"):
@@ -270,7 +293,9 @@ def test_what_no_map_can_be_told_from_is_refused(content: object, message: str) 
 
 
 @pytest.mark.parametrize("form", placements.FORM_NAMES)
-@pytest.mark.parametrize("content", [{}, [], [[]], 3, {"layer_list": {}}, np.zeros(3), {"a": np.zeros((2, 2))}])
+@pytest.mark.parametrize(
+    "content", [{}, [], [[]], 3, {"layer_list": {}}, np.zeros(3), {"a": np.zeros((2, 2))}]
+)
 def test_a_format_that_is_asked_for_but_is_not_there_is_one_error(form: str, content: object) -> None:
     with pytest.raises(FormatError, match="the file: "):
         read(content, format=form, ep_size=2)
@@ -284,7 +309,10 @@ def test_formats_and_counts_that_are_missing_or_wrong_are_named() -> None:
         ({}, r"does not say how many ranks share its 4 slots; give ep_size \(--ep-size\)"),
         ({"ep_size": 3}, "4 slots of a layer do not divide by ep_size 3"),
         ({"ep_size": 0}, "do not divide by ep_size 0"),
-        ({"ep_size": 2, "layers": "3-4"}, "has 3 rows, one for each MoE layer; expected 2, for the layers 3-4"),
+        (
+            {"ep_size": 2, "layers": "3-4"},
+            "has 3 rows, one for each MoE layer; expected 2, for the layers 3-4",
+        ),
         ({"ep_size": 2, "layers": "4-3"}, "layers are '4-3'"),
         ({"ep_size": 2, "layers": "0-99999999"}, "layers are '0-99999999'"),
         ({"ep_size": 2, "layers": (2, 1)}, "layers have 1 after 2"),
@@ -316,13 +344,22 @@ def edited(key: str, place: tuple[int, ...], value: int) -> dict[str, Any]:
     ("document", "message"),
     [
         (edited("log2phy", (0, 1, 2), 3), "log2phy at layer 0, rank 1, expert 2 is 3; expected 2"),
-        (edited("global_expert_map", (0, 0, 3), 0), "global_expert_map at layer 0, rank 0, expert 3 is 0; expected -1"),
+        (
+            edited("global_expert_map", (0, 0, 3), 0),
+            "global_expert_map at layer 0, rank 0, expert 3 is 0; expected -1",
+        ),
         (GOLDEN | {"log2phy": [[[0]]]}, r"log2phy has shape \[1, 1, 1\]; expected \[1, 2, 4\]"),
         (GOLDEN | {"log2phy": "x"}, "log2phy is"),
         (GOLDEN | {"num_layers": 10**18}, "num_layers is 1000000000000000000; expected an integer from 1 to"),
-        (GOLDEN | {"num_layers": 3, "physical_to_logical": SMALL[:2]}, "physical_to_logical has 2 rows; expected 1 or num_layers 3"),
+        (
+            GOLDEN | {"num_layers": 3, "physical_to_logical": SMALL[:2]},
+            "physical_to_logical has 2 rows; expected 1 or num_layers 3",
+        ),
         (GOLDEN | {"num_logical_experts": 2 * 10**7}, "num_logical_experts is 20000000"),
-        (GOLDEN | {"slots_per_rank": [2**63 - 1, 2**63 - 1, 4]}, r"slots_per_rank\[0\] is 9223372036854775807"),
+        (
+            GOLDEN | {"slots_per_rank": [2**63 - 1, 2**63 - 1, 4]},
+            r"slots_per_rank\[0\] is 9223372036854775807",
+        ),
         (GOLDEN | {"slots_per_rank": [2, 3]}, "slots_per_rank add up to 5; expected 4"),
         (GOLDEN | {"slots_per_rank": 2}, "slots_per_rank is 2; expected a list"),
         (GOLDEN | {"physical_to_logical": [[0, 1], [2]]}, r"physical_to_logical\[1\] has 1 entries"),

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from expert_maps import FormatError
+from expert_maps import FormatError, limits
 from expert_maps.formats import tensors
 
 
@@ -93,7 +93,7 @@ def test_damaged_pt_files_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     with zipfile.ZipFile(buffer, "w", zipfile.ZIP_DEFLATED) as archive:
         archive.writestr("archive/data.pkl", pickle.dumps(1))
         archive.writestr("archive/data/0", bytes(2**20))
-    monkeypatch.setattr(tensors.limits, "MAX_FILE_BYTES", 2**20)
+    monkeypatch.setattr(limits, "MAX_FILE_BYTES", 2**20)
     with pytest.raises(FormatError, match="unpacks to"):
         tensors.parse_pt(buffer.getvalue())
 

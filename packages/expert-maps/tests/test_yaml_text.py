@@ -14,17 +14,22 @@ from expert_maps.formats import yaml_text
 from expert_maps.formats.yaml_text import parse_yaml
 
 BOMB = "a: &a [x, x, x, x, x, x, x, x, x]\n" + "".join(
-    f"{new}: &{new} [{', '.join([f'*{old}'] * 9)}]\n"
-    for old, new in zip("abcdefgh", "bcdefghi", strict=True)
+    f"{new}: &{new} [{', '.join([f'*{old}'] * 9)}]\n" for old, new in zip("abcdefgh", "bcdefghi", strict=True)
 )
 
 
 @pytest.mark.parametrize(
     ("text", "value"),
     [
-        ("num_slots: 8\nrows:\n  3: [1, 2]\n  4: [2, -1]\n", {"num_slots": 8, "rows": {3: [1, 2], 4: [2, -1]}}),
+        (
+            "num_slots: 8\nrows:\n  3: [1, 2]\n  4: [2, -1]\n",
+            {"num_slots": 8, "rows": {3: [1, 2], 4: [2, -1]}},
+        ),
         ("{3: [1, 2]}", {3: [1, 2]}),
-        ("- 1\n- '2'\n- true\n- ~\n- 2020-13-45\n- 1.5\n- 0x10", [1, "2", True, None, "2020-13-45", "1.5", "0x10"]),
+        (
+            "- 1\n- '2'\n- true\n- ~\n- 2020-13-45\n- 1.5\n- 0x10",
+            [1, "2", True, None, "2020-13-45", "1.5", "0x10"],
+        ),
         ("a:\n  - b: 1\n    c: []\n  - {}", {"a": [{"b": 1, "c": []}, {}]}),
         ("\ufeffa: 1", {"a": 1}),
         ("007", 7),

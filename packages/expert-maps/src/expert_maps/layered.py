@@ -32,9 +32,7 @@ if TYPE_CHECKING:
     Int32Array = NDArray[np.int32]
     RankLists = Sequence[Sequence[Sequence[int]]]
 
-TAKEN_BY = (
-    "`check --allow-uneven`, `show`, `evaluate` and `convert` take such a map, in Python `read_any_placement`"
-)
+TAKEN_BY = "`check --allow-uneven`, `show`, `evaluate` and `convert` take such a map, in Python `expert_maps.formats.read_any_placement`"
 
 
 @dataclass(frozen=True, eq=False, repr=False)

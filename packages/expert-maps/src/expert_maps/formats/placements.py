@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING, get_args
 
 import numpy as np
@@ -185,12 +186,15 @@ def inspect_map(  # noqa: PLR0913 - options by keyword
     content = read_content(path, as_yaml=format == "tensorrt-llm")
     try:
         form = recognise(content, format)
-        return _READERS[form](content, asked)
+        found = _READERS[form](content, asked)
     except PlacementError:
         raise
     except ExpertMapsError as error:
         msg = f"{describe(path)}: {error}"
         raise FormatError(msg) from error
+    if found.num_hidden_layers is None and num_hidden_layers is not None:
+        return replace(found, num_hidden_layers=num_hidden_layers)
+    return found
 
 
 def recognise(content: Content, asked: str | None = None) -> Form:
