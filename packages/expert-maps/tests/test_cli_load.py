@@ -12,7 +12,7 @@ import pytest
 from typer.testing import CliRunner, Result
 
 from expert_maps import Placement, read_load, read_placement, write_placement
-from expert_maps.cli import app
+from expert_maps.cli.app import app
 from expert_maps.cli.loading import FORMS
 from expert_maps.formats.loads import FORM_NAMES
 

@@ -86,6 +86,18 @@ def test_shared_experts_take_the_last_slot_of_each_rank(layout: str) -> None:
         assert mixed.local_experts(0, rank).tolist() == wanted
 
 
+@pytest.mark.parametrize("layout", LAYOUT_NAMES)
+def test_every_rank_may_hold_all_shared_experts(layout: str) -> None:
+    plain = generate_placement(layout, num_experts=8, ep_size=2)
+    mixed = generate_placement(
+        layout, num_experts=8, ep_size=2, num_shared_experts=3, shared_on_every_rank=True
+    )
+    assert (mixed.num_logical_experts, mixed.is_even) == (11, True)
+    for rank in range(2):
+        assert mixed.local_experts(0, rank).tolist() == [*plain.local_experts(0, rank).tolist(), 8, 9, 10]
+    assert mixed.replica_count[0, 8:].tolist() == [2, 2, 2]
+
+
 def test_redundancy_that_does_not_divide_names_the_nearest_that_does() -> None:
     for layout in ("ring", "append"):
         with pytest.raises(LayoutError, match="nearest that work: 0 and 16"):
@@ -105,6 +117,7 @@ def test_redundancy_that_does_not_divide_names_the_nearest_that_does() -> None:
         ({"num_redundant_experts": -1}, "num_redundant_experts is -1"),
         ({"num_layers": 0}, "num_layers is 0"),
         ({"num_shared_experts": 5}, "num_shared_experts is 5; expected at most ep_size, 4"),
+        ({"shared_on_every_rank": True}, "num_shared_experts is 0 with shared_on_every_rank"),
         ({"layout": "linear", "num_redundant_experts": 4}, "layout 'linear' takes 0"),
         ({"layout": "round_robin", "num_redundant_experts": 4}, "layout 'round_robin' takes 0"),
         ({"num_experts": "8"}, "num_experts is '8'; expected an integer"),

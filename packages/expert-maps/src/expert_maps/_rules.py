@@ -159,22 +159,46 @@ def find_violations(
         num_logical_experts: E.
         allow_uneven: accept ranks with unequally many slots.
         allow_duplicates: accept an expert twice on a rank.
-        layers_may_differ: accept ranks that do not have the same number of slots in every layer.
+        layers_may_differ: accept ranks that do not have the same number of slots in every layer; those of one layer are
+            compared with each other.
     """
     groups: list[ViolationGroup] = []
-    if not allow_uneven:
+    if layers_may_differ:
+        if not allow_uneven:
+            groups.append(_uneven_by_layer(slots.per_rank, num_logical_experts))
+    elif not allow_uneven:
         usual = _usual(slots.per_rank, num_logical_experts)
         if usual is not None:  # then this names every rank that differs, in whichever layer
-            groups.append(_Uneven(slots.per_rank, np.flatnonzero(slots.per_rank != usual), usual))
-    elif not layers_may_differ:
-        differing = np.flatnonzero(slots.per_rank != slots.per_rank[0])
-        groups.append(_Uneven(slots.per_rank, differing, None))
+            every = np.full(slots.num_layers, usual)
+            groups.append(_Uneven(slots.per_rank, np.flatnonzero(slots.per_rank != usual), every))
+    else:
+        groups.append(differing_layers(slots.per_rank))
     is_known = (slots.expert >= 0) & (slots.expert < num_logical_experts)
     groups.append(_OutOfRange(slots, np.flatnonzero(~is_known), num_logical_experts))
     groups.append(_Missing(_absent(slots, is_known, num_logical_experts), num_logical_experts))
     if not allow_duplicates:
         groups.append(_Duplicate(slots, *_repeated(slots, is_known, num_logical_experts)))
     return Violations(groups)
+
+
+def differing_layers(per_rank: Int64Array) -> ViolationGroup:
+    """Name each rank whose slots are not as many as in layer 0.
+
+    Args:
+        per_rank: int64 [L, R].
+    """
+    return _Uneven(per_rank, np.flatnonzero(per_rank != per_rank[0]), None)
+
+
+def _uneven_by_layer(per_rank: Int64Array, num_logical_experts: int) -> ViolationGroup:
+    """Name the ranks whose slots are not as many as the other ranks have in that layer."""
+    usual = np.empty(len(per_rank), dtype=np.int64)
+    wrong = np.zeros(per_rank.shape, dtype=bool)
+    for layer, row in enumerate(per_rank):
+        found = _usual(row[None], num_logical_experts)
+        usual[layer] = row[0] if found is None else found
+        wrong[layer] = found is not None and row != found
+    return _Uneven(per_rank, np.flatnonzero(wrong), usual)
 
 
 def _usual(per_rank: Int64Array, num_logical_experts: int) -> int | None:
@@ -211,7 +235,7 @@ class _Uneven:
 
     per_rank: Int64Array  # [L, R]
     cells: NDArray[np.intp]  # layer · R + rank
-    usual: int | None
+    usual: Int64Array | None  # [L]
 
     def __len__(self) -> int:
         return len(self.cells)
@@ -223,7 +247,7 @@ class _Uneven:
             first = self.per_rank[0, rank]
             text = f"{found}, but layer 0 has {first} on that rank; expected the same in every layer"
         else:
-            text = f"{found}; expected {self.usual}, equally many on every rank"
+            text = f"{found}; expected {self.usual[layer]}, equally many on every rank"
         return Violation("uneven", text, layer, rank)
 
 

@@ -175,9 +175,8 @@ def evaluate(placement: Evaluated, load: ArrayLike | ExpertLoad) -> Evaluation:
     parts = getattr(placement, "layers", None)
     if isinstance(parts, tuple) and parts and all(isinstance(part, Placement) for part in parts):
         metrics.check_counts(len(parts), parts[0].num_logical_experts, trace)
-        return Evaluation(
-            cast("Placement", placement), trace
-        )  # it has the same counts and maps, layer by layer
+        # It has the same counts and maps, layer by layer.
+        return Evaluation(cast("Placement", placement), trace)
     plain = as_placement(cast("PlacementLike", placement))
     metrics.check_shape(plain, trace)
     return Evaluation(plain, trace)

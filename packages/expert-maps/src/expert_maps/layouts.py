@@ -83,7 +83,7 @@ _LAYOUTS: dict[LayoutName, Callable[[int, int, int], RankLists]] = {
 }
 
 
-def generate_placement(
+def generate_placement(  # noqa: PLR0913 - options by keyword
     layout: LayoutName | str = "ring",
     *,
     num_experts: int,
@@ -92,6 +92,7 @@ def generate_placement(
     num_physical_experts: int | None = None,
     num_layers: int = 1,
     num_shared_experts: int = 0,
+    shared_on_every_rank: bool = False,
     allow_duplicates: bool = False,
 ) -> Placement:
     """Build an initial placement, the same in every layer.
@@ -106,6 +107,8 @@ def generate_placement(
         num_layers: L.
         num_shared_experts: if above 0, every rank gets one more slot, the last, with the shared expert
             ``E + rank % num_shared_experts``; shared experts count as logical experts E, E + 1, …
+        shared_on_every_rank: give every rank all shared experts, in as many slots after its others, instead of one of
+            them in turn, which is vllm-ascend's rule for mixed placement.
         allow_duplicates: accept an expert twice on a rank.
 
     Returns:
@@ -127,8 +130,11 @@ def generate_placement(
         msg = f"num_physical_experts is {experts + redundant}; expected at least {experts}, num_experts"
         raise LayoutError(msg)
     shared = as_count("num_shared_experts", num_shared_experts, 0, error=LayoutError)
-    if shared > ranks:
-        msg = f"num_shared_experts is {shared}; expected at most ep_size, {ranks}: a rank gets one of them"
+    if shared_on_every_rank and not shared:
+        msg = "num_shared_experts is 0 with shared_on_every_rank; expected at least 1"
+        raise LayoutError(msg)
+    if shared > ranks and not shared_on_every_rank:
+        msg = f"num_shared_experts is {shared}; expected at most ep_size, {ranks}: a rank gets one of them (all of them with shared_on_every_rank)"
         raise LayoutError(msg)
     # The layouts are loops over slots.
     slots_in_all = experts + redundant + (ranks if shared else 0)
@@ -142,7 +148,11 @@ def generate_placement(
     check_divides(experts, redundant, ranks)
     slots = _LAYOUTS[layout](experts, ranks, redundant)
     if shared:
-        slots = [[*slot, experts + rank % shared] for rank, slot in enumerate(slots)]
+        every = list(range(experts, experts + shared))
+        slots = [
+            [*slot, *(every if shared_on_every_rank else [every[rank % shared]])]
+            for rank, slot in enumerate(slots)
+        ]
     per_rank = np.array([len(slot) for slot in slots])
     row = np.array([expert for slot in slots for expert in slot], dtype=np.int64)
     return Placement(

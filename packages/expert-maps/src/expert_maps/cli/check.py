@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from expert_maps import limits
+from expert_maps.cli.mapping import FromOption, MapKeyOption
 from expert_maps.cli.model import MODEL_HELP, read_model
 from expert_maps.cli.options import (
     AllowDuplicatesOption,
@@ -24,6 +25,11 @@ from expert_maps.cli.usage import CHECK_FAILED
 from expert_maps.errors import PlacementError
 
 if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+    from expert_maps.cli.mapping import MapOptions
+    from expert_maps.layered import AnyPlacement
     from expert_maps.placement import Placement
 
 # Of what --json prints; it is raised when a key goes or changes its meaning.
@@ -54,8 +60,21 @@ class Finding:
 def check(
     file: MapArgument,
     experts: Annotated[int | None, typer.Option("--experts", help="Expect this many experts.")] = None,
-    layers: Annotated[int | None, typer.Option("--layers", help="Expect this many MoE layers.")] = None,
-    ep_size: Annotated[int | None, typer.Option("--ep-size", help="Expect this many ranks.")] = None,
+    layers: Annotated[
+        str | None,
+        typer.Option(
+            "--layers",
+            metavar="N|LIST",
+            help="Expect this many MoE layers; or those of these numbers in the model, like 3-60, which chooses them "
+            "where a map has dense ones too (SGLang).",
+        ),
+    ] = None,
+    ep_size: Annotated[
+        int | None,
+        typer.Option(
+            "--ep-size", help="Expect this many ranks; what has a map of a format that does not say them."
+        ),
+    ] = None,
     redundant: Annotated[
         int | None, typer.Option("--redundant", help="Expect this many redundant experts of a layer.")
     ] = None,
@@ -75,6 +94,8 @@ def check(
     all_violations: Annotated[
         bool, typer.Option("--all", help=f"List every violation, not only the first {limits.MAX_LISTED}.")
     ] = False,
+    source: FromOption = None,
+    key: MapKeyOption = None,
     allow_uneven: AllowUnevenOption = False,
     allow_duplicates: AllowDuplicatesOption = False,
     json: JsonOption = False,
@@ -87,17 +108,29 @@ def check(
 
     --json prints one object with the same keys in every case of 0 and 1, and every violation in it.
     """
-    from expert_maps.cli.reading import read_map
+    from expert_maps.cli.mapping import MapOptions, read_any_map
 
-    refuse_two_stdins(**{"MAP": file, "--golden": golden})
-    expected = _expected_counts(experts, layers, ep_size, redundant, physical, model)
-    reference = None if golden is None else read_map(golden, allow_uneven=True, allow_duplicates=True)
-    placement, findings = _read(file, allow_uneven=allow_uneven, allow_duplicates=allow_duplicates)
+    refuse_two_stdins({"MAP": file, "--golden": golden, "--model": model})
+    counts, listed = _as_count_or_layers(layers)
+    expected = _expected_counts(experts, counts, ep_size, redundant, physical, model)
+    either_way = MapOptions(allow_uneven=True, allow_duplicates=True)
+    reference = None if golden is None else read_any_map(golden, either_way).placement
+    said = MapOptions(
+        source,
+        ep_size,
+        None,
+        listed,
+        model,
+        key,
+        allow_uneven=allow_uneven,
+        allow_duplicates=allow_duplicates,
+    )
+    placement, findings = _read(file, said)
     if placement is not None:
         findings += [
-            Finding("count", f"{name} is {getattr(placement, name)}; expected {count}")
+            Finding("count", f"{name} is {_count(placement, name)}; expected {count}")
             for name, count in expected.items()
-            if getattr(placement, name) != count
+            if _count(placement, name) != count
         ]
         if reference is not None:
             findings += _differences(placement, reference)
@@ -132,43 +165,81 @@ def _expected_counts(
     return expected
 
 
-def _read(
-    file: Path, *, allow_uneven: bool, allow_duplicates: bool
-) -> tuple[Placement | None, list[Finding]]:
-    """Return the placement, or the violations; what is no placement at all is raised as bad input."""
-    from expert_maps.cli.reading import read_any
+def _as_count_or_layers(text: str | None) -> tuple[int | None, str | None]:
+    """Return what `--layers` says: how many, or, where it is a list, which."""
+    if text is not None and text.strip().isdecimal():
+        return int(text) if len(text) < len(str(2**63)) else 2**63, None
+    return None, text
 
+
+def _read(file: Path, said: MapOptions) -> tuple[AnyPlacement | None, list[Finding]]:
+    """Return the placement, or the violations; what is no placement at all is raised as bad input."""
+    from dataclasses import replace
+
+    from expert_maps.cli.mapping import find_map
+    from expert_maps.cli.output import warn
+    from expert_maps.cli.reading import as_input
+    from expert_maps.files import describe
+    from expert_maps.layered import LayeredPlacement
+
+    source = as_input(file)
     try:
-        return read_any(file, allow_uneven=allow_uneven, allow_duplicates=allow_duplicates), []
+        # Which layers are meant is asked only where it chooses rows: elsewhere their number is what is checked.
+        found = find_map(source, replace(said, layers=None, model=None))
+        if found.has_dense_rows and (said.layers or said.model):
+            found = find_map(source, said)
     except PlacementError as error:
         return None, [Finding(**asdict(violation)) for violation in error.violations]
+    for warning in found.warnings:
+        warn(f"{describe(source)}: {warning}")
+    placement = found.placement
+    if isinstance(placement, LayeredPlacement) and not said.allow_uneven:
+        return None, [Finding(**asdict(violation)) for violation in placement.differing_layers()]
+    return placement, []
 
 
-def _differences(placement: Placement, golden: Placement) -> list[Finding]:
+def _count(placement: AnyPlacement, name: str) -> int | str:
+    """Return a count; as a range where it differs by layer."""
+    value = getattr(placement, name)
+    if isinstance(value, int):
+        return value
+    least, most = int(value.min()), int(value.max())
+    return least if least == most else f"{least}…{most}"
+
+
+def _differences(placement: AnyPlacement, golden: AnyPlacement) -> list[Finding]:
     """Name the first slot that differs from the golden map, and how many do."""
     import numpy as np
 
+    from expert_maps.layered import layers_of
+
     for name in ("num_layers", "num_logical_experts", "ep_size", "num_physical_experts"):
-        if getattr(placement, name) != getattr(golden, name):
-            text = f"{name} is {getattr(placement, name)}; expected {getattr(golden, name)} (golden)"
-            return [Finding("golden", text)]
+        found, expected = _count(placement, name), _count(golden, name)
+        if found != expected:
+            return [Finding("golden", f"{name} is {found}; expected {expected} (golden)")]
     if not np.array_equal(placement.slots_per_rank, golden.slots_per_rank):
         return [Finding("golden", "slots_per_rank differs from the golden map's")]
-    different = np.argwhere(placement.physical_to_logical != golden.physical_to_logical)
-    if not different.size:
+    first: tuple[int, int, Placement, Placement] | None = None
+    count = 0
+    for layer, (one, other) in enumerate(zip(layers_of(placement), layers_of(golden), strict=True)):
+        different = np.flatnonzero(one.physical_to_logical != other.physical_to_logical)
+        count += len(different)
+        if len(different) and first is None:
+            first = (layer, int(different[0]), one, other)
+    if first is None:
         return []
-    layer, physical = (int(index) for index in different[0])
-    rank, slot = int(placement.slot_rank[physical]), int(placement.slot_index[physical])
-    expert = int(placement.physical_to_logical[layer, physical])
+    layer, physical, one, other = first
+    rank, slot = int(one.slot_rank[physical]), int(one.slot_index[physical])
+    expert = int(one.physical_to_logical[0, physical])
     text = (
         f"layer {layer}, rank {rank}, slot {slot}: expert {expert}; expected "
-        f"{golden.physical_to_logical[layer, physical]} (golden; {len(different)} slots differ)"
+        f"{other.physical_to_logical[0, physical]} (golden; {count} slots differ)"
     )
     return [Finding("golden", text, layer, rank, slot, expert)]
 
 
 def _report(
-    file: Path, placement: Placement | None, findings: list[Finding], *, show_all: bool, json: bool
+    file: Path, placement: AnyPlacement | None, findings: list[Finding], *, show_all: bool, json: bool
 ) -> None:
     from expert_maps.cli.output import plural, print_json, say
 
@@ -183,13 +254,13 @@ def _report(
     elif placement is not None:
         say(
             f"{file}: ok, {placement.num_layers} layers, {placement.num_logical_experts} experts, "
-            f"{placement.num_redundant_experts} redundant, {placement.ep_size} ranks, "
+            f"{_count(placement, 'num_redundant_experts')} redundant, {placement.ep_size} ranks, "
             f"digest {placement.digest[:12]}",
             wrap=True,
         )
 
 
-def _document(file: Path, placement: Placement | None, findings: list[Finding]) -> dict[str, object]:
+def _document(file: Path, placement: AnyPlacement | None, findings: list[Finding]) -> dict[str, object]:
     """Return what `--json` prints; what is not known of an invalid map is null."""
     names = ("num_layers", "num_logical_experts", "num_physical_experts", "num_redundant_experts", "ep_size")
     return {
@@ -199,6 +270,11 @@ def _document(file: Path, placement: Placement | None, findings: list[Finding]) 
         "num_violations": len(findings),
         "violations": [asdict(finding) for finding in findings],
         "kinds": dict(Counter(finding.kind for finding in findings)),
-        "counts": None if placement is None else {name: getattr(placement, name) for name in names},
+        "counts": None if placement is None else {name: _listed(getattr(placement, name)) for name in names},
         "digest": None if placement is None else placement.digest,
     }
+
+
+def _listed(value: int | NDArray[np.int32]) -> int | list[int]:
+    """Return a count for JSON: one a layer where it differs by layer."""
+    return value if isinstance(value, int) else value.tolist()

@@ -9,15 +9,14 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from expert_maps.cli.loading import LoadOptions, LoadsArgument
 from expert_maps.cli.options import (
     EpSizeOption,
     GroupsOption,
     JsonOption,
-    KeyOption,
-    LoadArgument,
-    ModelOption,
     NodesOption,
     as_numbers,
+    refuse_two_stdins,
 )
 from expert_maps.errors import ExpertMapsError
 
@@ -28,7 +27,7 @@ _PROPOSED = 3
 
 
 def compare(
-    load: LoadArgument,
+    loads: LoadsArgument,
     ep_size: EpSizeOption,
     policies: Annotated[
         str, typer.Option("--policies", help="Policies, separated by commas; names as for plan.")
@@ -41,10 +40,9 @@ def compare(
             "and one and two slots more on each rank.",
         ),
     ] = None,
-    model: ModelOption = None,
     groups: GroupsOption = 1,
     nodes: NodesOption = 1,
-    key: KeyOption = None,
+    said: LoadOptions = LoadOptions(),  # noqa: B008 - frozen
     json: JsonOption = False,
 ) -> None:
     """Plan one load by several policies with several amounts of redundancy, and print one table.
@@ -52,9 +50,8 @@ def compare(
     Worst is the lowest balancedness of a layer, and which layer has it. Over steps is what a load of several steps is
     planned for by the policy balanced; the others plan for the sum. Seconds are those of this run.
     """
+    from expert_maps.cli.loading import read_loads
     from expert_maps.cli.output import plural, print_json, say
-    from expert_maps.cli.planned import checked_model
-    from expert_maps.cli.reading import read_trace
     from expert_maps.cli.work import work
     from expert_maps.evaluate import compare as compare_plans
 
@@ -62,8 +59,8 @@ def compare(
     if not names:
         msg = f"--policies is {policies!r}; expected names separated by commas, like balanced,deepseek"
         raise ExpertMapsError(msg)
-    trace = read_trace(load, key)
-    checked_model(model, trace)
+    refuse_two_stdins({"LOAD": loads, "--map": said.map, "--model": said.model})
+    trace = read_loads(loads, said)
     if redundant is None:
         copies = _proposed(trace.num_experts, ep_size)
     else:

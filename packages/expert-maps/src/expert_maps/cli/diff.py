@@ -9,9 +9,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from expert_maps.cli.mapping import MapOptions
 from expert_maps.cli.options import (
-    AllowDuplicatesOption,
-    AllowUnevenOption,
     ExpertBytesOption,
     JsonOption,
     TableOption,
@@ -34,8 +33,7 @@ def diff(
     ] = None,
     expert_bytes: ExpertBytesOption = None,
     table: TableOption = False,
-    allow_uneven: AllowUnevenOption = False,
-    allow_duplicates: AllowDuplicatesOption = False,
+    said: MapOptions = MapOptions(),  # noqa: B008 - frozen
     json: JsonOption = False,
 ) -> None:
     """Say which slots hold another expert in B than in A, and which of them must be fetched.
@@ -44,14 +42,13 @@ def diff(
     that are fetched.
     """
     from expert_maps import metrics
+    from expert_maps.cli.mapping import read_map
     from expert_maps.cli.output import print_json, say
-    from expert_maps.cli.reading import read_map
     from expert_maps.cli.report import moved_line
     from expert_maps.validation import as_index
 
-    refuse_two_stdins(A=before, B=after)
-    flags = {"allow_uneven": allow_uneven, "allow_duplicates": allow_duplicates}
-    old, new = (read_map(path, **flags) for path in (before, after))
+    refuse_two_stdins({"A": before, "B": after, "--model": said.model})
+    old, new = (read_map(path, said) for path in (before, after))
     moved = metrics.moves(old, new)
     size = None if expert_bytes is None else moved.bytes(expert_bytes)
     chosen = range(old.num_layers) if layer is None else [as_index("layer", layer, old.num_layers)]

@@ -8,14 +8,13 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from expert_maps.cli.loading import LoadOptions, LoadsArgument
+from expert_maps.cli.mapping import FromOption, RanksOption
 from expert_maps.cli.options import (
     AllowDuplicatesOption,
     AllowUnevenOption,
     JsonOption,
-    KeyOption,
-    LoadArgument,
     MapArgument,
-    ModelOption,
     TableOption,
     refuse_two_stdins,
 )
@@ -31,12 +30,13 @@ _HOTTEST = 3
 
 def evaluate(
     file: MapArgument,
-    load: LoadArgument,
+    loads: LoadsArgument,
     layer: Annotated[
         int | None, typer.Option("--layer", help="Print every rank of this MoE layer, from 0.")
     ] = None,
-    model: ModelOption = None,
-    key: KeyOption = None,
+    source: FromOption = None,
+    ep_size: RanksOption = None,
+    said: LoadOptions = LoadOptions(),  # noqa: B008 - frozen
     table: TableOption = False,
     allow_uneven: AllowUnevenOption = False,
     allow_duplicates: AllowDuplicatesOption = False,
@@ -48,17 +48,19 @@ def evaluate(
     the ratio of the sums over steps, each step with its own hottest rank. An expert's tokens are split evenly over its
     copies.
     """
+    from expert_maps.cli.loading import read_loads
+    from expert_maps.cli.mapping import MapOptions, read_any_map
     from expert_maps.cli.output import print_json, say
-    from expert_maps.cli.planned import checked_model
-    from expert_maps.cli.reading import read_map, read_trace
     from expert_maps.cli.report import title_of
     from expert_maps.evaluate import evaluate as evaluate_placement
     from expert_maps.validation import as_index
 
-    refuse_two_stdins(MAP=file, LOAD=load)
-    trace = read_trace(load, key)
-    checked_model(model, trace)
-    placement = read_map(file, allow_uneven=allow_uneven, allow_duplicates=allow_duplicates)
+    refuse_two_stdins({"MAP": file, "LOAD": loads, "--map": said.map, "--model": said.model})
+    trace = read_loads(loads, said)
+    of_map = MapOptions(
+        source, ep_size, said.experts, allow_uneven=allow_uneven, allow_duplicates=allow_duplicates
+    )
+    placement = read_any_map(file, of_map).placement
     found = evaluate_placement(placement, trace)
     chosen = None if layer is None else as_index("layer", layer, placement.num_layers)
     if json:

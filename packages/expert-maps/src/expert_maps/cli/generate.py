@@ -42,6 +42,12 @@ def generate(
             "--shared", help="Shared experts to mix in: each rank gets one more slot for one of them."
         ),
     ] = 0,
+    shared_on_every_rank: Annotated[
+        bool,
+        typer.Option(
+            "--shared-on-every-rank", help="Give every rank all shared experts instead of one in turn."
+        ),
+    ] = False,
     model: Annotated[
         str | None,
         typer.Option(
@@ -59,7 +65,7 @@ def generate(
     """
     from expert_maps.cli.sizing import slots_of_layer
     from expert_maps.cli.writing import Output, check_output
-    from expert_maps.formats.vllm_ascend import dumps
+    from expert_maps.formats.native import dumps
     from expert_maps.layouts import generate_placement
     from expert_maps.validation import as_count
 
@@ -81,12 +87,16 @@ def generate(
         num_redundant_experts=0 if redundant is None else redundant,
         num_layers=1 if layers is None else layers,
         num_shared_experts=shared,
+        shared_on_every_rank=shared_on_every_rank,
         allow_duplicates=allow_duplicates,
     )
+    name = None if model in {None, "-"} else Path(str(model)).name
+    made = {"command": "generate", "layout": layout}
+    text = dumps(placement, model=name, num_shared_experts=shared, provenance=made)
     if output is None and not json:
-        Output(Path("-")).write(dumps(placement))
+        Output(Path("-")).write(text)
         return
-    target.write(dumps(placement))
+    target.write(text)
     _print(placement, layout, target, json=json)
 
 

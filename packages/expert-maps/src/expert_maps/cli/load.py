@@ -4,54 +4,31 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
-import numpy as np
 import typer
 
-from expert_maps.cli.common import JsonOption, bad_input, print_json
-from expert_maps.cli.loading import (
-    FilesOption,
-    FormatOption,
-    KeyOption,
-    LayersOption,
-    LoadExpertsOption,
-    LoadModelOption,
-    LoadsArgument,
-    MoeLayersOption,
-    SlotMapOption,
-    StepsOption,
-    WindowOption,
-    inspect_loads,
-)
-from expert_maps.errors import ExpertMapsError
-from expert_maps.formats.loads.values import counted
-from expert_maps.formats.loads.writing import EXPORT_SUFFIXES, check_export_name, export_load
+from expert_maps.cli.loading import LoadOptions, LoadsArgument
+from expert_maps.cli.options import JsonOption, refuse_two_stdins
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from expert_maps.cli.options import Inputs
+    from expert_maps.cli.writing import Output
     from expert_maps.formats.loads import LoadFile
 
 
 def load(
     loads: LoadsArgument,
-    format: FormatOption = None,
-    key: KeyOption = None,
-    layers: LayersOption = None,
-    map: SlotMapOption = None,
-    files: FilesOption = None,
-    steps: StepsOption = None,
-    window: WindowOption = None,
-    model: LoadModelOption = None,
-    experts: LoadExpertsOption = None,
-    moe_layers: MoeLayersOption = None,
+    said: LoadOptions,
     output: Annotated[
         Path | None,
         typer.Option(
-            "--output", "-o", help=f"Where to write the load; the name ends in {', '.join(EXPORT_SUFFIXES)}."
+            "--output",
+            "-o",
+            help="Where to write the load; the name ends in .npz, .npy, .json or .csv. - for standard output, as .npz.",
         ),
     ] = None,
     json: JsonOption = False,
@@ -60,48 +37,28 @@ def load(
 
     What the file was recognised as, and what looks wrong, is said on standard error; what cannot be told is refused with
     the option that says it.
-
-    Examples: expert-maps load dump.json --model deepseek-r1 · expert-maps load rank*.safetensors -o load.npz · expert-maps
-    load moe_load_600.npy --map map.json
     """
-    with bad_input():
-        if output is not None:
-            check_export_name(output)
-            _refuse_input(output, [*loads, *([map] if map else [])])
-        found = inspect_loads(
-            loads,
-            key=key,
-            format=format,
-            layers=layers,
-            map=map,
-            files=files,
-            steps=steps,
-            model=model,
-            experts=experts,
-            moe_layers=moe_layers,
-            window=window,
-        )
-        replaced = output is not None and output.exists()
-        if output is not None:
-            export_load(found.load, output, found.layers)
+    from expert_maps.cli.loading import inspect_loads
+    from expert_maps.cli.output import print_json, say
+    from expert_maps.cli.writing import check_output
+    from expert_maps.formats.loads.writing import EXPORT_SUFFIXES, content_of
+
+    inputs: Inputs = {"LOAD": loads, "--map": said.map, "--model": said.model}
+    refuse_two_stdins(inputs)
+    target = check_output(output, inputs, endings=EXPORT_SUFFIXES, json=json)
+    found = inspect_loads(loads, said)
+    if target.path is not None:
+        suffix = ".npz" if target.is_stdout else target.path.suffix
+        target.write(content_of(found.load, suffix, found.layers))
     if json:
-        print_json(_document(found, loads, output))
+        print_json(_document(found, loads, target))
         return
-    for line in _lines(found):
-        typer.echo(line)
-    if output is not None:
-        typer.echo(f"{'replaced' if replaced else 'written'}: {output}")
+    say(
+        [*_lines(found), *([target.line] if target.path is not None else [])], err=target.is_stdout, wrap=True
+    )
 
 
-def _refuse_input(output: Path, inputs: Sequence[Path]) -> None:
-    for path in inputs:
-        is_same = output.exists() and path.exists() and os.path.samefile(output, path)  # noqa: PTH121 - both may be links
-        if is_same or output.absolute() == path.absolute():
-            msg = f"--output is {str(output)!r}, which is read; expected another name"
-            raise ExpertMapsError(msg)
-
-
-def _document(found: LoadFile, loads: Sequence[Path], output: Path | None) -> dict[str, object]:
+def _document(found: LoadFile, loads: Sequence[Path], output: Output) -> dict[str, object]:
     trace = found.load
     return {
         "files": [str(path) for path in loads],
@@ -115,11 +72,16 @@ def _document(found: LoadFile, loads: Sequence[Path], output: Path | None) -> di
         "hottest_expert": trace.total.argmax(axis=1).tolist(),
         "peak_to_mean": trace.peak_to_mean().tolist(),
         "warnings": list(found.warnings),
-        "output": None if output is None else str(output),
+        "output": output.name,
+        "replaced": output.replaces,
     }
 
 
 def _lines(found: LoadFile) -> list[str]:
+    import numpy as np
+
+    from expert_maps.formats.loads.values import counted
+
     trace = found.load
     totals = trace.total.sum(axis=1)
     ratios = trace.peak_to_mean()

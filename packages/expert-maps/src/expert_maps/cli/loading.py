@@ -5,23 +5,19 @@
 from __future__ import annotations
 
 import os
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal, cast
 
 import typer
 
-from expert_maps.cli.common import as_input, read_map
-from expert_maps.cli.notes import note
 from expert_maps.errors import ExpertMapsError
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from expert_maps.files import AnyPath
     from expert_maps.formats.loads import LoadFile
     from expert_maps.load import ExpertLoad
-
-_GROUP = "How the load is read"
 
 # Kept here, so that help needs no reader; a test compares them.
 FORMS = [
@@ -53,7 +49,6 @@ FormatOption = Annotated[
         "--format",
         metavar="FORM",
         help=f"The form of the files, where it is not recognised: {', '.join(FORMS)}.",
-        rich_help_panel=_GROUP,
     ),
 ]
 KeyOption = Annotated[
@@ -62,7 +57,6 @@ KeyOption = Annotated[
         "--key",
         metavar="NAME",
         help="The array in a file of several, or the key in a JSON object.",
-        rich_help_panel=_GROUP,
     ),
 ]
 LayersOption = Annotated[
@@ -71,7 +65,6 @@ LayersOption = Annotated[
         "--layers",
         metavar="LIST",
         help="The layers to take, like 3-60 or 3,5,7-9, as the file numbers them, else by row from 0.",
-        rich_help_panel=_GROUP,
     ),
 ]
 SlotMapOption = Annotated[
@@ -80,7 +73,6 @@ SlotMapOption = Annotated[
         "--map",
         metavar="MAP",
         help="The map in use when the load was recorded, for counts by physical slot.",
-        rich_help_panel=_GROUP,
     ),
 ]
 FilesOption = Annotated[
@@ -89,7 +81,6 @@ FilesOption = Annotated[
         "--files",
         metavar="ranks|steps",
         help="What several files are: counts of ranks, to be added, or of steps, one after another.",
-        rich_help_panel=_GROUP,
     ),
 ]
 StepsOption = Annotated[
@@ -98,7 +89,6 @@ StepsOption = Annotated[
         "--steps",
         metavar="RANGE",
         help="The steps to take, like 10-99, 10- or all; says that the first of three axes is steps.",
-        rich_help_panel=_GROUP,
     ),
 ]
 LoadModelOption = Annotated[
@@ -107,7 +97,6 @@ LoadModelOption = Annotated[
         "--model",
         metavar="MODEL",
         help="Take the MoE layers of this model and check the load: its config.json, or the name of a known one.",
-        rich_help_panel=_GROUP,
     ),
 ]
 LoadExpertsOption = Annotated[
@@ -116,14 +105,11 @@ LoadExpertsOption = Annotated[
         "--experts",
         min=1,
         help="Routed experts of a layer; the load is checked for them.",
-        rich_help_panel=_GROUP,
     ),
 ]
 MoeLayersOption = Annotated[
     int | None,
-    typer.Option(
-        "--moe-layers", min=1, help="MoE layers; the load is checked for them.", rich_help_panel=_GROUP
-    ),
+    typer.Option("--moe-layers", min=1, help="MoE layers; the load is checked for them."),
 ]
 WindowOption = Annotated[
     int | None,
@@ -131,90 +117,67 @@ WindowOption = Annotated[
         "--window",
         min=1,
         help="Tokens counted together as one step, of a trace of routed experts; all if not given.",
-        rich_help_panel=_GROUP,
     ),
 ]
 
 
-def inspect_loads(
-    paths: Sequence[Path],
-    *,
-    key: str | None = None,
-    format: str | None = None,
-    layers: str | None = None,
-    map: Path | None = None,
-    files: str | None = None,
-    steps: str | None = None,
-    model: str | None = None,
-    experts: int | None = None,
-    moe_layers: int | None = None,
-    window: int | None = None,
-) -> LoadFile:
-    """Read load files as the options say; print what they were recognised as, and warnings, on standard error.
+@dataclass(frozen=True)
+class LoadOptions:
+    """What the command line says of load files; None where it says nothing. The fields are the options' names."""
+
+    format: FormatOption = None
+    key: KeyOption = None
+    layers: LayersOption = None
+    map: SlotMapOption = None
+    files: FilesOption = None
+    steps: StepsOption = None
+    window: WindowOption = None
+    model: LoadModelOption = None
+    experts: LoadExpertsOption = None
+    moe_layers: MoeLayersOption = None
+
+
+def inspect_loads(paths: Sequence[Path], said: LoadOptions) -> LoadFile:
+    """Read load files as the options say; what they were recognised as, and warnings, go to standard error.
 
     Raises:
         ExpertMapsError: unreadable, ambiguous, or not as the options say.
     """
+    from expert_maps.cli.mapping import MapOptions, read_map
+    from expert_maps.cli.output import note, warn
+    from expert_maps.cli.reading import as_input
     from expert_maps.formats.loads import inspect_load
     from expert_maps.formats.loads.values import shown
 
-    if sum(os.fspath(path) == "-" for path in paths) + (map is not None and os.fspath(map) == "-") > 1:
-        msg = "- stands twice; expected standard input to be read for one file"
+    if said.files not in {None, "ranks", "steps"}:
+        msg = f"--files is {said.files!r}; expected ranks or steps"
         raise ExpertMapsError(msg)
-    if files not in {None, "ranks", "steps"}:
-        msg = f"--files is {files!r}; expected ranks or steps"
-        raise ExpertMapsError(msg)
-    sources: list[AnyPath] = [as_input(path) for path in paths]
+    by_slot = MapOptions(allow_uneven=True, allow_duplicates=True)
     found = inspect_load(
-        sources,
-        key,
-        format=format,
-        layers=layers,
-        placement=None if map is None else read_map(map, allow_uneven=True, allow_duplicates=True),
-        files=cast('Literal["ranks", "steps"] | None', files),
-        steps=steps,
-        model=model,
-        num_experts=experts,
-        num_layers=moe_layers,
-        window=window,
+        [as_input(path) for path in paths],
+        said.key,
+        format=said.format,
+        layers=said.layers,
+        placement=None if said.map is None else read_map(said.map, by_slot),
+        files=cast('Literal["ranks", "steps"] | None', said.files),
+        steps=said.steps,
+        model=None if said.model is None else as_input(said.model),
+        num_experts=said.experts,
+        num_layers=said.moe_layers,
+        window=said.window,
     )
     name = shown("standard input" if os.fspath(paths[0]) == "-" else paths[0])
     more = f" and {len(paths) - 1} more" if len(paths) > 1 else ""
     note(f"{name}{more}: {found.description}")
     for warning in found.warnings:
-        note(f"warning: {name}: {warning}")
+        warn(f"{name}: {warning}")
     return found
 
 
-def read_loads(
-    paths: Sequence[Path],
-    *,
-    key: str | None = None,
-    format: str | None = None,
-    layers: str | None = None,
-    map: Path | None = None,
-    files: str | None = None,
-    steps: str | None = None,
-    model: str | None = None,
-    experts: int | None = None,
-    moe_layers: int | None = None,
-    window: int | None = None,
-) -> ExpertLoad:
+def read_loads(paths: Sequence[Path], said: LoadOptions) -> ExpertLoad:
     """Read load files as `inspect_loads` does, and return just the load.
 
     Raises:
         ExpertMapsError: as `inspect_loads`.
     """
-    return inspect_loads(
-        paths,
-        key=key,
-        format=format,
-        layers=layers,
-        map=map,
-        files=files,
-        steps=steps,
-        model=model,
-        experts=experts,
-        moe_layers=moe_layers,
-        window=window,
-    ).load
+    return inspect_loads(paths, said).load

@@ -11,25 +11,25 @@ from typing import TYPE_CHECKING
 import typer
 
 if TYPE_CHECKING:
-    from collections.abc import Generator
+    from collections.abc import Callable, Generator
 
-_held: ContextVar[list[str] | None] = ContextVar("held", default=None)
+_held: ContextVar[list[Callable[[], None]] | None] = ContextVar("held", default=None)
 
 
-def note(text: str) -> None:
-    """Print a line on standard error; within `held_notes`, when it ends well."""
+def hold(say: Callable[[], None]) -> None:
+    """Say something: at once, or within `held_notes` when the first results are printed, or when it ends well."""
     held = _held.get()
     if held is None:
-        typer.echo(text, err=True)
+        say()
     else:
-        held.append(text)
+        held.append(say)
 
 
 def release_notes() -> None:
-    """Print the notes that are held, before the results that they are about."""
+    """Say what is held, before the results that it is about."""
     held = _held.get()
     while held:
-        typer.echo(held.pop(0), err=True)
+        held.pop(0)()
 
 
 @contextmanager
@@ -39,5 +39,8 @@ def held_notes() -> Generator[None]:
     try:
         yield
         release_notes()
+    except typer.Exit:  # a check that has failed is no error
+        release_notes()
+        raise
     finally:
         _held.reset(token)

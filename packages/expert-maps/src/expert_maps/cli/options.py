@@ -5,26 +5,22 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from expert_maps.cli.model import MODEL_HELP
 from expert_maps.errors import ExpertMapsError
 
-_MAP_HELP = "A map: a vllm-ascend expert map or a golden map (JSON); - for standard input."
-_LOAD_HELP = (
-    "Tokens routed to each expert, [layers, experts] or [steps, layers, experts]: .npy, .npz, .json or .csv."
-)
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+    from typing import TypeAlias
+
+    Inputs: TypeAlias = Mapping[str, Path | str | Sequence[Path] | None]
+    """What a command reads, by the names of its arguments and options."""
+
+_MAP_HELP = "A map of any system (vllm-ascend, SGLang, TensorRT-LLM, vLLM …); - for standard input."
 
 MapArgument = Annotated[Path, typer.Argument(metavar="MAP", help=_MAP_HELP)]
-LoadArgument = Annotated[Path, typer.Argument(metavar="LOAD", help=_LOAD_HELP)]
-KeyOption = Annotated[
-    str | None,
-    typer.Option(
-        "--key", help="The array in an .npz file or the key in a JSON object; all arrays if not given."
-    ),
-]
 EpSizeOption = Annotated[int, typer.Option("--ep-size", help="Expert-parallel ranks.")]
 RedundantOption = Annotated[
     int | None,
@@ -59,10 +55,6 @@ MaxMovesOption = Annotated[
 ExpertBytesOption = Annotated[
     int | None,
     typer.Option("--expert-bytes", help="Bytes of one expert's weights, to add up what is moved."),
-]
-ModelOption = Annotated[
-    str | None,
-    typer.Option("--model", help=f"{MODEL_HELP}: the model that the load is of."),
 ]
 OutputOption = Annotated[
     Path | None,
@@ -118,13 +110,18 @@ def as_numbers(option: str, text: str) -> list[int]:
     return [int(word) for word in words]
 
 
-def refuse_two_stdins(**inputs: Path | None) -> None:
+def refuse_two_stdins(inputs: Inputs) -> None:
     """Refuse to read standard input for two things: after the first it is empty.
 
     Raises:
         ExpertMapsError: as said.
     """
-    names = [name for name, path in inputs.items() if path is not None and str(path) == "-"]
+    names = [
+        name
+        for name, given in inputs.items()
+        for path in ([given] if given is None or isinstance(given, Path | str) else given)
+        if path is not None and str(path) == "-"
+    ]
     if len(names) > 1:
         msg = f"{' and '.join(names)} are both '-'; expected one at most: standard input is read once"
         raise ExpertMapsError(msg)

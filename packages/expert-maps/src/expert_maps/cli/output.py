@@ -12,6 +12,8 @@ import textwrap
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from expert_maps.cli.notes import hold, release_notes
+
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
     from typing import TextIO
@@ -87,6 +89,7 @@ def say(lines: str | Iterable[str], *, err: bool = False, wrap: bool = False) ->
         wrap: break lines between words where the terminal is narrower, so that no number is cut in two. Not in a pipe or
             file: what reads it looks for lines.
     """
+    release_notes()
     stream = sys.stderr if err else sys.stdout
     width = width_of(stream) if wrap and stream.isatty() else None
     for line in [lines] if isinstance(lines, str) else lines:
@@ -133,8 +136,13 @@ def error_line(text: str) -> str:
 
 
 def warn(text: str) -> None:
-    """Print one line on standard error that starts with ``warning:``."""
-    say(f"warning: {' '.join(text.split())}", err=True)
+    """Print one line on standard error that starts with ``warning:``, unless an error follows."""
+    note(f"warning: {' '.join(text.split())}")
+
+
+def note(text: str) -> None:
+    """Print one line on standard error, before the results that it is about; not if an error follows."""
+    hold(lambda: say(text, err=True))
 
 
 def as_size(count: int) -> str:

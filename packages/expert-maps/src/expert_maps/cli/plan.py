@@ -10,6 +10,8 @@ from typing import Annotated
 
 import typer
 
+from expert_maps.cli.loading import LoadOptions, LoadsArgument
+from expert_maps.cli.mapping import CurrentFromOption
 from expert_maps.cli.options import (
     AllowDuplicatesOption,
     AllowUnevenOption,
@@ -17,10 +19,7 @@ from expert_maps.cli.options import (
     ExpertBytesOption,
     GroupsOption,
     JsonOption,
-    KeyOption,
-    LoadArgument,
     MaxMovesOption,
-    ModelOption,
     NodesOption,
     OutputOption,
     PhysicalOption,
@@ -34,11 +33,10 @@ from expert_maps.errors import ExpertMapsError
 
 
 def plan(
-    load: LoadArgument,
+    loads: LoadsArgument,
     ep_size: EpSizeOption,
     redundant: RedundantOption = None,
     physical: PhysicalOption = None,
-    model: ModelOption = None,
     groups: GroupsOption = 1,
     nodes: NodesOption = 1,
     policy: Annotated[
@@ -52,9 +50,10 @@ def plan(
         Path | None,
         typer.Option("--current", help="The map in use: plan from it, so that little moves."),
     ] = None,
+    source: CurrentFromOption = None,
     max_moves: MaxMovesOption = None,
     expert_bytes: ExpertBytesOption = None,
-    key: KeyOption = None,
+    said: LoadOptions = LoadOptions(),  # noqa: B008 - frozen
     output: OutputOption = None,
     table: TableOption = False,
     allow_uneven: AllowUnevenOption = False,
@@ -74,27 +73,30 @@ def plan(
     A map in use that breaks the plan's rules (an expert twice on a rank, a group on several nodes) is put right first,
     which can make a rank hotter than before; a warning says so.
     """
-    from expert_maps.cli.planned import checked_model, ungrouped_balancedness
-    from expert_maps.cli.reading import read_map, read_trace
+    from expert_maps.cli.loading import inspect_loads
+    from expert_maps.cli.mapping import MapOptions, read_map
+    from expert_maps.cli.options import Inputs
+    from expert_maps.cli.planned import map_text, ungrouped_balancedness
     from expert_maps.cli.report import PlanReport
     from expert_maps.cli.sizing import proposed_slots, slots_of_layer
     from expert_maps.cli.work import work
     from expert_maps.cli.writing import check_output
-    from expert_maps.formats.vllm_ascend import dumps
     from expert_maps.planning import plan as plan_placement
 
-    refuse_two_stdins(**{"LOAD": load, "--current": current})
-    inputs = {"LOAD": load, "--current": current, "--model": model}
+    inputs: Inputs = {"LOAD": loads, "--map": said.map, "--current": current, "--model": said.model}
+    refuse_two_stdins(inputs)
     target = check_output(output, inputs, json=json)
     moves = as_max_moves(max_moves, None)
     if current is None and (expert_bytes is not None or max_moves is not None):
         name = "--expert-bytes" if expert_bytes is not None else "--max-moves"
         msg = f"{name} is given; expected it with --current, the map that is moved from"
         raise ExpertMapsError(msg)
-    trace = read_trace(load, key)
-    checked_model(model, trace)
-    flags = {"allow_uneven": allow_uneven, "allow_duplicates": allow_duplicates}
-    before = None if current is None else read_map(current, **flags)
+    found = inspect_loads(loads, said)
+    trace = found.load
+    in_use = MapOptions(
+        source, ep_size, said.experts, allow_uneven=allow_uneven, allow_duplicates=allow_duplicates
+    )
+    before = None if current is None else read_map(current, in_use)
     slots = slots_of_layer(redundant, physical, trace.num_experts, ep_size, allow_uneven=allow_uneven)
     proposed = None
     if slots is None:
@@ -119,5 +121,5 @@ def plan(
     report = PlanReport(result, trace, before, target, expert_bytes, proposed, ungrouped)
     report.warn_of_mended()
     _ = report.moved_bytes  # refused before anything is written
-    target.write(dumps(result.placement))
+    target.write(map_text(result, found, said, "plan"))
     report.print(table=table, json=json)

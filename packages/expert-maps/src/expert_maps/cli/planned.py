@@ -4,36 +4,43 @@
 
 from __future__ import annotations
 
+import hashlib
+from pathlib import Path
 from typing import TYPE_CHECKING
 
+import numpy as np
+
 from expert_maps import metrics
-from expert_maps.cli.model import read_model
 from expert_maps.cli.work import work
-from expert_maps.errors import LoadError
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from expert_maps.cli.loading import LoadOptions
+    from expert_maps.formats.loads import LoadFile
     from expert_maps.load import ExpertLoad
     from expert_maps.planning import PlanResult
 
 
-def checked_model(model: str | None, trace: ExpertLoad) -> None:
-    """Refuse a load of other layers or experts than the model's.
+def map_text(result: PlanResult, found: LoadFile, said: LoadOptions, command: str) -> str:
+    """Return the map that a command writes, with how it was made.
 
-    Raises:
-        FormatError: there is no such model.
-        LoadError: as said.
+    Args:
+        result: the plan.
+        found: the load that was planned for.
+        said: how it was read.
+        command: which command it is.
     """
-    if model is None:
-        return
-    counts = read_model(model)
-    if (trace.num_layers, trace.num_experts) != (counts.num_layers, counts.num_experts):
-        msg = (
-            f"the load has {trace.num_layers} layers of {trace.num_experts} experts; expected "
-            f"{counts.num_layers} MoE layers of {counts.num_experts}, as {counts.name} has"
-        )
-        raise LoadError(msg)
+    from expert_maps.formats.native import dumps
+
+    counts = np.ascontiguousarray(found.load.counts, dtype="<f8")
+    made = {
+        "command": command,
+        "policy": result.policy,
+        "load": f"{found.form}, SHA-256 of its counts {hashlib.sha256(counts.tobytes()).hexdigest()}",
+    }
+    name = None if said.model in {None, "-"} else Path(str(said.model)).name
+    return dumps(result.placement, model=name, layers=found.layers, provenance=made)
 
 
 def ungrouped_balancedness(plans: Callable[..., PlanResult], trace: ExpertLoad, nodes: int) -> float | None:

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from expert_maps.cli.writing import Output
+    from expert_maps.layered import AnyPlacement
     from expert_maps.load import ExpertLoad
     from expert_maps.metrics import Moves
     from expert_maps.placement import Placement
@@ -200,11 +201,12 @@ class PlanReport:
         return document
 
 
-def title_of(placement: Placement, trace: ExpertLoad, name: str) -> str:
+def title_of(placement: AnyPlacement, trace: ExpertLoad, name: str) -> str:
     """Return the counts of a placement and its load on one line."""
-    slots = "/".join(map(str, sorted(set(placement.slots_per_rank.tolist()))))
+    slots = "/".join(map(str, np.unique(placement.slots_per_rank).tolist()))
+    redundant = "/".join(map(str, np.unique(placement.num_redundant_experts).tolist()))
     return (
-        f"{name}: {placement.num_logical_experts} experts + {placement.num_redundant_experts} redundant on "
+        f"{name}: {placement.num_logical_experts} experts + {redundant} redundant on "
         f"{placement.ep_size} ranks of {slots} slots, {plural(placement.num_layers, 'layer')}, "
         f"{plural(trace.num_steps, 'step')} of load"
     )

@@ -9,16 +9,15 @@ from typing import Annotated
 
 import typer
 
+from expert_maps.cli.loading import LoadOptions, LoadsArgument
+from expert_maps.cli.mapping import FromOption
 from expert_maps.cli.options import (
     AllowUnevenOption,
     ExpertBytesOption,
     GroupsOption,
     JsonOption,
-    KeyOption,
-    LoadArgument,
     MapArgument,
     MaxMovesOption,
-    ModelOption,
     NodesOption,
     OutputOption,
     PhysicalOption,
@@ -33,7 +32,7 @@ from expert_maps.cli.options import (
 
 def rescale(
     file: MapArgument,
-    load: LoadArgument,
+    loads: LoadsArgument,
     ep_size: Annotated[
         int | None, typer.Option("--ep-size", help="Ranks afterwards; those that do not fail if not given.")
     ] = None,
@@ -42,13 +41,19 @@ def rescale(
     ] = "",
     redundant: RedundantOption = None,
     physical: PhysicalOption = None,
-    model: ModelOption = None,
     groups: GroupsOption = 1,
     nodes: NodesOption = 1,
     tolerance: ToleranceOption = None,
     max_moves: MaxMovesOption = None,
     expert_bytes: ExpertBytesOption = None,
-    key: KeyOption = None,
+    source: FromOption = None,
+    ranks_now: Annotated[
+        int | None,
+        typer.Option(
+            "--ranks-now", help="Ranks of MAP, where its format does not say them (SGLang, vLLM …)."
+        ),
+    ] = None,
+    said: LoadOptions = LoadOptions(),  # noqa: B008 - frozen
     output: OutputOption = None,
     table: TableOption = False,
     allow_uneven: AllowUnevenOption = False,
@@ -59,22 +64,24 @@ def rescale(
     Ranks that stay keep their order and their copies, and are numbered anew from 0; new ranks come after them. Before
     is the linear layout on the new ranks. Without --redundant and --physical every rank has as many slots as now.
     """
-    from expert_maps.cli.planned import checked_model, ungrouped_balancedness
-    from expert_maps.cli.reading import read_map, read_trace
+    from expert_maps.cli.loading import inspect_loads
+    from expert_maps.cli.mapping import MapOptions, read_map
+    from expert_maps.cli.options import Inputs
+    from expert_maps.cli.planned import map_text, ungrouped_balancedness
     from expert_maps.cli.report import PlanReport
     from expert_maps.cli.sizing import slots_of_layer
     from expert_maps.cli.work import work
     from expert_maps.cli.writing import check_output
     from expert_maps.elastic import rescale as rescale_placement
-    from expert_maps.formats.vllm_ascend import dumps
 
-    refuse_two_stdins(MAP=file, LOAD=load)
-    target = check_output(output, {"MAP": file, "LOAD": load, "--model": model}, json=json)
+    inputs: Inputs = {"MAP": file, "LOAD": loads, "--map": said.map, "--model": said.model}
+    refuse_two_stdins(inputs)
+    target = check_output(output, inputs, json=json)
     moves = as_max_moves(max_moves, 0)
     failed = as_numbers("--failed-ranks", failed_ranks)
-    trace = read_trace(load, key)
-    checked_model(model, trace)
-    current = read_map(file, allow_uneven=allow_uneven)
+    found = inspect_loads(loads, said)
+    trace = found.load
+    current = read_map(file, MapOptions(source, ranks_now, said.experts, allow_uneven=allow_uneven))
     left = current.ep_size - len(set(failed)) if ep_size is None else ep_size
     slots = slots_of_layer(
         redundant, physical, trace.num_experts, left if left > 0 else None, allow_uneven=allow_uneven
@@ -98,5 +105,5 @@ def rescale(
     report = PlanReport(result, trace, None, target, expert_bytes, ungrouped=ungrouped)
     report.warn_of_mended()
     _ = report.moved_bytes  # refused before anything is written
-    target.write(dumps(result.placement))
+    target.write(map_text(result, found, said, "rescale"))
     report.print(table=table, json=json)

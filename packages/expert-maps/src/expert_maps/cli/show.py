@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from expert_maps.cli.options import AllowDuplicatesOption, AllowUnevenOption, JsonOption, MapArgument
+from expert_maps.cli.mapping import MapOptions
+from expert_maps.cli.options import JsonOption, MapArgument, refuse_two_stdins
 
 if TYPE_CHECKING:
     import numpy as np
@@ -33,8 +34,7 @@ def show(
     compact: Annotated[
         bool, typer.Option("--compact", help="Leave out the full arrays, keep the ranges.")
     ] = False,
-    allow_uneven: AllowUnevenOption = False,
-    allow_duplicates: AllowDuplicatesOption = False,
+    said: MapOptions = MapOptions(),  # noqa: B008 - frozen
     json: JsonOption = False,
 ) -> None:
     """Show a rank's expert map and log2phy: as ranges to read, and in full to paste into a bug report.
@@ -42,13 +42,16 @@ def show(
     expert_map is logical expert → local slot, −1 where the expert is not on the rank; log2phy is logical
     expert → the physical expert that the rank sends to.
     """
+    from expert_maps.cli.mapping import read_any_map
     from expert_maps.cli.output import print_json, say
-    from expert_maps.cli.reading import read_map
+    from expert_maps.layered import layer_of
 
-    placement = read_map(file, allow_uneven=allow_uneven, allow_duplicates=allow_duplicates)
-    expert_map = placement.expert_map(layer, rank)
-    log2phy = placement.log2phy(layer, rank, tp_size=tp_size)
-    local = placement.local_experts(layer, rank)
+    refuse_two_stdins({"MAP": file, "--model": said.model})
+    # Of one layer: where slots differ by layer, counts and physical ids are those of this one.
+    placement = layer_of(read_any_map(file, said).placement, layer)
+    expert_map = placement.expert_map(0, rank)
+    log2phy = placement.log2phy(0, rank, tp_size=tp_size)
+    local = placement.local_experts(0, rank)
     if json:
         print_json(
             {

@@ -12,6 +12,7 @@ import typer
 from typer.core import TyperGroup
 
 from expert_maps.cli.commands import COMMANDS, load_command
+from expert_maps.cli.notes import held_notes
 from expert_maps.cli.output import error_line, say
 from expert_maps.cli.words import meant_commands, meant_options
 from expert_maps.errors import ExpertMapsError, PlacementError
@@ -50,7 +51,7 @@ class Commands(TyperGroup):
 
     def invoke(self, ctx: Any) -> Any:  # noqa: ANN401 - typer's
         """Run the command; an error of this package is bad input."""
-        with _output_may_end(), bad_input():
+        with _output_may_end(), bad_input(), held_notes():
             return super().invoke(ctx)
 
     def list_commands(self, ctx: Any) -> list[str]:  # noqa: ANN401, ARG002 - typer's

@@ -9,18 +9,18 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from expert_maps.cli.loading import LoadOptions, LoadsArgument
+from expert_maps.cli.mapping import FromOption, RanksOption
 from expert_maps.cli.options import (
     AllowUnevenOption,
     JsonOption,
-    KeyOption,
-    LoadArgument,
     MapArgument,
-    ModelOption,
     TableOption,
     refuse_two_stdins,
 )
 
 if TYPE_CHECKING:
+    from expert_maps.cli.options import Inputs
     from expert_maps.cli.writing import Output
     from expert_maps.evaluate import Evaluation
     from expert_maps.splitting import ReplicaWeights
@@ -28,9 +28,10 @@ if TYPE_CHECKING:
 
 def weights(
     file: MapArgument,
-    load: LoadArgument,
-    model: ModelOption = None,
-    key: KeyOption = None,
+    loads: LoadsArgument,
+    source: FromOption = None,
+    ep_size: RanksOption = None,
+    said: LoadOptions = LoadOptions(),  # noqa: B008 - frozen
     output: Annotated[
         Path | None,
         typer.Option(
@@ -49,20 +50,19 @@ def weights(
     Even is what serving does without weights: copies take turns. The plugin serves with the file written here as its
     replica_weights_path, for this map and no other.
     """
-    from expert_maps.cli.planned import checked_model
-    from expert_maps.cli.reading import read_map, read_trace
+    from expert_maps.cli.loading import read_loads
+    from expert_maps.cli.mapping import MapOptions, read_map
     from expert_maps.cli.work import work
     from expert_maps.cli.writing import check_output
     from expert_maps.evaluate import evaluate
     from expert_maps.formats.weights import content_of
     from expert_maps.splitting import split_replicas
 
-    refuse_two_stdins(MAP=file, LOAD=load)
-    inputs = {"MAP": file, "LOAD": load, "--model": model}
+    inputs: Inputs = {"MAP": file, "LOAD": loads, "--map": said.map, "--model": said.model}
+    refuse_two_stdins(inputs)
     target = check_output(output, inputs, endings=(".npz", ".json"), json=json)
-    trace = read_trace(load, key)
-    checked_model(model, trace)
-    placement = read_map(file, allow_uneven=allow_uneven)
+    trace = read_loads(loads, said)
+    placement = read_map(file, MapOptions(source, ep_size, said.experts, allow_uneven=allow_uneven))
     even = evaluate(placement, trace)
     found = work("splitting tokens", lambda _: split_replicas(placement, trace))
     if target.path is not None:

@@ -14,7 +14,7 @@ from expert_maps.errors import FormatError
 from expert_maps.files import describe, write_bytes
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from expert_maps.cli.options import Inputs
 
 
 @dataclass(frozen=True)
@@ -70,10 +70,11 @@ class Output:
 
 def check_output(
     path: Path | None,
-    inputs: Mapping[str, Path | str | None],
+    inputs: Inputs,
     *,
     endings: tuple[str, ...] = (".json",),
     json: bool = False,
+    name: str = "--output",
 ) -> Output:
     """Return where to write, or refuse a file that is read by the same command.
 
@@ -82,6 +83,7 @@ def check_output(
         inputs: what is read, by the name of its argument or option.
         endings: how the file's name may end.
         json: whether `--json` prints to standard output too.
+        name: what it is called.
 
     Raises:
         FormatError: a wrong ending; the same file as an input, by whatever name or link; or standard output twice.
@@ -90,15 +92,16 @@ def check_output(
         return Output(None)
     if os.fspath(path) == "-":
         if json:
-            msg = "--output is '-' and --json prints to standard output too; expected one of them"
+            msg = f"{name} is '-' and --json prints to standard output too; expected one of them"
             raise FormatError(msg)
         return Output(path)
-    for name, given in inputs.items():
-        if given is not None and _is_same(path, given):
-            msg = f"--output {path} is the file that is read as {name}; expected another, or it would be lost"
+    for source, given in inputs.items():
+        paths = [] if given is None else [given] if isinstance(given, Path | str) else given
+        if any(_is_same(path, each) for each in paths):
+            msg = f"{name} {path} is the file that is read as {source}; expected another, or it would be lost"
             raise FormatError(msg)
     if not path.name.endswith(endings):
-        msg = f"--output is {str(path)!r}; expected a name that ends in {' or '.join(endings)}"
+        msg = f"{name} is {str(path)!r}; expected a name that ends in {' or '.join(endings)}"
         raise FormatError(msg)
     if not path.parent.is_dir():
         msg = f"{describe(path)}: there is no folder {path.parent}; create it first"

@@ -5,8 +5,16 @@
 from __future__ import annotations
 
 from expert_maps.formats.loads import read_load
-from expert_maps.formats.placements import read_placement
-from expert_maps.formats.vllm_ascend import write_placement
+from expert_maps.formats.native import write_placement
+from expert_maps.formats.placements import inspect_map, read_any_placement, read_placement
 from expert_maps.formats.weights import read_weights, write_weights
 
-__all__ = ["read_load", "read_placement", "read_weights", "write_placement", "write_weights"]
+__all__ = [
+    "inspect_map",
+    "read_any_placement",
+    "read_load",
+    "read_placement",
+    "read_weights",
+    "write_placement",
+    "write_weights",
+]

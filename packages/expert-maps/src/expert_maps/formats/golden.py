@@ -4,7 +4,7 @@
 
 A JSON object with ``num_layers``, ``num_logical_experts``, ``slots_per_rank`` [R] and
 ``physical_to_logical`` [rows, P], ``global_expert_map`` [rows, R, E] and ``log2phy`` [rows, R, E]; one
-row stands for all layers where they are the same.
+row stands for all layers where they are the same. Maps that follow are compared with what is derived here.
 """
 
 from __future__ import annotations
@@ -15,14 +15,19 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from expert_maps import limits
-from expert_maps.errors import ExpertMapsError, FormatError, PlacementError
+from expert_maps.errors import FormatError
+from expert_maps.formats.checks import as_int, int_array, int_table, show
+from expert_maps.formats.mapfile import MapFile, counts_text
 from expert_maps.placement import Placement
-from expert_maps.validation import as_array, as_count
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
+    from expert_maps.formats.contents import Content
+    from expert_maps.formats.mapfile import Asked
+
 _KEYS = ("num_layers", "num_logical_experts", "slots_per_rank", "physical_to_logical")
+_DERIVED = ("global_expert_map", "log2phy")
 
 
 def dumps(document: Mapping[str, object]) -> str:
@@ -36,6 +41,26 @@ def _nested(value: object, depth: int) -> str:
         pad = " " * depth
         return "[\n" + ",\n".join(pad + _nested(entry, depth + 1) for entry in value) + "]"
     return json.dumps(value)
+
+
+def document_of(placement: Placement) -> dict[str, object]:
+    """Return the golden map of a placement; one row where all layers are the same.
+
+    Raises:
+        FormatError: its derived maps are too large to write.
+    """
+    rows = placement.physical_to_logical
+    if (rows == rows[0]).all():
+        rows = rows[:1]
+    _limit_maps(len(rows), placement.ep_size, placement.num_logical_experts)
+    return {
+        "num_layers": placement.num_layers,
+        "num_logical_experts": placement.num_logical_experts,
+        "slots_per_rank": placement.slots_per_rank.tolist(),
+        "physical_to_logical": rows.tolist(),
+        "global_expert_map": [placement.global_expert_map(layer).tolist() for layer in range(len(rows))],
+        "log2phy": [placement.global_log2phy(layer).tolist() for layer in range(len(rows))],
+    }
 
 
 def parse(
@@ -54,32 +79,93 @@ def parse(
         allow_duplicates: as in `Placement`.
 
     Raises:
-        FormatError: a key is missing or of the wrong type.
+        FormatError: a key is missing or of the wrong type, a count is too large, or a map differs from what follows.
         PlacementError: the slots are no valid placement.
     """
     if not isinstance(document, dict) or any(key not in document for key in _KEYS):
         msg = f"not a golden map; expected an object with {', '.join(_KEYS)}"
         raise FormatError(msg)
-    num_layers, experts, slots_per_rank, rows = (document[key] for key in _KEYS)
-    num_layers = as_count("num_layers", num_layers, 1, limits.MAX_LAYERS, FormatError)
-    experts = as_count("num_logical_experts", experts, 1, limits.MAX_EXPERTS, FormatError)
-    table = as_array("physical_to_logical", rows, FormatError)
-    if table.ndim != 2 or table.shape[0] not in {1, num_layers}:  # noqa: PLR2004 - [rows, P] has two axes
-        msg = f"physical_to_logical has shape {list(table.shape)}; expected [1, P] or [num_layers {num_layers}, P]"
+    num_layers = as_int(document["num_layers"], "num_layers", 1, limits.MAX_LAYERS)
+    experts = as_int(document["num_logical_experts"], "num_logical_experts", 1, limits.MAX_EXPERTS)
+    rows = int_table(document["physical_to_logical"], "physical_to_logical")
+    slots = _slots(document["slots_per_rank"], rows.shape[1])
+    if len(rows) not in {1, num_layers}:
+        msg = f"physical_to_logical has {len(rows)} rows; expected 1 or num_layers {num_layers}"
         raise FormatError(msg)
-    if not isinstance(slots_per_rank, list):
-        msg = "slots_per_rank is no list; expected the slots of each rank"
+    if num_layers * rows.shape[1] > limits.MAX_SLOTS:
+        msg = f"{num_layers} layers of {rows.shape[1]} slots are more than {limits.MAX_SLOTS}; expected at most so many"
         raise FormatError(msg)
-    try:
-        return Placement(
-            np.broadcast_to(table, (num_layers, table.shape[1])),
-            len(slots_per_rank),
-            num_logical_experts=num_logical_experts or experts,
-            slots_per_rank=slots_per_rank,
-            allow_uneven=allow_uneven,
-            allow_duplicates=allow_duplicates,
+    placement = Placement(
+        np.broadcast_to(rows, (num_layers, rows.shape[1])),
+        len(slots),
+        num_logical_experts=num_logical_experts or experts,
+        slots_per_rank=slots,
+        allow_uneven=allow_uneven,
+        allow_duplicates=allow_duplicates,
+    )
+    for key in _DERIVED:
+        if key in document:
+            _compare(placement, document[key], key, len(rows))
+    return placement
+
+
+def parse_file(content: Content, asked: Asked) -> MapFile:
+    """Read a golden map.
+
+    Raises:
+        FormatError: as `parse`; or it has other ranks or layers than asked.
+        PlacementError: the slots are no valid placement.
+    """
+    placement = parse(
+        content.value,
+        num_logical_experts=asked.num_logical_experts,
+        allow_uneven=asked.allow_uneven,
+        allow_duplicates=asked.allow_duplicates,
+    )
+    asked.check_ranks(placement.ep_size)
+    layers = asked.name_rows(placement.num_layers)
+    return MapFile(placement, "golden", f"golden map, {counts_text(placement)}", layers=layers)
+
+
+def _slots(value: object, num_physical: int) -> list[int]:
+    if not isinstance(value, list) or not 1 <= len(value) <= limits.MAX_RANKS:
+        msg = f"slots_per_rank is {show(value)}; expected a list of 1 to {limits.MAX_RANKS} integers"
+        raise FormatError(msg)
+    slots = [
+        as_int(entry, f"slots_per_rank[{rank}]", 0, limits.MAX_SLOTS) for rank, entry in enumerate(value)
+    ]
+    if sum(slots) != num_physical:
+        msg = f"slots_per_rank add up to {sum(slots)}; expected {num_physical}, the slots of physical_to_logical"
+        raise FormatError(msg)
+    return slots
+
+
+def _compare(placement: Placement, value: object, key: str, num_rows: int) -> None:
+    """Compare a map of the file with what follows from its slots."""
+    experts, ranks = placement.num_logical_experts, placement.ep_size
+    _limit_maps(num_rows, ranks, experts)
+    found = int_array(value, key, 3)
+    rows = len(found)
+    if rows not in {1, num_rows, placement.num_layers} or found.shape[1:] != (ranks, experts):
+        msg = f"{key} has shape {list(found.shape)}; expected [{num_rows}, {ranks}, {experts}]"
+        raise FormatError(msg)
+    derive = placement.global_expert_map if key == "global_expert_map" else placement.global_log2phy
+    for layer in range(max(rows, num_rows)):
+        of_file, expected = found[min(layer, rows - 1)], derive(layer)
+        wrong = np.argwhere(of_file != expected)
+        if wrong.size:
+            rank, expert = (int(index) for index in wrong[0])
+            msg = (
+                f"{key} at layer {layer}, rank {rank}, expert {expert} is {of_file[rank, expert]}; expected "
+                f"{expected[rank, expert]}, as physical_to_logical has it"
+            )
+            raise FormatError(msg)
+
+
+def _limit_maps(num_rows: int, ranks: int, experts: int) -> None:
+    if num_rows * ranks * experts > limits.MAX_TABLE:
+        msg = (
+            f"maps of {num_rows} rows, {ranks} ranks and {experts} experts have {num_rows * ranks * experts} numbers; "
+            f"expected at most {limits.MAX_TABLE}"
         )
-    except PlacementError:
-        raise
-    except ExpertMapsError as error:
-        raise FormatError(str(error)) from error
+        raise FormatError(msg)

@@ -17,18 +17,30 @@ from __future__ import annotations
 import json
 from typing import TYPE_CHECKING, cast
 
+from expert_maps import limits
 from expert_maps.errors import FormatError
-from expert_maps.files import write_text
+from expert_maps.formats.checks import is_int, show
+from expert_maps.formats.mapfile import MapFile, counts_text
+from expert_maps.layered import from_rank_lists
 from expert_maps.placement import Placement
 
 if TYPE_CHECKING:
     import os
 
+    from expert_maps.formats.contents import Content
+    from expert_maps.formats.mapfile import Asked
+    from expert_maps.layered import AnyPlacement
+
     RankLists = list[list[list[int]]]
 
 
-def dumps(placement: Placement) -> str:
-    """Return the placement as JSON text, a line per rank, so that two files can be compared by eye."""
+def dumps(placement: AnyPlacement, extra: str = "") -> str:
+    """Return the placement as JSON text, a line per rank, so that two files can be compared by eye.
+
+    Args:
+        placement: what is written.
+        extra: more of the object, as JSON text like ``"key": value``; vllm-ascend ignores keys that it does not know.
+    """
     layers = []
     for layer in range(placement.num_layers):
         devices = ",\n".join(
@@ -39,18 +51,8 @@ def dumps(placement: Placement) -> str:
         layers.append(
             f'  {{"layer_id": {layer}, "device_count": {placement.ep_size}, "device_list": [\n{devices}\n  ]}}'
         )
-    return f'{{"moe_layer_count": {placement.num_layers}, "layer_list": [\n' + ",\n".join(layers) + "\n]}\n"
-
-
-def write_placement(placement: Placement, path: str | os.PathLike[str]) -> None:
-    """Write an expert map file, whole or not at all.
-
-    Raises:
-        FormatError: the name does not end in ``.json`` (vllm-ascend takes no other), or the file cannot
-            be written.
-    """
-    check_output_name(path)
-    write_text(path, dumps(placement))
+    text = f'{{"moe_layer_count": {placement.num_layers}, "layer_list": [\n' + ",\n".join(layers)
+    return f"{text}\n]" + (f",\n{extra}" if extra else "") + "}\n"
 
 
 def check_output_name(path: str | os.PathLike[str]) -> None:
@@ -85,6 +87,47 @@ def parse(
         FormatError: a key is missing, of the wrong type, or contradicts a position or count.
         PlacementError: the slots are no valid placement.
     """
+    layers, _ = rank_lists(document)
+    return Placement.from_rank_lists(
+        layers,
+        num_logical_experts=num_logical_experts,
+        allow_uneven=allow_uneven,
+        allow_duplicates=allow_duplicates,
+    )
+
+
+def parse_file(content: Content, asked: Asked) -> MapFile:
+    """Read an expert map, also one whose layers have other slots.
+
+    Raises:
+        FormatError: as `parse`; or it has other ranks or layers than asked.
+        PlacementError: the slots are no valid placement.
+    """
+    layers, ids = rank_lists(content.value)
+    asked.check_ranks(len(layers[0]))
+    placement = from_rank_lists(
+        layers,
+        num_logical_experts=asked.num_logical_experts,
+        allow_uneven=asked.allow_uneven,
+        allow_duplicates=asked.allow_duplicates,
+    )
+    # Ids from 0 on count the rows; any others can only be the layers of the model.
+    absolute = None if ids == list(range(len(ids))) else ids
+    return MapFile(
+        placement,
+        "vllm-ascend",
+        f"vllm-ascend expert map, {counts_text(placement)}",
+        layers=asked.name_rows(len(layers), absolute),
+        num_hidden_layers=asked.num_hidden_layers,
+    )
+
+
+def rank_lists(document: object) -> tuple[RankLists, list[int]]:
+    """Return the experts of each layer and rank, and the layers' ids, from a parsed JSON document.
+
+    Raises:
+        FormatError: as `parse`.
+    """
     layer_list = _get_list(document, "layer_list", "the file")
     count = _get_int(document, "moe_layer_count", "the file")
     if count != len(layer_list):
@@ -93,7 +136,11 @@ def parse(
     if not layer_list:
         msg = "layer_list is empty; expected at least one MoE layer"
         raise FormatError(msg)
+    if len(layer_list) > limits.MAX_LAYERS:
+        msg = f"layer_list has {len(layer_list)} layers; expected at most {limits.MAX_LAYERS}"
+        raise FormatError(msg)
     layers: RankLists = []
+    ids: list[int] = []
     previous = -1
     for index, entry in enumerate(layer_list):
         where = f"layer_list[{index}]"
@@ -106,6 +153,7 @@ def parse(
             )
             raise FormatError(msg)
         previous = layer_id
+        ids.append(layer_id)
         layers.append(_parse_layer(entry, where))
     if any(len(ranks) != len(layers[0]) for ranks in layers):
         index = next(i for i, ranks in enumerate(layers) if len(ranks) != len(layers[0]))
@@ -116,12 +164,7 @@ def parse(
     if not any(layers[0]) or not all(any(ranks) for ranks in layers):
         msg = "a layer has no experts on any device; expected at least one"
         raise FormatError(msg)
-    return Placement.from_rank_lists(
-        layers,
-        num_logical_experts=num_logical_experts,
-        allow_uneven=allow_uneven,
-        allow_duplicates=allow_duplicates,
-    )
+    return layers, ids
 
 
 def _parse_layer(entry: object, where: str) -> list[list[int]]:
@@ -142,8 +185,8 @@ def _parse_layer(entry: object, where: str) -> list[list[int]]:
             raise FormatError(msg)
         experts = _get_list(device, "device_expert", place)
         for slot, expert in enumerate(experts):
-            if not _is_int(expert):
-                msg = f"{place}.device_expert[{slot}] is {_show(expert)}; expected an integer expert id"
+            if not is_int(expert):
+                msg = f"{place}.device_expert[{slot}] is {show(expert)}; expected an integer expert id"
                 raise FormatError(msg)
         ranks.append(cast("list[int]", experts))
     return ranks
@@ -151,7 +194,7 @@ def _parse_layer(entry: object, where: str) -> list[list[int]]:
 
 def _get(document: object, key: str, where: str) -> object:
     if not isinstance(document, dict):
-        msg = f"{where} is {_show(document)}; expected an object with {key!r}"
+        msg = f"{where} is {show(document)}; expected an object with {key!r}"
         raise FormatError(msg)
     if key not in document:
         msg = f"{where} has no key {key!r}; expected a vllm-ascend expert map"
@@ -163,24 +206,14 @@ def _get(document: object, key: str, where: str) -> object:
 def _get_list(document: object, key: str, where: str) -> list[object]:
     value = _get(document, key, where)
     if not isinstance(value, list):
-        msg = f"{where}: {key} is {_show(value)}; expected a list"
+        msg = f"{where}: {key} is {show(value)}; expected a list"
         raise FormatError(msg)
     return value
 
 
 def _get_int(document: object, key: str, where: str) -> int:
     value = _get(document, key, where)
-    if not _is_int(value):
-        msg = f"{where}: {key} is {_show(value)}; expected an integer"
+    if not is_int(value):
+        msg = f"{where}: {key} is {show(value)}; expected an integer"
         raise FormatError(msg)
     return cast("int", value)
-
-
-def _is_int(value: object) -> bool:
-    # Ids past 64 bits would not fit an array; no expert has one.
-    return isinstance(value, int) and not isinstance(value, bool) and abs(value) < 2**63
-
-
-def _show(value: object) -> str:
-    text = json.dumps(value)
-    return text if len(text) <= 40 else f"{text[:37]}..."  # noqa: PLR2004 - keeps the message one line

@@ -41,14 +41,12 @@ class ModelShape:
     @classmethod
     def of(cls, counts: ModelCounts) -> ModelShape:
         """Take over what is known of a model."""
-        layers = getattr(counts, "moe_layers", None)
-        hidden = getattr(counts, "num_hidden_layers", None)
         return cls(
             counts.name,
             counts.num_layers,
             counts.num_experts,
-            tuple(layers) if layers else None,
-            hidden or None,
+            counts.moe_layers or None,
+            counts.num_hidden_layers or None,
         )
 
 

@@ -8,7 +8,6 @@ import os
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from expert_maps._validation import as_count
 from expert_maps.errors import LoadError
 from expert_maps.files import Source, describe
 from expert_maps.formats.loads.checks import check_counts, suspicions
@@ -20,10 +19,10 @@ from expert_maps.formats.loads.slots import by_expert
 from expert_maps.formats.loads.values import check_axes, counted, naming, spans
 from expert_maps.load import ExpertLoad
 from expert_maps.models import ModelCounts, model_counts
+from expert_maps.validation import as_count
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
-    from pathlib import Path
 
     from expert_maps.files import AnyPath
     from expert_maps.formats.loads.counts import Form
@@ -59,7 +58,7 @@ def read_load(  # noqa: PLR0913 - what a file may leave unsaid
     placement: Placement | None = None,
     files: Files | None = None,
     steps: str | range | slice | None = None,
-    model: str | Path | ModelCounts | None = None,
+    model: AnyPath | ModelCounts | None = None,
     num_experts: int | None = None,
     num_layers: int | None = None,
     window: int | None = None,
@@ -111,7 +110,7 @@ def inspect_load(  # noqa: PLR0913 - as above
     placement: Placement | None = None,
     files: Files | None = None,
     steps: str | range | slice | None = None,
-    model: str | Path | ModelCounts | None = None,
+    model: AnyPath | ModelCounts | None = None,
     num_experts: int | None = None,
     num_layers: int | None = None,
     window: int | None = None,
@@ -160,10 +159,10 @@ def _as_said(name: str, value: int | None) -> int | None:
     return None if value is None else as_count(name, value, minimum=1, error=LoadError)
 
 
-def _shape_of(model: str | Path | ModelCounts | None) -> ModelShape | None:
+def _shape_of(model: AnyPath | ModelCounts | None) -> ModelShape | None:
     if model is None:
         return None
-    return ModelShape.of(model_counts(model) if isinstance(model, str | os.PathLike) else model)
+    return ModelShape.of(model if isinstance(model, ModelCounts) else model_counts(model))
 
 
 def _inspect(paths: Sequence[AnyPath], name: str | None, options: LoadOptions) -> LoadFile:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from expert_maps.errors import FormatError, LoadError
-from expert_maps.files import describe, read_bytes, write_bytes, write_text
+from expert_maps.files import describe, read_bytes, write_bytes
 from expert_maps.formats.arrays import parse_npy, parse_npz
 from expert_maps.formats.loads.values import NamedLoadError, naming
 
@@ -71,15 +71,19 @@ def write_load(load: NDArray[np.generic], path: str | os.PathLike[str]) -> None:
         FormatError: another ending, or the file cannot be written.
     """
     suffix = Path(path).suffix
+    if suffix not in {".npz", ".npy"}:
+        msg = f"{describe(path)}: the name ends in {suffix or 'nothing'}; expected .npz or .npy"
+        raise FormatError(msg)
+    write_bytes(path, _numpy_content(load, suffix))
+
+
+def _numpy_content(load: NDArray[np.generic], suffix: str) -> bytes:
     buffer = io.BytesIO()
     if suffix == ".npz":
         np.savez_compressed(buffer, load=load)
-    elif suffix == ".npy":
-        np.save(buffer, load, allow_pickle=False)
     else:
-        msg = f"{describe(path)}: the name ends in {suffix or 'nothing'}; expected .npz or .npy"
-        raise FormatError(msg)
-    write_bytes(path, buffer.getvalue())
+        np.save(buffer, load, allow_pickle=False)
+    return buffer.getvalue()
 
 
 def export_load(load: ExpertLoad, path: str | os.PathLike[str], layers: Sequence[int] | None = None) -> None:
@@ -93,19 +97,29 @@ def export_load(load: ExpertLoad, path: str | os.PathLike[str], layers: Sequence
     Raises:
         FormatError: another ending, or the file cannot be written.
     """
-    suffix = check_export_name(path)
+    write_bytes(path, content_of(load, check_export_name(path), layers))
+
+
+def content_of(load: ExpertLoad, suffix: str, layers: Sequence[int] | None = None) -> bytes:
+    """Return what a file of a load holds.
+
+    Args:
+        load: the counts; whole ones are written as integers.
+        suffix: one of `EXPORT_SUFFIXES`, which decides the form.
+        layers: as `export_load`.
+    """
     counts = load.counts
     is_whole = not (counts % 1).any() and float(counts.max()) < _WHOLE
     values = counts.astype(np.int64) if is_whole else counts
     labels = list(range(load.num_layers)) if layers is None else [int(layer) for layer in layers]
+    shortest = values[0] if load.num_steps == 1 else values
     if suffix in {".npz", ".npy"}:
-        write_load(values[0] if load.num_steps == 1 else values, path)
-    elif suffix == ".json":
-        rows = (values[0] if load.num_steps == 1 else values).tolist()
+        return _numpy_content(shortest, suffix)
+    if suffix == ".json":
+        rows = shortest.tolist()
         document = {"load": rows} if layers is None else {"layers": labels, "load": rows}
-        write_text(path, json.dumps(document) + "\n")
-    else:
-        write_text(path, _csv(values, labels))
+        return (json.dumps(document) + "\n").encode()
+    return _csv(values, labels).encode()
 
 
 def check_export_name(path: str | os.PathLike[str]) -> str:

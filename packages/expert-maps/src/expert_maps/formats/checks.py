@@ -1,0 +1,145 @@
+# SPDX-FileCopyrightText: The expert-maps authors
+# SPDX-License-Identifier: Apache-2.0
+"""What readers of maps check of the numbers in a file, before any array is made of them."""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING, Any, cast
+
+import numpy as np
+
+from expert_maps import limits
+from expert_maps.errors import FormatError
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+_SHOWN = 40
+# Numbers of a table that follows from a map, which is held beside what it is compared with.
+_MAX_TABLE = 2**25
+
+
+def show(value: object) -> str:
+    """Return a value as JSON, cut so that a message stays one line."""
+    text = json.dumps(value, default=str) if not isinstance(value, (list, dict)) else _shallow(value)
+    return text if len(text) <= _SHOWN else f"{text[: _SHOWN - 3]}..."
+
+
+def _shallow(value: list[object] | dict[object, object]) -> str:
+    # Only as much of a large value as is shown.
+    few = value[:_SHOWN] if isinstance(value, list) else dict(list(value.items())[:3])
+    try:
+        return json.dumps(few, default=str)
+    except (TypeError, ValueError, RecursionError):
+        return "[...]" if isinstance(value, list) else "{...}"
+
+
+def is_int(value: object) -> bool:
+    """Whether a value is an integer that fits 64 bits: no expert has an id beyond."""
+    return isinstance(value, int) and not isinstance(value, bool) and abs(value) < 2**63
+
+
+def as_int(value: object, what: str, minimum: int = 0, maximum: int = 2**31 - 1) -> int:
+    """Return an integer of a file.
+
+    Raises:
+        FormatError: it is none, or not in [minimum, maximum].
+    """
+    if not is_int(value) or not minimum <= cast("int", value) <= maximum:
+        msg = f"{what} is {show(value)}; expected an integer from {minimum} to {maximum}"
+        raise FormatError(msg)
+    return cast("int", value)
+
+
+def int_table(value: object, what: str) -> NDArray[np.int64]:
+    """Return a table of a file, [rows, columns], as int64.
+
+    Args:
+        value: a list of equally long lists of integers, or an array of two axes.
+        what: what messages call it.
+
+    Raises:
+        FormatError: it is no such table, empty, or larger than `limits` allow.
+    """
+    if isinstance(value, np.ndarray):
+        return int_array(value, what, 2)
+    if not isinstance(value, list) or not value:
+        msg = f"{what} is {show(value)}; expected a list of rows, one a layer"
+        raise FormatError(msg)
+    columns = len(value[0]) if isinstance(value[0], list) else 0
+    _limit(what, (len(value), columns))
+    for index, row in enumerate(value):
+        if not isinstance(row, list) or not row:
+            msg = f"{what}[{index}] is {show(row)}; expected a list of integers"
+            raise FormatError(msg)
+        if len(row) != columns:
+            msg = f"{what}[{index}] has {len(row)} entries; expected {columns}, as row 0 has"
+            raise FormatError(msg)
+        for slot, expert in enumerate(row):
+            if not is_int(expert):
+                msg = f"{what}[{index}][{slot}] is {show(expert)}; expected an integer"
+                raise FormatError(msg)
+    return np.array(value, dtype=np.int64)
+
+
+def int_array(value: object, what: str, ndim: int) -> NDArray[np.int64]:
+    """Return an array of a file as int64.
+
+    Args:
+        value: an array, or nested lists of integers.
+        what: what messages call it.
+        ndim: how many axes it must have.
+
+    Raises:
+        FormatError: another number of axes, no integers, empty, or larger than `limits` allow.
+    """
+    if isinstance(value, list):
+        value = _nested_array(value, what, ndim)
+    if not isinstance(value, np.ndarray) or value.ndim != ndim or 0 in value.shape:
+        found = f"of shape {list(value.shape)}" if isinstance(value, np.ndarray) else show(value)
+        msg = f"{what} is {found}; expected an array of {ndim} axes, none of them empty"
+        raise FormatError(msg)
+    _limit(what, value.shape)
+    if value.dtype.kind not in "iu" or (value.dtype.kind == "u" and int(value.max()) >= 2**63):
+        msg = f"{what} has dtype {value.dtype}; expected integers of at most 64 bits"
+        raise FormatError(msg)
+    return value.astype(np.int64)
+
+
+def _nested_array(value: list[Any], what: str, ndim: int) -> NDArray[np.int64]:
+    """Return nested lists as an array, whose shape the first entries tell and every other must have."""
+    shape: list[int] = []
+    level: object = value
+    for _ in range(ndim):
+        if not isinstance(level, list) or not level:
+            msg = f"{what} is {show(value)}; expected lists of {ndim} levels, none of them empty"
+            raise FormatError(msg)
+        shape.append(len(level))
+        level = level[0]
+    _limit(what, tuple(shape))
+    entries: list[Any] = [value]
+    for axis, size in enumerate(shape):
+        for entry in entries:
+            if not isinstance(entry, list) or len(entry) != size:
+                msg = f"{what} is ragged: {show(entry)} on axis {axis}; expected {size} entries"
+                raise FormatError(msg)
+        entries = [inner for entry in entries for inner in entry]
+    wrong = next((entry for entry in entries if not is_int(entry)), None)
+    if wrong is not None or None in entries:
+        msg = f"{what} holds {show(wrong)}; expected integers"
+        raise FormatError(msg)
+    return np.array(entries, dtype=np.int64).reshape(shape)
+
+
+def _limit(what: str, shape: tuple[int, ...]) -> None:
+    total = 1
+    for size in shape:
+        total *= size
+    most = limits.MAX_SLOTS if len(shape) <= 2 else _MAX_TABLE  # noqa: PLR2004 - rows of slots
+    if shape[0] > limits.MAX_LAYERS:
+        msg = f"{what} has {shape[0]} rows; expected at most {limits.MAX_LAYERS}, one a layer"
+        raise FormatError(msg)
+    if total > most:
+        msg = f"{what} has {total} entries, shape {list(shape)}; expected at most {most}"
+        raise FormatError(msg)

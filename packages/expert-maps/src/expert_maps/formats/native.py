@@ -1,0 +1,227 @@
+# SPDX-FileCopyrightText: The expert-maps authors
+# SPDX-License-Identifier: Apache-2.0
+"""The project's own map file, JSON: vllm-ascend's expert map with an object of facts beside it.
+
+vllm-ascend reads ``moe_layer_count``, ``layer_list``, ``device_list`` and ``device_expert`` by position and looks at no
+other key (`eplb_utils.py` of 0.18 to 0.30), so it reads these files as they are. The object ``expert_maps`` adds what a
+bare map cannot say: the model, counts, the layers' absolute numbers, how the map was made, and a digest, by which a file
+that was changed by hand is noticed. `schema` describes it.
+"""
+
+from __future__ import annotations
+
+import json
+from importlib import resources
+from typing import TYPE_CHECKING, Any, cast
+
+from expert_maps import limits
+from expert_maps._layers import as_layers
+from expert_maps.errors import FormatError
+from expert_maps.files import write_text
+from expert_maps.formats import vllm_ascend
+from expert_maps.formats.checks import as_int, show
+from expert_maps.formats.mapfile import MapFile, counts_text
+from expert_maps.layered import from_rank_lists
+
+if TYPE_CHECKING:
+    import os
+    from collections.abc import Mapping, Sequence
+
+    from expert_maps.formats.contents import Content
+    from expert_maps.formats.mapfile import Asked
+    from expert_maps.layered import AnyPlacement
+
+OBJECT = "expert_maps"
+VERSION = 1
+_TEXT = 1000
+_ENTRIES = 32
+
+
+def schema() -> dict[str, Any]:
+    """Return the JSON Schema (draft 2020-12) of the file."""
+    text = resources.files("expert_maps").joinpath(f"schemas/expert-map-{VERSION}.json").read_text("utf-8")
+    return cast("dict[str, Any]", json.loads(text))
+
+
+def dumps(
+    placement: AnyPlacement,
+    *,
+    model: str | None = None,
+    layers: Sequence[int] | None = None,
+    num_hidden_layers: int | None = None,
+    num_shared_experts: int = 0,
+    provenance: Mapping[str, str] | None = None,
+) -> str:
+    """Return a placement as the text of the project's own file; arguments as `write_placement`."""
+    facts: dict[str, object] = {"version": VERSION}
+    if model is not None:
+        facts["model"] = _text("model", model)
+    facts |= {
+        "num_layers": placement.num_layers,
+        "num_logical_experts": placement.num_logical_experts,
+        "ep_size": placement.ep_size,
+        "slots_per_rank": placement.slots_per_rank.tolist(),
+        "digest": placement.digest,
+    }
+    if layers is not None:
+        facts["layers"] = _layers(layers, placement.num_layers, num_hidden_layers)
+    if num_hidden_layers is not None:
+        facts["num_hidden_layers"] = num_hidden_layers
+    if num_shared_experts:
+        facts["num_shared_experts"] = as_int(
+            num_shared_experts, "num_shared_experts", 0, placement.num_logical_experts - 1
+        )
+    facts["provenance"] = _provenance({"tool": _tool()} | dict(provenance or {}))
+    return vllm_ascend.dumps(placement, f'"{OBJECT}": {json.dumps(facts)}')
+
+
+def write_placement(
+    placement: AnyPlacement,
+    path: str | os.PathLike[str],
+    *,
+    model: str | None = None,
+    layers: Sequence[int] | None = None,
+    num_hidden_layers: int | None = None,
+    num_shared_experts: int = 0,
+    provenance: Mapping[str, str] | None = None,
+) -> None:
+    """Write a map that vllm-ascend reads and that says of itself what it is; whole or not at all.
+
+    Args:
+        placement: what is written.
+        path: its name ends in ``.json``.
+        model: the model's name.
+        layers: the absolute index of each MoE layer among all layers of the model.
+        num_hidden_layers: all layers of the model, dense ones too.
+        num_shared_experts: how many of the experts, the last, are shared ones that are mixed in.
+        provenance: how the map was made, words by name: ``command``, ``policy``, ``layout``, ``load``, ``date`` …;
+            ``tool`` is added. No date is added, so that the same command writes the same file.
+
+    Raises:
+        FormatError: the name does not end in ``.json`` (vllm-ascend takes no other), the facts contradict the placement,
+            or the file cannot be written.
+    """
+    vllm_ascend.check_output_name(path)
+    text = dumps(
+        placement,
+        model=model,
+        layers=layers,
+        num_hidden_layers=num_hidden_layers,
+        num_shared_experts=num_shared_experts,
+        provenance=provenance,
+    )
+    write_text(path, text)
+
+
+def parse_file(content: Content, asked: Asked) -> MapFile:
+    """Read a file of the project's own; counts and digest must be those of its slots.
+
+    Raises:
+        FormatError: malformed, of a later version, or changed since it was written.
+        PlacementError: the slots are no valid placement.
+    """
+    facts = content.mapping().get(OBJECT)
+    if not isinstance(facts, dict):
+        msg = f"{OBJECT} is {show(facts)}; expected an object"
+        raise FormatError(msg)
+    version = as_int(facts.get("version"), f"{OBJECT}.version", 1)
+    if version != VERSION:
+        msg = f"{OBJECT}.version is {version}; this release reads {VERSION}: update expert-maps, or remove the object"
+        raise FormatError(msg)
+    ranks, _ = vllm_ascend.rank_lists(content.value)
+    experts = as_int(facts.get("num_logical_experts"), f"{OBJECT}.num_logical_experts", 1, limits.MAX_EXPERTS)
+    asked.check_ranks(len(ranks[0]))
+    placement = from_rank_lists(
+        ranks,
+        num_logical_experts=experts if asked.num_logical_experts is None else asked.num_logical_experts,
+        allow_uneven=asked.allow_uneven,
+        allow_duplicates=asked.allow_duplicates,
+    )
+    if not asked.ignore_digest:
+        _check(facts, placement)
+    return _describe(facts, placement, asked)
+
+
+def _check(facts: Mapping[str, object], placement: AnyPlacement) -> None:
+    """Compare what the object says of the slots with the slots."""
+    for key, expected in (
+        ("num_layers", placement.num_layers),
+        ("ep_size", placement.ep_size),
+        ("slots_per_rank", placement.slots_per_rank.tolist()),
+        ("digest", placement.digest),
+    ):
+        found = facts.get(key)
+        if found != expected or isinstance(found, bool):
+            msg = (
+                f"{OBJECT}.{key} is {show(found)}, but the slots have {show(expected)}: the file was changed after it was "
+                f"written; if that was meant, `expert-maps convert IN OUT --to expert-maps --ignore-digest` writes it "
+                f"anew, or remove {OBJECT!r} from it"
+            )
+            raise FormatError(msg)
+
+
+def _describe(facts: Mapping[str, object], placement: AnyPlacement, asked: Asked) -> MapFile:
+    layers = facts.get("layers")
+    if layers is not None:
+        if not isinstance(layers, list) or len(layers) != placement.num_layers:
+            msg = f"{OBJECT}.layers is {show(layers)}; expected {placement.num_layers} layer numbers"
+            raise FormatError(msg)
+        layers = as_layers(layers)
+    total, model = facts.get("num_hidden_layers"), facts.get("model")
+    if total is not None:
+        least = placement.num_layers if not isinstance(layers, tuple) else layers[-1] + 1
+        total = as_int(total, f"{OBJECT}.num_hidden_layers", least)
+    shared = as_int(
+        facts.get("num_shared_experts", 0),
+        f"{OBJECT}.num_shared_experts",
+        0,
+        placement.num_logical_experts - 1,
+    )
+    provenance = facts.get("provenance", {})
+    if not isinstance(provenance, dict):
+        msg = f"{OBJECT}.provenance is {show(provenance)}; expected an object of words"
+        raise FormatError(msg)
+    return MapFile(
+        placement,
+        "expert-maps",
+        f"expert-maps file, {counts_text(placement)}",
+        layers=asked.name_rows(placement.num_layers, layers if isinstance(layers, tuple) else None),
+        num_hidden_layers=asked.num_hidden_layers or total,
+        model=None if model is None else _text("model", model),
+        num_shared_experts=shared,
+        provenance=_provenance(provenance),
+    )
+
+
+def _layers(layers: Sequence[int], num_layers: int, num_hidden_layers: int | None) -> list[int]:
+    found = as_layers(layers)
+    if isinstance(found, str) or len(found) != num_layers:
+        msg = f"layers are {show(list(layers))}; expected {num_layers}, one for each row"
+        raise FormatError(msg)
+    if num_hidden_layers is not None and found[-1] >= num_hidden_layers:
+        msg = f"layers end at {found[-1]}; expected less than num_hidden_layers, {num_hidden_layers}"
+        raise FormatError(msg)
+    return list(found)
+
+
+def _provenance(entries: Mapping[str, object]) -> dict[str, str]:
+    if len(entries) > _ENTRIES:
+        msg = f"provenance has {len(entries)} entries; expected at most {_ENTRIES}"
+        raise FormatError(msg)
+    return {_text("a key of provenance", key): _text(f"provenance.{key}", entries[key]) for key in entries}
+
+
+def _text(what: str, value: object) -> str:
+    if not isinstance(value, str) or len(value) > _TEXT or not value.isprintable():
+        msg = f"{what} is {show(value)}; expected text of at most {_TEXT} printable characters"
+        raise FormatError(msg)
+    return value
+
+
+def _tool() -> str:
+    from expert_maps import __version__
+
+    return f"expert-maps {__version__}"
+
+
+__all__ = ["OBJECT", "VERSION", "dumps", "parse_file", "schema", "write_placement"]
