@@ -5,34 +5,22 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any
+
+from expert_maps.models import ModelCounts
 
 if TYPE_CHECKING:
     from pathlib import Path
 
     import numpy as np
 
-    from expert_maps.models import ModelCounts
-
 # Layers of one trace have equal totals.
 ROWS = [[30, 3, 3, 4], [10, 10, 10, 10], [1, 2, 3, 34]]
 SLOT_COUNTS = [10, 1, 3, 4, 20, 2]
 
 
-@dataclass(frozen=True)
-class Model:
-    """What is known of a model, as `model_counts` returns it."""
-
-    name: str
-    num_layers: int
-    num_experts: int
-    moe_layers: tuple[int, ...] = ()
-    num_hidden_layers: int = 0
-
-
 def model(moe_layers: tuple[int, ...], hidden: int, experts: int = 4) -> ModelCounts:
-    return cast("ModelCounts", Model("tiny", len(moe_layers), experts, moe_layers, hidden))
+    return ModelCounts("tiny", len(moe_layers), experts, moe_layers=moe_layers, num_hidden_layers=hidden)
 
 
 def write(path: Path, document: object) -> Path:

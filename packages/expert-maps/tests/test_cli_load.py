@@ -76,6 +76,7 @@ def test_json_holds_all_of_it() -> None:
         "peak_to_mean": [1.0, 3.0],
         "warnings": ["layer 0 has no tokens; leave dense layers out with --layers or --model"],
         "output": None,
+        "replaced": False,
     }
 
 
@@ -92,7 +93,7 @@ def test_standard_input_and_several_files(tmp_path: Path) -> None:
     result = run("load", "dump.json", "more.json", "--files", "ranks")
     assert result.stderr.startswith("dump.json and 1 more: SGLang recorder")
     assert "80 to 80, 160 in all" in result.stdout
-    assert_one_line_error(run("load", "-", "-"), "- stands twice")
+    assert_one_line_error(run("load", "-", "-"), "LOAD and LOAD are both '-'")
     assert_one_line_error(
         run("load", "dump.json", "--files", "cards"), "--files is 'cards'", "ranks or steps"
     )
@@ -104,7 +105,7 @@ def test_a_load_is_converted(tmp_path: Path, name: str) -> None:
     assert result.exit_code == 0, result.output
     assert result.stdout.endswith(f"\nwritten: {name}\n")
     assert read_load(tmp_path / name).total.tolist() == ROWS
-    assert run("load", "dump.json", "-o", name).stdout.endswith(f"\nreplaced: {name}\n")
+    assert run("load", "dump.json", "-o", name).stdout.endswith(f"\nwritten: {name} (replaced)\n")
     assert json.loads(run("load", "dump.json", "-o", name, "--json").stdout)["output"] == name
 
 
@@ -112,8 +113,8 @@ def test_inputs_are_never_written_over(tmp_path: Path) -> None:
     before = (tmp_path / "dump.json").read_text()
     (tmp_path / "link.json").symlink_to("dump.json")
     for name in ("dump.json", "./dump.json", "link.json"):
-        assert_one_line_error(run("load", "dump.json", "-o", name), "which is read")
-    assert_one_line_error(run("load", "dump.json", "-o", "out.txt"), "expected .npz, .npy, .json, .csv")
+        assert_one_line_error(run("load", "dump.json", "-o", name), "is the file that is read as")
+    assert_one_line_error(run("load", "dump.json", "-o", "out.txt"), "ends in .npz or .npy or .json or .csv")
     assert_one_line_error(run("load", "dump.json", "-o", "none/out.npz"), "there is no folder")
     assert (tmp_path / "dump.json").read_text() == before
     assert {path.name for path in tmp_path.iterdir()} == {"dump.json", "link.json"}
@@ -126,7 +127,7 @@ def test_counts_by_slot_are_read_by_their_map(tmp_path: Path) -> None:
     assert run("load", "moe_load_0.npy", "--map", "map.json", "-o", "load.json").exit_code == 0
     assert json.loads((tmp_path / "load.json").read_text()) == {"load": [[30, 3, 3, 4]]}
     assert_one_line_error(
-        run("load", "moe_load_0.npy", "--map", "map.json", "-o", "map.json"), "which is read"
+        run("load", "moe_load_0.npy", "--map", "map.json", "-o", "map.json"), "is the file that is read as"
     )
 
 

@@ -55,7 +55,7 @@ def test_rescale_takes_redundant_and_moves_as_plan_does(load: NDArray[np.float64
     assert sum(few["changed_per_layer"]) == 15  # the slots of the new rank
     assert sum(many["changed_per_layer"]) > 15
     assert_one_line_error(run(*grow, "--redundant", 8), "nearest that work: 4 and 9")
-    assert_one_line_error(run(*grow, "--model", "deepseek-r1"), "expected 58 MoE layers")
+    assert_one_line_error(run(*grow, "--model", "deepseek-r1"), "expected 256, as deepseek-r1 has")
     assert "│ total │" in run(*grow, "--table").stdout
     assert len(load) == 3
 
@@ -70,16 +70,16 @@ def test_rescale_shows_how_far_it_is(load: NDArray[np.float64]) -> None:
 
 
 def test_weights_are_written_and_summed_up(load: NDArray[np.float64]) -> None:
-    result = run("weights", "map.json", "load.npy", "--output", "weights.npy")
+    result = run("weights", "map.json", "load.npy", "--output", "weights.npz")
     assert result.exit_code == 0
     found = split_replicas(read_placement("map.json"), load)
-    np.testing.assert_array_equal(np.load("weights.npy"), found.weights)
-    assert result.stdout.endswith("\nwritten: weights.npy\n")
+    np.testing.assert_array_equal(np.load("weights.npz")["weights"], found.weights)
+    assert result.stdout.endswith("\nwritten: weights.npz\n")
     assert run("weights", "map.json", "load.npy").stdout.endswith("nothing written: give --output FILE\n")
-    again = run("weights", "map.json", "load.npy", "--output", "weights.npy", "--table")
-    assert again.stdout.endswith("\nwritten: weights.npy (replaced)\n")
+    again = run("weights", "map.json", "load.npy", "--output", "weights.npz", "--table")
+    assert again.stdout.endswith("\nwritten: weights.npz (replaced)\n")
     told = json.loads(run("weights", "map.json", "load.npy", "--json").stdout)
     assert told["balancedness"] == found.balancedness.tolist()
     for value in (*told["balancedness"], *told["balancedness_even"], told["overall_balancedness"]):
         assert f"{value:.4f}" in again.stdout
-    assert_one_line_error(run("weights", "map.json", "load.npy", "--output", "weights.txt"), "ends in .npy")
+    assert_one_line_error(run("weights", "map.json", "load.npy", "--output", "weights.txt"), "ends in .npz or .json")

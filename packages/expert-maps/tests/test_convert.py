@@ -16,7 +16,8 @@ from strategies import placements
 from typer.testing import CliRunner, Result
 
 from expert_maps import FormatError, Placement, write_placement
-from expert_maps.cli.app import app, mapping
+from expert_maps.cli import mapping
+from expert_maps.cli.app import app
 from expert_maps.files import Source
 from expert_maps.formats import inspect_map, native, omni
 from expert_maps.formats.mapfile import MapFile
@@ -140,7 +141,7 @@ def test_what_would_change_the_meaning_is_refused() -> None:
 def test_from_one_system_to_the_next_and_back(tmp_path: Path) -> None:
     write_placement(PLACEMENT, "map.json", provenance={"command": "plan"})
     result = run("map.json", "eplb.yaml", "--to", "tensorrt-llm", "--layers", "1,3")
-    assert (result.exit_code, result.stdout) == (0, "written: eplb.yaml (tensorrt-llm)\n")
+    assert (result.exit_code, result.stdout) == (0, "written: eplb.yaml, tensorrt-llm\n")
     assert result.stderr.splitlines() == [
         "map.json: expert-maps file, 2 MoE layers of 4 slots, 3 experts, 2 ranks",
         "warning: tensorrt-llm does not carry how the map was made",
@@ -203,7 +204,7 @@ def test_standard_input_and_output() -> None:
     result = run("-", "-", "--to", "vllm-ascend", given=text)
     assert result.exit_code == 0
     assert inspect_map(Source("out", result.stdout_bytes)).placement == PLACEMENT
-    assert "-: expert-maps file" in result.stderr
+    assert "standard input: expert-maps file" in result.stderr
     assert "written: standard output (vllm-ascend)" in result.stderr
     pattern = run("-", "-", "--to", "omni", given=text).stdout_bytes
     assert inspect_map(Source("out", pattern)).form == "omni"
@@ -215,8 +216,8 @@ def test_standard_input_and_output() -> None:
 @pytest.mark.parametrize(
     ("arguments", "fragment"),
     [
-        (("map.json", "map.json", "--to", "vllm-ascend"), "the output map.json is the input"),
-        (("map.json", "link.json", "--to", "vllm-ascend"), "the output link.json is the input"),
+        (("map.json", "map.json", "--to", "vllm-ascend"), "OUT map.json is the file that is read as IN"),
+        (("map.json", "link.json", "--to", "vllm-ascend"), "OUT link.json is the file that is read as IN"),
         (("map.json", "out.txt", "--to", "sglang"), "ends in .json or .pt for sglang"),
         (
             ("map.json", "out.json", "--to", "nccl"),

@@ -9,7 +9,7 @@ import expert_maps
 
 
 def test_importing_loads_neither_torch_nor_vllm_nor_the_command_line() -> None:
-    code = "import sys, expert_maps; print(*sorted(sys.modules))"
+    code = "import sys, expert_maps; expert_maps.Placement; print(*sorted(sys.modules))"
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     loaded = set(run.stdout.split())
     assert "expert_maps.placement" in loaded

@@ -96,6 +96,10 @@ class Violations(Sequence[Violation]):
         """Keep the groups, in order."""
         self._groups = tuple(group for group in groups if len(group))
 
+    def after(self, group: ViolationGroup) -> Violations:
+        """Return the same after some more."""
+        return Violations([group, *self._groups])
+
     def __len__(self) -> int:
         """Count all of them."""
         return sum(map(len, self._groups))

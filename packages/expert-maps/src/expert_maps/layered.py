@@ -139,7 +139,9 @@ class LayeredPlacement:
             layers_may_differ=True,
         )
         if violations:
-            raise PlacementError(violations)
+            # Whoever repairs them ought to know that the layers differ, too; those within a layer are named by then.
+            named = allow_uneven or violations[0].kind == "uneven"
+            raise PlacementError(violations if named else violations.after(differing_layers(per_rank)))
         rows = np.split(experts, np.cumsum(totals)[:-1])
         return cls(
             tuple(

@@ -180,12 +180,19 @@ def _read(file: Path, said: MapOptions) -> tuple[AnyPlacement | None, list[Findi
     from expert_maps.cli.output import warn
     from expert_maps.cli.reading import as_input
     from expert_maps.files import describe
+    from expert_maps.formats.mapfile import RanksUnsaidError
     from expert_maps.layered import LayeredPlacement
 
     source = as_input(file)
     try:
-        # Which layers are meant is asked only where it chooses rows: elsewhere their number is what is checked.
-        found = find_map(source, replace(said, layers=None, model=None))
+        # Ranks and layers are told to the reader only where it asks for them: elsewhere they are what is checked.
+        bare = replace(said, ep_size=None, layers=None, model=None)
+        try:
+            found = find_map(source, bare)
+        except RanksUnsaidError:
+            if said.ep_size is None:
+                raise
+            found = find_map(source, replace(bare, ep_size=said.ep_size))
         if found.has_dense_rows and (said.layers or said.model):
             found = find_map(source, said)
     except PlacementError as error:

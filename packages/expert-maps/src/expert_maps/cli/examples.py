@@ -21,11 +21,21 @@ EXAMPLES: dict[str, tuple[str, ...]] = {
         "expert-maps plan later.npz --ep-size 4 --current map.json --max-moves 3 --output next.json",
         "expert-maps plan load.npz --ep-size 4 --output - | expert-maps check -",
     ),
+    "load": (
+        "expert-maps load load.npz",
+        "expert-maps load load.npz --steps 0-1 --layers 0,2 --output part.csv",
+        "expert-maps load part.csv --experts 16 --moe-layers 2",
+    ),
+    "convert": (
+        "expert-maps convert map.json eplb.yaml --to tensorrt-llm --layers 0-3",
+        "expert-maps convert eplb.yaml back.json --to expert-maps --ep-size 4",
+        "expert-maps convert map.json phy2log.npz --to vllm",
+    ),
     "rescale": (
         "expert-maps rescale map.json later.npz --failed-ranks 3 --physical 18 --output three.json",
         "expert-maps rescale map.json later.npz --ep-size 8 --max-moves any --output eight.json",
     ),
-    "weights": ("expert-maps weights map.json later.npz --output weights.npy",),
+    "weights": ("expert-maps weights map.json later.npz --output weights.npz",),
     "check": (
         "expert-maps check map.json --experts 16 --ep-size 4",
         "expert-maps check ring.json --model deepseek-r1 --json",

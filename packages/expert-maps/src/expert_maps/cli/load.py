@@ -10,12 +10,11 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from expert_maps.cli.loading import LoadOptions, LoadsArgument
-from expert_maps.cli.options import JsonOption, refuse_two_stdins
+from expert_maps.cli.options import Inputs, JsonOption, refuse_two_stdins
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from expert_maps.cli.options import Inputs
     from expert_maps.cli.writing import Output
     from expert_maps.formats.loads import LoadFile
 

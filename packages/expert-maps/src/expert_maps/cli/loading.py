@@ -38,7 +38,7 @@ FORMS = [
 LoadsArgument = Annotated[
     list[Path],
     typer.Argument(
-        metavar="LOAD…",
+        metavar="LOAD",
         help="Tokens routed to each expert: a load file of any known form (also .gz), several of the same form, or - for "
         "standard input.",
     ),

@@ -28,8 +28,10 @@ def hold(say: Callable[[], None]) -> None:
 def release_notes() -> None:
     """Say what is held, before the results that it is about."""
     held = _held.get()
-    while held:
-        held.pop(0)()
+    if held:
+        notes, held[:] = list(held), []
+        for say in notes:
+            say()
 
 
 @contextmanager

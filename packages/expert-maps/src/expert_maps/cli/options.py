@@ -5,7 +5,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, TypeAlias
 
 import typer
 
@@ -13,10 +13,9 @@ from expert_maps.errors import ExpertMapsError
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
-    from typing import TypeAlias
 
-    Inputs: TypeAlias = Mapping[str, Path | str | Sequence[Path] | None]
-    """What a command reads, by the names of its arguments and options."""
+Inputs: TypeAlias = "Mapping[str, Path | str | Sequence[Path] | None]"
+"""What a command reads, by the names of its arguments and options."""
 
 _MAP_HELP = "A map of any system (vllm-ascend, SGLang, TensorRT-LLM, vLLM …); - for standard input."
 

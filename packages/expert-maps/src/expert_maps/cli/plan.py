@@ -18,6 +18,7 @@ from expert_maps.cli.options import (
     EpSizeOption,
     ExpertBytesOption,
     GroupsOption,
+    Inputs,
     JsonOption,
     MaxMovesOption,
     NodesOption,
@@ -75,7 +76,6 @@ def plan(
     """
     from expert_maps.cli.loading import inspect_loads
     from expert_maps.cli.mapping import MapOptions, read_map
-    from expert_maps.cli.options import Inputs
     from expert_maps.cli.planned import map_text, ungrouped_balancedness
     from expert_maps.cli.report import PlanReport
     from expert_maps.cli.sizing import proposed_slots, slots_of_layer

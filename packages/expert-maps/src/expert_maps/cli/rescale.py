@@ -15,6 +15,7 @@ from expert_maps.cli.options import (
     AllowUnevenOption,
     ExpertBytesOption,
     GroupsOption,
+    Inputs,
     JsonOption,
     MapArgument,
     MaxMovesOption,
@@ -66,7 +67,6 @@ def rescale(
     """
     from expert_maps.cli.loading import inspect_loads
     from expert_maps.cli.mapping import MapOptions, read_map
-    from expert_maps.cli.options import Inputs
     from expert_maps.cli.planned import map_text, ungrouped_balancedness
     from expert_maps.cli.report import PlanReport
     from expert_maps.cli.sizing import slots_of_layer

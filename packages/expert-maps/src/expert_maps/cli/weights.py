@@ -13,6 +13,7 @@ from expert_maps.cli.loading import LoadOptions, LoadsArgument
 from expert_maps.cli.mapping import FromOption, RanksOption
 from expert_maps.cli.options import (
     AllowUnevenOption,
+    Inputs,
     JsonOption,
     MapArgument,
     TableOption,
@@ -20,7 +21,6 @@ from expert_maps.cli.options import (
 )
 
 if TYPE_CHECKING:
-    from expert_maps.cli.options import Inputs
     from expert_maps.cli.writing import Output
     from expert_maps.evaluate import Evaluation
     from expert_maps.splitting import ReplicaWeights

@@ -34,6 +34,10 @@ Form: TypeAlias = Literal[
 ]
 
 
+class RanksUnsaidError(FormatError):
+    """The file does not say how many ranks there are, and nobody else did."""
+
+
 @dataclass(frozen=True)
 class MapFile:
     """A map as it stands in a file, with what the file says beside it.
@@ -131,7 +135,7 @@ class Asked:
         slots = table.shape[1]
         if self.ep_size is None:
             msg = f"the file does not say how many ranks share its {slots} slots; give ep_size (--ep-size)"
-            raise FormatError(msg)
+            raise RanksUnsaidError(msg)
         if not 1 <= self.ep_size <= limits.MAX_RANKS or slots % self.ep_size:
             msg = f"{slots} slots of a layer do not divide by ep_size {self.ep_size} (--ep-size)"
             raise FormatError(msg)

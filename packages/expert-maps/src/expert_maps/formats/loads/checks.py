@@ -11,7 +11,6 @@ import numpy as np
 from expert_maps.errors import LoadError
 from expert_maps.formats.loads.suspicion import EQUAL_WITHIN, differ
 from expert_maps.formats.loads.values import counted, spans
-from expert_maps.models import MODELS
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -99,8 +98,7 @@ def _shape(load: ExpertLoad) -> Iterator[str]:
     elif layers > _MOST_LAYERS:
         yield f"{layers} layers, more than known models have; are they steps? (--format mindie, or a file with steps)"
     base = max((number for number in _REDUNDANT_FROM if number < experts), default=experts)
-    known = _EXPERTS | {model.num_experts for model in MODELS.values()}
-    if experts not in known and base < experts <= base * (1 + _MAX_REDUNDANCY):
+    if experts not in _EXPERTS and base < experts <= base * (1 + _MAX_REDUNDANCY):
         yield (
             f"{experts} columns may be physical slots, {base} experts and {experts - base} redundant; give --map MAP if "
             f"they are, or --experts {experts}"
