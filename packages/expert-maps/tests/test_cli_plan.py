@@ -115,7 +115,10 @@ def test_a_map_in_use_that_breaks_a_rule_is_named_with_what_it_costs(tmp_path: P
     result = run("rescale", "now.json", "load.npy", *counts, "--ep-size", 2, "--max-moves", "any")
     assert "in 1 of 1 layers" in result.stderr
     flat = run("plan", "load.npy", "--physical", 4, "--ep-size", 2, "--current", "now.json", "--json")
-    assert (json.loads(flat.stdout)["mended_layers"], flat.stderr) == ([], "load.npy: array, 1 layer, 4 experts\n")
+    assert (json.loads(flat.stdout)["mended_layers"], flat.stderr) == (
+        [],
+        "load.npy: array, 1 layer, 4 experts\n",
+    )
 
 
 def test_plan_of_a_load_without_tokens_warns(tmp_path: Path) -> None:
@@ -224,7 +227,7 @@ def test_a_model_is_compared_with_the_load(tmp_path: Path, load: Path) -> None:
     assert run(*plan, "config.json").exit_code == 0
     assert_one_line_error(
         run(*plan, "deepseek-r1", "--output", "map.json"),
-        "load has 16 experts; expected 256, as deepseek-r1 has",
+        "load has 5 layers; expected 58, as deepseek-r1 has",
     )
     assert not (tmp_path / "map.json").exists()
 

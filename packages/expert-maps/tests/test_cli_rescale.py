@@ -55,7 +55,7 @@ def test_rescale_takes_redundant_and_moves_as_plan_does(load: NDArray[np.float64
     assert sum(few["changed_per_layer"]) == 15  # the slots of the new rank
     assert sum(many["changed_per_layer"]) > 15
     assert_one_line_error(run(*grow, "--redundant", 8), "nearest that work: 4 and 9")
-    assert_one_line_error(run(*grow, "--model", "deepseek-r1"), "expected 256, as deepseek-r1 has")
+    assert_one_line_error(run(*grow, "--model", "deepseek-r1"), "expected 58, as deepseek-r1 has")
     assert "│ total │" in run(*grow, "--table").stdout
     assert len(load) == 3
 
@@ -82,4 +82,6 @@ def test_weights_are_written_and_summed_up(load: NDArray[np.float64]) -> None:
     assert told["balancedness"] == found.balancedness.tolist()
     for value in (*told["balancedness"], *told["balancedness_even"], told["overall_balancedness"]):
         assert f"{value:.4f}" in again.stdout
-    assert_one_line_error(run("weights", "map.json", "load.npy", "--output", "weights.txt"), "ends in .npz or .json")
+    assert_one_line_error(
+        run("weights", "map.json", "load.npy", "--output", "weights.txt"), "ends in .npz or .json"
+    )

@@ -168,7 +168,7 @@ def test_from_one_system_to_the_next_and_back(tmp_path: Path) -> None:
     assert (found.placement, found.layers, found.num_hidden_layers) == (PLACEMENT, (1, 3), 4)
     assert found.provenance["converted_from"] == "sglang"
     result = run("own.json", "map.json", "--to", "vllm-ascend")
-    assert result.stdout == "replaced: map.json (vllm-ascend)\n"
+    assert result.stdout == "written: map.json (replaced), vllm-ascend\n"
     assert "how the map was made, the layers' absolute numbers" in result.stderr
 
 
@@ -205,7 +205,7 @@ def test_standard_input_and_output() -> None:
     assert result.exit_code == 0
     assert inspect_map(Source("out", result.stdout_bytes)).placement == PLACEMENT
     assert "standard input: expert-maps file" in result.stderr
-    assert "written: standard output (vllm-ascend)" in result.stderr
+    assert "written: standard output, vllm-ascend" in result.stderr
     pattern = run("-", "-", "--to", "omni", given=text).stdout_bytes
     assert inspect_map(Source("out", pattern)).form == "omni"
     assert_one_line_error(

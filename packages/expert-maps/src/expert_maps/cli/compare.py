@@ -18,7 +18,7 @@ from expert_maps.cli.options import (
     as_numbers,
     refuse_two_stdins,
 )
-from expert_maps.errors import ExpertMapsError
+from expert_maps.errors import ExpertMapsError, LayoutError
 
 if TYPE_CHECKING:
     from expert_maps.evaluate import ComparisonRow
@@ -81,6 +81,9 @@ def compare(
             progress=progress,
         ),
     )
+    if all(row.reason is not None for row in rows):
+        msg = f"nothing to compare: {rows[0].reason}"
+        raise LayoutError(msg)
     if json:
         print_json(
             {
@@ -101,7 +104,6 @@ def compare(
 
 
 def _proposed(num_experts: int, ep_size: int) -> list[int]:
-    from expert_maps.errors import LayoutError
     from expert_maps.validation import as_count
 
     ranks = as_count("ep_size", ep_size, 1, error=LayoutError)
