@@ -29,6 +29,8 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from expert_maps.cli.mapping import MapOptions
+    from expert_maps.files import AnyPath
+    from expert_maps.formats.mapfile import MapFile
     from expert_maps.layered import AnyPlacement
     from expert_maps.placement import Placement
 
@@ -174,27 +176,14 @@ def _as_count_or_layers(text: str | None) -> tuple[int | None, str | None]:
 
 def _read(file: Path, said: MapOptions) -> tuple[AnyPlacement | None, list[Finding]]:
     """Return the placement, or the violations; what is no placement at all is raised as bad input."""
-    from dataclasses import replace
-
-    from expert_maps.cli.mapping import find_map
     from expert_maps.cli.output import warn
     from expert_maps.cli.reading import as_input
     from expert_maps.files import describe
-    from expert_maps.formats.mapfile import RanksUnsaidError
     from expert_maps.layered import LayeredPlacement
 
     source = as_input(file)
     try:
-        # Ranks and layers are told to the reader only where it asks for them: elsewhere they are what is checked.
-        bare = replace(said, ep_size=None, layers=None, model=None)
-        try:
-            found = find_map(source, bare)
-        except RanksUnsaidError:
-            if said.ep_size is None:
-                raise
-            found = find_map(source, replace(bare, ep_size=said.ep_size))
-        if found.has_dense_rows and (said.layers or said.model):
-            found = find_map(source, said)
+        found = _find(source, said)
     except PlacementError as error:
         return None, [Finding(**asdict(violation)) for violation in error.violations]
     for warning in found.warnings:
@@ -203,6 +192,35 @@ def _read(file: Path, said: MapOptions) -> tuple[AnyPlacement | None, list[Findi
     if isinstance(placement, LayeredPlacement) and not said.allow_uneven:
         return None, [Finding(**asdict(violation)) for violation in placement.differing_layers()]
     return placement, []
+
+
+def _find(source: AnyPath, said: MapOptions) -> MapFile:
+    """Read a map; ranks and layers are told to the reader only where it asks for them: elsewhere they are checked.
+
+    Raises:
+        FormatError: it cannot be read as a map.
+        PlacementError: it is no valid placement.
+    """
+    from dataclasses import replace
+
+    from expert_maps.cli.mapping import find_map
+    from expert_maps.formats.mapfile import RanksUnsaidError
+
+    bare = replace(said, ep_size=None, layers=None, model=None)
+    chooses = said.layers is not None or said.model is not None
+    try:
+        return find_map(source, bare)
+    except RanksUnsaidError:
+        if said.ep_size is None:
+            raise
+    try:
+        found = find_map(source, replace(bare, ep_size=said.ep_size))
+    except PlacementError:
+        # A row of a dense layer is no placement, so the rows that are meant come first.
+        if not chooses:
+            raise
+        return find_map(source, said)
+    return find_map(source, said) if found.has_dense_rows and chooses else found
 
 
 def _count(placement: AnyPlacement, name: str) -> int | str:
