@@ -34,6 +34,8 @@ _FACTORIES = (
     "zeros",
     "zeros_like",
 )
+# And methods of a tensor's.
+_METHODS = ("new_empty", "new_full", "new_ones", "new_tensor", "new_zeros")
 
 
 def set_up() -> tuple[NpuModule, torch.library.Library]:
@@ -145,6 +147,8 @@ def _forget_pinning() -> None:
 
     for name in _FACTORIES:
         setattr(torch, name, unpinned(getattr(torch, name)))
+    for name in _METHODS:
+        setattr(torch.Tensor, name, unpinned(getattr(torch.Tensor, name)))
     torch.Tensor.pin_memory = _same  # type: ignore[method-assign, assignment]
     torch.Tensor.is_pinned = _is_pinned  # type: ignore[method-assign, assignment]
 
