@@ -28,8 +28,11 @@ def _topk_log_softmax_kernel(
     """Write the log-probabilities of each row's chosen tokens."""
     rows = grid[0]
     logits = logits_ptr[:rows, :vocab_size].float()
-    chosen = logits.log_softmax(dim=-1).gather(1, topk_ids_ptr[:rows, :topk].long())
-    output_ptr[:rows, :topk] = chosen
+    # In the kernel's order: what is subtracted first decides how it is rounded.
+    largest = logits.max(dim=-1, keepdim=True).values
+    total = (logits - largest).exp().sum(dim=-1, keepdim=True).log()
+    chosen = logits.gather(1, topk_ids_ptr[:rows, :topk].long())
+    output_ptr[:rows, :topk] = chosen - largest - total
 
 
 @given
