@@ -58,6 +58,8 @@ def set_up() -> tuple[NpuModule, torch.library.Library]:
     library.impl("empty.memory_format", _empty, "PrivateUse1")  # type: ignore[no-untyped-call]
     library.impl("empty_strided", _empty_strided, "PrivateUse1")  # type: ignore[no-untyped-call]
     torch.accelerator.synchronize = _no_wait
+    # No memory is given back while a stream may use it: there is one.
+    torch.Tensor.record_stream = _no_record  # type: ignore[method-assign, assignment]
     _register_for_cpu()
     _forget_pinning()
     _count_integers()
@@ -92,6 +94,10 @@ def _empty_strided(
 
 def _no_wait(device: object = None) -> None:
     """Wait for nothing: what is called has been done."""
+
+
+def _no_record(self: torch.Tensor, stream: object) -> None:  # noqa: ARG001 - torch's signature
+    """Do nothing."""
 
 
 def _same(self: torch.Tensor, device: object = None) -> torch.Tensor:  # noqa: ARG001 - torch's signature
