@@ -96,7 +96,7 @@ def _no_wait(device: object = None) -> None:
     """Wait for nothing: what is called has been done."""
 
 
-def _no_record(self: torch.Tensor, stream: object) -> None:  # noqa: ARG001 - torch's signature
+def _no_record(self: torch.Tensor, stream: object) -> None:
     """Do nothing."""
 
 
