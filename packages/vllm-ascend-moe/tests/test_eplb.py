@@ -189,7 +189,7 @@ def test_maps_of_other_systems_are_converted_first(tmp_path: Path) -> None:
     # Their rows may be all layers, their slots may have lost their order; what serves guesses neither.
     np.save(tmp_path / "omni.npy", np.array([[[1, 1, 0, 0]], [[0, 0, 1, 1]]]))
     (tmp_path / "sglang.json").write_text(json.dumps({"physical_to_logical_map": [[0, 1, 2, 3]]}))
-    for name, form in (("omni.npy", "omni"), ("sglang.json", "another system's map")):
+    for name, form in (("omni.npy", "the form omni"), ("sglang.json", "another system")):
         with pytest.raises(
             FormatError, match=f"{form}.*expert-maps convert .*{name} map.json --to expert-maps"
         ):

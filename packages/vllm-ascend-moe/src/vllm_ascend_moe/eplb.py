@@ -226,21 +226,23 @@ def _read_cached(_absolute: str, path: str, num_experts: int, _mtime_ns: int, _s
 _SERVED = ("expert-maps", "vllm-ascend", "golden")
 
 
-def read_served_map(path: str, num_experts: int | None = None) -> Placement:
+def read_served_map(path: str | os.PathLike[str], num_experts: int | None = None) -> Placement:
     """Read a map in a form that vllm-ascend and this plugin take for the same.
 
     Raises:
         FormatError: it cannot be read, or is another system's, in which layers, ranks or slots may be meant otherwise.
         PlacementError: it is no valid placement.
     """
+    what = "a map of another system, which does not say its ranks"
+    found = None
     try:
         found = inspect_map(path, num_logical_experts=num_experts)
-        form, asks = found.form, ""
-    except RanksUnsaidError as error:
-        found, form, asks = None, "another system's map", f" ({error})"
-    if found is None or form not in _SERVED:
+        what = f"a map in the form {found.form}"
+    except RanksUnsaidError:
+        pass
+    if found is None or found.form not in _SERVED:
         msg = (
-            f"{path}: {form}{asks}; expected {', '.join(_SERVED)}: write it in one of these forms first, by "
+            f"{path} is {what}; expected {', '.join(_SERVED)}: write it in one of these forms first, by "
             f"`expert-maps convert {path} map.json --to expert-maps`"
         )
         raise FormatError(msg)
