@@ -25,7 +25,7 @@ from expert_maps import (
     rescale,
 )
 from expert_maps.errors import Violation, Violations, printable
-from expert_maps.validation import as_array
+from expert_maps.validation import as_array, check_product
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -113,7 +113,7 @@ def test_real_sizes_pass() -> None:
     # 94 layers of 512 experts on 2,048 ranks: the largest that anyone has announced, and twice over.
     row = np.arange(4096) % 512
     placement = Placement(np.broadcast_to(row, (94, 4096)), 2048)
-    limits.check_product("global_log2phy", {"L": 94, "R": 2048, "E": 512})
+    check_product("global_log2phy", {"L": 94, "R": 2048, "E": 512})
     assert placement.global_log2phy(93).shape == (2048, 512)
     assert limits.MAX_LOAD_NUMBERS >= 1000 * 94 * 512
     assert limits.MAX_FILE_BYTES >= 1000 * 94 * 512 * 8 + 128

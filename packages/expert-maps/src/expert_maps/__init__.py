@@ -13,6 +13,8 @@ from importlib import import_module
 from types import ModuleType
 from typing import TYPE_CHECKING
 
+from expert_maps._version import __version__
+
 if TYPE_CHECKING:
     from expert_maps.counts import least_redundancy
     from expert_maps.elastic import rescale
@@ -44,7 +46,6 @@ if TYPE_CHECKING:
     from expert_maps.results import PlanResult
     from expert_maps.splitting import ReplicaWeights, split_replicas
 
-__version__ = "0.1.0"
 
 __all__ = [
     "LAYOUT_NAMES",

@@ -219,7 +219,7 @@ def _text(what: str, value: object) -> str:
 
 
 def _tool() -> str:
-    from expert_maps import __version__
+    from expert_maps._version import __version__
 
     return f"expert-maps {__version__}"
 
