@@ -196,3 +196,15 @@ def test_absent_files_and_folders_are_one_line(tmp_path: Path, command: tuple[st
     assert_one_line_error(run(*command, "absent.json"), f"absent.json (in {tmp_path}): no such file")
     assert_one_line_error(run(*command, "no/such.json"), "no/such.json: no such file")
     assert_one_line_error(run(*command, tmp_path), "is a folder")
+
+
+def test_ranks_of_a_map_that_does_not_say_them_are_told(tmp_path: Path) -> None:
+    path = generate(tmp_path)
+    other = tmp_path / "map.npz"
+    assert run("convert", path, other, "--to", "vllm").exit_code == 0
+    assert_one_line_error(run("check", other), "how many ranks")
+    result = run("check", other, "--ep-size", 4, "--golden", path)
+    assert result.exit_code == 0, result.output
+    assert "4 ranks" in result.stdout
+    assert_one_line_error(run("check", path, "--golden", other), "how many ranks")
+    assert run("check", path, "--golden", other, "--ep-size", 4).exit_code == 0

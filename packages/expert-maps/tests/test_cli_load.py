@@ -23,7 +23,7 @@ ROWS = [[30, 3, 3, 4], [10, 10, 10, 10]]
 DUMP = {"rank": 0, "logical_count": [[0] * 4, *ROWS]}
 
 
-def run(*arguments: object, stdin: str = "") -> Result:
+def run(*arguments: object, stdin: str | bytes = "") -> Result:
     return CliRunner().invoke(app, [str(argument) for argument in arguments], input=stdin)
 
 
@@ -118,6 +118,28 @@ def test_inputs_are_never_written_over(tmp_path: Path) -> None:
     assert_one_line_error(run("load", "dump.json", "-o", "none/out.npz"), "there is no folder")
     assert (tmp_path / "dump.json").read_text() == before
     assert {path.name for path in tmp_path.iterdir()} == {"dump.json", "link.json"}
+
+
+@pytest.mark.parametrize("name", ["map.npz", "map.yaml"])
+def test_a_map_of_slots_need_not_say_its_ranks(tmp_path: Path, name: str) -> None:
+    placement = Placement([[0, 1, 2, 3, 0, 1]], 2)
+    write_placement(placement, tmp_path / "map.json")
+    form = "vllm" if name.endswith("npz") else "tensorrt-llm"
+    assert run("convert", "map.json", name, "--to", form, "--layers", "0").exit_code == 0
+    np.save("moe_load_0.npy", np.array([10, 1, 3, 4, 20, 2]).reshape(1, 2, 3))
+    for given, path in (("", name), ((tmp_path / name).read_bytes(), "-")):
+        result = run("load", "moe_load_0.npy", "--map", path, "-o", "load.json", stdin=given)
+        assert result.exit_code == 0, result.output
+        assert json.loads((tmp_path / "load.json").read_text())["load"] == [[30, 3, 3, 4]]
+
+
+def test_a_map_without_the_order_of_slots_names_no_count(tmp_path: Path) -> None:
+    write_placement(Placement([[2, 1, 0, 3, 0, 1]], 2), tmp_path / "map.json")
+    assert run("convert", "map.json", "map.npy", "--to", "omni").exit_code == 0
+    np.save("moe_load_0.npy", np.array([10, 1, 3, 4, 20, 2]).reshape(1, 2, 3))
+    assert_one_line_error(
+        run("load", "moe_load_0.npy", "--map", "map.npy"), "map.npy", "does not keep the order of slots"
+    )
 
 
 def test_counts_by_slot_are_read_by_their_map(tmp_path: Path) -> None:

@@ -25,7 +25,7 @@ from expert_maps.formats import (
 )
 from expert_maps.formats.checks import show
 from expert_maps.formats.contents import Content, read_content
-from expert_maps.formats.mapfile import Asked, Form, MapFile
+from expert_maps.formats.mapfile import Asked, Form, MapFile, RanksUnsaidError
 from expert_maps.layered import AnyPlacement, refuse_layered
 
 if TYPE_CHECKING:
@@ -191,7 +191,8 @@ def inspect_map(  # noqa: PLR0913 - options by keyword
         raise
     except ExpertMapsError as error:
         msg = f"{describe(path)}: {error}"
-        raise FormatError(msg) from error
+        kind = RanksUnsaidError if isinstance(error, RanksUnsaidError) else FormatError
+        raise kind(msg) from error
     if found.num_hidden_layers is None and num_hidden_layers is not None:
         return replace(found, num_hidden_layers=num_hidden_layers)
     return found
