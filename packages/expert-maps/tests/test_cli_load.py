@@ -181,3 +181,18 @@ def test_plan_reads_the_same_and_says_it(tmp_path: Path) -> None:
     assert_one_line_error(
         run("plan", "dump.json", "--physical", 3, "--ep-size", 2), "num_physical_experts is 3"
     )
+
+
+def test_warnings_number_layers_as_the_file_does(tmp_path: Path) -> None:
+    rows = [[0] * 4, *ROWS, [0] * 4, ROWS[0]]
+    (tmp_path / "hole.json").write_text(json.dumps({"logical_count": rows}))
+    config = {
+        "model_type": "deepseek_v2",
+        "num_hidden_layers": 5,
+        "n_routed_experts": 4,
+        "first_k_dense_replace": 1,
+    }
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    for said in (("--model", "config.json"), ("--layers", "1-4")):
+        told = run("load", "hole.json", *said).stderr
+        assert "warning: hole.json: layer 3 has no tokens" in told
