@@ -209,3 +209,15 @@ def test_ranks_and_layers_are_told_where_a_format_does_not_say_them(tmp_path: Pa
     assert (
         run("check", "sglang.json", "--ep-size", 2, "--layers", 3).exit_code == 1
     )  # its first row is no MoE layer
+
+
+def test_ranks_of_a_map_that_does_not_say_them_are_told(tmp_path: Path) -> None:
+    path = generate(tmp_path)
+    other = tmp_path / "map.npz"
+    assert run("convert", path, other, "--to", "vllm").exit_code == 0
+    assert_one_line_error(run("check", other), "how many ranks")
+    result = run("check", other, "--ep-size", 4, "--golden", path)
+    assert result.exit_code == 0, result.output
+    assert "4 ranks" in result.stdout
+    assert_one_line_error(run("check", path, "--golden", other), "how many ranks")
+    assert run("check", path, "--golden", other, "--ep-size", 4).exit_code == 0

@@ -66,7 +66,7 @@ class Evaluation(Frozen):
         """float64 [L, R]: tokens of each rank, summed over steps."""
         return np.concatenate([metrics.rank_load(part, load) for part, load in self._parts()])
 
-    @property
+    @lazy
     def max_rank_load(self) -> Float64Array:
         """float64 [L]: tokens of the hottest rank."""
         peak: Float64Array = self.rank_load.max(axis=1)

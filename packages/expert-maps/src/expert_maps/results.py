@@ -99,18 +99,18 @@ class PlanResult(Frozen):
         """The ratio of the sums over steps and layers of mean and hottest rank; see `expert_maps.over_steps`."""
         return metrics.over_steps(self.placement, self.load)
 
-    @property
+    @lazy
     def max_rank_load(self) -> Float64Array:
         """float64 [L]: tokens of the hottest rank."""
         peak: Float64Array = self.rank_load.max(axis=1)
         return peak
 
-    @property
+    @lazy
     def peak_to_mean(self) -> Float64Array:
         """float64 [L]: max / mean rank load, at least 1."""
         return 1.0 / self.balancedness
 
-    @property
+    @lazy
     def gap(self) -> Float64Array:
         """float64 [L]: max rank load / lower bound − 1: how much a better plan could gain at most.
 

@@ -5,7 +5,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -21,6 +21,7 @@ from expert_maps.cli.options import (
     MapArgument,
     refuse_two_stdins,
 )
+from expert_maps.cli.reading import as_input
 from expert_maps.cli.usage import CHECK_FAILED
 from expert_maps.errors import PlacementError
 
@@ -110,13 +111,12 @@ def check(
 
     --json prints one object with the same keys in every case of 0 and 1, and every violation in it.
     """
-    from expert_maps.cli.mapping import MapOptions, read_any_map
+    from expert_maps.cli.mapping import MapOptions
 
     refuse_two_stdins({"MAP": file, "--golden": golden, "--model": model})
     counts, listed = _as_count_or_layers(layers)
     expected = _expected_counts(experts, counts, ep_size, redundant, physical, model)
-    either_way = MapOptions(allow_uneven=True, allow_duplicates=True)
-    reference = None if golden is None else read_any_map(golden, either_way).placement
+    reference = None if golden is None else _reference(golden, ep_size)
     said = MapOptions(
         source,
         ep_size,
@@ -139,6 +139,18 @@ def check(
     _report(file, placement, findings, show_all=all_violations, json=json)
     if findings:
         raise typer.Exit(CHECK_FAILED)
+
+
+def _reference(golden: Path, ep_size: int | None) -> AnyPlacement:
+    from expert_maps.cli.mapping import MapOptions, read_any_map
+    from expert_maps.formats.mapfile import RanksUnsaidError
+
+    either_way = MapOptions(allow_uneven=True, allow_duplicates=True)
+    source = as_input(golden)
+    try:
+        return read_any_map(source, either_way).placement
+    except RanksUnsaidError:
+        return read_any_map(source, replace(either_way, ep_size=ep_size)).placement
 
 
 def _expected_counts(
@@ -177,7 +189,6 @@ def _as_count_or_layers(text: str | None) -> tuple[int | None, str | None]:
 def _read(file: Path, said: MapOptions) -> tuple[AnyPlacement | None, list[Finding]]:
     """Return the placement, or the violations; what is no placement at all is raised as bad input."""
     from expert_maps.cli.output import warn
-    from expert_maps.cli.reading import as_input
     from expert_maps.files import describe
     from expert_maps.layered import LayeredPlacement
 

@@ -180,7 +180,7 @@ def _inspect(paths: Sequence[AnyPath], name: str | None, options: LoadOptions) -
         counts = by_expert(choose_steps(chosen.counts, options.steps), options.placement)
         check_counts(counts, options)
         load = ExpertLoad(counts.values)
-    warnings = (*counts.warnings, *suspicions(load, options))
+    warnings = (*counts.warnings, *suspicions(load, options, counts.labels))
     return LoadFile(load, form.name, _describe(form, load, chosen, counts.details), counts.labels, warnings)
 
 
