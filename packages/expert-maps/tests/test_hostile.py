@@ -18,7 +18,8 @@ from expert_maps import ExpertMapsError, generate_placement, read_load, read_pla
 from expert_maps.errors import PlacementError
 from expert_maps.files import unpack
 from expert_maps.formats import vllm_ascend
-from expert_maps.formats.arrays import parse_npy, parse_npz, parse_safetensors
+from expert_maps.formats.arrays import parse_npy, parse_npz
+from expert_maps.formats.safetensors import parse_safetensors
 
 if TYPE_CHECKING:
     from collections.abc import Callable

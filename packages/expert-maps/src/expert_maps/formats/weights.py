@@ -31,6 +31,7 @@ from expert_maps.errors import FormatError
 from expert_maps.files import Source, describe, read_bytes, read_json, write_bytes
 from expert_maps.formats.arrays import parse_npz
 from expert_maps.placement import as_placement
+from expert_maps.validation import first_true
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -249,17 +250,17 @@ def _check_shares(name: str, weights: Float64Array, slots: NDArray[np.int32]) ->
     if weights.shape != slots.shape:
         msg = f"{name}: weights are {list(weights.shape)}; expected {list(slots.shape)}, as the map's copies"
         raise FormatError(msg)
-    bad = np.argwhere(~(weights >= 0) | ((slots < 0) & (weights != 0)))
-    if bad.size:
-        layer, expert, copy = bad[0].tolist()
+    bad = first_true(~(weights >= 0) | ((slots < 0) & (weights != 0)))
+    if bad is not None:
+        layer, expert, copy = bad[0]
         exists = slots[layer, expert, copy] >= 0
         expected = "at least 0" if exists else "0, because there is no such copy"
         found = weights[layer, expert, copy]
         msg = f"{name}: weight of layer {layer}, expert {expert}, copy {copy} is {found}; expected {expected}"
         raise FormatError(msg)
     total = weights.sum(axis=2)
-    wrong = np.argwhere(~(np.abs(total - 1) <= _ROUNDING))
-    if wrong.size:
-        layer, expert = wrong[0].tolist()
+    wrong = first_true(~(np.abs(total - 1) <= _ROUNDING))
+    if wrong is not None:
+        layer, expert = wrong[0]
         msg = f"{name}: weights of layer {layer}, expert {expert} sum to {total[layer, expert]}; expected 1"
         raise FormatError(msg)

@@ -175,7 +175,8 @@ def _inspect(paths: Sequence[AnyPath], name: str | None, options: LoadOptions) -
     with naming(describe(paths[0]) + more):
         counts = form.read(documents, options)
         del documents  # they may be large
-        check_axes(*counts.values.shape[1:])
+        steps, rows, columns = counts.values.shape
+        check_axes(rows, columns, steps)
         chosen = choose_layers(counts, options)
         counts = by_expert(choose_steps(chosen.counts, options.steps), options.placement)
         check_counts(counts, options)

@@ -22,10 +22,10 @@ from expert_maps.formats.loads.values import (
     check_axes,
     check_table,
     naming,
-    refuse_bad,
     shown,
     spans,
 )
+from expert_maps.load import refuse_bad
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
