@@ -10,7 +10,7 @@ import numpy as np
 
 from expert_maps import limits
 from expert_maps.errors import LoadError
-from expert_maps.formats.loads.values import check_axes, check_table, spans
+from expert_maps.formats.loads.values import spans
 from expert_maps.load import refuse_bad
 
 if TYPE_CHECKING:
@@ -66,8 +66,7 @@ def tabulate(
     if int(experts.max()) >= num_experts:
         msg = f"expert id is {int(experts.max())}; expected one of 0 … {num_experts - 1}"
         raise LoadError(msg)
-    check_axes(len(labels), num_experts)
-    check_table((len(labels), num_experts))
+    limits.check_counts(num_layers=len(labels), num_logical_experts=num_experts, error=LoadError)
     told = np.zeros((len(labels), num_experts), dtype=bool)
     told[rows, experts] = True
     if said is None and not told.all():

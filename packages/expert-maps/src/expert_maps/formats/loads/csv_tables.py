@@ -238,8 +238,9 @@ def _index_numbers(text: CsvText, layout: Layout) -> Float64Array:
 
 
 def _index_number(text: CsvText, cell: str) -> float:
-    if text.is_number(cell):
-        return text.number(cell)
+    number = text.number_or_none(cell)
+    if number is not None:
+        return number
     # An index may be words, like layer_3: its number counts.
     match = _LAST_NUMBER.search(cell[-_LONGEST_INDEX:])
     return float(match[1]) if match else np.nan

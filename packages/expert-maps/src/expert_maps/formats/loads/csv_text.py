@@ -63,9 +63,11 @@ class CsvText:
             LoadError: a cell is no number.
         """
         line = self.lines[index]
+        cells = line.split(self.separator)[skip:]
         try:
-            if "_" not in line and '"' not in line:  # float() takes 1_000, a file should not
-                return list(map(float, line.split(self.separator)[skip:]))
+            # float() takes 1_000, a file should not.
+            if '"' not in line and ("_" not in line or not any("_" in cell for cell in cells)):
+                return list(map(float, cells))
         except ValueError:
             pass
         row = self.row(index)[skip:]
@@ -99,11 +101,14 @@ class CsvText:
 
     def is_number(self, cell: str) -> bool:
         """Say whether a cell is a number; with ``;`` or tabs between cells a comma is a decimal point."""
+        return self.number_or_none(cell) is not None
+
+    def number_or_none(self, cell: str) -> float | None:
+        """Return the number in a cell, None where there is none."""
         try:
-            self.number(cell)
+            return None if "_" in cell else self.number(cell)
         except ValueError:
-            return False
-        return "_" not in cell
+            return None
 
     def number(self, cell: str) -> float:
         """Return the number in a cell that has one."""

@@ -8,12 +8,13 @@ import os
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from expert_maps._layers import as_layers
 from expert_maps.errors import LoadError
 from expert_maps.files import Source, describe
 from expert_maps.formats.loads.checks import check_counts, suspicions
 from expert_maps.formats.loads.choosing import Chosen, choose_layers, choose_steps
 from expert_maps.formats.loads.document import open_document
-from expert_maps.formats.loads.options import LoadOptions, ModelShape, parse_layers, parse_steps
+from expert_maps.formats.loads.options import LoadOptions, ModelShape, parse_steps
 from expert_maps.formats.loads.registry import form_of
 from expert_maps.formats.loads.slots import by_expert
 from expert_maps.formats.loads.values import check_axes, counted, naming, spans
@@ -71,7 +72,7 @@ def read_load(  # noqa: PLR0913 - what a file may leave unsaid
         key: the array in a file of several, or the key in a JSON object; None to take the only one
             (``.npz``: all, where they agree in layers and experts).
         format: one of `FORM_NAMES`, to say the form instead of having it recognised.
-        layers: the layers to take, ``"3-60"`` or numbers: the file's own where it has them, else positions of rows.
+        layers: the layers to take, ``"3-60"``, ``"all"`` or numbers: the file's own where it has them, else positions of rows.
         placement: whose slots are counted, for counts by physical slot.
         files: what several files are: ``"ranks"`` (their counts are added or joined) or ``"steps"``.
         steps: the steps to take, ``"all"``, ``"10-99"`` or a range; given, it says that the first of three axes is
@@ -143,7 +144,7 @@ def inspect_load(  # noqa: PLR0913 - as above
         raise LoadError(msg)
     options = LoadOptions(
         key=key,
-        layers=None if layers is None else parse_layers(layers),
+        layers=None if layers is None else as_layers(layers, LoadError),
         steps=None if steps is None else parse_steps(steps),
         files=files,
         placement=placement,

@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, Any, cast
 import numpy as np
 
 from expert_maps import limits
-from expert_maps.errors import LoadError
+from expert_maps._layers import layers_text
+from expert_maps.errors import LoadError, printable
 from expert_maps.load import refuse_bad
 
 if TYPE_CHECKING:
@@ -47,9 +48,7 @@ def naming(name: str) -> Generator[None]:
 
 def shown(name: object) -> str:
     """Return a name out of a file as a terminal may show it: short, and without control characters."""
-    text = str(name)
-    text = text if text.isprintable() else ascii(text)
-    return text if len(text) <= 80 else text[:77] + "..."  # noqa: PLR2004 - a line's worth
+    return printable(str(name), 80)
 
 
 def listed(names: Collection[object]) -> str:
@@ -65,13 +64,7 @@ def counted(count: int, what: str) -> str:
 
 def spans(numbers: Iterable[int]) -> str:
     """Return ascending numbers as ranges: ``0-2, 5``."""
-    runs: list[list[int]] = []
-    for number in numbers:
-        if runs and number == runs[-1][1] + 1:
-            runs[-1][1] = number
-        else:
-            runs.append([number, number])
-    return listed([str(first) if first == last else f"{first}-{last}" for first, last in runs])
+    return listed(layers_text(list(numbers)).split(","))
 
 
 def as_array(value: object) -> Float64Array:
