@@ -65,6 +65,10 @@ def _refuse_size(content: bytes, name: str) -> None:
     if len(content) > limits.MAX_JSON_BYTES:
         msg = f"{name}: {len(content)} bytes of JSON; expected at most {limits.MAX_JSON_BYTES}"
         raise FormatError(msg)
+    lists = content.count(b"[") + content.count(b"{")
+    if lists > limits.MAX_JSON_LISTS:
+        msg = f"{name}: {lists} lists and objects of JSON; expected at most {limits.MAX_JSON_LISTS}: write large loads as .npy or .npz"
+        raise FormatError(msg)
     width = text_width(content)
     memory = len(content) * (1 + width) + sum(content.count(char) * cost for char, cost in _COST.items())
     if b'"' in content:

@@ -17,8 +17,6 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 _SHOWN = 40
-# Numbers of a table that follows from a map, which is held beside what it is compared with.
-_MAX_TABLE = 2**25
 
 
 def show(value: object) -> str:
@@ -140,7 +138,7 @@ def _limit(what: str, shape: tuple[int, ...]) -> None:
     total = 1
     for size in shape:
         total *= size
-    most = limits.MAX_SLOTS if len(shape) <= 2 else _MAX_TABLE  # noqa: PLR2004 - rows of slots
+    most = limits.MAX_SLOTS if len(shape) <= 2 else limits.MAX_COPIES  # noqa: PLR2004 - rows of slots
     if shape[0] > limits.MAX_LAYERS:
         msg = f"{what} has {shape[0]} rows; expected at most {limits.MAX_LAYERS}, one a layer"
         raise FormatError(msg)

@@ -110,8 +110,8 @@ def _check_size(content: bytes) -> None:
     if not content.startswith(_ZIP):
         msg = f"{_NOT_PLAIN}: no ZIP archive, as torch.save writes; save it anew with torch 1.6 or later"
         raise FormatError(msg)
-    if content.count(_ENTRY) > limits.MAX_ARRAYS:
-        msg = f"the .pt file has more than {limits.MAX_ARRAYS} entries; expected at most so many"
+    if content.count(_ENTRY) > limits.MAX_TENSORS:
+        msg = f"the .pt file has more than {limits.MAX_TENSORS} entries; expected at most so many"
         raise FormatError(msg)
     try:
         with zipfile.ZipFile(io.BytesIO(content)) as archive:
@@ -146,9 +146,9 @@ class _Plain:
         import torch
 
         self.values += 1
-        if depth > limits.MAX_DEPTH or self.values > limits.MAX_PICKLE_BYTES:
+        if depth > limits.MAX_DEPTH or self.values > limits.MAX_PICKLE_VALUES:
             msg = (
-                f"the .pt file has more than {limits.MAX_PICKLE_BYTES} values, or they are nested more than "
+                f"the .pt file has more than {limits.MAX_PICKLE_VALUES} values, or they are nested more than "
                 f"{limits.MAX_DEPTH} deep; expected at most so many"
             )
             raise FormatError(msg)

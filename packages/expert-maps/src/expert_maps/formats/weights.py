@@ -30,10 +30,13 @@ from expert_maps._frozen import Frozen
 from expert_maps.errors import FormatError
 from expert_maps.files import Source, describe, read_bytes, read_json, write_bytes
 from expert_maps.formats.arrays import parse_npz
+from expert_maps.formats.checks import show
 from expert_maps.placement import as_placement
 from expert_maps.validation import first_true
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from numpy.typing import NDArray
 
     from expert_maps.files import AnyPath
@@ -191,6 +194,7 @@ def _from_arrays(arrays: dict[str, NDArray[np.generic]]) -> tuple[Float64Array, 
     if weights.ndim != 3 or weights.dtype.kind not in "iuf" or not weights.size:  # noqa: PLR2004 - [L, E, X]
         msg = f"weights are {weights.dtype} {list(weights.shape)}; expected numbers [L, E, X]"
         raise FormatError(msg)
+    _check_size(weights.shape)
     return weights.astype(np.float64), digest.tobytes().hex()
 
 
@@ -216,7 +220,7 @@ def _check_keys(found: list[str]) -> None:
 
 def _check_version(version: object) -> None:
     if isinstance(version, bool) or version != VERSION:
-        msg = f"version is {str(version)[:40]}; expected {VERSION}, all that this expert-maps reads"
+        msg = f"version is {show(version)}; expected {VERSION}, all that this expert-maps reads"
         raise FormatError(msg)
 
 
@@ -232,9 +236,7 @@ def _as_array(weights: object) -> Float64Array:
             raise FormatError(msg)
         shape.append(lengths.pop())
         level = list(chain.from_iterable(lists))
-    if len(level) > limits.MAX_TABLE:
-        msg = f"weights are {len(level)} numbers; expected at most {limits.MAX_TABLE}"
-        raise FormatError(msg)
+    _check_size(shape)
     if not {type(entry) for entry in level} <= {int, float}:
         msg = "weights hold what is no number; expected numbers [L, E, X]"
         raise FormatError(msg)
@@ -243,6 +245,11 @@ def _as_array(weights: object) -> Float64Array:
     except OverflowError as error:
         msg = "weights hold an integer beyond all floats; expected shares from 0 to 1"
         raise FormatError(msg) from error
+
+
+def _check_size(shape: Sequence[int]) -> None:
+    axes = dict(zip(("L", "E", "X"), shape, strict=True))
+    limits.check_product("a file of weights", axes, limits.MAX_COPIES, FormatError)
 
 
 def _check_shares(name: str, weights: Float64Array, slots: NDArray[np.int32]) -> None:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from expert_maps import limits
-from expert_maps.errors import LoadError
+from expert_maps.errors import LoadError, printable
 from expert_maps.formats.loads.values import listed, shown
 
 if TYPE_CHECKING:
@@ -53,7 +53,7 @@ class CsvText:
                 for cell in next(csv.reader([line], delimiter=self.separator or " ", strict=True))
             ]
         except csv.Error as error:
-            msg = f"line {self.numbers[index]} is not CSV: {error}"
+            msg = f"line {self.numbers[index]} is not CSV: {printable(str(error))}"
             raise LoadError(msg) from error
 
     def floats(self, index: int, skip: int = 0) -> list[float]:

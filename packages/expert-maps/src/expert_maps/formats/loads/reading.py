@@ -18,7 +18,7 @@ from expert_maps.formats.loads.options import LoadOptions, ModelShape, parse_ste
 from expert_maps.formats.loads.registry import form_of
 from expert_maps.formats.loads.slots import by_expert
 from expert_maps.formats.loads.values import check_axes, counted, naming, spans
-from expert_maps.load import ExpertLoad
+from expert_maps.load import take
 from expert_maps.models import ModelCounts, model_counts
 from expert_maps.validation import as_count
 
@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from expert_maps.files import AnyPath
     from expert_maps.formats.loads.counts import Form
     from expert_maps.formats.loads.options import Files
+    from expert_maps.load import ExpertLoad
     from expert_maps.placement import Placement
 
 
@@ -181,7 +182,7 @@ def _inspect(paths: Sequence[AnyPath], name: str | None, options: LoadOptions) -
         chosen = choose_layers(counts, options)
         counts = by_expert(choose_steps(chosen.counts, options.steps), options.placement)
         check_counts(counts, options)
-        load = ExpertLoad(counts.values)
+        load = take(counts.values)
     warnings = (*counts.warnings, *suspicions(load, options))
     return LoadFile(load, form.name, _describe(form, load, chosen, counts.details), counts.labels, warnings)
 

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, TypeVar
 
 import numpy as np
 
+from expert_maps import limits
 from expert_maps.errors import LoadError
 
 if TYPE_CHECKING:
@@ -36,7 +37,7 @@ def refuse(values: Float64Array) -> None:
     """Refuse an array whose content says that it is no [steps, L, E].
 
     Args:
-        values: float64 [steps, rows, columns].
+        values: float64 [steps, rows, columns]; what comes after the most steps that a load may have is not looked at.
 
     Raises:
         LoadError: it looks like a placement, counts by rank and slot, or routed experts.
@@ -44,6 +45,7 @@ def refuse(values: Float64Array) -> None:
     if values.shape[0] < 2:  # noqa: PLR2004 - one step is no third axis
         return
     shape = list(values.shape)
+    values = values[: limits.MAX_STEPS]
     if is_placement(values):
         msg = (
             f"shape {shape} of 0 and 1, where each expert is on a rank in each layer: a placement of omni-infer "

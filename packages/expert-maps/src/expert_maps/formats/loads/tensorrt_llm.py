@@ -60,6 +60,9 @@ def _one(document: Document) -> Counts:
     if "_raw." in document.base:
         msg = "TensorRT-LLM's expert ids of each token (raw), not counts; expected rankN.safetensors"
         raise LoadError(msg)
+    if len(document.named) > limits.MAX_ARRAYS:
+        msg = f"there are {len(document.named)} arrays; expected at most {limits.MAX_ARRAYS}"
+        raise LoadError(msg)
     keys = {
         name: (int(match[1]), int(match[2])) for name in document.named if (match := _KEY.fullmatch(name))
     }
