@@ -19,8 +19,9 @@ from cli_runs import generate, run, run_with_encoding
 
 from expert_maps.cli import entry
 from expert_maps.cli import work as work_module
-from expert_maps.cli.output import as_count, as_size, printable
+from expert_maps.cli.output import as_count, as_size
 from expert_maps.cli.work import work
+from expert_maps.errors import printable
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -61,12 +61,17 @@ def test_layers_and_steps_are_chosen(tmp_path: Path) -> None:
     assert read_load(path, layers="1,3", steps="1-2").counts[..., 0].tolist() == [[11, 13], [21, 23]]
     assert read_load(path, layers=[0], steps="2-").counts[..., 0].tolist() == [[20]]
     assert read_load(path, steps=range(2)).num_steps == 2
+    assert read_load(path, layers="1–2").shape == (3, 2, 1)
+    idle = write(tmp_path / "idle.json", {"logical_count": [[0, 0], [1, 2]]})
+    assert inspect_load(idle, layers="all").layers == (0, 1)
+    assert inspect_load(idle).layers == (1,)
     for choice, message in (
         ({"layers": "2-4"}, "layers 4 are not in the file; it has 0-3"),
-        ({"layers": "3-1"}, "expected numbers and ranges"),
-        ({"layers": "1,1"}, "ascending"),
-        ({"layers": "0-99999999"}, "below 4096"),
-        ({"layers": ""}, "expected numbers"),
+        ({"layers": "3-1"}, "expected absolute layer numbers like 3-60"),
+        ({"layers": "1,1"}, "layers have 1 after 1; expected each once, in ascending order"),
+        ({"layers": "0-99999999"}, "expected absolute"),
+        ({"layers": "0-9999"}, "at most 4096 of them"),
+        ({"layers": ""}, "expected absolute layer numbers"),
         ({"steps": "1-3"}, "steps are 1-3; the file has 3, 0-2"),
         ({"steps": "3-"}, "the file has 3"),
         ({"steps": "x"}, "expected all, a step"),
@@ -197,3 +202,11 @@ def test_what_is_exported_is_read_back(tmp_path: Path, name: str, steps: int, di
     assert again.layers == ((1, 2, 3) if name.endswith(("json", "csv")) else None)
     with pytest.raises(FormatError, match=r"name ends in \.txt"):
         export_load(load, tmp_path / "load.txt")
+
+
+def test_one_file_is_counted_once_whatever_its_name(tmp_path: Path) -> None:
+    path = write(tmp_path / "load.json", ROWS)
+    (tmp_path / "link.json").symlink_to(path)
+    for other in (path, tmp_path / "link.json"):
+        with pytest.raises(LoadError, match=r"is the same file as .*load.json; expected each once"):
+            read_load([path, other], files="ranks")

@@ -15,7 +15,8 @@ import pytest
 from expert_maps import FormatError, Placement, PlacementError, generate_placement, read_placement
 from expert_maps.files import Source
 from expert_maps.formats import deepseek, golden, inspect_map, placements, read_any_placement, vllm
-from expert_maps.formats.tensors import dump_pt, dump_safetensors
+from expert_maps.formats.safetensors import dump_safetensors
+from expert_maps.formats.torch_files import dump_pt
 from expert_maps.layered import LayeredPlacement
 
 if TYPE_CHECKING:

@@ -27,7 +27,15 @@ if TYPE_CHECKING:
         Violation,
     )
     from expert_maps.evaluate import ComparisonRow, Evaluation, compare, evaluate
-    from expert_maps.formats import read_load, read_placement, read_weights, write_placement, write_weights
+    from expert_maps.formats import (
+        inspect_load,
+        inspect_map,
+        read_load,
+        read_placement,
+        read_weights,
+        write_placement,
+        write_weights,
+    )
     from expert_maps.layouts import LAYOUT_NAMES, LayoutName, generate_placement
     from expert_maps.load import ExpertLoad
     from expert_maps.metrics import (
@@ -70,6 +78,8 @@ __all__ = [
     "compare",
     "evaluate",
     "generate_placement",
+    "inspect_load",
+    "inspect_map",
     "least_redundancy",
     "moves",
     "over_steps",
@@ -99,7 +109,18 @@ _HOMES: dict[str, str] = {
             ("ExpertMapsError", "FormatError", "LayoutError", "LoadError", "PlacementError", "Violation"),
         ),
         ("evaluate", ("ComparisonRow", "Evaluation", "compare", "evaluate")),
-        ("formats", ("read_load", "read_placement", "read_weights", "write_placement", "write_weights")),
+        (
+            "formats",
+            (
+                "inspect_load",
+                "inspect_map",
+                "read_load",
+                "read_placement",
+                "read_weights",
+                "write_placement",
+                "write_weights",
+            ),
+        ),
         ("layouts", ("LAYOUT_NAMES", "LayoutName", "generate_placement")),
         ("load", ("ExpertLoad",)),
         (

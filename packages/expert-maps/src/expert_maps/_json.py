@@ -65,9 +65,11 @@ def _refuse_size(content: bytes, name: str) -> None:
     if len(content) > limits.MAX_JSON_BYTES:
         msg = f"{name}: {len(content)} bytes of JSON; expected at most {limits.MAX_JSON_BYTES}"
         raise FormatError(msg)
-    # One wide character makes all characters of a text wide.
-    is_wide = not content.isascii() and np.frombuffer(content, np.uint8).max() >= _FIRST_OF_FOUR
-    width = 4 if is_wide else 1 if content.isascii() else 2
+    lists = content.count(b"[") + content.count(b"{")
+    if lists > limits.MAX_JSON_LISTS:
+        msg = f"{name}: {lists} lists and objects of JSON; expected at most {limits.MAX_JSON_LISTS}: write large loads as .npy or .npz"
+        raise FormatError(msg)
+    width = text_width(content)
     memory = len(content) * (1 + width) + sum(content.count(char) * cost for char, cost in _COST.items())
     if b'"' in content:
         memory += len(content) * width  # strings are copied
@@ -77,6 +79,13 @@ def _refuse_size(content: bytes, name: str) -> None:
             f"{limits.MAX_JSON_MEMORY}: write large loads as .npy or .npz"
         )
         raise FormatError(msg)
+
+
+def text_width(content: bytes) -> int:
+    """Return the bytes that each character of a UTF-8 text takes once decoded: one wide character makes all of them wide."""
+    if content.isascii():
+        return 1
+    return 4 if np.frombuffer(content, np.uint8).max() >= _FIRST_OF_FOUR else 2
 
 
 def _refuse_depth(content: bytes, name: str) -> None:

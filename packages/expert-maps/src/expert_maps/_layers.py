@@ -14,43 +14,49 @@ from expert_maps.validation import as_count
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from expert_maps.errors import ExpertMapsError
+
 Layers: TypeAlias = "tuple[int, ...] | Literal['all']"
 
 _EXPECTED = "expected absolute layer numbers like 3-60 or 0,2,4-6, or all"
 _DIGITS = 7
 
 
-def as_layers(layers: Sequence[int] | str) -> Layers:
+def as_layers(layers: Sequence[int] | str, error: type[ExpertMapsError] = FormatError) -> Layers:
     """Return absolute layer indices in ascending order, from a text or a sequence.
 
+    Args:
+        layers: ``3-60``, ``0,2,4-6`` or ``all``; or numbers.
+        error: what to raise.
+
     Raises:
-        FormatError: no layers, one twice, one out of order or below 0, or more than there can be.
+        ExpertMapsError: no layers, one twice, one out of order or below 0, or more than there can be.
     """
     if isinstance(layers, str):
-        return "all" if layers.strip() == "all" else as_layers(_parse(layers))
-    found = tuple(as_count("layers", layer, 0, limits.MAX_LAYERS * 16, error=FormatError) for layer in layers)
+        return "all" if layers.strip() == "all" else as_layers(_parse(layers, error), error)
+    found = tuple(as_count("layers", layer, 0, limits.MAX_LAYERS * 16, error=error) for layer in layers)
     if not found or len(found) > limits.MAX_LAYERS:
         msg = f"layers are {len(found)} in number; expected 1 to {limits.MAX_LAYERS}"
-        raise FormatError(msg)
+        raise error(msg)
     for before, after in pairwise(found):
         if after <= before:
             msg = f"layers have {after} after {before}; expected each once, in ascending order"
-            raise FormatError(msg)
+            raise error(msg)
     return found
 
 
-def _parse(text: str) -> list[int]:
+def _parse(text: str, error: type[ExpertMapsError]) -> list[int]:
     found: list[int] = []
     for part in text.split(","):
-        first, dash, last = (piece.strip() for piece in part.partition("-"))
+        first, dash, last = (piece.strip() for piece in part.replace("–", "-").partition("-"))
         ends = (first, last) if dash else (first, first)
         if not all(end.isascii() and end.isdigit() and len(end) <= _DIGITS for end in ends):
             msg = f"layers are {text[:60]!r}; {_EXPECTED}"
-            raise FormatError(msg)
+            raise error(msg)
         begin, end = map(int, ends)
         if end < begin or len(found) + end - begin >= limits.MAX_LAYERS:
             msg = f"layers are {text[:60]!r}; {_EXPECTED}, at most {limits.MAX_LAYERS} of them"
-            raise FormatError(msg)
+            raise error(msg)
         found.extend(range(begin, end + 1))
     return found
 

@@ -32,17 +32,17 @@ class LayoutError(ExpertMapsError):
     """A layout or plan was asked for with counts for which none exists."""
 
 
-def printable(text: str, limit: int = 60) -> str:
+def printable(text: str, limit: int | None = 60) -> str:
     r"""Return foreign text as a message may show it: on one line, without control characters, and not too long.
 
     Args:
         text: from a file: a key, the name of an array, a string; it may try to steer a terminal.
-        limit: characters of it that are shown.
+        limit: characters of it that are shown; None for all.
 
     Returns:
         The text; what cannot be printed is written as in Python (``\x1b``), what is too much as an ellipsis.
     """
-    shown = text if len(text) <= limit else text[: limit - 1] + "…"
+    shown = text if limit is None or len(text) <= limit else text[: limit - 1] + "…"
     if shown.isprintable():
         return shown
     return "".join(

@@ -12,10 +12,10 @@ import numpy as np
 from expert_maps import limits
 from expert_maps._frozen import Frozen, freeze, lazy
 from expert_maps.errors import LoadError
-from expert_maps.validation import as_array, as_count, check_product
+from expert_maps.validation import as_array, as_count, check_product, first_true
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Sequence
 
     from numpy.typing import ArrayLike, DTypeLike, NDArray
 
@@ -164,6 +164,21 @@ class ExpertLoad(Frozen):
         )
 
 
+def take(counts: Float64Array) -> ExpertLoad:
+    """Return a load that holds this very array, where `ExpertLoad` copies: readers of files make large ones.
+
+    Args:
+        counts: float64 [steps, L, E], which nobody else writes to; it becomes read-only.
+
+    Raises:
+        LoadError: a value is NaN, infinite, negative or absurd.
+    """
+    refuse_bad(counts, _AXES)
+    load = ExpertLoad.__new__(ExpertLoad)
+    object.__setattr__(load, "counts", freeze(np.ascontiguousarray(counts)))
+    return load
+
+
 def as_load(load: ArrayLike | ExpertLoad) -> ExpertLoad:
     """Return a load as it is, or what an array says.
 
@@ -176,14 +191,25 @@ def as_load(load: ArrayLike | ExpertLoad) -> ExpertLoad:
 def _refuse_bad_values(array: NDArray[Any]) -> None:
     # Half precision cannot hold the limit; other types are compared as they are, without a copy.
     numbers = array.astype(np.float64) if array.dtype == np.float16 else array
-    bad = ~((numbers >= 0) & (numbers <= MAX_LOAD))
-    count = int(np.count_nonzero(bad))
-    if count:
-        coordinate = np.array(np.unravel_index(int(bad.argmax()), bad.shape))
-        where = ", ".join(
-            f"{axis} {index}"
-            for axis, index in zip(_AXES[-len(coordinate) :], coordinate.tolist(), strict=True)
-        )
+    refuse_bad(numbers, _AXES[-array.ndim :])
+
+
+def refuse_bad(array: NDArray[Any], axes: Sequence[str]) -> None:
+    """Refuse counts that are none, and name the first.
+
+    Args:
+        array: numbers of any shape.
+        axes: what its axes are called in the message.
+
+    Raises:
+        LoadError: one is negative, NaN, infinite or absurd.
+    """
+    good = array >= 0
+    good &= array <= MAX_LOAD
+    bad = first_true(~good)
+    if bad is not None:
+        place, count = bad
+        where = ", ".join(f"{axis} {index}" for axis, index in zip(axes, place, strict=True))
         more = f" (and {count - 1} more)" if count > 1 else ""
-        msg = f"load at {where} is {float(numbers[tuple(coordinate)]):g}; expected a number from 0 to {MAX_LOAD:g}{more}"
+        msg = f"load at {where} is {float(array[place]):g}; expected a number from 0 to {MAX_LOAD:g}{more}"
         raise LoadError(msg)

@@ -48,6 +48,17 @@ def as_count(
     return number
 
 
+def first_true(mask: NDArray[np.bool_]) -> tuple[tuple[int, ...], int] | None:
+    """Return the coordinates of the first true of a mask, and how many there are; None where there is none.
+
+    `np.argwhere` would take eight bytes for each coordinate of each.
+    """
+    count = int(np.count_nonzero(mask))
+    if not count:
+        return None
+    return tuple(int(index) for index in np.unravel_index(int(mask.argmax()), mask.shape)), count
+
+
 def as_tolerance(value: object) -> float:
     """Return ``value`` as a float in (0, 1], or raise naming it.
 

@@ -64,7 +64,7 @@ LayersOption = Annotated[
     typer.Option(
         "--layers",
         metavar="LIST",
-        help="The layers to take, like 3-60 or 3,5,7-9, as the file numbers them, else by row from 0.",
+        help="The layers to take, like 3-60, 3,5,7-9 or all, as the file numbers them, else by row from 0.",
     ),
 ]
 SlotMapOption = Annotated[

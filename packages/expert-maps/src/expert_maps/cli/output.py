@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from expert_maps.cli.notes import hold, release_notes
+from expert_maps.errors import printable
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
@@ -73,13 +74,6 @@ def _escaped(character: str) -> str:
     return character.encode("unicode_escape", "backslashreplace").decode("ascii")
 
 
-def printable(text: str) -> str:
-    """Escape what is no visible character or space: control characters, lone surrogates, marks of direction."""
-    if text.isprintable():
-        return text
-    return "".join(each if each.isprintable() or each == "\n" else _escaped(each) for each in text)
-
-
 def say(lines: str | Iterable[str], *, err: bool = False, wrap: bool = False) -> None:
     """Print lines, on standard error if asked.
 
@@ -93,7 +87,8 @@ def say(lines: str | Iterable[str], *, err: bool = False, wrap: bool = False) ->
     stream = sys.stderr if err else sys.stdout
     width = width_of(stream) if wrap and stream.isatty() else None
     for line in [lines] if isinstance(lines, str) else lines:
-        stream.write(_encodable(wrapped(printable(line), width), stream) + "\n")
+        safe = "\n".join(printable(part, None) for part in line.split("\n"))
+        stream.write(_encodable(wrapped(safe, width), stream) + "\n")
     stream.flush()
 
 

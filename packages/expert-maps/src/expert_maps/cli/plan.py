@@ -76,7 +76,7 @@ def plan(
     """
     from expert_maps.cli.loading import inspect_loads
     from expert_maps.cli.mapping import MapOptions, of_load, read_map
-    from expert_maps.cli.planned import map_text, ungrouped_balancedness
+    from expert_maps.cli.planned import bytes_of_expert, map_text, ungrouped_balancedness
     from expert_maps.cli.report import PlanReport
     from expert_maps.cli.sizing import proposed_slots, slots_of_layer
     from expert_maps.cli.work import work
@@ -118,7 +118,8 @@ def plan(
         lambda progress: plans(num_groups=groups, num_nodes=nodes, progress=progress),
     )
     ungrouped = ungrouped_balancedness(plans, trace, 1 if policy == "deepseek_global" else nodes)
-    report = PlanReport(result, trace, before, target, expert_bytes, proposed, ungrouped)
+    size = bytes_of_expert(expert_bytes, said.model)
+    report = PlanReport(result, trace, before, target, size, proposed, ungrouped)
     report.warn_of_mended()
     _ = report.moved_bytes  # refused before anything is written
     target.write(map_text(result, found, said, "plan"))

@@ -68,7 +68,7 @@ def rescale(
     """
     from expert_maps.cli.loading import inspect_loads
     from expert_maps.cli.mapping import MapOptions, of_load, read_map
-    from expert_maps.cli.planned import map_text, ungrouped_balancedness
+    from expert_maps.cli.planned import bytes_of_expert, map_text, ungrouped_balancedness
     from expert_maps.cli.report import PlanReport
     from expert_maps.cli.sizing import slots_of_layer
     from expert_maps.cli.work import work
@@ -109,7 +109,8 @@ def rescale(
         lambda progress: plans(num_groups=groups, num_nodes=nodes, progress=progress),
     )
     ungrouped = ungrouped_balancedness(plans, trace, nodes)
-    report = PlanReport(result, trace, None, target, expert_bytes, ungrouped=ungrouped)
+    size = bytes_of_expert(expert_bytes, said.model)
+    report = PlanReport(result, trace, None, target, size, ungrouped=ungrouped)
     report.warn_of_mended()
     _ = report.moved_bytes  # refused before anything is written
     target.write(map_text(result, found, said, "rescale"))

@@ -1,10 +1,10 @@
 # SPDX-FileCopyrightText: The expert-maps authors
 # SPDX-License-Identifier: Apache-2.0
-"""Arrays in files: NumPy's ``.npy`` and ``.npz``, and safetensors. Nothing is ever unpickled.
+"""Arrays in NumPy's files, ``.npy`` and ``.npz``. Nothing is ever unpickled.
 
-The formats are NumPy's own (``numpy/lib/format.py``, versions 1.0 to 3.0) and that of the safetensors README. Headers
-are read by a grammar of their own: only plain numbers are wanted, and nothing is evaluated. No size is believed before
-it has been compared with what is there.
+The formats are NumPy's own (``numpy/lib/format.py``, versions 1.0 to 3.0). Headers are read by a grammar of their own:
+only plain numbers are wanted, and nothing is evaluated. No size is believed before it has been compared with what is
+there.
 """
 
 from __future__ import annotations
@@ -15,13 +15,12 @@ import struct
 import zipfile
 import zlib
 from math import prod
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from expert_maps import limits
 from expert_maps.errors import FormatError, printable
-from expert_maps.files import parse_json
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -56,23 +55,6 @@ _ZIP_ERRORS = (
     zlib.error,
 )
 
-# safetensors' names of the types that NumPy has; BF16 is widened.
-_SAFETENSORS_TYPES = {
-    "BOOL": "|b1",
-    "U8": "|u1",
-    "I8": "|i1",
-    "U16": "<u2",
-    "I16": "<i2",
-    "U32": "<u4",
-    "I32": "<i4",
-    "U64": "<u8",
-    "I64": "<i8",
-    "F16": "<f2",
-    "BF16": "<u2",
-    "F32": "<f4",
-    "F64": "<f8",
-}
-
 
 def parse_npy(content: bytes) -> Array:
     """Return the array of a ``.npy`` file, of any shape and of plain numbers.
@@ -88,7 +70,7 @@ def parse_npy(content: bytes) -> Array:
         raise FormatError(msg)
     header, start = _npy_header(content)
     dtype, is_fortran, shape = _npy_items(header)
-    return _view(content, start, len(content), dtype, shape, is_fortran=is_fortran)
+    return view(content, start, len(content), dtype, shape, is_fortran=is_fortran)
 
 
 def _npy_header(content: bytes) -> tuple[str, int]:
@@ -152,7 +134,7 @@ def _dtype(name: str) -> np.dtype[Any]:
     return dtype
 
 
-def _view(
+def view(
     content: bytes,
     start: int,
     end: int,
@@ -161,7 +143,11 @@ def _view(
     *,
     is_fortran: bool = False,
 ) -> Array:
-    """Return the array that fills these bytes, without a copy."""
+    """Return the array that fills some bytes, without a copy; read-only.
+
+    Raises:
+        FormatError: its shape takes other bytes than there are, or has more axes than any array of this package.
+    """
     if len(shape) > _MOST_AXES or max(shape, default=0) > limits.MAX_FILE_BYTES:
         msg = f"the shape has {len(shape)} axes, the longest of {max(shape)}; expected at most {_MOST_AXES} axes"
         raise FormatError(msg)
@@ -195,7 +181,7 @@ def parse_npz(content: bytes) -> dict[str, Array]:
     except FormatError:
         raise
     except _ZIP_ERRORS as error:
-        msg = f"not a NumPy .npz file of plain arrays: {_first_line(error)}"
+        msg = f"not a NumPy .npz file of plain arrays: {first_line(error)}"
         raise FormatError(msg) from error
 
 
@@ -237,101 +223,6 @@ def _read_entry(archive: zipfile.ZipFile, entry: zipfile.ZipInfo) -> Array:
         raise FormatError(msg) from error
 
 
-class _Tensor(NamedTuple):
-    begin: int
-    end: int
-    name: str
-    type_name: str
-    shape: tuple[int, ...]
-
-
-def parse_safetensors(content: bytes) -> dict[str, Array]:
-    """Return the tensors of a safetensors file by name, in the header's order; read-only.
-
-    Args:
-        content: the file's bytes; the arrays are views of them, but for BF16, which becomes float32.
-
-    Raises:
-        FormatError: it is no such file, its tensors overlap, leave gaps or are not as large as they claim, or have a
-            type that NumPy lacks; the message does not name the file, the caller does.
-    """
-    length = int.from_bytes(content[:8], "little")
-    start = 8 + length
-    if len(content) < 8 or start > len(content) or length > limits.MAX_HEADER_BYTES:  # noqa: PLR2004 - the length itself
-        msg = (
-            f"not a safetensors file: a header of {length} bytes in a file of {len(content)}; "
-            f"expected at most {limits.MAX_HEADER_BYTES}"
-        )
-        raise FormatError(msg)
-    header = parse_json(content[8:start], "the safetensors header")
-    if not isinstance(header, dict):
-        msg = "not a safetensors file: the header is no object"
-        raise FormatError(msg)
-    if len(header) > limits.MAX_ARRAYS:
-        msg = f"{len(header)} tensors; expected at most {limits.MAX_ARRAYS}"
-        raise FormatError(msg)
-    tensors = [_tensor(name, entry) for name, entry in header.items() if name != "__metadata__"]
-    _refuse_gaps(tensors, len(content) - start)
-    return {tensor.name: _tensor_view(content, start, tensor) for tensor in tensors}
-
-
-def _tensor(name: str, entry: object) -> _Tensor:
-    known = entry if isinstance(entry, dict) else {}
-    type_name, shape, offsets = (
-        known.get("dtype"),
-        _sizes(known.get("shape")),
-        _sizes(known.get("data_offsets")),
-    )
-    if not isinstance(type_name, str) or shape is None or offsets is None or len(offsets) != 2:  # noqa: PLR2004 - begin, end
-        msg = f"tensor {printable(name)} is malformed; expected dtype, shape and two data_offsets"
-        raise FormatError(msg)
-    if type_name not in _SAFETENSORS_TYPES:
-        types = ", ".join(_SAFETENSORS_TYPES)
-        msg = f"tensor {printable(name)} has dtype {printable(type_name)}; expected one of {types}"
-        raise FormatError(msg)
-    return _Tensor(*offsets, name, type_name, shape)
-
-
-def _sizes(value: object) -> tuple[int, ...] | None:
-    if not isinstance(value, list) or not all(type(size) is int and size >= 0 for size in value):
-        return None
-    return tuple(value)
-
-
-def _refuse_gaps(tensors: list[_Tensor], size: int) -> None:
-    """Refuse tensors that do not follow each other to the end of the file, as the format demands."""
-    place = 0
-    for tensor in sorted(tensors):
-        if tensor.begin != place or tensor.end < tensor.begin:
-            msg = f"tensor {printable(tensor.name)} has data_offsets [{tensor.begin}, {tensor.end}]; expected {place} first"
-            raise FormatError(msg)
-        place = tensor.end
-    if place != size:
-        msg = f"the tensors take {place} bytes; expected {size}, as there are"
-        raise FormatError(msg)
-    widened = sum(
-        (tensor.end - tensor.begin) * (2 if tensor.type_name == "BF16" else 1) for tensor in tensors
-    )
-    if widened > limits.MAX_FILE_BYTES:
-        msg = f"the tensors have {widened} bytes as float32; expected at most {limits.MAX_FILE_BYTES}"
-        raise FormatError(msg)
-
-
-def _tensor_view(content: bytes, start: int, tensor: _Tensor) -> Array:
-    dtype = np.dtype(_SAFETENSORS_TYPES[tensor.type_name])
-    try:
-        array = _view(content, start + tensor.begin, start + tensor.end, dtype, tensor.shape)
-    except FormatError as error:
-        msg = f"tensor {printable(tensor.name)}: {error}"
-        raise FormatError(msg) from error
-    if tensor.type_name != "BF16":
-        return array
-    # A bfloat16 is the upper half of a float32.
-    wide = array.astype(np.uint32)
-    wide <<= 16
-    wide.flags.writeable = False
-    return wide.view(np.float32)
-
-
-def _first_line(error: BaseException) -> str:
+def first_line(error: BaseException) -> str:
+    """Return the first line of another library's error, as a message may show it."""
     return printable((str(error).splitlines() or [type(error).__name__])[0], 200)

@@ -5,6 +5,7 @@
 from __future__ import annotations
 
 import json
+from itertools import chain
 from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
@@ -16,8 +17,6 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 _SHOWN = 40
-# Numbers of a table that follows from a map, which is held beside what it is compared with.
-_MAX_TABLE = 2**25
 
 
 def show(value: object) -> str:
@@ -124,19 +123,22 @@ def _nested_array(value: list[Any], what: str, ndim: int) -> NDArray[np.int64]:
             if not isinstance(entry, list) or len(entry) != size:
                 msg = f"{what} is ragged: {show(entry)} on axis {axis}; expected {size} entries"
                 raise FormatError(msg)
-        entries = [inner for entry in entries for inner in entry]
-    wrong = next((entry for entry in entries if not is_int(entry)), None)
-    if wrong is not None or None in entries:
-        msg = f"{what} holds {show(wrong)}; expected integers"
-        raise FormatError(msg)
-    return np.array(entries, dtype=np.int64).reshape(shape)
+        entries = list(chain.from_iterable(entries))
+    try:
+        if set(map(type, entries)) == {int}:
+            return np.array(entries, dtype=np.int64).reshape(shape)
+    except OverflowError:
+        pass
+    wrong = next(entry for entry in entries if not is_int(entry))
+    msg = f"{what} holds {show(wrong)}; expected integers"
+    raise FormatError(msg)
 
 
 def _limit(what: str, shape: tuple[int, ...]) -> None:
     total = 1
     for size in shape:
         total *= size
-    most = limits.MAX_SLOTS if len(shape) <= 2 else _MAX_TABLE  # noqa: PLR2004 - rows of slots
+    most = limits.MAX_SLOTS if len(shape) <= 2 else limits.MAX_COPIES  # noqa: PLR2004 - rows of slots
     if shape[0] > limits.MAX_LAYERS:
         msg = f"{what} has {shape[0]} rows; expected at most {limits.MAX_LAYERS}, one a layer"
         raise FormatError(msg)

@@ -12,7 +12,8 @@ import numpy as np
 from expert_maps.errors import FormatError
 from expert_maps.files import Source, describe, read_bytes, read_json
 from expert_maps.formats.arrays import parse_npy, parse_npz
-from expert_maps.formats.tensors import is_safetensors, parse_pt, parse_safetensors
+from expert_maps.formats.safetensors import is_safetensors, parse_safetensors
+from expert_maps.formats.torch_files import is_pt, parse_pt
 from expert_maps.formats.yaml_text import parse_yaml
 
 if TYPE_CHECKING:
@@ -76,21 +77,13 @@ def read_content(path: AnyPath, *, as_yaml: bool = False) -> Content:
         if content.startswith(b"\x93NUMPY"):
             return Content("npy", parse_npy(content))
         if content.startswith(b"PK\x03\x04"):
-            return _from_zip(content)
+            return Content("pt", parse_pt(content)) if is_pt(content) else Content("npz", parse_npz(content))
         if is_safetensors(content) and b"\0" in content[:8]:
             return Content("safetensors", parse_safetensors(content))
     except FormatError as error:
         msg = f"{name}: {error}"
         raise FormatError(msg) from error
     return _from_text(Source(name, content), as_yaml=as_yaml)
-
-
-def _from_zip(content: bytes) -> Content:
-    # torch.save names its entries after the archive: NAME/data.pkl; the first entry's name stands at byte 30.
-    length = int.from_bytes(content[26:28], "little")
-    if content[30 : 30 + length].endswith(b"/data.pkl"):
-        return Content("pt", parse_pt(content))
-    return Content("npz", parse_npz(content))
 
 
 def _from_text(source: Source, *, as_yaml: bool) -> Content:

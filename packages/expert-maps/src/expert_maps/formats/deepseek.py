@@ -2,7 +2,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """What DeepSeek's EPLB returns, ``(phy2log [L, P], log2phy [L, E, X], logcnt [L, E])``, as people save it.
 
-By these names in `.npz`, `.safetensors`, `.pt` or JSON, as a JSON list of the three, or phy2log alone. Rows are MoE layers
+By these names in `.npz`, `.safetensors`, `.pt` or JSON, as a list of the three (JSON, `.pt`), or phy2log alone. Rows are MoE layers
 only; the number of ranks is not in it. See `phy2log`.
 """
 
@@ -10,12 +10,13 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+import numpy as np
+
 from expert_maps.errors import FormatError
 from expert_maps.formats import phy2log
 from expert_maps.formats.mapfile import MapFile
 
 if TYPE_CHECKING:
-    import numpy as np
     from numpy.typing import NDArray
 
     from expert_maps.formats.contents import Content
@@ -26,7 +27,7 @@ NAMES = ("phy2log", "log2phy", "logcnt")
 
 
 def is_tuple(value: object) -> bool:
-    """Whether a JSON list is the three arrays of the tuple, by how deep they are nested."""
+    """Whether a list is the three arrays of the tuple, by how deep they are nested."""
     return isinstance(value, list) and [_depth(entry) for entry in value] == [2, 3, 2]
 
 
@@ -34,7 +35,7 @@ def _depth(value: object) -> int:
     depth = 0
     while isinstance(value, list) and value and depth < 4:  # noqa: PLR2004 - deeper is none of them
         value, depth = value[0], depth + 1
-    return depth
+    return depth + (value.ndim if isinstance(value, np.ndarray) else 0)
 
 
 def parse(content: Content, asked: Asked) -> MapFile:

@@ -19,6 +19,7 @@ from expert_maps.errors import FormatError
 from expert_maps.formats.checks import as_int, int_array, int_table, show
 from expert_maps.formats.mapfile import MapFile, counts_text
 from expert_maps.placement import Placement
+from expert_maps.validation import first_true
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -152,9 +153,9 @@ def _compare(placement: Placement, value: object, key: str, num_rows: int) -> No
     derive = placement.global_expert_map if key == "global_expert_map" else placement.global_log2phy
     for layer in range(max(rows, num_rows)):
         of_file, expected = found[min(layer, rows - 1)], derive(layer)
-        wrong = np.argwhere(of_file != expected)
-        if wrong.size:
-            rank, expert = (int(index) for index in wrong[0])
+        wrong = first_true(of_file != expected)
+        if wrong is not None:
+            rank, expert = wrong[0]
             msg = (
                 f"{key} at layer {layer}, rank {rank}, expert {expert} is {of_file[rank, expert]}; expected "
                 f"{expected[rank, expert]}, as physical_to_logical has it"

@@ -17,6 +17,7 @@ from expert_maps.errors import FormatError
 from expert_maps.formats.mapfile import MapFile, counts_text
 from expert_maps.layered import LayeredPlacement, layers_of
 from expert_maps.placement import Placement
+from expert_maps.validation import first_true
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -104,9 +105,9 @@ def pattern(placement: AnyPlacement) -> NDArray[np.int32]:
     table = np.zeros(shape, dtype=np.int32)
     for layer, of_layer in enumerate(layers_of(placement)):
         np.add.at(table[:, layer], (of_layer.slot_rank, of_layer.physical_to_logical[0]), 1)
-    twice = np.argwhere(table > 1)
-    if twice.size:
-        rank, layer, expert = (int(index) for index in twice[0])
+    twice = first_true(table > 1)
+    if twice is not None:
+        rank, layer, expert = twice[0]
         msg = (
             f"layer {layer}, rank {rank}: expert {expert} stands {table[rank, layer, expert]} times there; an "
             "omni-infer pattern can say once only"

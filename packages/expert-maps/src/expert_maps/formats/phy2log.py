@@ -16,6 +16,7 @@ import numpy as np
 from expert_maps.errors import FormatError
 from expert_maps.formats.checks import int_array, int_table
 from expert_maps.formats.mapfile import counts_text
+from expert_maps.validation import first_true
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -77,12 +78,12 @@ def _one_of(found: Mapping[str, object], names: tuple[str, ...]) -> str | None:
 
 
 def _compare_counts(counts: NDArray[np.int64], placement: Placement, name: str, slots: str) -> None:
-    wrong = np.argwhere(counts != placement.replica_count)
-    if wrong.size:
-        layer, expert = (int(index) for index in wrong[0])
+    wrong = first_true(counts != placement.replica_count)
+    if wrong is not None:
+        layer, expert = wrong[0]
         msg = (
             f"{name} at layer {layer}, expert {expert} is {counts[layer, expert]}; expected "
-            f"{placement.replica_count[layer, expert]} copies by {slots} ({len(wrong)} differ)"
+            f"{placement.replica_count[layer, expert]} copies by {slots} ({wrong[1]} differ)"
         )
         raise FormatError(msg)
 

@@ -30,9 +30,13 @@ from expert_maps._frozen import Frozen
 from expert_maps.errors import FormatError
 from expert_maps.files import Source, describe, read_bytes, read_json, write_bytes
 from expert_maps.formats.arrays import parse_npz
+from expert_maps.formats.checks import show
 from expert_maps.placement import as_placement
+from expert_maps.validation import check_product, first_true
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from numpy.typing import NDArray
 
     from expert_maps.files import AnyPath
@@ -190,6 +194,7 @@ def _from_arrays(arrays: dict[str, NDArray[np.generic]]) -> tuple[Float64Array, 
     if weights.ndim != 3 or weights.dtype.kind not in "iuf" or not weights.size:  # noqa: PLR2004 - [L, E, X]
         msg = f"weights are {weights.dtype} {list(weights.shape)}; expected numbers [L, E, X]"
         raise FormatError(msg)
+    _check_size(weights.shape)
     return weights.astype(np.float64), digest.tobytes().hex()
 
 
@@ -215,7 +220,7 @@ def _check_keys(found: list[str]) -> None:
 
 def _check_version(version: object) -> None:
     if isinstance(version, bool) or version != VERSION:
-        msg = f"version is {str(version)[:40]}; expected {VERSION}, all that this expert-maps reads"
+        msg = f"version is {show(version)}; expected {VERSION}, all that this expert-maps reads"
         raise FormatError(msg)
 
 
@@ -231,9 +236,7 @@ def _as_array(weights: object) -> Float64Array:
             raise FormatError(msg)
         shape.append(lengths.pop())
         level = list(chain.from_iterable(lists))
-    if len(level) > limits.MAX_TABLE:
-        msg = f"weights are {len(level)} numbers; expected at most {limits.MAX_TABLE}"
-        raise FormatError(msg)
+    _check_size(shape)
     if not {type(entry) for entry in level} <= {int, float}:
         msg = "weights hold what is no number; expected numbers [L, E, X]"
         raise FormatError(msg)
@@ -244,22 +247,27 @@ def _as_array(weights: object) -> Float64Array:
         raise FormatError(msg) from error
 
 
+def _check_size(shape: Sequence[int]) -> None:
+    axes = dict(zip(("L", "E", "X"), shape, strict=True))
+    check_product("a file of weights", axes, limits.MAX_COPIES, FormatError)
+
+
 def _check_shares(name: str, weights: Float64Array, slots: NDArray[np.int32]) -> None:
     """Refuse what is no share of each copy: of another shape, negative, without a copy, or that do not sum to 1."""
     if weights.shape != slots.shape:
         msg = f"{name}: weights are {list(weights.shape)}; expected {list(slots.shape)}, as the map's copies"
         raise FormatError(msg)
-    bad = np.argwhere(~(weights >= 0) | ((slots < 0) & (weights != 0)))
-    if bad.size:
-        layer, expert, copy = bad[0].tolist()
+    bad = first_true(~(weights >= 0) | ((slots < 0) & (weights != 0)))
+    if bad is not None:
+        layer, expert, copy = bad[0]
         exists = slots[layer, expert, copy] >= 0
         expected = "at least 0" if exists else "0, because there is no such copy"
         found = weights[layer, expert, copy]
         msg = f"{name}: weight of layer {layer}, expert {expert}, copy {copy} is {found}; expected {expected}"
         raise FormatError(msg)
     total = weights.sum(axis=2)
-    wrong = np.argwhere(~(np.abs(total - 1) <= _ROUNDING))
-    if wrong.size:
-        layer, expert = wrong[0].tolist()
+    wrong = first_true(~(np.abs(total - 1) <= _ROUNDING))
+    if wrong is not None:
+        layer, expert = wrong[0]
         msg = f"{name}: weights of layer {layer}, expert {expert} sum to {total[layer, expert]}; expected 1"
         raise FormatError(msg)

@@ -15,7 +15,8 @@ import numpy as np
 from expert_maps.errors import FormatError
 from expert_maps.formats import deepseek, golden, native, omni, sglang, tensorrt_llm, vllm, vllm_ascend
 from expert_maps.formats.mapfile import Form
-from expert_maps.formats.tensors import dump_pt, dump_safetensors
+from expert_maps.formats.safetensors import dump_safetensors
+from expert_maps.formats.torch_files import dump_pt
 from expert_maps.layered import LayeredPlacement
 
 if TYPE_CHECKING:

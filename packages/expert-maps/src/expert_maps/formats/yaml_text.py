@@ -20,6 +20,8 @@ MAX_BYTES = 4 * 2**20
 MAX_VALUES = 2**20
 """Values of a YAML text."""
 
+_DIRECTIVE = re.compile(rb"^%", re.MULTILINE)
+_MOST_DIRECTIVES = 8
 _INTEGER = re.compile(r"[-+]?[0-9]{1,19}")
 _WORDS: dict[str, bool | None] = {
     "true": True, "True": True, "TRUE": True,
@@ -46,6 +48,10 @@ def parse_yaml(content: bytes) -> object:
 
     if len(content) > MAX_BYTES:
         msg = f"the YAML text has {len(content)} bytes; expected at most {MAX_BYTES}"
+        raise FormatError(msg)
+    directives = len(_DIRECTIVE.findall(content))
+    if directives > _MOST_DIRECTIVES:  # PyYAML compares each with all before
+        msg = f"the YAML text has {directives} directives (%); expected at most {_MOST_DIRECTIVES}"
         raise FormatError(msg)
     loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
     try:

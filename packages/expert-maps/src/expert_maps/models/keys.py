@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 from expert_maps import limits
-from expert_maps.errors import FormatError
+from expert_maps.errors import FormatError, printable
 from expert_maps.models.values import shown
 
 if TYPE_CHECKING:
@@ -80,7 +80,7 @@ def refuse_unknown(name: str, config: Mapping[str, object], known: frozenset[str
     """
     for key, value in _suspects(config, known, "", 0):
         msg = (
-            f"{name}: cannot tell the MoE layers of this model from {key} ({shown(value)}), a key that no rule here "
+            f"{name}: cannot tell the MoE layers of this model from {printable(key)} ({shown(value)}), a key that no rule here "
             "knows; give --layers"
         )
         raise FormatError(msg)

@@ -12,7 +12,6 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
-from math import ceil
 from typing import NoReturn
 
 from expert_maps.models.values import Config, shown
@@ -132,6 +131,11 @@ def _size(quant: Config, key: str, least: int) -> int:
     return value
 
 
+def _up(numbers: int, size: int) -> int:
+    """Return how many pieces of a size numbers take, in Python's integers, which are never too large."""
+    return -(-numbers // size)
+
+
 def _fp8(quant: Config, shape: Shape, config: Config) -> tuple[int, str]:
     """One byte a number, and a float32 scale a block, or one a projection (and one for its input where static)."""
     del config
@@ -145,7 +149,7 @@ def _fp8(quant: Config, shape: Shape, config: Config) -> tuple[int, str]:
     if [type(size) for size in sizes] != [int, int] or min(sizes) < 1:
         untold(f"weight_block_size is {shown(block)}; expected two whole numbers of at least 1")
     rows, columns = sizes
-    scales = sum(ceil(outputs / rows) * ceil(inputs / columns) for outputs, inputs in shape.projections)
+    scales = sum(_up(outputs, rows) * _up(inputs, columns) for outputs, inputs in shape.projections)
     return weights + scales * _SCALE, f"float8 with a float32 scale for {rows} x {columns}"
 
 
@@ -163,9 +167,9 @@ def _packed(
         untold(f"numbers of {bits} bits are not known here")
     total = 0
     for outputs, inputs in shape.projections:
-        groups = 1 if group == -1 else ceil(inputs / group)
-        total += ceil(inputs * bits / 32) * outputs * 4 + groups * outputs * scale_bytes
-        total += groups * ceil(outputs * bits / 32) * 4 * zero_points + inputs * 4 * order
+        groups = 1 if group == -1 else _up(inputs, group)
+        total += _up(inputs * bits, 32) * outputs * 4 + groups * outputs * scale_bytes
+        total += groups * _up(outputs * bits, 32) * 4 * zero_points + inputs * 4 * order
     extra = " and zero points" * zero_points
     return total, f"int{bits}, scales{extra} for " + ("each row" if group == -1 else f"groups of {group}")
 
@@ -191,13 +195,13 @@ def _gptq(quant: Config, shape: Shape, config: Config) -> tuple[int, str]:
 
 def _mxfp4(quant: Config, shape: Shape, config: Config) -> tuple[int, str]:
     del quant, config
-    total = sum(outputs * (ceil(inputs / 2) + ceil(inputs / 32)) for outputs, inputs in shape.projections)
+    total = sum(outputs * (_up(inputs, 2) + _up(inputs, 32)) for outputs, inputs in shape.projections)
     return total, "float4 with a byte of scale for 32"
 
 
 def _nvfp4(shape: Shape, *, input_scale: bool) -> tuple[int, str]:
     total = sum(
-        outputs * (ceil(inputs / 2) + ceil(inputs / _NVFP4_GROUP)) for outputs, inputs in shape.projections
+        outputs * (_up(inputs, 2) + _up(inputs, _NVFP4_GROUP)) for outputs, inputs in shape.projections
     )
     total += len(shape.projections) * _SCALE * (1 + input_scale)
     return total, f"float4 with a float8 scale for {_NVFP4_GROUP}"

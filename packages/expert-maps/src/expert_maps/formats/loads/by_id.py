@@ -10,7 +10,9 @@ import numpy as np
 
 from expert_maps import limits
 from expert_maps.errors import LoadError
-from expert_maps.formats.loads.values import check_axes, check_table, refuse_bad, spans
+from expert_maps.formats.loads.values import spans
+from expert_maps.load import refuse_bad
+from expert_maps.validation import check_counts
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -51,6 +53,9 @@ def tabulate(
     Raises:
         LoadError: no counts; an id beyond E; or counts are missing and nobody says how many experts there are.
     """
+    if len(counts) > limits.MAX_SLOTS:
+        msg = f"there are {len(counts)} counts of layers and experts; expected at most {limits.MAX_SLOTS}"
+        raise LoadError(msg)
     if not len(counts):
         msg = "there are no counts; expected some for each layer and expert"
         raise LoadError(msg)
@@ -62,14 +67,14 @@ def tabulate(
     if int(experts.max()) >= num_experts:
         msg = f"expert id is {int(experts.max())}; expected one of 0 … {num_experts - 1}"
         raise LoadError(msg)
-    check_axes(len(labels), num_experts)
-    check_table((len(labels), num_experts))
+    check_counts(num_layers=len(labels), num_logical_experts=num_experts, error=LoadError)
     told = np.zeros((len(labels), num_experts), dtype=bool)
     told[rows, experts] = True
     if said is None and not told.all():
-        layer, expert = np.argwhere(~told)[0]
+        layer, expert = np.unravel_index(int(told.argmin()), told.shape)
+        missing = told.size - int(np.count_nonzero(told))
         msg = (
-            f"layer {labels[layer]} has no count for expert {expert} (and {int((~told).sum()) - 1} more are missing); "
+            f"layer {labels[layer]} has no count for expert {expert} (and {missing - 1} more are missing); "
             "expected all, or --experts (or --model), which says how many there are: what is missing is then 0"
         )
         raise LoadError(msg)

@@ -45,7 +45,7 @@ def choose_layers(counts: Counts, options: LoadOptions) -> Chosen:
     num_rows = counts.values.shape[1]
     labels = counts.labels or tuple(range(num_rows))
     if options.layers is not None:
-        return _said(counts, options.layers, labels)
+        return _said(counts, labels if options.layers == "all" else options.layers, labels)
     model = options.model
     if model is not None and model.moe_layers is not None and num_rows != len(model.moe_layers):
         by_model = _by_model(counts, model, labels)

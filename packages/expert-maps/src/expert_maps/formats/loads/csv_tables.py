@@ -37,6 +37,8 @@ _LAYER = {"layer", "layers", "layer_id", "layer_idx", "layer_index", "moe_layer"
 _STEP = {"step", "steps", "iter", "iteration", "window"}
 _SUMS = {"total", "sum", "mean", "max", "min", "count", "tokens", "std"}
 _AS_ROWS = "--format csv-rows if every line and column is counts"
+_LAST_NUMBER = re.compile(r"(\d{1,9})\D*\Z")
+_LONGEST_INDEX = 80  # characters of a word with a number
 _SURE_ROWS = 3  # this many numbers in a row that count up are no coincidence
 
 
@@ -72,6 +74,8 @@ def _read_as(documents: Sequence[Document], options: LoadOptions, *, is_plain: b
     for document in documents:
         with naming(document.name):
             text = text_of(document, options)
+            if text.lines:
+                check_axes(0, len(text.row(0)) - 3)  # with step, layer and index at most
             layout = Layout() if is_plain else find_layout(text)
             check_axes(0 if "step" in layout.names else len(text.lines) - layout.header, 0)
             check_axes(0, len(text.row(0)) - len(layout.names) if text.lines else 0)
@@ -92,20 +96,6 @@ def text_of(document: Document, options: LoadOptions) -> CsvText:
         msg = f"not CSV but {document.kind}; expected lines of numbers"
         raise LoadError(msg)
     return split(document.text)
-
-
-def numbers_of(text: CsvText, start: int = 0, skip: int = 0) -> Float64Array:
-    """Return the numbers of all lines, float64 [lines, columns].
-
-    Raises:
-        LoadError: none, not numbers, or lines of unequal length.
-    """
-    rows = [np.array(text.floats(index)) for index in range(start, len(text.lines))]
-    lengths = {len(row) for row in rows}
-    if len(lengths) != 1:
-        msg = f"lines have {sorted(lengths)} numbers; expected one line a layer, all of one length"
-        raise LoadError(msg)
-    return np.stack(rows)[:, skip:]
 
 
 def find_layout(text: CsvText) -> Layout:
@@ -206,10 +196,8 @@ def _order(experts: Sequence[str]) -> tuple[tuple[int, ...] | None, tuple[str, .
 
 
 def _table(text: CsvText, layout: Layout) -> Counts:
-    numbers = np.array(
-        [_index_numbers(text, index, layout) for index in range(layout.header, len(text.lines))]
-    )
     counts = _counts_of(text, layout)
+    numbers = _index_numbers(text, layout)
     if layout.order is not None:
         counts = counts[:, list(layout.order)]
     if "step" in layout.names:
@@ -234,26 +222,28 @@ def _table(text: CsvText, layout: Layout) -> Counts:
 
 
 def _counts_of(text: CsvText, layout: Layout) -> Float64Array:
-    skip = len(layout.names)
-    rows = [np.array(text.floats(index, skip)) for index in range(layout.header, len(text.lines))]
-    lengths = {len(row) + skip for row in rows}
-    if len(lengths) != 1 or lengths == {skip}:
-        msg = f"lines have {sorted(lengths)} numbers; expected one line a layer, all of one length"
-        raise LoadError(msg)
-    counts: Float64Array = np.stack(rows)
+    counts = text.table(layout.header, len(layout.names))
     if layout.order is not None and counts.shape[1] != len(layout.order):
         msg = f"lines have {counts.shape[1]} counts and the header names {len(layout.order)} experts; expected as many"
         raise LoadError(msg)
     return counts
 
 
-def _index_numbers(text: CsvText, index: int, layout: Layout) -> list[float]:
-    found = []
-    for cell in text.row(index)[: len(layout.names)]:
-        # An index may be words, like layer_3: its number counts.
-        match = None if text.is_number(cell) else re.search(r"(\d{1,9})\D*\Z", cell)
-        found.append(float(match[1]) if match else float(cell) if text.is_number(cell) else np.nan)
-    return found
+def _index_numbers(text: CsvText, layout: Layout) -> Float64Array:
+    """Return the numbers of the columns before the counts, float64 [lines, columns]; NaN where there is none."""
+    width = len(layout.names)
+    rows = range(layout.header, len(text.lines)) if width else []
+    found = [_index_number(text, cell) for index in rows for cell in text.row(index)[:width]]
+    return np.array(found, dtype=np.float64).reshape(len(rows), width)
+
+
+def _index_number(text: CsvText, cell: str) -> float:
+    number = text.number_or_none(cell)
+    if number is not None:
+        return number
+    # An index may be words, like layer_3: its number counts.
+    match = _LAST_NUMBER.search(cell[-_LONGEST_INDEX:])
+    return float(match[1]) if match else np.nan
 
 
 def _labels(numbers: Float64Array, layout: Layout) -> Float64Array | None:

@@ -6,11 +6,20 @@ from __future__ import annotations
 
 import csv
 import re
+from array import array
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
 
 from expert_maps import limits
-from expert_maps.errors import LoadError
-from expert_maps.formats.loads.values import shown
+from expert_maps.errors import LoadError, printable
+from expert_maps.formats.loads.values import listed, shown
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    Float64Array = NDArray[np.float64]
 
 _START = 2**16  # characters of a file in which its separator shows
 
@@ -44,7 +53,7 @@ class CsvText:
                 for cell in next(csv.reader([line], delimiter=self.separator or " ", strict=True))
             ]
         except csv.Error as error:
-            msg = f"line {self.numbers[index]} is not CSV: {error}"
+            msg = f"line {self.numbers[index]} is not CSV: {printable(str(error))}"
             raise LoadError(msg) from error
 
     def floats(self, index: int, skip: int = 0) -> list[float]:
@@ -54,9 +63,11 @@ class CsvText:
             LoadError: a cell is no number.
         """
         line = self.lines[index]
+        cells = line.split(self.separator)[skip:]
         try:
-            if "_" not in line and '"' not in line:  # float() takes 1_000, a file should not
-                return list(map(float, line.split(self.separator)[skip:]))
+            # float() takes 1_000, a file should not.
+            if '"' not in line and ("_" not in line or not any("_" in cell for cell in cells)):
+                return list(map(float, cells))
         except ValueError:
             pass
         row = self.row(index)[skip:]
@@ -66,13 +77,38 @@ class CsvText:
                 raise LoadError(msg)
         return [self.number(cell) for cell in row]
 
+    def table(self, start: int = 0, skip: int = 0) -> Float64Array:
+        """Return the numbers of all lines, float64 [lines, columns].
+
+        Args:
+            start: lines before the numbers.
+            skip: cells before the numbers of a line.
+
+        Raises:
+            LoadError: none, a cell is no number, or lines of unequal length.
+        """
+        flat = array("d")
+        lengths: set[int] = set()
+        for index in range(start, len(self.lines)):
+            row = self.floats(index, skip)
+            lengths.add(len(row))
+            flat.fromlist(row)
+        if len(lengths) != 1 or lengths == {0}:
+            found = listed(sorted(length + skip for length in lengths))
+            msg = f"lines have [{found}] numbers; expected one line a layer, all of one length"
+            raise LoadError(msg)
+        return np.frombuffer(flat, dtype=np.float64).reshape(-1, lengths.pop())
+
     def is_number(self, cell: str) -> bool:
         """Say whether a cell is a number; with ``;`` or tabs between cells a comma is a decimal point."""
+        return self.number_or_none(cell) is not None
+
+    def number_or_none(self, cell: str) -> float | None:
+        """Return the number in a cell, None where there is none."""
         try:
-            self.number(cell)
+            return None if "_" in cell else self.number(cell)
         except ValueError:
-            return False
-        return "_" not in cell
+            return None
 
     def number(self, cell: str) -> float:
         """Return the number in a cell that has one."""
@@ -90,13 +126,20 @@ def split(text: str) -> CsvText:
     """
     start = re.sub(r"#[^\n]*", "", text[:_START])
     separator = next((mark for mark in (";", "\t", ",") if mark in start), None)
-    cells = text.count(separator) + text.count("\n") if separator else len(text) // 2
+    if "\r" in text:
+        text = text.replace("\r\n", "\n").replace("\r", "\n")
+    ends = text.count("\n")
+    if ends > limits.MAX_LINES:
+        msg = f"the file has {ends} lines; expected at most {limits.MAX_LINES}: use .npy or .npz"
+        raise LoadError(msg)
+    cells = ends + (text.count(separator) if separator else len(text) // 2)
     if cells > limits.MAX_CELLS:
         msg = f"the file has about {cells} cells; expected at most {limits.MAX_CELLS}: use .npy or .npz"
         raise LoadError(msg)
-    kept = [
-        (number, cut)
-        for number, line in enumerate(text.splitlines(), 1)
-        if (cut := line.split("#", 1)[0].strip(" \r\n"))
-    ]
-    return CsvText([line for _, line in kept], [number for number, _ in kept], separator)
+    lines, numbers = [], []
+    for number, line in enumerate(text.split("\n"), 1):
+        cut = line.split("#", 1)[0].strip(" ")
+        if cut:
+            lines.append(cut)
+            numbers.append(number)
+    return CsvText(lines, numbers, separator)

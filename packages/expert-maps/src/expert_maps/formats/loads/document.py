@@ -9,11 +9,14 @@ from dataclasses import dataclass
 from pathlib import PurePath
 from typing import TYPE_CHECKING, Literal
 
+from expert_maps import limits
+from expert_maps._json import text_width
 from expert_maps.errors import FormatError, LoadError
 from expert_maps.files import Source, describe, read_bytes, read_json, unpack
-from expert_maps.formats.arrays import parse_npy, parse_npz, parse_safetensors
-from expert_maps.formats.loads.torch_files import parse_pt
+from expert_maps.formats.arrays import parse_npy, parse_npz
 from expert_maps.formats.loads.values import naming
+from expert_maps.formats.safetensors import is_safetensors, parse_safetensors
+from expert_maps.formats.torch_files import is_pt, parse_pt
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -97,18 +100,17 @@ def _parse(kind: Kind, content: bytes) -> object:
             return parse_npz(content)
         if kind == "safetensors":
             return parse_safetensors(content)
+        return parse_pt(content)
     except FormatError as error:
         raise LoadError(str(error)) from error
-    return parse_pt(content)
 
 
 def _kind_of(content: bytes) -> Kind | None:
     if content.startswith(_NPY):
         return "npy"
     if content.startswith(_ZIP):
-        # torch keeps a pickle in its archive; NumPy has arrays only.
-        return "pt" if b"data.pkl" in content[:4096] else "npz"
-    if content[8:9] == b"{" and int.from_bytes(content[:8], "little") <= len(content):
+        return "pt" if is_pt(content) else "npz"
+    if is_safetensors(content):
         return "safetensors"
     start = content[:4096].removeprefix(b"\xef\xbb\xbf").lstrip()
     if start[:1] in {b"{", b"["}:
@@ -118,6 +120,10 @@ def _kind_of(content: bytes) -> Kind | None:
 
 
 def _text(content: bytes) -> str:
+    size = len(content) * text_width(content)
+    if size > limits.MAX_CSV_BYTES:
+        msg = f"{size} bytes of CSV text; expected at most {limits.MAX_CSV_BYTES}: use .npy or .npz"
+        raise LoadError(msg)
     try:
         return content.decode("utf-8-sig")
     except UnicodeDecodeError as error:

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, cast
 
 import numpy as np
 
+from expert_maps import limits
 from expert_maps.errors import LoadError
 from expert_maps.formats.loads import by_id
 from expert_maps.formats.loads.counts import Counts, Form, combine
@@ -21,8 +22,13 @@ from expert_maps.formats.loads.values import listed, naming, shown
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
+    from numpy.typing import NDArray
+
     from expert_maps.formats.loads.document import Document
     from expert_maps.formats.loads.options import LoadOptions
+
+    Float64Array = NDArray[np.float64]
+    Int64Array = NDArray[np.int64]
 
 _TOKENS, _GATES = "token_scores", "gate_scores"
 _SHARES = "each expert's scores add up to 1 over the layers, as ESFT's script divides them: experts of a layer cannot be compared"
@@ -87,34 +93,39 @@ def _layers(value: object, options: LoadOptions) -> Counts:
         )
         msg = f"the object has keys {keys}; expected {{layer: {{expert: count}}}} with numbers as keys"
         raise LoadError(msg)
-    layers: list[int] = []
-    experts: list[int] = []
-    counts: list[float] = []
-    for layer, row in cast("Mapping[str, object]", value).items():
-        pairs = (
-            enumerate(row)
-            if isinstance(row, list)
-            else ((int(key), count) for key, count in cast("dict[str, object]", row).items())
-        )
-        for expert, count in pairs:
-            if type(count) not in {int, float}:
-                msg = f"the count of layer {int(layer)}, expert {expert} is {shown(repr(count))}; expected a number"
-                raise LoadError(msg)
-            layers.append(int(layer))
-            experts.append(expert)
-            counts.append(cast("float", count))
-    if len({*map(int, cast("Mapping[str, object]", value))}) != len(cast("Mapping[str, object]", value)):
+    rows = cast("Mapping[str, list[object] | dict[str, object]]", value)
+    total = sum(map(len, rows.values()))
+    if total > limits.MAX_SLOTS:
+        msg = f"the object has {total} counts; expected at most {limits.MAX_SLOTS}, of layers and experts"
+        raise LoadError(msg)
+    if len({*map(int, rows)}) != len(rows):
         msg = "a layer stands twice, with and without leading zeros; expected each once"
+        raise LoadError(msg)
+    parts = [_row(int(layer), row) for layer, row in rows.items()]
+    layers = np.repeat(list(map(int, rows)), list(map(len, rows.values())))
+    experts, counts = (np.concatenate([part[index] for part in parts]) for index in (0, 1))
+    table, labels = by_id.tabulate(layers.astype(np.int64), experts, counts, options)
+    return Counts(table[None], by="expert", labels=labels, warnings=by_id.missing_layers(labels))
+
+
+def _row(layer: int, row: list[object] | dict[str, object]) -> tuple[Int64Array, Float64Array]:
+    """Return the ids of a layer's experts, and their counts."""
+    ids = list(map(int, row)) if isinstance(row, dict) else range(len(row))
+    counts = list(row.values()) if isinstance(row, dict) else row
+    if not set(map(type, counts)) <= {int, float}:
+        expert, count = next(
+            (expert, count)
+            for expert, count in zip(ids, counts, strict=True)
+            if type(count) not in {int, float}
+        )
+        msg = f"the count of layer {layer}, expert {expert} is {shown(repr(count))}; expected a number"
         raise LoadError(msg)
     try:
         numbers = np.array(counts, dtype=np.float64)
     except OverflowError as error:
-        msg = "a count is beyond any number of tokens"
+        msg = f"a count of layer {layer} is beyond any number of tokens"
         raise LoadError(msg) from error
-    table, labels = by_id.tabulate(
-        np.array(layers, dtype=np.int64), np.array(experts, dtype=np.int64), numbers, options
-    )
-    return Counts(table[None], by="expert", labels=labels, warnings=by_id.missing_layers(labels))
+    return np.array(ids, dtype=np.int64), numbers
 
 
 MINDSPEED = Form("mindspeed", "MindSpeed-RL {layer: {expert: count}}", _is_mindspeed, _read_mindspeed)

@@ -16,8 +16,9 @@ import numpy as np
 
 from expert_maps.errors import LoadError
 from expert_maps.formats.loads.counts import Counts, Form
-from expert_maps.formats.loads.csv_tables import numbers_of, text_of
-from expert_maps.formats.loads.values import check_table, counted, listed, naming, refuse_bad
+from expert_maps.formats.loads.csv_tables import text_of
+from expert_maps.formats.loads.values import check_table, counted, listed, naming
+from expert_maps.load import refuse_bad
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -100,7 +101,7 @@ def _partial(documents: Sequence[Document]) -> tuple[str, ...]:
 
 def _steps(document: Document, options: LoadOptions, layers: int) -> Float64Array:
     text = text_of(document, options)
-    numbers = numbers_of(text)
+    numbers = text.table()
     if len(numbers) % layers:
         msg = (
             f"has {len(numbers)} lines; expected a multiple of {layers} layers (with a draft layer there is a line more "

@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING
 from expert_maps.errors import LoadError
 from expert_maps.formats.loads.counts import Counts, Form, combine
 from expert_maps.formats.loads.plain import member
-from expert_maps.formats.loads.values import as_array, listed, naming, refuse_bad
+from expert_maps.formats.loads.values import as_array, listed, naming
+from expert_maps.load import refuse_bad
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

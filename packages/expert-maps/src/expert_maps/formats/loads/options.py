@@ -8,12 +8,10 @@ import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
-from expert_maps import limits
 from expert_maps.errors import LoadError
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
-
+    from expert_maps._layers import Layers
     from expert_maps.models import ModelCounts
     from expert_maps.placement import Placement
 
@@ -56,7 +54,7 @@ class LoadOptions:
 
     Attributes:
         key: the array in a file of several, or the key in a JSON object.
-        layers: the rows to take, by the file's own numbers where it has them, else by position.
+        layers: the rows to take, by the file's own numbers where it has them, else by position; or ``"all"``.
         steps: the steps to take; given at all, it says that the first of three axes is steps.
         files: what several files are.
         placement: the placement whose slots the counts belong to.
@@ -67,7 +65,7 @@ class LoadOptions:
     """
 
     key: str | None = None
-    layers: tuple[int, ...] | None = None
+    layers: Layers | None = None
     steps: slice | None = None
     files: Files | None = None
     placement: Placement | None = None
@@ -85,40 +83,6 @@ class LoadOptions:
     def known_layers(self) -> int | None:
         """L, if it was said."""
         return self.num_layers or (self.model.num_layers if self.model else None)
-
-
-_SPAN = re.compile(r"\s*(\d{1,9})\s*(?:[-–]\s*(\d{1,9})\s*)?")
-
-
-def parse_layers(text: str | Sequence[int] | range) -> tuple[int, ...]:
-    """Return layer numbers from ``3-60``, ``3,5,7-9``, or a sequence of them.
-
-    Raises:
-        LoadError: anything else, descending or twice, or beyond what any model has.
-    """
-    if not isinstance(text, str):
-        numbers = [int(number) for number in text]
-    else:
-        numbers = []
-        for part in text.split(","):
-            first, last = _span(part, text)
-            if last >= limits.MAX_LAYERS:
-                msg = f"layers are {text!r}; expected numbers below {limits.MAX_LAYERS}"
-                raise LoadError(msg)
-            numbers += range(first, last + 1)
-    if not numbers or sorted(set(numbers)) != numbers:
-        msg = f"layers are {text!r}; expected ascending numbers, each once, like 3-60 or 3,5,7-9"
-        raise LoadError(msg)
-    return tuple(numbers)
-
-
-def _span(part: str, text: str) -> tuple[int, int]:
-    match = _SPAN.fullmatch(part)
-    first, last = (int(match[1]), int(match[2] or match[1])) if match else (1, 0)
-    if last < first:
-        msg = f"layers are {text!r}; expected numbers and ranges, like 3-60 or 3,5,7-9"
-        raise LoadError(msg)
-    return first, last
 
 
 def parse_steps(text: str | range | slice) -> slice:

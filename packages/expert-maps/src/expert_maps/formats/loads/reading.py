@@ -6,18 +6,20 @@ from __future__ import annotations
 
 import os
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING
 
+from expert_maps._layers import as_layers
 from expert_maps.errors import LoadError
 from expert_maps.files import Source, describe
 from expert_maps.formats.loads.checks import check_counts, suspicions
 from expert_maps.formats.loads.choosing import Chosen, choose_layers, choose_steps
 from expert_maps.formats.loads.document import open_document
-from expert_maps.formats.loads.options import LoadOptions, ModelShape, parse_layers, parse_steps
+from expert_maps.formats.loads.options import LoadOptions, ModelShape, parse_steps
 from expert_maps.formats.loads.registry import form_of
 from expert_maps.formats.loads.slots import by_expert
 from expert_maps.formats.loads.values import check_axes, counted, naming, spans
-from expert_maps.load import ExpertLoad
+from expert_maps.load import take
 from expert_maps.models import ModelCounts, model_counts
 from expert_maps.validation import as_count
 
@@ -27,6 +29,7 @@ if TYPE_CHECKING:
     from expert_maps.files import AnyPath
     from expert_maps.formats.loads.counts import Form
     from expert_maps.formats.loads.options import Files
+    from expert_maps.load import ExpertLoad
     from expert_maps.placement import Placement
 
 
@@ -71,7 +74,7 @@ def read_load(  # noqa: PLR0913 - what a file may leave unsaid
         key: the array in a file of several, or the key in a JSON object; None to take the only one
             (``.npz``: all, where they agree in layers and experts).
         format: one of `FORM_NAMES`, to say the form instead of having it recognised.
-        layers: the layers to take, ``"3-60"`` or numbers: the file's own where it has them, else positions of rows.
+        layers: the layers to take, ``"3-60"``, ``"all"`` or numbers: the file's own where it has them, else positions of rows.
         placement: whose slots are counted, for counts by physical slot.
         files: what several files are: ``"ranks"`` (their counts are added or joined) or ``"steps"``.
         steps: the steps to take, ``"all"``, ``"10-99"`` or a range; given, it says that the first of three axes is
@@ -143,7 +146,7 @@ def inspect_load(  # noqa: PLR0913 - as above
         raise LoadError(msg)
     options = LoadOptions(
         key=key,
-        layers=None if layers is None else parse_layers(layers),
+        layers=None if layers is None else as_layers(layers, LoadError),
         steps=None if steps is None else parse_steps(steps),
         files=files,
         placement=placement,
@@ -166,6 +169,7 @@ def _shape_of(model: AnyPath | ModelCounts | None) -> ModelShape | None:
 
 
 def _inspect(paths: Sequence[AnyPath], name: str | None, options: LoadOptions) -> LoadFile:
+    _refuse_twice(paths)
     documents = [open_document(path) for path in paths]
     more = f" and {len(paths) - 1} more" if len(paths) > 1 else ""
     form = form_of(documents, name, options.key)
@@ -175,13 +179,31 @@ def _inspect(paths: Sequence[AnyPath], name: str | None, options: LoadOptions) -
     with naming(describe(paths[0]) + more):
         counts = form.read(documents, options)
         del documents  # they may be large
-        check_axes(*counts.values.shape[1:])
+        steps, rows, columns = counts.values.shape
+        check_axes(rows, columns, steps)
         chosen = choose_layers(counts, options)
         counts = by_expert(choose_steps(chosen.counts, options.steps), options.placement)
         check_counts(counts, options)
-        load = ExpertLoad(counts.values)
+        load = take(counts.values)
     warnings = (*counts.warnings, *suspicions(load, options, counts.labels))
     return LoadFile(load, form.name, _describe(form, load, chosen, counts.details), counts.labels, warnings)
+
+
+def _refuse_twice(paths: Sequence[AnyPath]) -> None:
+    """Refuse to count one file twice, by whatever name."""
+    seen: dict[tuple[int, int], AnyPath] = {}
+    for path in paths:
+        if isinstance(path, Source):
+            continue
+        try:
+            status = Path(path).stat()
+        except (OSError, ValueError):
+            continue  # its reader says so
+        key = status.st_dev, status.st_ino
+        if key in seen:
+            msg = f"{describe(path)} is the same file as {describe(seen[key])}; expected each once, or its tokens count twice"
+            raise LoadError(msg)
+        seen[key] = path
 
 
 def _describe(form: Form, load: ExpertLoad, chosen: Chosen, details: Sequence[str]) -> str:

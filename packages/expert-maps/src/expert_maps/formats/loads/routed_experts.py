@@ -8,14 +8,17 @@ name. Its rows may be all layers of the model: those of dense layers stay 0 in e
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from expert_maps import limits
 from expert_maps.errors import LoadError
 from expert_maps.formats.loads.counts import Counts, Form
 from expert_maps.formats.loads.plain import member
-from expert_maps.formats.loads.values import as_array, check_axes, check_table, counted, listed, naming
+from expert_maps.formats.loads.suspicion import pieces
+from expert_maps.formats.loads.values import as_numbers, check_axes, check_table, counted, listed, naming
+from expert_maps.validation import first_true
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -45,10 +48,15 @@ def _read(documents: Sequence[Document], options: LoadOptions) -> Counts:
     if experts is None:
         msg = "a trace of routed experts tells ids, not how many experts there are; expected --experts or --model"
         raise LoadError(msg)
-    requests = []
+    requests: list[NDArray[Any]] = []
     for document in documents:
         with naming(document.name):
-            requests += [_checked(array, experts) for array in _arrays(document, options)]
+            for array in _arrays(document, options):
+                _check(array, experts)
+                requests.append(array)
+                if len(requests) > limits.MAX_ARRAYS:
+                    msg = f"the trace has more than {limits.MAX_ARRAYS} requests; expected at most so many"
+                    raise LoadError(msg)
     if len({request.shape[1:] for request in requests}) != 1:
         shapes = listed(sorted({str(list(request.shape[1:])) for request in requests}))
         msg = f"requests have [layers, top_k] {shapes}; expected the same in each, and at least one"
@@ -56,11 +64,11 @@ def _read(documents: Sequence[Document], options: LoadOptions) -> Counts:
     tokens = sum(len(request) for request in requests)
     layers, top_k = requests[0].shape[1:]
     window = options.window or tokens
-    check_axes(layers, experts)
+    check_axes(layers, experts, -(-tokens // window))
     check_table((-(-tokens // window), layers, experts))
     dense = np.ones(layers, dtype=bool)
     for request in requests:
-        dense &= (request == 0).all(axis=(0, 2)) & (top_k > 1)
+        dense &= ~(request != 0).any(axis=(0, 2)) & (top_k > 1)
     _refuse_repeated(requests, dense)
     values = _count(requests, experts, window, tokens)
     values[:, dense] = 0
@@ -68,7 +76,7 @@ def _read(documents: Sequence[Document], options: LoadOptions) -> Counts:
     return Counts(values, by="expert", all_layers=bool(dense.any()), details=details)
 
 
-def _arrays(document: Document, options: LoadOptions) -> Iterator[Float64Array]:
+def _arrays(document: Document, options: LoadOptions) -> Iterator[NDArray[Any]]:
     if document.kind == "csv":
         msg = "a CSV file; expected expert ids [tokens, layers, top_k]"
         raise LoadError(msg)
@@ -83,7 +91,7 @@ def _arrays(document: Document, options: LoadOptions) -> Iterator[Float64Array]:
         # Lists of several requests differ in tokens, so each is an array of its own.
         requests = value if isinstance(value, list) and _depth(value) > 3 else [value]  # noqa: PLR2004
         for request in requests:
-            yield as_array(request)
+            yield as_numbers(request)
 
 
 def _depth(value: object) -> int:
@@ -93,35 +101,41 @@ def _depth(value: object) -> int:
     return depth + (value.ndim if isinstance(value, np.ndarray) else 0)
 
 
-def _checked(array: Float64Array, experts: int) -> Float64Array:
+def _check(array: NDArray[Any], experts: int) -> None:
+    """Refuse what are no expert ids, or the same twice for one token and layer that is not dense."""
     if array.ndim != 3 or 0 in array.shape:  # noqa: PLR2004
         msg = f"the trace has shape {list(array.shape)}; expected [tokens, layers, top_k], every axis at least 1"
         raise LoadError(msg)
-    bad = np.argwhere(~((array >= 0) & (array < experts) & (array % 1 == 0)))
-    if bad.size:
-        token, layer, place = bad[0].tolist()
-        msg = (
-            f"the expert id at token {token}, layer {layer}, place {place} is {array[token, layer, place]:g}; expected "
-            f"one of 0 … {experts - 1}"
-        )
-        raise LoadError(msg)
-    return array
-
-
-def _refuse_repeated(requests: Sequence[Float64Array], dense: NDArray[np.bool_]) -> None:
-    for request in requests:
-        ordered = np.sort(request, axis=2)
-        twice = np.argwhere((ordered[..., 1:] == ordered[..., :-1]) & ~dense[None, :, None])
-        if twice.size:
-            token, layer, place = twice[0].tolist()
+    start = 0
+    for piece in pieces(array):
+        bad = first_true(~((piece >= 0) & (piece < experts) & (piece % 1 == 0)))
+        if bad is not None:
+            token, layer, place = bad[0]
             msg = (
-                f"token {token} has expert {ordered[token, layer, place]:g} twice in layer {layer}; expected top-k ids that "
-                "differ: this is no trace of routed experts"
+                f"the expert id at token {start + token}, layer {layer}, place {place} is {float(piece[bad[0]]):g}; "
+                f"expected one of 0 … {experts - 1}"
             )
             raise LoadError(msg)
+        start += len(piece)
 
 
-def _count(requests: Sequence[Float64Array], experts: int, window: int, tokens: int) -> Float64Array:
+def _refuse_repeated(requests: Sequence[NDArray[Any]], dense: NDArray[np.bool_]) -> None:
+    for request in requests:
+        start = 0
+        for piece in pieces(request):
+            ordered = np.sort(piece, axis=2)
+            twice = first_true((ordered[..., 1:] == ordered[..., :-1]) & ~dense[None, :, None])
+            if twice is not None:
+                token, layer, place = twice[0]
+                msg = (
+                    f"token {start + token} has expert {float(ordered[token, layer, place]):g} twice in layer {layer}; "
+                    "expected top-k ids that differ: this is no trace of routed experts"
+                )
+                raise LoadError(msg)
+            start += len(piece)
+
+
+def _count(requests: Sequence[NDArray[Any]], experts: int, window: int, tokens: int) -> Float64Array:
     layers = requests[0].shape[1]
     values = np.zeros((-(-tokens // window), layers * experts))
     row_of_layer = np.arange(layers)[None, :, None] * experts

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from expert_maps.formats.loads.options import LoadOptions
 
     Float64Array = NDArray[np.float64]
+    Int64Array = NDArray[np.int64]
 
 _ID_DIGITS = 9
 _HEADER = [
@@ -54,8 +55,7 @@ def is_triples(text: CsvText) -> bool:
     layers, experts = (np.array(list(map(int, column)), dtype=np.int64) for column in columns[:2])
     # A dump goes layer by layer: few runs of the same id, each of several lines, and no pair twice.
     runs = 1 + int(np.count_nonzero(np.diff(layers)))
-    pairs = np.unique(np.stack([layers, experts]), axis=1).shape[1]
-    return pairs == len(layers) and runs == len(np.unique(layers)) and 2 * runs <= len(layers)
+    return not _repeats(layers, experts) and runs == len(np.unique(layers)) and 2 * runs <= len(layers)
 
 
 def _columns(text: CsvText, start: int) -> list[list[str]] | None:
@@ -66,7 +66,9 @@ def _columns(text: CsvText, start: int) -> list[list[str]] | None:
         return None
     cells = [cell.strip(' "') for cell in text.separator.join(text.lines[start:]).split(text.separator)]
     columns = [cells[index :: len(_HEADER)] for index in range(len(_HEADER))]
-    is_ids = all(cell.isdecimal() and len(cell) <= _ID_DIGITS for column in columns[:2] for cell in column)
+    is_ids = all(
+        all(map(str.isdecimal, column)) and max(map(len, column)) <= _ID_DIGITS for column in columns[:2]
+    )
     return columns if is_ids else None
 
 
@@ -104,13 +106,18 @@ def _triples(document: Document, options: LoadOptions) -> Float64Array:
     if columns is None or not all(map(text.is_number, columns[2])):
         msg = f"line {text.numbers[start + _first_strange(text, start)]} is no layer_id,expert_id,count"
         raise LoadError(msg)
-    ids = np.array([list(map(int, column)) for column in columns[:2]], dtype=np.float64)
+    ids = np.array([list(map(int, column)) for column in columns[:2]], dtype=np.int64)
     lines = np.vstack([ids, [text.number(cell) for cell in columns[2]]]).T
-    pairs = np.unique(lines[:, :2], axis=0)
-    if len(pairs) != len(lines):
+    if _repeats(*ids):
         msg = "a pair of layer and expert stands twice; expected one file for each rank, given together"
         raise LoadError(msg)
     return lines
+
+
+def _repeats(layers: Int64Array, experts: Int64Array) -> bool:
+    """Say whether a pair stands twice."""
+    keys = np.sort(layers * 10**_ID_DIGITS + experts)
+    return bool((keys[1:] == keys[:-1]).any())
 
 
 def _first_strange(text: CsvText, start: int) -> int:

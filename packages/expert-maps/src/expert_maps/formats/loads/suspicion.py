@@ -8,22 +8,28 @@ top-k. Where that does not hold, the axes mean something else.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 import numpy as np
 
+from expert_maps import limits
 from expert_maps.errors import LoadError
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from numpy.typing import NDArray
 
     Float64Array = NDArray[np.float64]
+
+Number = TypeVar("Number", bound=np.generic)
 
 # Totals of MoE layers of one trace are equal, or nearly so (0.05 % in measured dumps).
 EQUAL_WITHIN = 0.01
 _SAME_WITHIN = 0.001
 _LEAST_TOP_K, _MOST_TOP_K = 2, 32
 _FEWEST_ROWS = 8
+_PIECE = 2**20  # numbers looked at together
 _AS_STEPS = "give --steps all if its first axis is steps"
 
 
@@ -31,7 +37,7 @@ def refuse(values: Float64Array) -> None:
     """Refuse an array whose content says that it is no [steps, L, E].
 
     Args:
-        values: float64 [steps, rows, columns].
+        values: float64 [steps, rows, columns]; what comes after the most steps that a load may have is not looked at.
 
     Raises:
         LoadError: it looks like a placement, counts by rank and slot, or routed experts.
@@ -39,6 +45,7 @@ def refuse(values: Float64Array) -> None:
     if values.shape[0] < 2:  # noqa: PLR2004 - one step is no third axis
         return
     shape = list(values.shape)
+    values = values[: limits.MAX_STEPS]
     if is_placement(values):
         msg = (
             f"shape {shape} of 0 and 1, where each expert is on a rank in each layer: a placement of omni-infer "
@@ -62,8 +69,14 @@ def refuse(values: Float64Array) -> None:
 
 def differ(totals: Float64Array) -> bool:
     """Say whether some totals differ by more than layers of one trace do."""
-    peak = float(totals.max(initial=0))
-    return peak > 0 and peak - float(totals.min()) > EQUAL_WITHIN * peak
+    return bool(_rows_differ(totals[None])[0])
+
+
+def _rows_differ(totals: Float64Array) -> NDArray[np.bool_]:
+    """Say of each row what `differ` says, bool [rows]; of none that there is nothing in it."""
+    peak = totals.max(axis=1, initial=0)
+    least: Float64Array = totals.min(axis=1, initial=np.inf)
+    return (peak > 0) & (peak - least > EQUAL_WITHIN * peak)
 
 
 def is_placement(values: Float64Array) -> bool:
@@ -84,21 +97,31 @@ def is_by_rank(values: Float64Array) -> bool:
     outer = totals.sum(axis=1)
     is_equal = outer.min() > 0 and outer.max() - outer.min() <= _SAME_WITHIN * outer.max()
     # Dense layers have no tokens, which makes layers of a step unequal too.
-    return bool(is_equal and all(differ(row[row > 0]) for row in totals))
+    return bool(is_equal and _rows_differ(np.where(totals > 0, totals, totals.max(axis=1)[:, None])).all())
 
 
 def is_expert_ids(values: Float64Array) -> bool:
     """Say whether every row holds different small integers that come again and again in other rows."""
     top_k = values.shape[2]
-    if not _LEAST_TOP_K <= top_k <= _MOST_TOP_K or (values % 1).any():
+    if not _LEAST_TOP_K <= top_k <= _MOST_TOP_K or values.shape[0] * values.shape[1] < _FEWEST_ROWS:
         return False
-    if values.shape[0] * values.shape[1] < _FEWEST_ROWS:
+    busy = (values != 0).any(axis=(0, 2))  # layers that are dense have id 0 in each place
+    if not busy.any() or values.size < 4 * (values.max() + 1):
         return False
-    ordered = np.sort(values, axis=2)
-    rows = (ordered[..., 1:] != ordered[..., :-1]).all(axis=2)
-    dense = (values == 0).all(axis=(0, 2))  # layers that are dense have id 0 in each place
-    if dense.all() or not rows[:, ~dense].all():
+    if not all(_are_ids(part[:, busy]) for part in pieces(values)):
         return False
     # Of a load, layers of one step have equal totals; of ids, hardly ever.
-    unequal = [differ(row) for row in values.sum(axis=2)[:, ~dense]]
-    return bool(values.size >= 4 * (values.max() + 1) and sum(unequal) > len(unequal) / 2)
+    unequal = _rows_differ(values.sum(axis=2)[:, busy])
+    return bool(np.count_nonzero(unequal) > len(unequal) / 2)
+
+
+def _are_ids(values: Float64Array) -> bool:
+    """Say whether all are whole numbers, and those of a row differ."""
+    ordered = np.sort(values, axis=2)
+    return bool((ordered % 1 == 0).all() and (ordered[..., 1:] != ordered[..., :-1]).all())
+
+
+def pieces(values: NDArray[Number]) -> Iterator[NDArray[Number]]:
+    """Go over an array of three axes in pieces along the first, so that what is made of each stays small."""
+    rows = max(1, _PIECE // max(1, values[0].size))
+    return (values[start : start + rows] for start in range(0, len(values), rows))

@@ -6,13 +6,15 @@ from __future__ import annotations
 
 import math
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, cast
+from itertools import chain
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 
 from expert_maps import limits
-from expert_maps.errors import LoadError
-from expert_maps.load import MAX_LOAD
+from expert_maps._layers import layers_text
+from expert_maps.errors import LoadError, printable
+from expert_maps.load import refuse_bad
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Generator, Iterable, Sequence
@@ -46,9 +48,7 @@ def naming(name: str) -> Generator[None]:
 
 def shown(name: object) -> str:
     """Return a name out of a file as a terminal may show it: short, and without control characters."""
-    text = str(name)
-    text = text if text.isprintable() else ascii(text)
-    return text if len(text) <= 80 else text[:77] + "..."  # noqa: PLR2004 - a line's worth
+    return printable(str(name), 80)
 
 
 def listed(names: Collection[object]) -> str:
@@ -64,13 +64,7 @@ def counted(count: int, what: str) -> str:
 
 def spans(numbers: Iterable[int]) -> str:
     """Return ascending numbers as ranges: ``0-2, 5``."""
-    runs: list[list[int]] = []
-    for number in numbers:
-        if runs and number == runs[-1][1] + 1:
-            runs[-1][1] = number
-        else:
-            runs.append([number, number])
-    return listed([str(first) if first == last else f"{first}-{last}" for first, last in runs])
+    return listed(layers_text(list(numbers)).split(","))
 
 
 def as_array(value: object) -> Float64Array:
@@ -82,47 +76,62 @@ def as_array(value: object) -> Float64Array:
     Raises:
         LoadError: ragged, too deep or too many, or something else than real numbers.
     """
+    return as_numbers(value).astype(np.float64, copy=False)
+
+
+def as_numbers(value: object) -> NDArray[Any]:
+    """Return numbers as `as_array` does, an array in its own type.
+
+    Raises:
+        LoadError: as `as_array`.
+    """
     if isinstance(value, np.ndarray):
         if value.dtype.kind not in "iuf":
             msg = f"load has dtype {shown(value.dtype)}; expected integers or floats"
             raise LoadError(msg)
         check_table(value.shape)
-        return value.astype(np.float64, copy=False)
+        return value
     if not isinstance(value, list):
         msg = f"load is {shown(repr(value))}, of type {type(value).__name__}; {_EXPECTED}"
         raise LoadError(msg)
-    return _from_lists(value, 1)
+    return _from_lists(value)
 
 
-def _from_lists(values: list[object], depth: int) -> Float64Array:
-    types = set(map(type, values))
-    if types <= {int, float}:
-        try:
-            return np.array(values, dtype=np.float64)
-        except OverflowError as error:
-            msg = "load has an integer beyond any count of tokens"
-            raise LoadError(msg) from error
-    if types - {int, float, list}:
-        strange = next(value for value in values if type(value) not in {int, float, list})
-        msg = (
-            f"load has {shown(repr(strange))}, of type {type(strange).__name__}; expected integers or floats"
-        )
-        raise LoadError(msg)
-    if types != {list}:
-        msg = f"load is ragged: numbers stand beside lists; {_EXPECTED}"
-        raise LoadError(msg)
-    if depth >= _DEEPEST:
-        msg = f"load has more than {_DEEPEST} axes; {_EXPECTED}"
-        raise LoadError(msg)
-    parts = [_from_lists(cast("list[object]", value), depth + 1) for value in values]
-    for index, part in enumerate(parts):
-        if part.shape != parts[0].shape:
-            msg = (
-                f"load is ragged: part {index} has shape {list(part.shape)}, part 0 {list(parts[0].shape)}; "
-                f"{_EXPECTED}"
-            )
+def _from_lists(values: list[object]) -> Float64Array:
+    """Go down a level at a time: an array for each list would take longer than to read them."""
+    level: list[list[object]] = [values]
+    shape = [len(values)]
+    while True:
+        types: set[type] = set()
+        for row in level:
+            types.update(map(type, row))
+        if types <= {int, float}:
+            break
+        if types - {int, float, list}:
+            entries = chain.from_iterable(level)
+            strange = next(entry for entry in entries if type(entry) not in {int, float, list})
+            msg = f"load has {shown(repr(strange))}, of type {type(strange).__name__}; expected integers or floats"
             raise LoadError(msg)
-    return np.stack(parts)
+        if types != {list}:
+            msg = f"load is ragged: numbers stand beside lists; {_EXPECTED}"
+            raise LoadError(msg)
+        if len(shape) >= _DEEPEST:
+            msg = f"load has more than {_DEEPEST} axes; {_EXPECTED}"
+            raise LoadError(msg)
+        level = cast("list[list[object]]", list(chain.from_iterable(level)))
+        shape.append(len(level[0]))
+        if len(set(map(len, level))) > 1:
+            index, row = next((i, row) for i, row in enumerate(level) if len(row) != shape[-1])
+            at = [int(i) for i in np.unravel_index(index, shape[:-1])]
+            msg = f"load is ragged: {len(row)} entries at {at}; expected {shape[-1]}, as the first has; {_EXPECTED}"
+            raise LoadError(msg)
+    check_table(shape)
+    try:
+        numbers = cast("Iterable[float]", chain.from_iterable(level))
+        return np.fromiter(numbers, dtype=np.float64, count=math.prod(shape)).reshape(shape)
+    except OverflowError as error:
+        msg = "load has an integer beyond any count of tokens"
+        raise LoadError(msg) from error
 
 
 def as_counts(value: object, axes: Sequence[str] = ("step", "layer", "expert")) -> Float64Array:
@@ -143,20 +152,6 @@ def as_counts(value: object, axes: Sequence[str] = ("step", "layer", "expert")) 
     return array.reshape(-1, *array.shape[-2:])
 
 
-def refuse_bad(array: Float64Array, axes: Sequence[str]) -> None:
-    """Refuse counts that are none, and name the first.
-
-    Raises:
-        LoadError: as said.
-    """
-    bad = np.argwhere(~((array >= 0) & (array <= MAX_LOAD)))
-    if bad.size:
-        where = ", ".join(f"{axis} {index}" for axis, index in zip(axes, bad[0].tolist(), strict=True))
-        more = f" (and {len(bad) - 1} more)" if len(bad) > 1 else ""
-        msg = f"load at {where} is {array[tuple(bad[0])]:g}; expected a number from 0 to {MAX_LOAD:g}{more}"
-        raise LoadError(msg)
-
-
 def check_table(shape: Sequence[int]) -> None:
     """Refuse more numbers than a load may have, before they are allocated.
 
@@ -169,8 +164,8 @@ def check_table(shape: Sequence[int]) -> None:
         raise LoadError(msg)
 
 
-def check_axes(layers: int, experts: int) -> None:
-    """Refuse more layers or experts than any model has.
+def check_axes(layers: int, experts: int, steps: int = 1) -> None:
+    """Refuse more layers or experts than any model has, and more steps than any trace.
 
     Raises:
         LoadError: as said.
@@ -178,6 +173,7 @@ def check_axes(layers: int, experts: int) -> None:
     for name, count, most in (
         ("layers", layers, limits.MAX_LAYERS),
         ("experts", experts, limits.MAX_EXPERTS),
+        ("steps", steps, limits.MAX_STEPS),
     ):
         if count > most:
             msg = f"load has {count} {name}; expected at most {most}"
