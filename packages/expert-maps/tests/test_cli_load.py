@@ -56,7 +56,7 @@ def test_what_was_recognised_is_said_on_standard_error() -> None:
         "shape: 1 step × 2 layers × 4 experts",
         "tokens of a layer: 40 to 40, 80 in all",
         "hottest expert over mean: 1.000 to 3.000, mean 2.000",
-        "hottest of all: layer 1, expert 0, 30 tokens",
+        "hottest of all: layer 0 (the model's 1), expert 0, 30 tokens",
         "experts without a token: 0 of 8",
     ]
 

@@ -204,6 +204,12 @@ def test_what_is_exported_is_read_back(tmp_path: Path, name: str, steps: int, di
         export_load(load, tmp_path / "load.txt")
 
 
+def test_steps_without_tokens_are_counted(tmp_path: Path) -> None:
+    path = write(tmp_path / "load.json", {"logical_count": [ROWS, [[0] * 4] * 3, [[0] * 4] * 3]})
+    assert "2 of 3 steps have no tokens" in " ".join(inspect_load(path).warnings)
+    assert not inspect_load(path, steps="0").warnings
+
+
 def test_one_file_is_counted_once_whatever_its_name(tmp_path: Path) -> None:
     path = write(tmp_path / "load.json", ROWS)
     (tmp_path / "link.json").symlink_to(path)

@@ -85,7 +85,9 @@ def _lines(found: LoadFile) -> list[str]:
     totals = trace.total.sum(axis=1)
     ratios = trace.peak_to_mean()
     worst = int(np.argmax(ratios))
-    name = worst if found.layers is None else found.layers[worst]
+    # Counted from 0 as everywhere; its number in the model beside it, where that is another.
+    number = worst if found.layers is None else found.layers[worst]
+    name = "" if number == worst else f" (the model's {number})"
     expert = int(trace.total[worst].argmax())
     idle = int((trace.total == 0).sum())
     axes = ((trace.num_steps, "step"), (trace.num_layers, "layer"), (trace.num_experts, "expert"))
@@ -94,7 +96,7 @@ def _lines(found: LoadFile) -> list[str]:
         shape,
         f"tokens of a layer: {_number(totals.min())} to {_number(totals.max())}, {_number(totals.sum())} in all",
         f"hottest expert over mean: {ratios.min():.3f} to {ratios.max():.3f}, mean {ratios.mean():.3f}",
-        f"hottest of all: layer {name}, expert {expert}, {_number(trace.total[worst, expert])} tokens",
+        f"hottest of all: layer {worst}{name}, expert {expert}, {_number(trace.total[worst, expert])} tokens",
         f"experts without a token: {idle} of {trace.total.size}",
     ]
 

@@ -74,6 +74,9 @@ def suspicions(load: ExpertLoad, options: LoadOptions, labels: Sequence[int] | N
         what = f"layer {named} has" if len(idle) == 1 else f"layers {named} have"
         chosen = options.known_layers is not None
         yield f"{what} no tokens{'' if chosen else '; leave dense layers out with --layers or --model'}"
+    still = int((load.counts.sum(axis=(1, 2)) == 0).sum())
+    if still:
+        yield f"{still} of {load.num_steps} steps have no tokens, as of a buffer that was not full; --steps leaves them out"
     if np.isin(load.counts, (0, 1)).all():
         yield "every count is 0 or 1: a mask or a placement rather than a load"
     if options.known_experts is None and options.placement is None:
