@@ -189,7 +189,9 @@ def start(*arguments: object, first: Path | None = None) -> subprocess.Popen[byt
     """Start the command line; modules are looked for in the first folder before all others."""
     paths = [*([str(first)] if first else []), *(path for path in sys.path if path)]
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(paths)}
-    command = [sys.executable, "-c", PROGRAM, *map(str, arguments)]
+    # A background job of a shell ignores Ctrl-C, and so would all that it starts.
+    listening = f"import signal; signal.signal(signal.SIGINT, signal.default_int_handler); {PROGRAM}"
+    command = [sys.executable, "-c", listening, *map(str, arguments)]
     return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=environment)
 
 
