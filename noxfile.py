@@ -46,7 +46,7 @@ MACHINES = {"x86_64": 62, "aarch64": 183}
 # What is shown of serving in short, for a vLLM other than the newest.
 OLDEST_TESTS = "test_vllm_oldest.py"
 # What a session with `--short` runs on Pythons that have the whole in the nightly run: files, imports, ctypes, the planner.
-SMOKE_TESTS = ("imports", "library", "files", "cli", "maps", "planning")
+SMOKE_TESTS = ("imports", "library", "files", "cli_plan", "loads", "maps", "planning", "yaml_text")
 # Those of the plugin's that lean on what it depends on: options, pages, files, kernels.
 PLUGIN_SMOKE_TESTS = (
     "plugin_imports",

@@ -5,12 +5,13 @@
 from __future__ import annotations
 
 import json
-from types import SimpleNamespace
+import sys
+from types import ModuleType, SimpleNamespace
 from typing import TYPE_CHECKING
 
 import torch
 
-from harness.ascend.inspecting import Inspector, _find
+from harness.ascend.inspecting import Inspector, _find, _tables
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -69,6 +70,33 @@ def test_one_module_may_hold_all() -> None:
     held = _find([layer, torch.nn.Module()], "ascend_expert_map", "_expert_map", "expert_map")
     assert held is not None
     assert held.tolist() == LOGICAL.tolist()
+
+
+def test_the_second_runners_table_says_which_expert_is_where(monkeypatch: pytest.MonkeyPatch) -> None:
+    # Four experts, six slots on two ranks; a row a token.
+    routes = torch.tensor([[0, 1, 2, 3], [4, 1, 5, 3]], dtype=torch.int32)
+    parallel = ModuleType("vllm.distributed.parallel_state")
+    vars(parallel)["get_ep_group"] = lambda: SimpleNamespace(rank_in_group=1)
+    for name in ("vllm", "vllm.distributed"):
+        monkeypatch.setitem(sys.modules, name, ModuleType(name))
+    monkeypatch.setitem(sys.modules, parallel.__name__, parallel)
+    layer = holding(w13_weight=torch.zeros(3, 2, 2), expert_map=PHYSICAL.clone())
+    layer.router = SimpleNamespace(eplb_state=SimpleNamespace(expert_replica_routing_table=routes))  # type: ignore[assignment]
+    found = inspector(routed_experts=layer)
+    ((_, parts),) = list(found._moe_layers())
+    assert _tables(parts, None) == {
+        "expert_map": [1, -1, 2, 0],
+        "log2phy": [0, 1, 2, 3],
+        "routes": [[0, 4], [1], [2, 5], [3]],
+    }
+    # What the mutants change is what tokens go by.
+    assert found.damage("log2phy")
+    assert routes.tolist() == [[3, 0, 1, 2], [3, 4, 1, 5]]
+    found.repair()
+    assert routes.tolist() == [[0, 1, 2, 3], [4, 1, 5, 3]]
+    layer.router = None  # type: ignore[assignment]
+    assert _tables(parts, None) == {"expert_map": PHYSICAL.tolist(), "log2phy": None}
+    assert _tables(parts, LOGICAL) == {"expert_map": LOGICAL.tolist(), "log2phy": None}
 
 
 def test_each_rank_writes_what_it_holds(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -52,6 +52,21 @@ def test_right_slots_have_no_fault(placement: Placement) -> None:
     assert slot_faults(inspect(placement), BYTES) == []
 
 
+def test_every_row_of_a_table_of_copies_is_looked_at(placement: Placement) -> None:
+    workers = inspect(placement)
+    for row in range(len(LAYERS)):
+        copies = [[int(slot) for slot in slots if slot >= 0] for slots in placement.logical_to_physical[row]]
+        for worker in workers:
+            worker["layers"][row]["routes"] = copy.deepcopy(copies)
+    assert slot_faults(workers, BYTES) == []
+    # One row of one rank sends expert 5 to a slot of another's.
+    wrong = copies[6][0]
+    workers[1]["layers"][1]["routes"][5].append(wrong)
+    (fault,) = slot_faults(workers, BYTES)
+    assert (fault.layer, fault.expert, fault.holds, fault.table) == (3, 5, 6, "a row of rank 1")
+    assert fault.rank * (placement.num_physical_experts // RANKS) + fault.slot == wrong
+
+
 def test_experts_come_from_the_linear_layout() -> None:
     linear = generate_placement("linear", num_experts=EXPERTS, ep_size=RANKS, num_layers=len(LAYERS))
     assert experts_of(inspect(linear, with_log2phy=False), EXPERTS) == BYTES

@@ -60,7 +60,7 @@ def test_the_demo_takes_a_users_load(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("name", ["absent.npz", "load.txt", "broken.npz"])
 def test_the_demo_refuses_what_is_no_load(tmp_path: Path, name: str) -> None:
-    (tmp_path / "load.txt").write_text("1 2")
+    (tmp_path / "load.txt").write_text("tokens of every expert")
     (tmp_path / "broken.npz").write_bytes(b"PK")
     done = demo("--load", tmp_path / name, "--output", tmp_path / "map.json")
     assert done.returncode == 2

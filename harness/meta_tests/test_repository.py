@@ -104,7 +104,7 @@ def test_pins_of_more_are_what_run_pins(name: str) -> None:
 
 def test_versions_agree() -> None:
     for path in (
-        "expert-maps/src/expert_maps/__init__.py",
+        "expert-maps/src/expert_maps/_version.py",
         "vllm-ascend-moe/src/vllm_ascend_moe/_version.py",
     ):
         code = (ROOT / "packages" / path).read_text(encoding="utf-8")

@@ -21,7 +21,8 @@ found["count"], found["soc"] = torch.npu.device_count(), torch.npu.get_soc_versi
 with torch.device("npu"):
     found["context"] = torch.arange(3).sum().item()
 found["like"] = torch.empty_like(torch.ones(2, 3).t(), device="npu").stride()
-found["pinned"] = torch.zeros(2, pin_memory=True).pin_memory().is_pinned()
+torch.zeros(2).record_stream(torch.npu.Stream())
+found["pinned"] = torch.zeros(2, pin_memory=True).new_empty(3, pin_memory=True).pin_memory().is_pinned()
 found["histc"] = torch.histc(torch.tensor([0, 2, 2, 4, 5], dtype=torch.int32), bins=4, min=0, max=4).tolist()
 torch.npu.set_device("npu:3")
 with torch.npu.device(1):

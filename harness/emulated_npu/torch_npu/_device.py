@@ -34,6 +34,8 @@ _FACTORIES = (
     "zeros",
     "zeros_like",
 )
+# And methods of a tensor's.
+_METHODS = ("new_empty", "new_full", "new_ones", "new_tensor", "new_zeros")
 
 
 def set_up() -> tuple[NpuModule, torch.library.Library]:
@@ -56,6 +58,8 @@ def set_up() -> tuple[NpuModule, torch.library.Library]:
     library.impl("empty.memory_format", _empty, "PrivateUse1")  # type: ignore[no-untyped-call]
     library.impl("empty_strided", _empty_strided, "PrivateUse1")  # type: ignore[no-untyped-call]
     torch.accelerator.synchronize = _no_wait
+    # No memory is given back while a stream may use it: there is one.
+    torch.Tensor.record_stream = _no_record  # type: ignore[method-assign, assignment]
     _register_for_cpu()
     _forget_pinning()
     _count_integers()
@@ -90,6 +94,10 @@ def _empty_strided(
 
 def _no_wait(device: object = None) -> None:
     """Wait for nothing: what is called has been done."""
+
+
+def _no_record(self: torch.Tensor, stream: object) -> None:
+    """Do nothing."""
 
 
 def _same(self: torch.Tensor, device: object = None) -> torch.Tensor:  # noqa: ARG001 - torch's signature
@@ -145,6 +153,8 @@ def _forget_pinning() -> None:
 
     for name in _FACTORIES:
         setattr(torch, name, unpinned(getattr(torch, name)))
+    for name in _METHODS:
+        setattr(torch.Tensor, name, unpinned(getattr(torch.Tensor, name)))
     torch.Tensor.pin_memory = _same  # type: ignore[method-assign, assignment]
     torch.Tensor.is_pinned = _is_pinned  # type: ignore[method-assign, assignment]
 

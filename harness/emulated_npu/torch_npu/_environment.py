@@ -13,6 +13,7 @@ BINDING = "EMULATED_NPU_BINDING"
 SOC = "EMULATED_NPU_SOC"
 NAMES = "EMULATED_NPU_NAMES"
 DEVICES = "EMULATED_NPUS"
+TRITON = "EMULATED_NPU_TRITON"
 
 # What vllm-ascend's releases call the two chips, as torch.npu.get_soc_version numbers them.
 SOC_VERSIONS = {"A2": 223, "A3": 253}
@@ -67,6 +68,19 @@ def device_count() -> int:
         msg = f"{DEVICES} is {text!r}; expected a number from 1 to {_MOST_DEVICES}"
         raise ValueError(msg)
     return int(text)
+
+
+def has_triton() -> bool:
+    """Return whether there is a Triton for the device.
+
+    Raises:
+        ValueError: the variable is neither 0 (the default) nor 1.
+    """
+    text = os.environ.get(TRITON, "0")
+    if text not in {"0", "1"}:
+        msg = f"{TRITON} is {text!r}; expected 0 or 1"
+        raise ValueError(msg)
+    return text == "1"
 
 
 def loaded() -> bool:

@@ -19,6 +19,7 @@ from torch_npu import (
     _hccl,
     _imported,
     _imports,
+    _interpreted,
     _registry,
     _schemas,
     _triton,
@@ -60,7 +61,7 @@ def load(package: ModuleType) -> None:
     package.__dict__.update(attributes)
     _without_torchvisions_library()
     _hccl.register()
-    _triton.install()
+    (_interpreted if _environment.has_triton() else _triton).install()
     _chip.install()
     _custom.install()
 

@@ -14,6 +14,7 @@ BINDING = "EMULATED_NPU_BINDING"
 SOC = "EMULATED_NPU_SOC"
 NAMES = "EMULATED_NPU_NAMES"
 DEVICES = "EMULATED_NPUS"
+TRITON = "EMULATED_NPU_TRITON"
 CHIPS = ("A2", "A3")
 
 
@@ -50,6 +51,7 @@ def environment(
     names: Path | None = None,
     devices: int | None = None,
     before: tuple[Path, ...] = (),
+    triton: bool = False,
 ) -> dict[str, str]:
     """Return the environment variables under which a process loads the emulation.
 
@@ -61,6 +63,7 @@ def environment(
         names: where the names that are used are listed; None for nowhere.
         devices: how many there are; None for the emulation's default.
         before: more folders for PYTHONPATH: vllm-ascend's and vLLM's.
+        triton: whether there is a Triton, whose kernels are then interpreted; the runner V2 needs one.
 
     Raises:
         ValueError: there is no such chip.
@@ -79,4 +82,6 @@ def environment(
         made[NAMES] = str(names)
     if devices is not None:
         made[DEVICES] = str(devices)
+    if triton:
+        made[TRITON] = "1"
     return made

@@ -429,3 +429,24 @@ def test_what_is_no_placement_is_named(wrong: Any) -> None:  # noqa: ANN401 - wh
 
 def test_a_private_constructor_is_private() -> None:
     assert not hasattr(Placement, "from_checked")
+
+
+def test_a_result_is_written_as_its_placement(tmp_path: Path) -> None:
+    result = expert_maps.plan([[3, 1, 1, 1]], num_redundant_experts=2, ep_size=2)
+    expert_maps.write_placement(result, tmp_path / "map.json")
+    assert expert_maps.read_placement(tmp_path / "map.json") == result.placement
+    with pytest.raises(expert_maps.ExpertMapsError, match="expected a Placement"):
+        expert_maps.write_placement([[0, 1]], tmp_path / "no.json")  # type: ignore[arg-type]
+    assert not (tmp_path / "no.json").exists()
+
+
+def test_every_array_of_a_result_is_read_only() -> None:
+    load = [[3, 1, 1, 1]]
+    result = expert_maps.plan(load, num_redundant_experts=2, ep_size=2)
+    for found in (result, expert_maps.evaluate(result, load), expert_maps.split_replicas(result, load)):
+        for copied in (found, copy.copy(found), pickle.loads(pickle.dumps(found))):  # noqa: S301
+            arrays = {
+                name: getattr(copied, name) for name in dir(copied) if name[0] != "_" and name != "plot"
+            }
+            writeable = [n for n, a in arrays.items() if isinstance(a, np.ndarray) and a.flags.writeable]
+            assert not writeable, type(copied)

@@ -196,3 +196,28 @@ def test_absent_files_and_folders_are_one_line(tmp_path: Path, command: tuple[st
     assert_one_line_error(run(*command, "absent.json"), f"absent.json (in {tmp_path}): no such file")
     assert_one_line_error(run(*command, "no/such.json"), "no/such.json: no such file")
     assert_one_line_error(run(*command, tmp_path), "is a folder")
+
+
+def test_ranks_and_layers_are_told_where_a_format_does_not_say_them(tmp_path: Path) -> None:
+    # SGLang's rows are all layers of the model, and it does not say how many ranks share them.
+    rows = [[0, 0, 0, 0], [0, 1, 2, 3], [3, 2, 1, 0]]
+    (tmp_path / "sglang.json").write_text(json.dumps({"physical_to_logical_map": rows}))
+    assert_one_line_error(run("check", "sglang.json"), "how many ranks", "--ep-size")
+    result = run("check", "sglang.json", "--ep-size", 2, "--layers", "1-2")
+    assert (result.exit_code, result.stderr) == (0, "")
+    assert ": ok, 2 layers, 4 experts, 0 redundant, 2 ranks" in result.stdout
+    assert (
+        run("check", "sglang.json", "--ep-size", 2, "--layers", 3).exit_code == 1
+    )  # its first row is no MoE layer
+
+
+def test_ranks_of_a_map_that_does_not_say_them_are_told(tmp_path: Path) -> None:
+    path = generate(tmp_path)
+    other = tmp_path / "map.npz"
+    assert run("convert", path, other, "--to", "vllm").exit_code == 0
+    assert_one_line_error(run("check", other), "how many ranks")
+    result = run("check", other, "--ep-size", 4, "--golden", path)
+    assert result.exit_code == 0, result.output
+    assert "4 ranks" in result.stdout
+    assert_one_line_error(run("check", path, "--golden", other), "how many ranks")
+    assert run("check", path, "--golden", other, "--ep-size", 4).exit_code == 0

@@ -114,3 +114,25 @@ def test_evaluate_agrees_with_the_plan_that_is_read_back(tmp_path: Path) -> None
     told = json.loads(run("evaluate", "big.json", "big.npy", "--json").stdout)
     assert told["balancedness"] == planned["balancedness"]
     assert told["digest"] == read_placement("big.json").digest
+
+
+def test_a_map_with_dense_rows_carries_the_load_of_its_moe_layers(tmp_path: Path) -> None:
+    rows = [[0, 0, 0, 0], [9, 1, 1, 1], [1, 1, 9, 1]]
+    (tmp_path / "load.json").write_text(json.dumps({"logical_count": rows}))
+    np.save(tmp_path / "rows.npy", np.array(rows))
+    config = {"num_hidden_layers": 3, "n_routed_experts": 4, "first_k_dense_replace": 1}
+    (tmp_path / "config.json").write_text(json.dumps({**config, "model_type": "deepseek_v2"}))
+    assert run("plan", "load.json", "--ep-size", 2, "--redundant", 2, "--output", "map.json").exit_code == 0
+    assert run("convert", "map.json", "sglang.json", "--to", "sglang", "--layers", "1,2").exit_code == 0
+    for command in (
+        ("evaluate", "sglang.json", "load.json", "--ep-size", 2),
+        ("evaluate", "sglang.json", "rows.npy", "--ep-size", 2, "--model", "config.json"),
+        ("weights", "sglang.json", "load.json", "--ep-size", 2),
+        ("rescale", "sglang.json", "load.json", "--ranks-now", 2, "--ep-size", 3),
+        ("plan", "load.json", "--current", "sglang.json", "--ep-size", 2),
+    ):
+        result = run(*command, "--json")
+        assert result.exit_code == 0, (command, result.output)
+        assert json.loads(result.stdout)["num_layers"] == 2
+    told = run("rescale", "sglang.json", "load.json", "--ep-size", 3)
+    assert_one_line_error(told, "how many ranks", "give --ranks-now")

@@ -23,7 +23,7 @@ ROWS = [[30, 3, 3, 4], [10, 10, 10, 10]]
 DUMP = {"rank": 0, "logical_count": [[0] * 4, *ROWS]}
 
 
-def run(*arguments: object, stdin: str = "") -> Result:
+def run(*arguments: object, stdin: str | bytes = "") -> Result:
     return CliRunner().invoke(app, [str(argument) for argument in arguments], input=stdin)
 
 
@@ -120,6 +120,28 @@ def test_inputs_are_never_written_over(tmp_path: Path) -> None:
     assert {path.name for path in tmp_path.iterdir()} == {"dump.json", "link.json"}
 
 
+@pytest.mark.parametrize("name", ["map.npz", "map.yaml"])
+def test_a_map_of_slots_need_not_say_its_ranks(tmp_path: Path, name: str) -> None:
+    placement = Placement([[0, 1, 2, 3, 0, 1]], 2)
+    write_placement(placement, tmp_path / "map.json")
+    form = "vllm" if name.endswith("npz") else "tensorrt-llm"
+    assert run("convert", "map.json", name, "--to", form, "--layers", "0").exit_code == 0
+    np.save("moe_load_0.npy", np.array([10, 1, 3, 4, 20, 2]).reshape(1, 2, 3))
+    for given, path in (("", name), ((tmp_path / name).read_bytes(), "-")):
+        result = run("load", "moe_load_0.npy", "--map", path, "-o", "load.json", stdin=given)
+        assert result.exit_code == 0, result.output
+        assert json.loads((tmp_path / "load.json").read_text())["load"] == [[30, 3, 3, 4]]
+
+
+def test_a_map_without_the_order_of_slots_names_no_count(tmp_path: Path) -> None:
+    write_placement(Placement([[2, 1, 0, 3, 0, 1]], 2), tmp_path / "map.json")
+    assert run("convert", "map.json", "map.npy", "--to", "omni").exit_code == 0
+    np.save("moe_load_0.npy", np.array([10, 1, 3, 4, 20, 2]).reshape(1, 2, 3))
+    assert_one_line_error(
+        run("load", "moe_load_0.npy", "--map", "map.npy"), "map.npy", "does not keep the order of slots"
+    )
+
+
 def test_counts_by_slot_are_read_by_their_map(tmp_path: Path) -> None:
     write_placement(Placement([[0, 1, 2, 3, 0, 1]], 2), tmp_path / "map.json")
     np.save(tmp_path / "moe_load_0.npy", np.array([10, 1, 3, 4, 20, 2]).reshape(1, 2, 3))
@@ -159,3 +181,18 @@ def test_plan_reads_the_same_and_says_it(tmp_path: Path) -> None:
     assert_one_line_error(
         run("plan", "dump.json", "--physical", 3, "--ep-size", 2), "num_physical_experts is 3"
     )
+
+
+def test_warnings_number_layers_as_the_file_does(tmp_path: Path) -> None:
+    rows = [[0] * 4, *ROWS, [0] * 4, ROWS[0]]
+    (tmp_path / "hole.json").write_text(json.dumps({"logical_count": rows}))
+    config = {
+        "model_type": "deepseek_v2",
+        "num_hidden_layers": 5,
+        "n_routed_experts": 4,
+        "first_k_dense_replace": 1,
+    }
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    for said in (("--model", "config.json"), ("--layers", "1-4")):
+        told = run("load", "hole.json", *said).stderr
+        assert "warning: hole.json: layer 3 has no tokens" in told

@@ -251,3 +251,18 @@ def test_moves_are_bounded_counted_and_weighed(tmp_path: Path, load: Path) -> No
     assert_one_line_error(run(*plan, "--expert-bytes", 2), "expected it with --current")
     assert_one_line_error(run(*later, "--expert-bytes", -2, "--output", "next.json"), "expert_bytes is -2")
     assert not (tmp_path / "next.json").exists()
+
+
+def test_the_bytes_that_move_are_the_models_where_nobody_says_them(tmp_path: Path, load: Path) -> None:
+    config = {"num_hidden_layers": 5, "num_experts": 16, "hidden_size": 8, "moe_intermediate_size": 4}
+    (tmp_path / "config.json").write_text(
+        json.dumps(config | {"model_type": "qwen3_moe", "torch_dtype": "bfloat16", "decoder_sparse_step": 1})
+    )
+    plan = ("plan", load.name, "--ep-size", 4)
+    assert run(*plan, "--redundant", 4, "--output", "map.json").exit_code == 0
+    np.save(tmp_path / "later.npy", np.random.default_rng(1).lognormal(size=(5, 16)))
+    later = ("plan", "later.npy", "--ep-size", 4, "--current", "map.json", "--json", "--model", "config.json")
+    told = json.loads(run(*later).stdout)
+    assert told["fetched_bytes"] == sum(told["fetched_per_layer"]) * 3 * 8 * 4 * 2
+    told = json.loads(run(*later, "--expert-bytes", 10).stdout)
+    assert told["fetched_bytes"] == sum(told["fetched_per_layer"]) * 10

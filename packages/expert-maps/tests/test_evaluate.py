@@ -195,3 +195,11 @@ def test_a_wrong_question_is_an_error(options: dict[str, Any], message: str) -> 
         compare(LOAD, **{"ep_size": 4, **options})
     with pytest.raises(LoadError, match="load at layer 0, expert 1 is nan"):
         compare([[1.0, float("nan")]], ep_size=2)
+
+
+def test_compare_takes_redundancy_by_either_name() -> None:
+    load = np.random.default_rng(0).lognormal(size=(2, 8))
+    short = compare(load, ep_size=4, policies=["balanced"], redundant=[0, 4])
+    assert compare(load, ep_size=4, policies=["balanced"], num_redundant_experts=[0, 4]) == short
+    with pytest.raises(LayoutError, match="both given"):
+        compare(load, ep_size=4, redundant=[0], num_redundant_experts=[0])

@@ -202,3 +202,11 @@ def test_what_is_exported_is_read_back(tmp_path: Path, name: str, steps: int, di
     assert again.layers == ((1, 2, 3) if name.endswith(("json", "csv")) else None)
     with pytest.raises(FormatError, match=r"name ends in \.txt"):
         export_load(load, tmp_path / "load.txt")
+
+
+def test_one_file_is_counted_once_whatever_its_name(tmp_path: Path) -> None:
+    path = write(tmp_path / "load.json", ROWS)
+    (tmp_path / "link.json").symlink_to(path)
+    for other in (path, tmp_path / "link.json"):
+        with pytest.raises(LoadError, match=r"is the same file as .*load.json; expected each once"):
+            read_load([path, other], files="ranks")

@@ -21,6 +21,7 @@ from expert_maps.layered import LayeredPlacement
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+    from pathlib import Path
 
     from expert_maps.formats.mapfile import MapFile
 
@@ -398,3 +399,16 @@ def test_counts_that_are_too_large_end_soon(content: Callable[[], object]) -> No
     with pytest.raises(FormatError, match="the file: "):
         read(made, ep_size=1)
     assert time.process_time() - begin < 5
+
+
+def test_rows_of_all_layers_are_not_taken_for_moe_layers_without_a_word(tmp_path: Path) -> None:
+    path = tmp_path / "sglang.json"
+    path.write_text(json.dumps({"physical_to_logical_map": [[0, 1, 1, 0], [1, 0, 0, 1]]}))
+    for read in (read_placement, read_any_placement):
+        with pytest.raises(FormatError, match=r"sglang\.json: SGLang.*dense layers too; expected layers"):
+            read(path, ep_size=2)
+        assert read(path, ep_size=2, layers="all").num_layers == 2
+        assert read(path, ep_size=2, layers="1").num_layers == 1
+    found = inspect_map(path, ep_size=2)
+    assert found.has_dense_rows
+    assert found.warnings

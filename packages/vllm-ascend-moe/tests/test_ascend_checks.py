@@ -302,25 +302,22 @@ def test_on_one_rank_there_are_no_maps_to_be_wrong(monkeypatch: pytest.MonkeyPat
     check("0.30.0rc2", source(ranks=1))
 
 
-# vLLM's own EPLB, and its second runner
+# vLLM's own EPLB
 
 
-@pytest.mark.parametrize(
-    ("enable_eplb", "environ", "message"),
-    [
-        (True, {}, "^--enable-eplb is given beside vllm-ascend; .*older table.*set dynamic in expert_maps"),
-        (
-            False,
-            {"VLLM_USE_V2_MODEL_RUNNER": "1"},
-            "^VLLM_USE_V2_MODEL_RUNNER is 1 beside vllm-ascend.*unset it",
-        ),
-    ],
-)
-def test_the_second_runner_is_refused(enable_eplb: bool, environ: dict[str, str], message: str) -> None:
-    with pytest.raises(EplbConfigError, match=message):
-        check_runner(SimpleNamespace(enable_eplb=enable_eplb), environ)
+def test_vllms_own_eplb_is_refused_with_the_first_runner() -> None:
+    with pytest.raises(
+        EplbConfigError, match=r"^--enable-eplb is given beside vllm-ascend; .*set dynamic in expert_maps"
+    ):
+        check_runner(SimpleNamespace(enable_eplb=True))
+    check_runner(SimpleNamespace(enable_eplb=False))
 
 
-@pytest.mark.parametrize("environ", [{}, {"VLLM_USE_V2_MODEL_RUNNER": "0"}])
-def test_the_first_runner_is_taken(environ: dict[str, str]) -> None:
-    check_runner(SimpleNamespace(enable_eplb=False), environ)
+def test_a_worker_finds_the_same_world_as_the_front_end() -> None:
+    model = SimpleNamespace(hf_text_config=SimpleNamespace(num_experts_per_tok=6), quantization=None)
+    arguments = SimpleNamespace(tensor_parallel_size=2, pipeline_parallel_size=2, data_parallel_size=3)
+    parallel = SimpleNamespace(world_size=4, data_parallel_size=3)
+    for adapters in (None, object()):
+        arguments.enable_lora = adapters is not None
+        config = SimpleNamespace(parallel_config=parallel, model_config=model, lora_config=adapters)
+        assert World.of_config(config) == World.of(arguments, model)

@@ -17,6 +17,7 @@ from expert_maps import (
     ExpertMapsError,
     FormatError,
     LayoutError,
+    Placement,
     PlacementError,
     generate_placement,
     plan,
@@ -27,7 +28,6 @@ from vllm_ascend_moe.eplb import EplbConfigError, EplbMaps, init_eplb_config
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from expert_maps import Placement
 
 EXAMPLE = """{"moe_layer_count": 1, "layer_list": [{"layer_id": 0, "device_count": 2, "device_list": [
   {"device_id": 0, "device_expert": [7, 2, 0, 3, 5]}, {"device_id": 1, "device_expert": [6, 1, 4, 7, 2]}]}]}
@@ -183,6 +183,22 @@ def test_broken_files_are_refused(tmp_path: Path) -> None:
     with pytest.raises(PlacementError, match=r"map.json: (?s:.*)expert 3 stands twice") as error:
         init_eplb_config(config(expert_map_path=str(path)), 0, moe(8, 2, 0))
     assert {violation.kind for violation in error.value.violations} == {"missing", "duplicate"}
+
+
+def test_maps_of_other_systems_are_converted_first(tmp_path: Path) -> None:
+    # Their rows may be all layers, their slots may have lost their order; what serves guesses neither.
+    np.save(tmp_path / "omni.npy", np.array([[[1, 1, 0, 0]], [[0, 0, 1, 1]]]))
+    (tmp_path / "sglang.json").write_text(json.dumps({"physical_to_logical_map": [[0, 1, 2, 3]]}))
+    for name, form in (("omni.npy", "the form omni"), ("sglang.json", "another system")):
+        with pytest.raises(
+            FormatError, match=f"{form}.*expert-maps convert .*{name} map.json --to expert-maps"
+        ):
+            init_eplb_config(config(expert_map_path=str(tmp_path / name)), 0, moe(4, 2, 0))
+    write_placement(Placement([[0, 1, 2, 3]], 2), tmp_path / "map.json")
+    assert (
+        init_eplb_config(config(expert_map_path=str(tmp_path / "map.json")), 0, moe(4, 2, 0)).expert_map
+        is not None
+    )
 
 
 def test_a_changed_file_is_read_again(tmp_path: Path) -> None:

@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import logging
 import os
 from types import SimpleNamespace
@@ -299,13 +300,140 @@ def test_an_operator_that_exchanges_by_itself_leaves_no_choice(
     configure({"expert_maps": {"expert_map_path": map_file}})
 
 
-def test_the_second_runner_is_refused(
+@pytest.fixture
+def second_runner(monkeypatch: pytest.MonkeyPatch) -> Callable[..., SimpleNamespace]:
+    """Return what vLLM's EPLB settings are, before the plugin has changed them."""
+    monkeypatch.setenv("VLLM_USE_V2_MODEL_RUNNER", "1")
+
+    @dataclasses.dataclass(frozen=True)
+    class EplbConfig:
+        num_redundant_experts: int = 0
+        step_interval: int = 3000
+        window_size: int = 1000
+        policy: str = "default"
+        use_async: bool = True
+        communicator: str | None = None
+        log_balancedness: bool = False
+        log_balancedness_interval: int = 1
+
+    def given(additional_config: dict[str, Any], **changes: object) -> SimpleNamespace:
+        found = arguments(additional_config, eplb_config=EplbConfig(), **changes)
+        found.made = []
+        return found
+
+    return given
+
+
+def made_by(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
+    """Collect the arguments that vLLM makes its configuration of."""
+    found: list[Any] = []
+
+    class Seen(Config):
+        def __init__(self, arguments: SimpleNamespace) -> None:
+            super().__init__(arguments)
+            found.append((arguments.enable_eplb, arguments.eplb_config))
+
+    monkeypatch.setitem(globals(), "Config", Seen)
+    return found
+
+
+@pytest.mark.parametrize(
+    ("asked", "wanted"),
+    [
+        ({"dynamic": True}, {"policy": "default", "step_interval": 3000}),
+        ({"dynamic": True, "policy": "vllm"}, {"policy": "stair"}),
+        ({"dynamic": True, "step_interval": 50, "window_size": 9}, {"step_interval": 50, "window_size": 9}),
+        ({"num_redundant_experts": 4}, {"policy": "default", "num_redundant_experts": 4, "window_size": 1}),
+    ],
+)
+def test_the_second_runner_serves_by_vllms_eplb(
+    asked: dict[str, Any],
+    wanted: dict[str, Any],
+    configure: Callable[..., Config],
+    second_runner: Callable[..., SimpleNamespace],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    seen = made_by(monkeypatch)
+    config = configure(given=second_runner({"expert_maps": asked}), release="0.30.0rc2")
+    found = read_resolved(config, {})
+    assert found.backend == "ascend_v2.AscendV2"
+    assert found.settings is not None
+    assert found.settings.layout == ("ring" if "num_redundant_experts" in asked else None)
+    # vllm-ascend's own EPLB stays off, and vLLM's is asynchronous whatever the plugin asks.
+    assert config.additional_config == {}
+    assert VARIABLE not in os.environ
+    enabled, eplb_config = seen[-1]
+    assert enabled
+    assert eplb_config.use_async
+    assert {name: getattr(eplb_config, name) for name in wanted} == wanted
+
+
+def test_the_second_runner_needs_no_eplb_for_a_linear_layout(
+    configure: Callable[..., Config],
+    second_runner: Callable[..., SimpleNamespace],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    seen = made_by(monkeypatch)
+    configure(given=second_runner({"expert_maps": {}}), release="0.30.0rc2")
+    assert not seen[-1][0]
+
+
+@pytest.mark.parametrize(
+    ("config", "on", "message"),
+    [
+        ({"load_collection_phase": "decode"}, "A3", "load_collection_phase is decode; expected 'all'"),
+        (
+            {"dynamic": True, "policy": "vllm", "min_gain": 0.1},
+            "A3",
+            r"min_gain is 0\.1, where vllm-ascend plans",
+        ),
+        (
+            {"dynamic": True, "policy": "vllm", "record_path": "x.npz"},
+            "A3",
+            r"record_path is .*x\.npz, where",
+        ),
+        (
+            {"num_redundant_experts": 4, "replica_choice": "static"},
+            "A2",
+            "replica_choice is static on 4 ranks of A2",
+        ),
+        ({"num_redundant_experts": 4}, "310P", "4 redundant experts, on 4 ranks of 310P"),
+    ],
+)
+def test_what_the_second_runner_would_serve_wrongly_is_refused(
+    config: dict[str, Any],
+    on: str,
+    message: str,
+    configure: Callable[..., Config],
+    second_runner: Callable[..., SimpleNamespace],
+) -> None:
+    with pytest.raises(ExpertMapsError, match=message):
+        configure(given=second_runner({"expert_maps": config}), release="0.30.0rc2", on=on)
+
+
+def test_a_phase_that_would_have_no_effect_is_refused(
+    configure: Callable[..., Config], second_runner: Callable[..., SimpleNamespace]
+) -> None:
+    for policy, refused in ((None, True), ("vllm", False)):
+        asked = {"expert_maps": {"dynamic": True, "policy": policy}}
+        given = second_runner({**asked, "eplb_config": {"load_collection_phase": "decode"}})
+        if refused:
+            with pytest.raises(ExpertMapsError, match="load_collection_phase is 'decode' in eplb_config"):
+                configure(given=given, release="0.30.0rc2")
+        else:
+            configure(given=given, release="0.30.0rc2")
+
+
+def test_the_second_runner_of_another_release_is_refused(
     configure: Callable[..., Config], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("VLLM_USE_V2_MODEL_RUNNER", "1")
-    refuse(configure, "VLLM_USE_V2_MODEL_RUNNER is 1 beside vllm-ascend", {}, release="0.30.0rc2")
+    message = (
+        "VLLM_USE_V2_MODEL_RUNNER is 1 beside vllm-ascend 0.29.0rc1; expected its runner V1, or 0.30.0rc2"
+    )
+    refuse(configure, message, {}, release="0.29.0rc1")
     # Without the plugin it is nobody's business here.
-    configure({}, release="0.30.0rc2")
+    configure({}, release="0.29.0rc1")
 
 
 def test_a_release_that_is_not_in_the_table_is_refused(configure: Callable[..., Config]) -> None:

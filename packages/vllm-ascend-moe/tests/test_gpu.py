@@ -80,7 +80,7 @@ def test_recording_a_step_does_not_wait(tmp_path: Path) -> None:
     ranks = SimpleNamespace(counts_tokens=True, share_all_tokens=True)
     session: Any = SimpleNamespace(ranks=ranks, settings=Settings(record_path="load.npz"), recorder=recorder)
     backend = VllmEplb(session)
-    backend._main_state = model_state("cuda")
+    backend.main_state = model_state("cuda")
     backend.record(is_dummy=False)
     with no_waiting():
         for is_dummy in (False, True, False):

@@ -28,10 +28,13 @@ def test_the_page_has_exactly_the_table() -> None:
 
 def test_what_a_platform_refuses_is_refused_with_the_reason() -> None:
     rows = {name: cells for name, *cells in option_table.rows()}
-    cpu, gpu, ascend = rows["load_collection_phase"]
+    cpu, gpu, ascend, second = rows["load_collection_phase"]
     assert cpu == option_table.WORKS
     assert gpu.startswith("refused: load_collection_phase is decode; expected 'all'")
     assert ascend.startswith("works from 0.23.0 on; before, refused: load_collection_phase is decode")
+    assert second.startswith(
+        "refused: load_collection_phase is decode; expected 'all': vllm-ascend's runner V2"
+    )
     assert all(cell == option_table.WORKS or "expected" in cell for cells in rows.values() for cell in cells)
 
 

@@ -277,7 +277,7 @@ def test_a_draft_model_that_comes_first_keeps_its_rule_and_the_main_model_gets_i
     # The ranks of a group see the same tokens of the draft model, and different ones of the main model.
     assert (rules["draft"].ranks_must_agree, rules["main"].ranks_must_agree) == (True, False)
     assert session.ranks.splits_tokens
-    assert backend._main_state is state.model_states["main"]
+    assert backend.main_state is state.model_states["main"]
 
 
 class HostReads(TorchDispatchMode):  # type: ignore[no-untyped-call]

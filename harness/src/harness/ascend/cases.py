@@ -25,6 +25,8 @@ MUTANTS = ("log2phy", "neighbour", "layer_shift")
 _CYCLE = {"dynamic": True, "window_size": 3, "step_interval": 9}
 # So few tokens never pay for a move.
 _DYNAMIC = {**_CYCLE, "min_gain": 0}
+# With the runner V2, by vLLM's step.
+_V2_CYCLE = {"dynamic": True, "window_size": 3, "step_interval": 6, "min_gain": 0}
 # By vllm-ascend's own policy.
 _THEIRS = {**_CYCLE, "policy": "vllm"}
 Expected = Literal["right", "refused", "ends"]
@@ -51,6 +53,7 @@ class Case:
         rows: a map whose placement the live tables must show; None where any is right.
         kills: whether a worker is killed amid a round.
         is_server: whether the OpenAI server is started in place of an engine in one process.
+        runner: vllm-ascend's, 1 or 2.
     """
 
     name: str
@@ -68,6 +71,7 @@ class Case:
     rows: Path | None = None
     kills: bool = False
     is_server: bool = False
+    runner: int = 1
 
 
 def write_map(path: Path, model: Path, ep_size: int = 2, redundant: int = REDUNDANT) -> Placement:
@@ -122,8 +126,9 @@ def cases_for(release: Release, folder: Path, *, every: bool = True) -> list[Cas
     with_map = {"expert_maps": {"expert_map_path": str(planned)}}
     some = "with copies" if static else "without copies"
     return [
-        # The one that takes longest comes first.
+        # Those that take longest come first; another runner's import Triton, in environments of their own.
         Case("static map, API server, data parallel 2", TINY_MOE, "A3", config=with_map, is_server=True),
+        *(_runner_v2_cases(folder, planned, start, every=every) if release.serves_v2 else []),
         Case("plugin inactive", TINY_MOE, "A2"),
         Case("`{}`", TINY_MOE, "A3", config={"expert_maps": {}}),
         Case(f"static map, {some}", TINY_MOE, "A3", config=with_map, mutants=MUTANTS, rows=planned),
@@ -167,6 +172,38 @@ def cases_for(release: Release, folder: Path, *, every: bool = True) -> list[Cas
             expected="refused",
             says="enable_ep_weight_filter",
         ),
+    ]
+
+
+def _runner_v2_cases(folder: Path, planned: Path, start: Path, *, every: bool) -> list[Case]:
+    """Return the cases of vllm-ascend's runner V2; each chip takes an environment of its own."""
+    load = folder / "v2_load.npz"
+    # A layer a step is moved, while the next load is counted already.
+    dynamic = {"expert_map_path": str(start), **_V2_CYCLE}
+    copies_moved = {"num_redundant_experts": REDUNDANT, **_V2_CYCLE}
+
+    def case(name: str, chip: str, options: dict[str, Any], **more: Any) -> Case:  # noqa: ANN401 - of a case
+        config = {"expert_maps": options}
+        return Case(f"runner V2, {name}", TINY_MOE, chip, config=config, runner=2, **more)
+
+    def static(chip: str) -> Case:
+        options = {"expert_map_path": str(planned)}
+        return case("static map, with copies", chip, options, mutants=MUTANTS, rows=planned)
+
+    recorded = {**dynamic, "record_path": str(load)}
+    wanted = [
+        static("A3"),
+        case("dynamic from a map, recorded", "A2", recorded, moves=True, load=load),
+    ]
+    if not every:
+        return wanted
+    theirs = {**dynamic, "min_gain": None, "policy": "vllm"}
+    return [
+        *wanted,
+        static("A2"),
+        case("dynamic from the layout", "A3", copies_moved, moves=True),
+        case("dynamic from a map, by vllm-ascend's policy", "A3", theirs, moves=True),
+        case("a worker is killed while experts move", "A3", copies_moved, expected="ends", kills=True),
     ]
 
 

@@ -30,6 +30,7 @@ _KILL_SECONDS = 15.0
 # As `timeout` says it.
 _LATE = 124
 _POLL_SECONDS = 0.1
+_V2 = 2
 # Two ranks on a machine with few cores and one NUMA node; the ports of a killed run may still be taken.
 ENVIRONMENT = {
     "VLLM_CPU_KVCACHE_SPACE": "1",
@@ -43,6 +44,8 @@ ENVIRONMENT = {
     # Importing takes longer than all the rest; a server would start each of its processes anew.
     "VLLM_WORKER_MULTIPROC_METHOD": "fork",
 }
+# By which runner vllm-ascend serves.
+RUNNER = "VLLM_USE_V2_MODEL_RUNNER"
 # What runs the engine; a test puts something else in its place.
 CHILD = "harness.ascend.child"
 EXTENSION = "harness.ascend.inspecting.Inspector"
@@ -136,7 +139,9 @@ def options(model: Path, ranks: int, config: Mapping[str, Any] | None, **engine:
     }
 
 
-def environment(staged: Staged | None, chip: str, folder: Path, *, plugin: bool) -> dict[str, str]:
+def environment(
+    staged: Staged | None, chip: str, folder: Path, *, plugin: bool, runner: int = 1
+) -> dict[str, str]:
     """Return the variables of an engine's processes.
 
     Args:
@@ -144,11 +149,15 @@ def environment(staged: Staged | None, chip: str, folder: Path, *, plugin: bool)
         chip: A2 or A3.
         folder: for the list of names that are used.
         plugin: whether this project's plugin is loaded.
+        runner: vllm-ascend's, 1 or 2; 2 launches Triton kernels.
     """
-    beside = {} if staged is None else staged.environment(chip, folder / "names.txt")
+    is_v2 = runner == _V2
+    beside = {} if staged is None else staged.environment(chip, folder / "names.txt", triton=is_v2)
     # What vLLM keeps of a model's class is another for every version, under the same name.
     cache = (folder.parent if staged is None else staged.folder).absolute() / "vllm_cache"
     variables = {**ENVIRONMENT, **beside, "VLLM_CACHE_ROOT": str(cache)}
+    if is_v2:
+        variables[RUNNER] = "1"
     if staged is None:
         # vLLM's CPU build does so whatever is set, but one rank needs no second process.
         variables["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"

@@ -38,8 +38,8 @@ class Inspector(WorkerReport):
 
         Returns:
             ``ep_rank``; ``layers``: for each MoE layer ``layer`` (its index in the model), ``expert_map`` and
-            ``log2phy`` (lists, or None) as they are now, and ``slots``: SHA-256 of each slot's
-            bytes.
+            ``log2phy`` (lists, or None) as they are now, ``slots``: SHA-256 of each slot's bytes, and of the runner
+            V2 ``routes``: every physical expert that its table names for each expert.
         """
         from vllm.distributed.parallel_state import get_ep_group
 
@@ -49,8 +49,7 @@ class Inspector(WorkerReport):
             "layers": [
                 {
                     "layer": index,
-                    "expert_map": _listed(moved[place] if moved else _find(parts, *_EXPERT_MAPS)),
-                    "log2phy": _listed(_find(parts, "log2phy")),
+                    **_tables(parts, moved[place] if moved else None),
                     "slots": [hashlib.sha256(slot).hexdigest() for slot in _slots(parts[0])],
                 }
                 for place, (index, parts) in enumerate(self._moe_layers())
@@ -147,7 +146,7 @@ class Inspector(WorkerReport):
 
     def _roll(self, layers: list[list[Any]]) -> None:
         for parts in layers:
-            table = _find(parts, "log2phy")
+            table = _lookup(parts)
             if table is not None:
                 self._overwrite(table, table.roll(1))
 
@@ -159,8 +158,8 @@ class Inspector(WorkerReport):
                 self._overwrite(weight[0], weight[1])
 
     def _shift_layers(self, layers: list[list[Any]]) -> None:
-        for names in (("log2phy",), _EXPERT_MAPS):
-            tables = [_find(parts, *names) for parts in layers]
+        for find in (_lookup, lambda parts: _find(parts, *_EXPERT_MAPS)):
+            tables = [find(parts) for parts in layers]
             values = [None if table is None else table.clone() for table in tables]
             for table, value in zip(tables, [*values[1:], values[0]], strict=True):
                 if table is not None and value is not None:
@@ -175,6 +174,42 @@ class Inspector(WorkerReport):
     def _overwrite(self, tensor: torch.Tensor, value: torch.Tensor) -> None:
         self._undo.append((tensor, tensor.clone()))
         tensor.copy_(value.clone())
+
+
+def _tables(parts: list[Any], moved: torch.Tensor | None) -> dict[str, Any]:
+    """Return where a layer sends tokens, and which experts are in its slots as its tables name them."""
+    routes = _routes(parts)
+    if routes is None:
+        expert_map = moved if moved is not None else _find(parts, *_EXPERT_MAPS)
+        return {"expert_map": _listed(expert_map), "log2phy": _listed(_find(parts, "log2phy"))}
+    from vllm.distributed.parallel_state import get_ep_group
+
+    # Of the runner V2 only this says which expert is where; vLLM's own map beside it is of physical experts.
+    named = [sorted(set(column)) for column in routes.T.tolist()]
+    width = sum(1 for _ in _slots(parts[0]))
+    first = get_ep_group().rank_in_group * width
+    local = [[each - first for each in slots if first <= each < first + width] for slots in named]
+    return {
+        "expert_map": [slots[0] if slots else -1 for slots in local],
+        "log2phy": routes[0].tolist(),
+        "routes": named,
+    }
+
+
+def _routes(parts: list[Any]) -> torch.Tensor | None:
+    """Return the table of the runner V2, a row a token, physical experts; None with the runner V1, or without EPLB."""
+    for part in parts:
+        state = getattr(getattr(part, "router", None), "eplb_state", None)
+        found = getattr(state, "expert_replica_routing_table", None)
+        if isinstance(found, torch.Tensor):
+            return found
+    return None
+
+
+def _lookup(parts: list[Any]) -> torch.Tensor | None:
+    """Return what a layer looks physical experts up in."""
+    routes = _routes(parts)
+    return _find(parts, "log2phy") if routes is None else routes
 
 
 def _find(parts: list[Any], *names: str) -> torch.Tensor | None:

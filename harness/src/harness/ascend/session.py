@@ -152,7 +152,7 @@ def _one_rank(version: str, model: Path, alone: Future[Reference], cpu_build: Fu
 
 
 def _serve(staged: Staged, case: Case, folder: Path, servers: ForkServers) -> engine.Served:
-    variables = engine.environment(staged, case.chip, folder, plugin=True)
+    variables = engine.environment(staged, case.chip, folder, plugin=True, runner=case.runner)
     if case.load is not None:
         # One that is there would be continued.
         case.load.unlink(missing_ok=True)

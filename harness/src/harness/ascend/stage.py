@@ -55,12 +55,13 @@ class Staged:
     torch_npu: Path
     binding: Path | None
 
-    def environment(self, chip: str, names: Path | None = None) -> dict[str, str]:
+    def environment(self, chip: str, names: Path | None = None, *, triton: bool = False) -> dict[str, str]:
         """Return the variables under which a process imports the release on an emulated chip.
 
         Args:
             chip: A2 or A3.
             names: a file in which the ops that are used are listed; None for none.
+            triton: whether there is a Triton.
         """
         return emulated_npu.environment(
             self.folder,
@@ -69,6 +70,7 @@ class Staged:
             binding=self.binding,
             names=names,
             before=(self.folder, self.extras),
+            triton=triton,
         )
 
     def plugins(self) -> list[str]:

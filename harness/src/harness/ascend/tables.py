@@ -125,6 +125,10 @@ def _in_layer(
         for each, physical in enumerate(held["log2phy"] or []):
             owner, slot = divmod(physical, num_slots)
             look(owner, slot, each, f"log2phy of rank {rank}")
+        for each, named in enumerate(held.get("routes") or []):
+            for physical in named:
+                owner, slot = divmod(physical, num_slots)
+                look(owner, slot, each, f"a row of rank {rank}")
     return faults
 
 

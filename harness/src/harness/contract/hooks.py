@@ -64,7 +64,8 @@ def wanted(*, everything: bool = False) -> list[Release]:
         version: list(_VLLM) for version, is_in_ci in _ALONE.items() if everything or is_in_ci
     }
     for row in rows:
-        hooks.setdefault(row.vllm, []).extend(hook for hook in table.beside(row) if not _is_ascends(hook))
+        beside = (*table.beside(row), *table.beside_v2(row))
+        hooks.setdefault(row.vllm, []).extend(hook for hook in beside if not _is_ascends(hook))
     of_ascend = [
         Release(
             "vllm-ascend",

@@ -13,6 +13,8 @@ from importlib import import_module
 from types import ModuleType
 from typing import TYPE_CHECKING
 
+from expert_maps._version import __version__
+
 if TYPE_CHECKING:
     from expert_maps.counts import least_redundancy
     from expert_maps.elastic import rescale
@@ -25,7 +27,15 @@ if TYPE_CHECKING:
         Violation,
     )
     from expert_maps.evaluate import ComparisonRow, Evaluation, compare, evaluate
-    from expert_maps.formats import read_load, read_placement, read_weights, write_placement, write_weights
+    from expert_maps.formats import (
+        inspect_load,
+        inspect_map,
+        read_load,
+        read_placement,
+        read_weights,
+        write_placement,
+        write_weights,
+    )
     from expert_maps.layouts import LAYOUT_NAMES, LayoutName, generate_placement
     from expert_maps.load import ExpertLoad
     from expert_maps.metrics import (
@@ -44,7 +54,6 @@ if TYPE_CHECKING:
     from expert_maps.results import PlanResult
     from expert_maps.splitting import ReplicaWeights, split_replicas
 
-__version__ = "0.1.0"
 
 __all__ = [
     "LAYOUT_NAMES",
@@ -69,6 +78,8 @@ __all__ = [
     "compare",
     "evaluate",
     "generate_placement",
+    "inspect_load",
+    "inspect_map",
     "least_redundancy",
     "moves",
     "over_steps",
@@ -98,7 +109,18 @@ _HOMES: dict[str, str] = {
             ("ExpertMapsError", "FormatError", "LayoutError", "LoadError", "PlacementError", "Violation"),
         ),
         ("evaluate", ("ComparisonRow", "Evaluation", "compare", "evaluate")),
-        ("formats", ("read_load", "read_placement", "read_weights", "write_placement", "write_weights")),
+        (
+            "formats",
+            (
+                "inspect_load",
+                "inspect_map",
+                "read_load",
+                "read_placement",
+                "read_weights",
+                "write_placement",
+                "write_weights",
+            ),
+        ),
         ("layouts", ("LAYOUT_NAMES", "LayoutName", "generate_placement")),
         ("load", ("ExpertLoad",)),
         (

@@ -9,10 +9,9 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from expert_maps import limits
 from expert_maps._rules import split_evenly
 from expert_maps.errors import ExpertMapsError, printable
-from expert_maps.validation import as_array
+from expert_maps.validation import as_array, check_counts
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -30,7 +29,7 @@ def as_table(physical_to_logical: ArrayLike) -> NDArray[np.int64]:
         )
         raise ExpertMapsError(msg)
     # Before anything of that size is made: what was given may be one row, broadcast.
-    limits.check_counts(num_layers=table.shape[0], num_physical_experts=table.shape[1])
+    check_counts(num_layers=table.shape[0], num_physical_experts=table.shape[1])
     return _as_ids("physical_to_logical", table)
 
 
@@ -47,7 +46,7 @@ def _as_ids(name: str, ids: NDArray[np.generic]) -> NDArray[np.int64]:
 
 def as_slots_per_rank(slots_per_rank: ArrayLike | None, num_physical: int, ep_size: int) -> NDArray[np.int64]:
     """Return the slots of each rank, int64 [R]: those given, or P split evenly; or raise."""
-    limits.check_counts(ep_size=ep_size)
+    check_counts(ep_size=ep_size)
     if slots_per_rank is None:
         return split_evenly(num_physical, ep_size)
     slots = as_array("slots_per_rank", slots_per_rank)
@@ -75,10 +74,10 @@ def count_rank_lists(layers: Sequence[Sequence[Sequence[int]]]) -> NDArray[np.in
         if len(ranks) != len(layers[0]):
             msg = f"layer {layer} names {len(ranks)} ranks; expected {len(layers[0])}, as layer 0 does"
             raise ExpertMapsError(msg)
-    limits.check_counts(num_layers=len(layers), ep_size=len(layers[0]))
+    check_counts(num_layers=len(layers), ep_size=len(layers[0]))
     per_rank = np.array([[len(slots) for slots in ranks] for ranks in layers], dtype=np.int64)
     most = int(per_rank.sum(axis=1).max())
-    limits.check_counts(num_layers=len(layers), num_physical_experts=most)
+    check_counts(num_layers=len(layers), num_physical_experts=most)
     return per_rank
 
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 from expert_maps import limits
 from expert_maps.errors import LayoutError
 from expert_maps.policies.base import Cluster
-from expert_maps.validation import as_count, nearest_multiples
+from expert_maps.validation import as_count, check_counts, nearest_multiples
 
 
 def least_redundancy(num_experts: int, ep_size: int) -> int:
@@ -94,7 +94,7 @@ def check_cluster(num_layers: int, num_experts: int, cluster: Cluster) -> Cluste
     groups = as_count("num_groups", cluster.num_groups, 1, error=LayoutError)
     nodes = as_count("num_nodes", cluster.num_nodes, 1, error=LayoutError)
     slots = as_count("num_physical_experts", cluster.num_physical_experts, 1, error=LayoutError)
-    limits.check_counts(
+    check_counts(
         num_layers=num_layers,
         num_logical_experts=num_experts,
         ep_size=ep_size,

@@ -8,6 +8,8 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Literal, Protocol, overload
 
+from expert_maps.limits import MAX_LISTED
+
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
@@ -169,8 +171,6 @@ class PlacementError(ExpertMapsError):
 
     def __init__(self, violations: Sequence[Violation]) -> None:
         """Keep every violation, and list the first `limits.MAX_LISTED` in the message."""
-        from expert_maps.limits import MAX_LISTED
-
         self.violations = violations if isinstance(violations, Violations) else tuple(violations)
         count = len(self.violations)
         if count == 1:

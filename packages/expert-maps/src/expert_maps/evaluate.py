@@ -66,7 +66,7 @@ class Evaluation(Frozen):
         """float64 [L, R]: tokens of each rank, summed over steps."""
         return np.concatenate([metrics.rank_load(part, load) for part, load in self._parts()])
 
-    @property
+    @lazy
     def max_rank_load(self) -> Float64Array:
         """float64 [L]: tokens of the hottest rank."""
         peak: Float64Array = self.rank_load.max(axis=1)
@@ -216,7 +216,8 @@ def compare(  # noqa: PLR0913 - options by keyword
     *,
     ep_size: int,
     policies: Iterable[str] = POLICY_NAMES,
-    redundant: Iterable[int] = (0, 32, 64),
+    redundant: Iterable[int] | None = None,
+    num_redundant_experts: Iterable[int] | None = None,
     num_groups: int = 1,
     num_nodes: int = 1,
     tolerance: float | None = None,
@@ -229,7 +230,8 @@ def compare(  # noqa: PLR0913 - options by keyword
         load: as for `plan`.
         ep_size: R.
         policies: of `POLICY_NAMES`, and `LAYOUT_NAMES` for what is served without a plan.
-        redundant: redundant experts of a layer, over all ranks.
+        redundant: redundant experts of a layer, over all ranks, several; (0, 32, 64) if neither name is given.
+        num_redundant_experts: the same by its long name.
         num_groups: as for `plan`.
         num_nodes: as for `plan`.
         tolerance: as for `plan`, for ``balanced``.
@@ -245,8 +247,15 @@ def compare(  # noqa: PLR0913 - options by keyword
         ExpertMapsError: the compiled planner is missing.
     """
     trace = as_load(load)
+    if redundant is not None and num_redundant_experts is not None:
+        msg = "redundant and num_redundant_experts are both given; expected one of them: they say the same"
+        raise LayoutError(msg)
+    amounts = redundant if redundant is not None else num_redundant_experts
     names = [_as_name(name) for name in policies]
-    counts = [as_count("num_redundant_experts", count, 0, error=LayoutError) for count in redundant]
+    counts = [
+        as_count("num_redundant_experts", count, 0, error=LayoutError)
+        for count in (amounts if amounts is not None else (0, 32, 64))
+    ]
     as_count("ep_size", ep_size, 1, error=LayoutError)
     cases = [(count, name) for count in counts for name in names]
     rows = []

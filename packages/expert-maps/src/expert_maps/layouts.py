@@ -13,7 +13,7 @@ from expert_maps._rules import split_evenly
 from expert_maps.counts import as_physical, check_divides
 from expert_maps.errors import LayoutError
 from expert_maps.placement import Placement
-from expert_maps.validation import as_count
+from expert_maps.validation import as_count, check_counts
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -138,7 +138,7 @@ def generate_placement(  # noqa: PLR0913 - options by keyword
         raise LayoutError(msg)
     # The layouts are loops over slots.
     slots_in_all = experts + redundant + (ranks if shared else 0)
-    limits.check_counts(
+    check_counts(
         num_layers=layers,
         num_logical_experts=experts + shared,
         ep_size=ranks,

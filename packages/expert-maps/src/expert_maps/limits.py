@@ -8,14 +8,6 @@ memory or ten seconds. Each is compared in Python integers before anything is al
 
 from __future__ import annotations
 
-from math import prod
-from typing import TYPE_CHECKING
-
-from expert_maps.errors import ExpertMapsError
-
-if TYPE_CHECKING:
-    from collections.abc import Mapping
-
 # Files.
 
 MAX_FILE_BYTES = 512 * 2**20
@@ -93,68 +85,3 @@ MAX_LINES = 800_000
 
 MAX_LISTED = 20
 """Violations that a message lists; the rest are counted."""
-
-
-def check_counts(
-    *,
-    num_layers: int | None = None,
-    num_logical_experts: int | None = None,
-    ep_size: int | None = None,
-    num_physical_experts: int | None = None,
-    error: type[ExpertMapsError] = ExpertMapsError,
-) -> None:
-    """Refuse counts of a placement that are beyond the limits, alone or together.
-
-    Args:
-        num_layers: L, if known.
-        num_logical_experts: E, if known.
-        ep_size: R, if known.
-        num_physical_experts: P, if known.
-        error: what to raise.
-
-    Raises:
-        ExpertMapsError: the count and its limit are named.
-    """
-    single = (
-        ("num_layers", num_layers, MAX_LAYERS),
-        ("num_logical_experts", num_logical_experts, MAX_EXPERTS),
-        ("ep_size", ep_size, MAX_RANKS),
-        ("num_physical_experts", num_physical_experts, MAX_SLOTS),
-    )
-    for name, value, most in single:
-        if value is not None:
-            check_product(name, {name: value}, most, error)
-    if num_layers is None:
-        return
-    for name, value, _ in single[1:]:
-        if value is not None:
-            check_product("a placement", {"num_layers": num_layers, name: value}, MAX_SLOTS, error)
-
-
-def check_product(
-    what: str,
-    counts: Mapping[str, int],
-    most: int = MAX_TABLE,
-    error: type[ExpertMapsError] = ExpertMapsError,
-) -> None:
-    """Refuse a table whose size is beyond a limit.
-
-    Args:
-        what: the table, for the message.
-        counts: its axes by name; their product is its size.
-        most: the limit on it.
-        error: what to raise.
-
-    Raises:
-        ExpertMapsError: the axes, the size and its limit are named.
-    """
-    # Through Python's own integers: NumPy's wrap.
-    size = prod(map(int, counts.values()))
-    if size <= most:
-        return
-    if len(counts) == 1:
-        msg = f"{next(iter(counts))} is {size}; expected at most {most}"
-        raise error(msg)
-    factors = " · ".join(f"{name} {int(count)}" for name, count in counts.items())
-    msg = f"{what} of {factors} has {size} numbers; expected at most {most}"
-    raise error(msg)

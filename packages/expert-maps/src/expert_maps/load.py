@@ -12,7 +12,7 @@ import numpy as np
 from expert_maps import limits
 from expert_maps._frozen import Frozen, freeze, lazy
 from expert_maps.errors import LoadError
-from expert_maps.validation import as_array, as_count, first_true
+from expert_maps.validation import as_array, as_count, check_product, first_true
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -63,7 +63,7 @@ class ExpertLoad(Frozen):
             )
             raise LoadError(msg)
         axes = dict(zip(("num_steps", "num_layers", "num_experts")[-array.ndim :], array.shape, strict=True))
-        limits.check_product("a load", axes, limits.MAX_LOAD_NUMBERS, LoadError)
+        check_product("a load", axes, limits.MAX_LOAD_NUMBERS, LoadError)
         _refuse_bad_values(array)
         steps = array if array.ndim == len(_AXES) else array[None]
         object.__setattr__(self, "counts", freeze(np.array(steps, dtype=np.float64, order="C")))

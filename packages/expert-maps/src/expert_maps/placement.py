@@ -20,7 +20,7 @@ from expert_maps._rules import (
     is_valid,
 )
 from expert_maps.errors import ExpertMapsError, PlacementError
-from expert_maps.validation import as_count, as_index
+from expert_maps.validation import as_count, as_index, check_counts, check_product
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -88,7 +88,7 @@ class Placement(Frozen):
             if num_logical_experts is None
             else as_count("num_logical_experts", num_logical_experts, minimum=1, maximum=limits.MAX_EXPERTS)
         )
-        limits.check_counts(num_layers=num_layers, num_logical_experts=experts, ep_size=ranks)
+        check_counts(num_layers=num_layers, num_logical_experts=experts, ep_size=ranks)
         flags = {"allow_uneven": allow_uneven, "allow_duplicates": allow_duplicates}
         if not is_valid(table, per_rank, experts, **flags):
             slots = Slots.from_flat(table.ravel(), np.broadcast_to(per_rank, (num_layers, ranks)))
@@ -160,7 +160,7 @@ class Placement(Frozen):
             if num_logical_experts is None
             else as_count("num_logical_experts", num_logical_experts, minimum=1)
         )
-        limits.check_counts(num_layers=len(per_rank), num_logical_experts=experts)
+        check_counts(num_layers=len(per_rank), num_logical_experts=experts)
         raise PlacementError(
             find_violations(slots, experts, allow_uneven=allow_uneven, allow_duplicates=allow_duplicates)
         )
@@ -227,7 +227,7 @@ class Placement(Frozen):
         """
         copies = int(self.replica_count.max())
         axes = {"num_layers": self.num_layers, "num_logical_experts": self.num_logical_experts}
-        limits.check_product("logical_to_physical", {**axes, "most replicas": copies})
+        check_product("logical_to_physical", {**axes, "most replicas": copies})
         return maps.invert(self.physical_to_logical, self.replica_count)
 
     def global_expert_map(self, layer: int | None = None) -> Int32Array:
@@ -418,14 +418,14 @@ class Placement(Frozen):
         rows = slice(None) if index is None else slice(index, index + 1)
         axes = {"ep_size": self.ep_size, "num_logical_experts": self.num_logical_experts}
         num_layers = self.num_layers if index is None else 1
-        limits.check_product(name, {"num_layers": num_layers, **axes})
+        check_product(name, {"num_layers": num_layers, **axes})
         return rows
 
     def _period(self, rows: int) -> int:
         """Return the rows of a routing table, or refuse their number."""
         period = as_count("rows", rows, minimum=1, maximum=limits.MAX_ROWS)
         axes = {"rows": period, "num_logical_experts": self.num_logical_experts}
-        limits.check_product("a routing table", axes, limits.MAX_TABLE // 4)
+        check_product("a routing table", axes, limits.MAX_TABLE // 4)
         return period
 
 

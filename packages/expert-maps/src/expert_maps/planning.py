@@ -149,10 +149,12 @@ def plan_balanced(
     placement = Placement._from_checked(  # noqa: SLF001 - checked by the planner
         rows, trace.num_experts, cluster.slots_per_rank.astype(np.int32)
     )
-    return PlanResult(placement, "balanced", trace, bound, _origin=Origin(cluster, tolerance, start))
+    return PlanResult(
+        placement, "balanced", trace, bound, _origin=Origin(cluster, _plan_anew, tolerance, start)
+    )
 
 
-def plan_anew(result: PlanResult, origin: Origin) -> PlanResult:
+def _plan_anew(result: PlanResult, origin: Origin) -> PlanResult:
     """Plan as a result was, without groups and nodes; see `PlanResult.without_groups`."""
     cluster = replace(origin.cluster, num_groups=1, num_nodes=1)
     if result.policy == "balanced":
@@ -174,7 +176,7 @@ def _plan_by_sum(
         allow_duplicates=cluster.allow_duplicates,
     )
     mean = trace.total.sum(axis=1) / cluster.ep_size
-    return PlanResult(placement, name, trace, mean, _origin=Origin(cluster))
+    return PlanResult(placement, name, trace, mean, _origin=Origin(cluster, _plan_anew))
 
 
 def _blocks(num_layers: int, progress: Progress | None) -> Iterator[slice]:

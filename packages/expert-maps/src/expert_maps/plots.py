@@ -5,7 +5,7 @@
 from __future__ import annotations
 
 import importlib
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
@@ -17,18 +17,36 @@ from expert_maps.placement import as_placement
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-    from expert_maps.evaluate import Evaluation
-    from expert_maps.placement import PlacementLike
-    from expert_maps.results import PlanResult
-    from expert_maps.splitting import ReplicaWeights
+    from expert_maps.load import ExpertLoad
+    from expert_maps.placement import Placement, PlacementLike
 
     Float64Array = NDArray[np.float64]
+
+
+class Loaded(Protocol):
+    """A plan, an evaluation or weights."""
+
+    @property
+    def load(self) -> ExpertLoad | None:
+        """What was planned for, or evaluated with; None where that is not known."""
+        ...
+
+    @property
+    def placement(self) -> Placement:
+        """The placement."""
+        ...
+
+    @property
+    def rank_load(self) -> Float64Array:
+        """float64 [L, R]: tokens of each rank."""
+        ...
+
 
 # Told apart by those who see colours differently, too.
 _BEFORE, _AFTER = "#b0b0b0", "#1f6fb4"
 
 
-def plot_plan(result: PlanResult | Evaluation, before: PlacementLike | None = None) -> Any:  # noqa: ANN401
+def plot_plan(result: Loaded, before: PlacementLike | None = None) -> Any:  # noqa: ANN401
     """Draw a placement beside another one, under the load that it was planned or evaluated for.
 
     Args:
@@ -41,7 +59,7 @@ def plot_plan(result: PlanResult | Evaluation, before: PlacementLike | None = No
     Raises:
         ExpertMapsError: matplotlib is not installed, or ``before`` is of other layers or experts.
     """
-    load = result.load
+    load = _known_load(result)
     if before is None:
         linear = generate_placement(
             "linear",
@@ -54,7 +72,7 @@ def plot_plan(result: PlanResult | Evaluation, before: PlacementLike | None = No
     return draw(was, result.rank_load, ("before", "after"))
 
 
-def plot_weights(weights: ReplicaWeights) -> Any:  # noqa: ANN401
+def plot_weights(weights: Loaded) -> Any:  # noqa: ANN401
     """Draw weights beside copies that take turns.
 
     Returns:
@@ -63,11 +81,15 @@ def plot_weights(weights: ReplicaWeights) -> Any:  # noqa: ANN401
     Raises:
         ExpertMapsError: matplotlib is not installed, or the load is not known.
     """
-    if weights.load is None:
+    even = metrics.rank_load(weights.placement, _known_load(weights))
+    return draw(even, weights.rank_load, ("copies in turn", "these weights"))
+
+
+def _known_load(result: Loaded) -> ExpertLoad:
+    if result.load is None:
         msg = "the load of these weights is not known; expected it where they are drawn"
         raise ExpertMapsError(msg)
-    even = metrics.rank_load(weights.placement, weights.load)
-    return draw(even, weights.rank_load, ("copies in turn", "these weights"))
+    return result.load
 
 
 def draw(before: Float64Array, after: Float64Array, names: tuple[str, str]) -> Any:  # noqa: ANN401

@@ -14,6 +14,8 @@ from expert_maps._frozen import Frozen, lazy
 from expert_maps.policies._broken import broken_layers
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from numpy.typing import NDArray
 
     from expert_maps.load import ExpertLoad
@@ -34,9 +36,11 @@ class Origin:
         cluster: what it was planned for.
         tolerance: as it was given.
         start: the placement that it started from; None where there was none.
+        again: plans the same without groups and nodes.
     """
 
     cluster: Cluster
+    again: Callable[[PlanResult, Origin], PlanResult]
     tolerance: float | None = None
     start: Start | None = None
 
@@ -95,18 +99,18 @@ class PlanResult(Frozen):
         """The ratio of the sums over steps and layers of mean and hottest rank; see `expert_maps.over_steps`."""
         return metrics.over_steps(self.placement, self.load)
 
-    @property
+    @lazy
     def max_rank_load(self) -> Float64Array:
         """float64 [L]: tokens of the hottest rank."""
         peak: Float64Array = self.rank_load.max(axis=1)
         return peak
 
-    @property
+    @lazy
     def peak_to_mean(self) -> Float64Array:
         """float64 [L]: max / mean rank load, at least 1."""
         return 1.0 / self.balancedness
 
-    @property
+    @lazy
     def gap(self) -> Float64Array:
         """float64 [L]: max rank load / lower bound − 1: how much a better plan could gain at most.
 
@@ -129,9 +133,9 @@ class PlanResult(Frozen):
         Raises:
             LayoutError: the counts allow no such plan.
         """
-        from expert_maps.planning import plan_anew
-
-        return plan_anew(self, self._origin) if self.keeps_groups and self._origin is not None else self
+        return (
+            self._origin.again(self, self._origin) if self.keeps_groups and self._origin is not None else self
+        )
 
     def cost_of_groups(self) -> float:
         """Return what it costs that groups stay on nodes: how much more the hottest ranks carry, as a fraction.

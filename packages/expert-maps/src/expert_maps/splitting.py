@@ -47,7 +47,7 @@ class ReplicaWeights(Frozen):
     lower_bound: Float64Array
     load: ExpertLoad | None = None
 
-    @property
+    @lazy
     def max_rank_load(self) -> Float64Array:
         """float64 [L]: tokens of the hottest rank."""
         peak: Float64Array = self.rank_load.max(axis=1)
@@ -82,7 +82,7 @@ class ReplicaWeights(Frozen):
         peak = float(np.sum(peaks))
         return float(self.load.total.sum()) / self.placement.ep_size / peak if peak > 0 else 1.0
 
-    @property
+    @lazy
     def gap(self) -> Float64Array:
         """float64 [L]: max rank load / lower bound − 1; only rounding is left."""
         return metrics.gap_of(self.max_rank_load, self.lower_bound)

@@ -148,7 +148,7 @@ def _look_at_activation(
 
 
 def _look_at_files(path: str | None) -> None:
-    from expert_maps import read_placement
+    from vllm_ascend_moe.eplb import read_served_map
 
     if path is not None:
-        read_placement(path)
+        read_served_map(path)

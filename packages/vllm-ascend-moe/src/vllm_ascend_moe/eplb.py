@@ -18,7 +18,9 @@ from typing import TYPE_CHECKING
 import torch
 
 from expert_maps import ExpertMapsError, FormatError, Placement, PlacementError, generate_placement
-from expert_maps.formats import read_placement
+from expert_maps.formats import inspect_map
+from expert_maps.formats.mapfile import RanksUnsaidError
+from expert_maps.layered import refuse_layered
 from expert_maps.validation import as_count, as_index
 from vllm_ascend_moe._log import logger
 
@@ -201,7 +203,7 @@ def _read_map_file(path: str, num_experts: int) -> Placement:
         status = Path(path).stat()
     except (OSError, ValueError):
         # Absent or unreachable: the reader says so in its own words.
-        return read_placement(path)
+        return read_served_map(path)
     return _read_cached(
         os.fspath(Path(path).absolute()), path, num_experts, status.st_mtime_ns, status.st_size
     )
@@ -210,14 +212,41 @@ def _read_map_file(path: str, num_experts: int) -> Placement:
 @functools.lru_cache(maxsize=4)
 def _read_cached(_absolute: str, path: str, num_experts: int, _mtime_ns: int, _size: int) -> Placement:
     try:
-        placement = read_placement(path)
+        placement = read_served_map(path)
         if placement.num_logical_experts < num_experts:
             # The file alone cannot tell that its last experts are missing; the model can.
-            placement = read_placement(path, num_logical_experts=num_experts)
+            placement = read_served_map(path, num_experts)
     except PlacementError as error:
         msg = f"{path}: {error}"
         raise _NamedPlacementError(msg, error) from error
     return placement
+
+
+# Forms that say their ranks, and have a row for each MoE layer, in slot order.
+_SERVED = ("expert-maps", "vllm-ascend", "golden")
+
+
+def read_served_map(path: str | os.PathLike[str], num_experts: int | None = None) -> Placement:
+    """Read a map in a form that vllm-ascend and this plugin take for the same.
+
+    Raises:
+        FormatError: it cannot be read, or is another system's, in which layers, ranks or slots may be meant otherwise.
+        PlacementError: it is no valid placement.
+    """
+    what = "a map of another system, which does not say its ranks"
+    found = None
+    try:
+        found = inspect_map(path, num_logical_experts=num_experts)
+        what = f"a map in the form {found.form}"
+    except RanksUnsaidError:
+        pass
+    if found is None or found.form not in _SERVED:
+        msg = (
+            f"{path} is {what}; expected {', '.join(_SERVED)}: write it in one of these forms first, by "
+            f"`expert-maps convert {path} map.json --to expert-maps`"
+        )
+        raise FormatError(msg)
+    return refuse_layered(found.placement)
 
 
 class _NamedPlacementError(PlacementError):

@@ -17,10 +17,11 @@ import time
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from expert_maps import ExpertMapsError, read_placement
+from expert_maps import ExpertMapsError
 from expert_maps.files import write_text
 from vllm_ascend_moe._version import __version__
 from vllm_ascend_moe.core.activation import versions
+from vllm_ascend_moe.eplb import read_served_map
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -114,7 +115,7 @@ class Request:
             msg = f"--dtype is {self.dtype!r}; expected one of {', '.join(DTYPES)}"
             raise ReportError(msg)
         if self.map_path is not None:
-            read_placement(self.map_path)
+            read_served_map(self.map_path)
 
 
 def collect(request: Request) -> dict[str, Any]:
@@ -175,7 +176,7 @@ def collect(request: Request) -> dict[str, Any]:
             "dtype": request.dtype,
             "max_tokens": request.max_tokens,
             "prompts": NUM_PROMPTS,
-            "map": None if request.map_path is None else read_placement(request.map_path).digest,
+            "map": None if request.map_path is None else read_served_map(request.map_path).digest,
         },
         "ranks": ranks,
         "tokens": [list(output.token_ids) for output in results],

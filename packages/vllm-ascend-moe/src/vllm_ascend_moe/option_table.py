@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, get_args
 from expert_maps import ExpertMapsError
 from vllm_ascend_moe import releases
 from vllm_ascend_moe.backends.ascend.front import AscendFront
+from vllm_ascend_moe.backends.ascend.front_v2 import AscendV2Front
 from vllm_ascend_moe.backends.cpu_front import CpuFront
 from vllm_ascend_moe.backends.eplb_front import EplbFront
 from vllm_ascend_moe.core.settings import VLLM_POLICY, ReplicaChoiceName, Settings
@@ -19,7 +20,13 @@ from vllm_ascend_moe.core.settings import VLLM_POLICY, ReplicaChoiceName, Settin
 if TYPE_CHECKING:
     from vllm_ascend_moe.backends.interface import Front
 
-COLUMNS = ("option", "vLLM on a CPU", "CUDA, ROCm, XPU", "beside vllm-ascend (runner V1)")
+COLUMNS = (
+    "option",
+    "vLLM on a CPU",
+    "CUDA, ROCm, XPU",
+    "beside vllm-ascend (runner V1)",
+    "beside vllm-ascend (runner V2)",
+)
 WORKS = "works"
 _DYNAMIC: dict[str, Any] = {"dynamic": True, "num_redundant_experts": 4}
 _CHOICES: tuple[str, ...] = get_args(ReplicaChoiceName)
@@ -66,6 +73,10 @@ def _refusal(front: Front, options: dict[str, Any]) -> str | None:
     return None
 
 
+def _cell(reason: str | None) -> str:
+    return WORKS if reason is None else f"refused: {reason}"
+
+
 def _beside_ascend(options: dict[str, Any]) -> str:
     """Say what all releases of vllm-ascend have in common, or from which on it works."""
     found = [(release, _refusal(AscendFront(release), options)) for release in releases.RELEASES]
@@ -83,8 +94,13 @@ def rows() -> list[tuple[str, ...]]:
     found = []
     for name, options in TRIED.items():
         fronts = (_refusal(front, options) for front in (CpuFront(), EplbFront()))
-        cells = (WORKS if reason is None else f"refused: {reason}" for reason in fronts)
-        found.append((name, *cells, _beside_ascend(options)))
+        cells = (_cell(reason) for reason in fronts)
+        second = (
+            _cell(_refusal(AscendV2Front(release), options))
+            for release in releases.RELEASES
+            if release.serves_v2
+        )
+        found.append((name, *cells, _beside_ascend(options), "; ".join(dict.fromkeys(second))))
     return found
 
 

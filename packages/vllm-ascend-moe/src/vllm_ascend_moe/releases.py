@@ -38,6 +38,7 @@ class Release:
         layout: its layout with redundant experts and without a map file: ``ring``, the copies from the last rank
             backwards, or ``append``, vLLM's own.
         layout_v2: the same under the runner V2; None where V2 is not known to have one.
+        serves_v2: whether the plugin serves by the runner V2, which was tried on an emulated NPU.
         fills: what the loader fills slots by: the ``map`` that the layer was given, or ``append``, vLLM's own
             order, whatever the map says.
         forbids_unknown_keys: whether an additional config with a key that is not vllm-ascend's stops the start.
@@ -63,6 +64,7 @@ class Release:
     fills: Literal["map", "append"]
     has_wheel: bool = True
     layout_v2: Layout | None = None
+    serves_v2: bool = False
     forbids_unknown_keys: bool = False
     has_heat_stage: bool = True
     agrees_on_stage: bool = False
@@ -82,6 +84,14 @@ class Release:
     def filled_by(self) -> str:
         """Who puts experts into the slots that a map names."""
         return "vllm-ascend" if self.fills == "map" else "the plugin"
+
+    @property
+    def refused_v2(self) -> tuple[str, ...]:
+        """The same with its runner V2."""
+        return (
+            "load_collection_phase other than all",
+            "max_moves, max_layers, min_gain and record_path with policy vllm",
+        )
 
     @property
     def refused(self) -> tuple[str, ...]:
@@ -192,7 +202,15 @@ RELEASES = (
     Release("0.28.0rc1", "0.28.0", layout_v2="append", **_SINCE_0_27),
     Release("0.29.0rc1", "0.29.0", layout_v2="append", **_SINCE_0_27),
     Release("0.30.0rc1", "0.30.0", layout_v2="ring", agrees_on_stage=True, **_SINCE_0_27),
-    Release("0.30.0rc2", "0.30.0", layout_v2="ring", agrees_on_stage=True, checked="ci", **_SINCE_0_27),
+    Release(
+        "0.30.0rc2",
+        "0.30.0",
+        layout_v2="ring",
+        serves_v2=True,
+        agrees_on_stage=True,
+        checked="ci",
+        **_SINCE_0_27,
+    ),
 )
 NEWEST = RELEASES[-1]
 
@@ -232,7 +250,7 @@ REFUSED = (
     "record_path with data-parallel ranks where batches may take the path AllGather, or with pipeline stages",
     "a map that is not linear with --enable-ep-weight-filter",
     "ranks with unequal numbers of slots",
-    "vLLM's own --enable-eplb and the runner V2",
+    "vLLM's own --enable-eplb with the runner V1; the runner V2 where the table does not say that it is served",
     "placements of shared experts (mix_placement)",
 )
 COLUMNS = (
@@ -242,6 +260,7 @@ COLUMNS = (
     "maps are asked for in",
     "default layout with copies",
     "slots filled by",
+    "runner V2",
     "refused besides",
     "checked",
 )
@@ -258,6 +277,7 @@ def row(release: Release) -> tuple[str, ...]:
         ", ".join(module.rpartition(".")[2] for module in release.layers),
         layout,
         release.filled_by,
+        "served" if release.serves_v2 else "refused",
         "; ".join(release.refused),
         _CHECKED[release.checked],
     )

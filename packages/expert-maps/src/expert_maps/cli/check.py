@@ -5,7 +5,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -21,6 +21,7 @@ from expert_maps.cli.options import (
     MapArgument,
     refuse_two_stdins,
 )
+from expert_maps.cli.reading import as_input
 from expert_maps.cli.usage import CHECK_FAILED
 from expert_maps.errors import PlacementError, Violations
 
@@ -32,6 +33,8 @@ if TYPE_CHECKING:
 
     from expert_maps.cli.mapping import MapOptions
     from expert_maps.errors import Violation
+    from expert_maps.files import AnyPath
+    from expert_maps.formats.mapfile import MapFile
     from expert_maps.layered import AnyPlacement
     from expert_maps.placement import Placement
 
@@ -113,13 +116,12 @@ def check(
     --json prints one object with the same keys in every case of 0 and 1, with the number of violations, and each of the
     first 100,000; with --all each.
     """
-    from expert_maps.cli.mapping import MapOptions, read_any_map
+    from expert_maps.cli.mapping import MapOptions
 
     refuse_two_stdins({"MAP": file, "--golden": golden, "--model": model})
     counts, listed = _as_count_or_layers(layers)
     expected = _expected_counts(experts, counts, ep_size, redundant, physical, model)
-    either_way = MapOptions(allow_uneven=True, allow_duplicates=True)
-    reference = None if golden is None else read_any_map(golden, either_way).placement
+    reference = None if golden is None else _reference(golden, ep_size)
     said = MapOptions(
         source,
         ep_size,
@@ -142,6 +144,18 @@ def check(
     _report(file, placement, findings, show_all=all_violations, json=json)
     if findings:
         raise typer.Exit(CHECK_FAILED)
+
+
+def _reference(golden: Path, ep_size: int | None) -> AnyPlacement:
+    from expert_maps.cli.mapping import MapOptions, read_any_map
+    from expert_maps.formats.mapfile import RanksUnsaidError
+
+    either_way = MapOptions(allow_uneven=True, allow_duplicates=True)
+    source = as_input(golden)
+    try:
+        return read_any_map(source, either_way).placement
+    except RanksUnsaidError:
+        return read_any_map(source, replace(either_way, ep_size=ep_size)).placement
 
 
 def _expected_counts(
@@ -179,27 +193,13 @@ def _as_count_or_layers(text: str | None) -> tuple[int | None, str | None]:
 
 def _read(file: Path, said: MapOptions) -> tuple[AnyPlacement | None, Sequence[Violation]]:
     """Return the placement, or the violations; what is no placement at all is raised as bad input."""
-    from dataclasses import replace
-
-    from expert_maps.cli.mapping import find_map
     from expert_maps.cli.output import warn
-    from expert_maps.cli.reading import as_input
     from expert_maps.files import describe
-    from expert_maps.formats.mapfile import RanksUnsaidError
     from expert_maps.layered import LayeredPlacement
 
     source = as_input(file)
     try:
-        # Ranks and layers are told to the reader only where it asks for them: elsewhere they are what is checked.
-        bare = replace(said, ep_size=None, layers=None, model=None)
-        try:
-            found = find_map(source, bare)
-        except RanksUnsaidError:
-            if said.ep_size is None:
-                raise
-            found = find_map(source, replace(bare, ep_size=said.ep_size))
-        if found.has_dense_rows and (said.layers or said.model):
-            found = find_map(source, said)
+        found = _find(source, said)
     except PlacementError as error:
         return None, error.violations
     for warning in found.warnings:
@@ -208,6 +208,35 @@ def _read(file: Path, said: MapOptions) -> tuple[AnyPlacement | None, Sequence[V
     if isinstance(placement, LayeredPlacement) and not said.allow_uneven:
         return None, placement.differing_layers()
     return placement, ()
+
+
+def _find(source: AnyPath, said: MapOptions) -> MapFile:
+    """Read a map; ranks and layers are told to the reader only where it asks for them: elsewhere they are checked.
+
+    Raises:
+        FormatError: it cannot be read as a map.
+        PlacementError: it is no valid placement.
+    """
+    from dataclasses import replace
+
+    from expert_maps.cli.mapping import find_map
+    from expert_maps.formats.mapfile import RanksUnsaidError
+
+    bare = replace(said, ep_size=None, layers=None, model=None)
+    chooses = said.layers is not None or said.model is not None
+    try:
+        return find_map(source, bare)
+    except RanksUnsaidError:
+        if said.ep_size is None:
+            raise
+    try:
+        found = find_map(source, replace(bare, ep_size=said.ep_size))
+    except PlacementError:
+        # A row of a dense layer is no placement, so the rows that are meant come first.
+        if not chooses:
+            raise
+        return find_map(source, said)
+    return find_map(source, said) if found.has_dense_rows and chooses else found
 
 
 def _count(placement: AnyPlacement, name: str) -> int | str:

@@ -48,19 +48,20 @@ def evaluate(
     the ratio of the sums over steps, each step with its own hottest rank. An expert's tokens are split evenly over its
     copies.
     """
-    from expert_maps.cli.loading import read_loads
-    from expert_maps.cli.mapping import MapOptions, read_any_map
+    from expert_maps.cli.loading import inspect_loads
+    from expert_maps.cli.mapping import MapOptions, of_load, read_any_map
     from expert_maps.cli.output import print_json, say
     from expert_maps.cli.report import title_of
     from expert_maps.evaluate import evaluate as evaluate_placement
     from expert_maps.validation import as_index
 
     refuse_two_stdins({"MAP": file, "LOAD": loads, "--map": said.map, "--model": said.model})
-    trace = read_loads(loads, said)
+    loaded = inspect_loads(loads, said)
+    trace = loaded.load
     of_map = MapOptions(
         source, ep_size, said.experts, allow_uneven=allow_uneven, allow_duplicates=allow_duplicates
     )
-    placement = read_any_map(file, of_map).placement
+    placement = read_any_map(file, of_map, of_load(of_map, loaded, said.model)).placement
     found = evaluate_placement(placement, trace)
     chosen = None if layer is None else as_index("layer", layer, placement.num_layers)
     if json:

@@ -143,7 +143,7 @@ def inspect_loads(paths: Sequence[Path], said: LoadOptions) -> LoadFile:
     Raises:
         ExpertMapsError: unreadable, ambiguous, or not as the options say.
     """
-    from expert_maps.cli.mapping import MapOptions, read_map
+    from expert_maps.cli.mapping import read_slot_map
     from expert_maps.cli.output import note, warn
     from expert_maps.cli.reading import as_input
     from expert_maps.formats.loads import inspect_load
@@ -152,13 +152,12 @@ def inspect_loads(paths: Sequence[Path], said: LoadOptions) -> LoadFile:
     if said.files not in {None, "ranks", "steps"}:
         msg = f"--files is {said.files!r}; expected ranks or steps"
         raise ExpertMapsError(msg)
-    by_slot = MapOptions(allow_uneven=True, allow_duplicates=True)
     found = inspect_load(
         [as_input(path) for path in paths],
         said.key,
         format=said.format,
         layers=said.layers,
-        placement=None if said.map is None else read_map(said.map, by_slot),
+        placement=None if said.map is None else read_slot_map(said.map),
         files=cast('Literal["ranks", "steps"] | None', said.files),
         steps=said.steps,
         model=None if said.model is None else as_input(said.model),

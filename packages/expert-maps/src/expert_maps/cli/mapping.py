@@ -5,7 +5,7 @@
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from expert_maps.files import AnyPath
+    from expert_maps.formats.loads import LoadFile
     from expert_maps.formats.mapfile import MapFile
     from expert_maps.placement import Placement
 
@@ -91,15 +92,67 @@ class MapOptions:
     ignore_digest: IgnoreDigestOption = False
 
 
-def read_map(path: str | os.PathLike[str], options: MapOptions | None = None) -> Placement:
+def read_map(
+    path: str | os.PathLike[str], options: MapOptions | None = None, if_dense: MapOptions | None = None
+) -> Placement:
     """Read a map of any format, ``-`` for standard input; its warnings go to standard error.
+
+    Args:
+        path: the map.
+        options: what is said of it.
+        if_dense: what is said of it instead where its rows are all layers, and nobody said which are MoE.
 
     Raises:
         ExpertMapsError: it cannot be read, is no valid placement, or has other slots in some layers; the file is named.
     """
+    return _alike(read_any_map(path, options, if_dense), path)
+
+
+def of_load(options: MapOptions, load: LoadFile, model: str | os.PathLike[str] | None) -> MapOptions | None:
+    """Say which rows of a map are MoE layers, for where its rows are all layers of the model: those of the load.
+
+    SGLang numbers the rows of its maps and of its loads alike, by all layers of the model.
+
+    Args:
+        options: what is said of the map.
+        load: the load that it is to carry, as it was read.
+        model: the model that was said for the load; what standard input said is used up.
+    """
+    from expert_maps._layers import layers_text
+
+    if load.form in {"sglang", "sglang-csv"} and load.layers is not None:
+        return replace(options, layers=layers_text(load.layers))
+    if model is None or os.fspath(model) == "-":
+        return None
+    return replace(options, model=os.fspath(model))
+
+
+def read_slot_map(path: str | os.PathLike[str]) -> Placement:
+    """Read the map whose slots were counted: on which rank a slot is does not matter, which of them it is does.
+
+    Raises:
+        ExpertMapsError: as `read_map`, or its format does not keep the order of slots.
+    """
+    from expert_maps.formats.mapfile import RanksUnsaidError
+
+    by_slot = MapOptions(allow_uneven=True, allow_duplicates=True)
+    source = as_input(path)
+    try:
+        found = read_any_map(source, by_slot)
+    except RanksUnsaidError:
+        found = read_any_map(source, replace(by_slot, ep_size=1))
+    if found.form == "omni":
+        msg = (
+            f"--map {os.fspath(path)}: an omni-infer pattern does not keep the order of slots, so that it cannot say "
+            "whose a count is; expected the map in another format"
+        )
+        raise ExpertMapsError(msg)
+    return _alike(found, path)
+
+
+def _alike(found: MapFile, path: str | os.PathLike[str]) -> Placement:
     from expert_maps.layered import refuse_layered
 
-    found = read_any_map(path, options)
     try:
         return refuse_layered(found.placement)
     except PlacementError as error:
@@ -107,7 +160,9 @@ def read_map(path: str | os.PathLike[str], options: MapOptions | None = None) ->
         raise ExpertMapsError(msg) from error
 
 
-def read_any_map(path: str | os.PathLike[str], options: MapOptions | None = None) -> MapFile:
+def read_any_map(
+    path: AnyPath, options: MapOptions | None = None, if_dense: MapOptions | None = None
+) -> MapFile:
     """Read a map as `read_map`, also with other slots in some layers, and keep what the file says beside it.
 
     Raises:
@@ -118,6 +173,8 @@ def read_any_map(path: str | os.PathLike[str], options: MapOptions | None = None
     source = as_input(path)
     try:
         found = find_map(source, options)
+        if found.has_dense_rows and if_dense is not None:
+            found = find_map(source, if_dense)
     except PlacementError as error:
         msg = f"{describe(source)}: invalid placement: {error.summary}"
         raise ExpertMapsError(msg) from error

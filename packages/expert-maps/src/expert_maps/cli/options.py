@@ -53,7 +53,10 @@ MaxMovesOption = Annotated[
 ]
 ExpertBytesOption = Annotated[
     int | None,
-    typer.Option("--expert-bytes", help="Bytes of one expert's weights, to add up what is moved."),
+    typer.Option(
+        "--expert-bytes",
+        help="Bytes of one expert's weights, to add up what is moved; by --model if not given.",
+    ),
 ]
 OutputOption = Annotated[
     Path | None,

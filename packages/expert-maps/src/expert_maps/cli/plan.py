@@ -75,8 +75,8 @@ def plan(
     which can make a rank hotter than before; a warning says so.
     """
     from expert_maps.cli.loading import inspect_loads
-    from expert_maps.cli.mapping import MapOptions, read_map
-    from expert_maps.cli.planned import map_text, ungrouped_balancedness
+    from expert_maps.cli.mapping import MapOptions, of_load, read_map
+    from expert_maps.cli.planned import bytes_of_expert, map_text, ungrouped_balancedness
     from expert_maps.cli.report import PlanReport
     from expert_maps.cli.sizing import proposed_slots, slots_of_layer
     from expert_maps.cli.work import work
@@ -96,7 +96,7 @@ def plan(
     in_use = MapOptions(
         source, ep_size, said.experts, allow_uneven=allow_uneven, allow_duplicates=allow_duplicates
     )
-    before = None if current is None else read_map(current, in_use)
+    before = None if current is None else read_map(current, in_use, of_load(in_use, found, said.model))
     slots = slots_of_layer(redundant, physical, trace.num_experts, ep_size, allow_uneven=allow_uneven)
     proposed = None
     if slots is None:
@@ -118,7 +118,8 @@ def plan(
         lambda progress: plans(num_groups=groups, num_nodes=nodes, progress=progress),
     )
     ungrouped = ungrouped_balancedness(plans, trace, 1 if policy == "deepseek_global" else nodes)
-    report = PlanReport(result, trace, before, target, expert_bytes, proposed, ungrouped)
+    size = bytes_of_expert(expert_bytes, said.model)
+    report = PlanReport(result, trace, before, target, size, proposed, ungrouped)
     report.warn_of_mended()
     _ = report.moved_bytes  # refused before anything is written
     target.write(map_text(result, found, said, "plan"))

@@ -43,6 +43,15 @@ def map_text(result: PlanResult, found: LoadFile, said: LoadOptions, command: st
     return dumps(result.placement, model=name, layers=found.layers, provenance=made)
 
 
+def bytes_of_expert(expert_bytes: int | None, model: str | None) -> int | None:
+    """Return what `--expert-bytes` says, else what the model's configuration does; None where neither can."""
+    if expert_bytes is not None or model in {None, "-"}:
+        return expert_bytes
+    from expert_maps.models import model_counts
+
+    return model_counts(str(model)).expert_bytes
+
+
 def ungrouped_balancedness(plans: Callable[..., PlanResult], trace: ExpertLoad, nodes: int) -> float | None:
     """Return the overall balancedness of the same plan without groups; None on one node, where they bind nothing.
 

@@ -16,13 +16,13 @@ if TYPE_CHECKING:
     from expert_maps.files import AnyPath
 
 
-def as_input(path: str | os.PathLike[str]) -> AnyPath:
-    """Return what is read under this name: for ``-`` standard input, whole, else the path itself.
+def as_input(path: AnyPath) -> AnyPath:
+    """Return what is read under this name: for ``-`` standard input, whole, else the path or source itself.
 
     Raises:
         FormatError: standard input is larger than any file may be.
     """
-    if os.fspath(path) != "-":
+    if isinstance(path, Source) or os.fspath(path) != "-":
         return path
     content = sys.stdin.buffer.read(limits.MAX_FILE_BYTES + 1)
     if len(content) > limits.MAX_FILE_BYTES:

@@ -29,6 +29,7 @@ from expert_maps.cli.options import (
     as_numbers,
     refuse_two_stdins,
 )
+from expert_maps.errors import ExpertMapsError
 
 
 def rescale(
@@ -66,13 +67,14 @@ def rescale(
     is the linear layout on the new ranks. Without --redundant and --physical every rank has as many slots as now.
     """
     from expert_maps.cli.loading import inspect_loads
-    from expert_maps.cli.mapping import MapOptions, read_map
-    from expert_maps.cli.planned import map_text, ungrouped_balancedness
+    from expert_maps.cli.mapping import MapOptions, of_load, read_map
+    from expert_maps.cli.planned import bytes_of_expert, map_text, ungrouped_balancedness
     from expert_maps.cli.report import PlanReport
     from expert_maps.cli.sizing import slots_of_layer
     from expert_maps.cli.work import work
     from expert_maps.cli.writing import check_output
     from expert_maps.elastic import rescale as rescale_placement
+    from expert_maps.formats.mapfile import RanksUnsaidError
 
     inputs: Inputs = {"MAP": file, "LOAD": loads, "--map": said.map, "--model": said.model}
     refuse_two_stdins(inputs)
@@ -81,7 +83,12 @@ def rescale(
     failed = as_numbers("--failed-ranks", failed_ranks)
     found = inspect_loads(loads, said)
     trace = found.load
-    current = read_map(file, MapOptions(source, ranks_now, said.experts, allow_uneven=allow_uneven))
+    of_map = MapOptions(source, ranks_now, said.experts, allow_uneven=allow_uneven)
+    try:
+        current = read_map(file, of_map, of_load(of_map, found, said.model))
+    except RanksUnsaidError as error:  # --ep-size are the ranks afterwards
+        msg = str(error).replace("ep_size (--ep-size)", "--ranks-now")
+        raise ExpertMapsError(msg) from error
     left = current.ep_size - len(set(failed)) if ep_size is None else ep_size
     slots = slots_of_layer(
         redundant, physical, trace.num_experts, left if left > 0 else None, allow_uneven=allow_uneven
@@ -102,7 +109,8 @@ def rescale(
         lambda progress: plans(num_groups=groups, num_nodes=nodes, progress=progress),
     )
     ungrouped = ungrouped_balancedness(plans, trace, nodes)
-    report = PlanReport(result, trace, None, target, expert_bytes, ungrouped=ungrouped)
+    size = bytes_of_expert(expert_bytes, said.model)
+    report = PlanReport(result, trace, None, target, size, ungrouped=ungrouped)
     report.warn_of_mended()
     _ = report.moved_bytes  # refused before anything is written
     target.write(map_text(result, found, said, "rescale"))

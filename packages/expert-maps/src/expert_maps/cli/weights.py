@@ -50,8 +50,8 @@ def weights(
     Even is what serving does without weights: copies take turns. The plugin serves with the file written here as its
     replica_weights_path, for this map and no other.
     """
-    from expert_maps.cli.loading import read_loads
-    from expert_maps.cli.mapping import MapOptions, read_map
+    from expert_maps.cli.loading import inspect_loads
+    from expert_maps.cli.mapping import MapOptions, of_load, read_map
     from expert_maps.cli.work import work
     from expert_maps.cli.writing import check_output
     from expert_maps.evaluate import evaluate
@@ -61,8 +61,10 @@ def weights(
     inputs: Inputs = {"MAP": file, "LOAD": loads, "--map": said.map, "--model": said.model}
     refuse_two_stdins(inputs)
     target = check_output(output, inputs, endings=(".npz", ".json"), json=json)
-    trace = read_loads(loads, said)
-    placement = read_map(file, MapOptions(source, ep_size, said.experts, allow_uneven=allow_uneven))
+    loaded = inspect_loads(loads, said)
+    trace = loaded.load
+    of_map = MapOptions(source, ep_size, said.experts, allow_uneven=allow_uneven)
+    placement = read_map(file, of_map, of_load(of_map, loaded, said.model))
     even = evaluate(placement, trace)
     found = work("splitting tokens", lambda _: split_replicas(placement, trace))
     if target.path is not None:

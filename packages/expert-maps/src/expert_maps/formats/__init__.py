@@ -4,12 +4,13 @@
 
 from __future__ import annotations
 
-from expert_maps.formats.loads import read_load
+from expert_maps.formats.loads import inspect_load, read_load
 from expert_maps.formats.native import write_placement
 from expert_maps.formats.placements import inspect_map, read_any_placement, read_placement
 from expert_maps.formats.weights import read_weights, write_weights
 
 __all__ = [
+    "inspect_load",
     "inspect_map",
     "read_any_placement",
     "read_load",

@@ -21,7 +21,8 @@ from expert_maps.files import write_text
 from expert_maps.formats import vllm_ascend
 from expert_maps.formats.checks import as_int, show
 from expert_maps.formats.mapfile import MapFile, counts_text
-from expert_maps.layered import from_rank_lists
+from expert_maps.layered import LayeredPlacement, from_rank_lists
+from expert_maps.placement import as_placement
 
 if TYPE_CHECKING:
     import os
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
     from expert_maps.formats.contents import Content
     from expert_maps.formats.mapfile import Asked
     from expert_maps.layered import AnyPlacement
+    from expert_maps.placement import HasPlacement
 
 OBJECT = "expert_maps"
 VERSION = 1
@@ -76,7 +78,7 @@ def dumps(
 
 
 def write_placement(
-    placement: AnyPlacement,
+    placement: AnyPlacement | HasPlacement,
     path: str | os.PathLike[str],
     *,
     model: str | None = None,
@@ -88,7 +90,7 @@ def write_placement(
     """Write a map that vllm-ascend reads and that says of itself what it is; whole or not at all.
 
     Args:
-        placement: what is written.
+        placement: what is written, or a result that has it.
         path: its name ends in ``.json``.
         model: the model's name.
         layers: the absolute index of each MoE layer among all layers of the model.
@@ -103,7 +105,7 @@ def write_placement(
     """
     vllm_ascend.check_output_name(path)
     text = dumps(
-        placement,
+        placement if isinstance(placement, LayeredPlacement) else as_placement(placement),
         model=model,
         layers=layers,
         num_hidden_layers=num_hidden_layers,
@@ -219,7 +221,7 @@ def _text(what: str, value: object) -> str:
 
 
 def _tool() -> str:
-    from expert_maps import __version__
+    from expert_maps._version import __version__
 
     return f"expert-maps {__version__}"
 

@@ -25,7 +25,7 @@ from expert_maps.formats import (
 )
 from expert_maps.formats.checks import show
 from expert_maps.formats.contents import Content, read_content
-from expert_maps.formats.mapfile import Asked, Form, MapFile
+from expert_maps.formats.mapfile import Asked, Form, MapFile, RanksUnsaidError
 from expert_maps.layered import AnyPlacement, refuse_layered
 
 if TYPE_CHECKING:
@@ -109,7 +109,18 @@ def read_placement(
         allow_uneven=allow_uneven,
         allow_duplicates=allow_duplicates,
     )
-    return refuse_layered(found.placement)
+    return refuse_layered(_said(found, path).placement)
+
+
+def _said(found: MapFile, path: AnyPath) -> MapFile:
+    """Refuse to take rows of all layers for those of MoE layers: there is nobody here to warn."""
+    if found.has_dense_rows:
+        msg = (
+            f"{describe(path)}: {found.description}, dense layers too; expected layers, which of them are MoE, such as "
+            "'3-60' or 'all' (inspect_map returns all rows, and says so)"
+        )
+        raise FormatError(msg)
+    return found
 
 
 def read_any_placement(
@@ -128,7 +139,7 @@ def read_any_placement(
         FormatError: as `read_placement`.
         PlacementError: as `read_placement`, but for slots that differ by layer.
     """
-    return inspect_map(
+    found = inspect_map(
         path,
         format=format,
         num_logical_experts=num_logical_experts,
@@ -136,7 +147,8 @@ def read_any_placement(
         layers=layers,
         allow_uneven=allow_uneven,
         allow_duplicates=allow_duplicates,
-    ).placement
+    )
+    return _said(found, path).placement
 
 
 def inspect_map(  # noqa: PLR0913 - options by keyword
@@ -191,7 +203,8 @@ def inspect_map(  # noqa: PLR0913 - options by keyword
         raise
     except ExpertMapsError as error:
         msg = f"{describe(path)}: {error}"
-        raise FormatError(msg) from error
+        kind = RanksUnsaidError if isinstance(error, RanksUnsaidError) else FormatError
+        raise kind(msg) from error
     if found.num_hidden_layers is None and num_hidden_layers is not None:
         return replace(found, num_hidden_layers=num_hidden_layers)
     return found

@@ -32,7 +32,7 @@ from expert_maps.files import Source, describe, read_bytes, read_json, write_byt
 from expert_maps.formats.arrays import parse_npz
 from expert_maps.formats.checks import show
 from expert_maps.placement import as_placement
-from expert_maps.validation import first_true
+from expert_maps.validation import check_product, first_true
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -249,7 +249,7 @@ def _as_array(weights: object) -> Float64Array:
 
 def _check_size(shape: Sequence[int]) -> None:
     axes = dict(zip(("L", "E", "X"), shape, strict=True))
-    limits.check_product("a file of weights", axes, limits.MAX_COPIES, FormatError)
+    check_product("a file of weights", axes, limits.MAX_COPIES, FormatError)
 
 
 def _check_shares(name: str, weights: Float64Array, slots: NDArray[np.int32]) -> None:

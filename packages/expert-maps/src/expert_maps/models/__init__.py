@@ -9,7 +9,8 @@ from __future__ import annotations
 
 from expert_maps.models.counts import ModelCounts, layers_text
 from expert_maps.models.known import MODELS
-from expert_maps.models.reading import counts_from_config, model_counts
+from expert_maps.models.lookup import model_counts
+from expert_maps.models.reading import counts_from_config
 from expert_maps.models.sizes import ExpertSize, expert_bytes, expert_size
 
 __all__ = [

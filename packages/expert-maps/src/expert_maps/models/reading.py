@@ -4,15 +4,12 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping
 from dataclasses import replace
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from expert_maps import limits
 from expert_maps.errors import FormatError
-from expert_maps.files import Source, describe, read_json
 from expert_maps.models import experts, keys, sizes
 from expert_maps.models.architectures import ALL_LAYERS, DEFAULTS, NOT_WITHOUT, SILENT_KEYS
 from expert_maps.models.counts import ModelCounts
@@ -24,48 +21,10 @@ from expert_maps.models.values import Config
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from expert_maps.files import AnyPath
     from expert_maps.models.rules import Rule
 
 _LAYER_KEYS = ("num_hidden_layers", "n_layers", "num_layers", "n_layer")
 _KNOWN_KEYS = RULE_KEYS | experts.EXPERT_COUNT_KEYS | frozenset(_LAYER_KEYS) | frozenset({"topk_group"})
-
-
-def model_counts(model: AnyPath, *, layers: int | Sequence[int] | None = None) -> ModelCounts:
-    """Read a model's ``config.json`` (or the folder that holds it), or look a model up by name.
-
-    A file or folder of that name comes first. Names are found whatever their case, organisation and training
-    (``deepseek-ai/DeepSeek-R1-0528``).
-
-    Args:
-        model: a path, a source that has been read already, or a name.
-        layers: the MoE layers, as the caller knows them: their indices, or only how many; None takes the model's.
-
-    Raises:
-        FormatError: neither a known name nor a readable configuration of an MoE model.
-    """
-    if not isinstance(model, Source):
-        text = os.fspath(model)
-        path = Path(text)
-        try:
-            path = path / "config.json" if path.is_dir() else path
-            exists = bool(text) and path.exists()
-        except (OSError, ValueError):  # a name that no file can have
-            exists = False
-        if not exists:
-            from expert_maps.models.known import find_known
-
-            known = find_known(text)
-            return known if layers is None else _with_layers(known, layers)
-        model = path
-    config = read_json(model)
-    if not isinstance(config, dict):
-        msg = f"{describe(model)}: expected a JSON object with the model's configuration"
-        raise FormatError(msg)
-    counts = counts_from_config(
-        str(model) if not isinstance(model, Source) else model.name, config, layers=layers
-    )
-    return counts if isinstance(model, Source) else sizes.without_other_files(counts, Path(model).parent)
 
 
 def counts_from_config(
@@ -109,7 +68,7 @@ def counts_from_config(
         rule=rule,
         is_assumed=is_assumed,
     )
-    return counts if layers is None else _with_layers(counts, layers)
+    return counts if layers is None else with_layers(counts, layers)
 
 
 def _all_layers(config: Config) -> int | None:
@@ -214,7 +173,12 @@ def _architecture(config: Config) -> str | None:
     return config.model_type or None
 
 
-def _with_layers(counts: ModelCounts, layers: int | Sequence[int]) -> ModelCounts:
+def with_layers(counts: ModelCounts, layers: int | Sequence[int]) -> ModelCounts:
+    """Return a model with the MoE layers that the caller says: their indices, or only how many.
+
+    Raises:
+        FormatError: they are no layers of the model.
+    """
     total = counts.num_hidden_layers
     stated = Config(counts.name, {"layers": layers if isinstance(layers, int) else list(layers)})
     if isinstance(layers, int):

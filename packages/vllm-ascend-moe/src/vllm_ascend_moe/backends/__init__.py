@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 # A module in this folder, a dot, a class; only the module that is asked for is imported, because some import vLLM.
 # The first that is for the platform has it.
 FRONTS = (
+    "ascend.front_v2.AscendV2Front",
     "ascend.front.AscendFront",
     "cpu_front.CpuFront",
     "eplb_front.EplbFront",

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 def move_experts(
     target: Placement, name: str, model: Any, model_state: Any, ranks: Ranks, *, checks: bool = True
-) -> None:
+) -> NDArray[np.int64] | None:
     """Move every layer's experts to where the placement says, and commit that to vLLM's EPLB state.
 
     Args:
@@ -34,6 +34,9 @@ def move_experts(
         model_state: its part of vLLM's EPLB state, in vLLM's own layout.
         ranks: this worker's.
         checks: whether bytes are compared; not where weights are dummies, which differ between copies.
+
+    Returns:
+        Each expert's checksum, int64 [L, E]; None where bytes are not compared.
 
     Raises:
         EplbConfigError: vLLM has set up other counts.
@@ -60,6 +63,31 @@ def move_experts(
     # 3. Every slot must now hold its expert's bytes.
     if experts is not None:
         require_checksums(wanted.numpy(), _all_checksums(model, ranks), experts)
+    return experts
+
+
+def compare_moved(model_state: Any, layer: int, ep_rank: int, experts: NDArray[np.int64]) -> None:
+    """Compare this rank's slots of one layer once its experts have moved and its tables follow.
+
+    Args:
+        model_state: the model's part of vLLM's EPLB state.
+        layer: of the stage's.
+        ep_rank: this rank.
+        experts: each expert's checksum, as `move_experts` returned it.
+
+    Raises:
+        DisagreementError: a slot holds something else than its expert.
+    """
+    slots = model_state.model.num_local_physical_experts
+    row = model_state.physical_to_logical_map[layer, ep_rank * slots : (ep_rank + 1) * slots].cpu().numpy()
+    found = slot_checksums(_slot_tensors(model_state.model, layer), slots).numpy()
+    wrong = np.flatnonzero(experts[layer, row] != found)
+    if wrong.size:
+        msg = (
+            f"slot {wrong[0]} of MoE layer {layer} on rank {ep_rank} does not hold, after a rearrangement, the weights of "
+            f"expert {row[wrong[0]]} ({wrong.size} such slots); expected the same bytes, scales included"
+        )
+        raise DisagreementError(msg)
 
 
 def local_checksums(model: Any) -> NDArray[np.int64]:

@@ -10,7 +10,7 @@ follow the weights, never before.
 from __future__ import annotations
 
 import contextlib
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 
@@ -30,6 +30,9 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from contextlib import AbstractContextManager
 
+    import numpy as np
+    from numpy.typing import NDArray
+
     from expert_maps import Placement
     from vllm_ascend_moe.core.replicas import SlotRule
     from vllm_ascend_moe.core.session import Session
@@ -37,14 +40,25 @@ if TYPE_CHECKING:
 
 
 class VllmEplb(Backend):
-    """The experts of one engine in vLLM's EPLB state."""
+    """The experts of one engine in vLLM's EPLB state.
+
+    Attributes:
+        state: vLLM's, of all models; None before there is one.
+        main_state: the main model's part of it; None before there is one.
+        first_layer: index of the stage's first layer among the model's MoE layers.
+        beside_ascend: whether vllm-ascend is there, and pairs of versions count.
+        expert_sums: each expert's checksum in the main model, int64 [L, E]; None where bytes are not compared.
+    """
+
+    beside_ascend: ClassVar[bool] = False
 
     def __init__(self, session: Session) -> None:
         """Know nothing of a model yet."""
         super().__init__(session)
-        self._state: Any = None
-        self._main_state: Any = None
-        self._first_layer = 0
+        self.state: Any = None
+        self.main_state: Any = None
+        self.expert_sums: NDArray[np.int64] | None = None
+        self.first_layer = 0
         # By model, its state's number: a draft model has its own, and may be added first.
         self._rules: dict[int, SlotRule] = {}
         # Of every model, in vLLM's order: its state, and the placement that its loader fills, int64 [L, P].
@@ -55,17 +69,25 @@ class VllmEplb(Backend):
     @property
     def is_placed(self) -> bool:
         """Whether the model's experts are in vLLM's EPLB state."""
-        return self._main_state is not None
+        return self.main_state is not None
+
+    def is_main(self, model_state: Any) -> bool:
+        """Whether a model's part of vLLM's EPLB state is the main model's."""
+        return model_state is self.main_state
+
+    def rule_of(self, model_state: Any) -> SlotRule:
+        """Return by what copies of a model's experts are chosen."""
+        return self._rules[id(model_state)]
 
     def live_placement(self) -> Placement:
         """Return the placement that tokens are routed by now."""
-        return moving.live_placement(self._main_state, self.session.ranks.ep_size)
+        return moving.live_placement(self.main_state, self.session.ranks.ep_size)
 
     # Putting hooks in place.
 
     def install(self) -> None:
         """Put the hooks around vLLM's EPLB; see `Backend`."""
-        wrapping.check_versions(ascend=False)
+        wrapping.check_versions(ascend=self.beside_ascend)
         wrapping.check_hooks((*table.EPLB, *self.more_hooks()))
         for hook, around in {**EPLB_HOOKS, **self.more_hooks()}.items():
             wrapping.wrap(hook, around)
@@ -124,21 +146,32 @@ class VllmEplb(Backend):
         session.attach(state)
         model_state = next(reversed(state.model_states.values()))
         session.attach(model_state)
-        self._state = state
+        self.state = state
         self._loaded.append((model_state, model_state.physical_to_logical_map.clone()))
+        self.set_policy(state, model)
+        is_main = self.main_state is None and model_config is session.config.model_config
+        self._rules[id(model_state)] = self.slot_rule(model, is_main=is_main)
+        if is_main:
+            self.main_state = model_state
+            self._place(model, model_state)
+            session.start_recording(model.num_moe_layers, model.num_logical_experts)
+        self.write_slots(model_state)
+
+    def set_policy(self, state: Any, model: Any) -> None:
+        """Let rearrangements be planned by what was asked for, on one rank for all."""
+        session = self.session
         policy = state.policy
         if session.settings.policy != VLLM_POLICY:
             policy = make_policy(session.settings.policy, session.settings.max_moves)
         state.policy = OnePlan(policy, rules.move_rule(session, model), session.ranks.eplb_group)
-        is_main = self._main_state is None and model_config is session.config.model_config
-        splits_tokens = session.ranks.splits(model)
-        self._rules[id(model_state)] = rules.slot_rule(session, splits_tokens=splits_tokens, is_main=is_main)
+
+    def slot_rule(self, model: Any, *, is_main: bool) -> SlotRule:
+        """Return by what this rank chooses among a model's copies."""
+        ranks = self.session.ranks
+        splits_tokens = ranks.splits(model)
         if is_main:
-            session.ranks.splits_tokens = splits_tokens
-            self._main_state = model_state
-            self._place(model, model_state)
-            session.start_recording(model.num_moe_layers, model.num_logical_experts)
-        self.write_slots(model_state)
+            ranks.splits_tokens = splits_tokens
+        return rules.slot_rule(self.session, splits_tokens=splits_tokens, is_main=is_main)
 
     def _place(self, model: Any, model_state: Any) -> None:
         session = self.session
@@ -146,8 +179,8 @@ class VllmEplb(Backend):
             session.require_same_source()
         assert session.source is not None
         stage = session.ranks.stage(model.num_moe_layers)
-        self._first_layer = stage[0]
-        moving.move_experts(
+        self.first_layer = stage[0]
+        self.expert_sums = moving.move_experts(
             session.source.layers(*stage),
             session.source.name,
             model,
@@ -179,7 +212,7 @@ class VllmEplb(Backend):
     def write_slots(self, model_state: Any) -> None:
         """Write the replica choice over the tables that vLLM has committed."""
         ranks = self.session.ranks
-        moving.write_slots(self._rules[id(model_state)], model_state, ranks.ep_size, self._first_layer)
+        moving.write_slots(self._rules[id(model_state)], model_state, ranks.ep_size, self.first_layer)
 
     def committed(self, model_state: Any) -> None:
         """After vLLM has committed new tables: write the choice, and count."""
@@ -189,24 +222,24 @@ class VllmEplb(Backend):
     def commit_layer(self, model_state: Any, row: torch.Tensor, layer: int) -> None:
         """Commit a layer that vLLM has moved while it serves, in place of vLLM."""
         ep_size = self.session.ranks.ep_size
-        moving.commit_layer(self._rules[id(model_state)], model_state, row, ep_size, self._first_layer, layer)
+        moving.commit_layer(self._rules[id(model_state)], model_state, row, ep_size, self.first_layer, layer)
         if layer == model_state.model.num_moe_layers - 1:
             self._count(model_state)
 
     def _count(self, model_state: Any) -> None:
         # A draft model is rearranged along with the main one. A plan that is the present placement is committed, too.
-        self.session.rearrangements += model_state is self._main_state and self._state.policy.moves
+        self.session.rearrangements += model_state is self.main_state and self.state.policy.moves
 
     def begin_forward(self, model_config: Any) -> None:
         """Forget the tokens of warm-up runs, which skip the EPLB step and leave theirs behind."""
         # A draft model's forward comes after the main model's, whose tokens must stay.
-        is_main = model_config is self.session.config.model_config and self._main_state is not None
+        is_main = model_config is self.session.config.model_config and self.main_state is not None
         if is_main and self.session.settings.record_path is not None:
-            self._main_state.expert_load_pass.zero_()
+            self.main_state.expert_load_pass.zero_()
 
     def record(self, *, is_dummy: bool) -> None:
         """Add up what this step's tokens were routed to, by logical expert, over the ranks that saw them."""
-        state, ranks = self._main_state, self.session.ranks
+        state, ranks = self.main_state, self.session.ranks
         if state is None or self.session.settings.record_path is None:
             return
         counts = state.expert_load_pass
@@ -223,11 +256,11 @@ class VllmEplb(Backend):
 
     def begin_reload(self, name: str) -> None:
         """Move every model's experts back to where vLLM's loader puts them, and serve that; see `Backend`."""
-        if self._main_state is None:
+        if self.main_state is None:
             return
-        if self._state.is_async:
+        if self.state.is_async:
             logger.info("%s: moves that are under way are dropped", name)
-            self._state.drain_async()
+            self.state.drain_async()
         ep_size = self.session.ranks.ep_size
         # After a failure they are there already, and belong where they were before that.
         self._away = self._away or [moving.live_placement(state, ep_size) for state, _ in self._loaded]
@@ -258,7 +291,7 @@ class VllmEplb(Backend):
 
     def report(self, *, checksums: bool) -> dict[str, Any]:
         """Return what vLLM's EPLB state says; see `Backend`."""
-        if self._main_state is None:
+        if self.main_state is None:
             return {}
         placement = self.live_placement()
         recorder = self.session.recorder
@@ -271,7 +304,7 @@ class VllmEplb(Backend):
         }
         if checksums:
             # In hex: not every transport carries integers of 64 bits.
-            sums = moving.local_checksums(self._main_state.model).view("u8")
+            sums = moving.local_checksums(self.main_state.model).view("u8")
             report["slot_checksums"] = [[f"{int(slot):016x}" for slot in layer] for layer in sums]
         return report
 

@@ -190,6 +190,9 @@ DUMMY_RUN = Hook("vllm_ascend.worker.model_runner_v1", "NPUModelRunner._dummy_ru
 INITIALIZE_MODEL_UTIL = Hook(
     "vllm.model_executor.model_loader.utils", "initialize_model", ("vllm_config", "model_config")
 )
+# Its runner V2 serves by vLLM's EPLB state, and commits what has moved by a function of its own in this one's place.
+MOVE_TO_WORKSPACE = Hook(_EPLB_STATE, "_move_to_workspace", ("model_state", "ep_rank"))
+BESIDE_V2 = (MOVE_TO_WORKSPACE, INITIALIZE_MODEL_UTIL)
 # Beside vllm-ascend: what is hooked or called of vLLM's, and of its own; its layers ask by the names that each release has.
 BESIDE_VLLM = (*WATCHED, INITIALIZE_MODEL, INITIALIZE_MODEL_UTIL, EP_GROUP, PP_GROUP, NODE_COUNT)
 BESIDE_ASCEND = (
@@ -213,3 +216,8 @@ def init_in_layers(modules: Iterable[str]) -> list[Hook]:
 def beside(release: Release) -> tuple[Hook, ...]:
     """Return every hook that is used beside a release of vllm-ascend: vLLM's EPLB is none of them."""
     return (*BESIDE_VLLM, *BESIDE_ASCEND, *init_in_layers(release.layers))
+
+
+def beside_v2(release: Release) -> tuple[Hook, ...]:
+    """Return every hook that is used beside the runner V2 of a release; none where the plugin does not serve by it."""
+    return (*WATCHED, STOP_TIMEOUT, *EPLB, *BESIDE_V2) if release.serves_v2 else ()

@@ -12,6 +12,7 @@ from expert_maps import limits
 from expert_maps.errors import LoadError
 from expert_maps.formats.loads.values import spans
 from expert_maps.load import refuse_bad
+from expert_maps.validation import check_counts
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -66,7 +67,7 @@ def tabulate(
     if int(experts.max()) >= num_experts:
         msg = f"expert id is {int(experts.max())}; expected one of 0 … {num_experts - 1}"
         raise LoadError(msg)
-    limits.check_counts(num_layers=len(labels), num_logical_experts=num_experts, error=LoadError)
+    check_counts(num_layers=len(labels), num_logical_experts=num_experts, error=LoadError)
     told = np.zeros((len(labels), num_experts), dtype=bool)
     told[rows, experts] = True
     if said is None and not told.all():

@@ -13,7 +13,7 @@ from expert_maps.formats.loads.suspicion import EQUAL_WITHIN, differ
 from expert_maps.formats.loads.values import counted, spans
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Sequence
 
     from expert_maps.formats.loads.counts import Counts
     from expert_maps.formats.loads.options import LoadOptions
@@ -60,8 +60,9 @@ def _hint(layers: int, experts: int, expected_layers: int, expected_experts: int
     return ""
 
 
-def suspicions(load: ExpertLoad, options: LoadOptions) -> Iterator[str]:
-    """Yield what looks wrong, a line each."""
+def suspicions(load: ExpertLoad, options: LoadOptions, labels: Sequence[int] | None = None) -> Iterator[str]:
+    """Yield what looks wrong, a line each; layers are named as the file numbers them, else by row."""
+    names = list(range(load.num_layers)) if labels is None else list(labels)
     total = load.total
     if not total.any():
         yield "every count is 0, there is nothing to balance"
@@ -69,22 +70,26 @@ def suspicions(load: ExpertLoad, options: LoadOptions) -> Iterator[str]:
     layer_totals = total.sum(axis=1)
     idle = np.flatnonzero(layer_totals == 0).tolist()
     if idle:
-        what = f"layer {idle[0]} has" if len(idle) == 1 else f"layers {spans(idle)} have"
-        yield f"{what} no tokens; leave dense layers out with --layers or --model"
+        named = spans([names[row] for row in idle])
+        what = f"layer {named} has" if len(idle) == 1 else f"layers {named} have"
+        chosen = options.known_layers is not None
+        yield f"{what} no tokens{'' if chosen else '; leave dense layers out with --layers or --model'}"
     if np.isin(load.counts, (0, 1)).all():
         yield "every count is 0 or 1: a mask or a placement rather than a load"
     if options.known_experts is None and options.placement is None:
         yield from _shape(load)
     busy = layer_totals[layer_totals > 0]
     if differ(busy):
-        least, most = (int(np.flatnonzero(layer_totals == value)[0]) for value in (busy.min(), busy.max()))
+        least, most = (
+            names[int(np.flatnonzero(layer_totals == value)[0])] for value in (busy.min(), busy.max())
+        )
         yield (
             f"layers carry unequal tokens, layer {least} {busy.min():.15g} and layer {most} {busy.max():.15g}; MoE layers "
             f"of one trace carry the same within {EQUAL_WITHIN:.0%}"
         )
     alone = np.flatnonzero((total > 0).sum(axis=1) == 1).tolist() if load.num_experts > 1 else []
     if alone:
-        yield f"a single expert has every token in {'layer' if len(alone) == 1 else 'layers'} {spans(alone)}"
+        yield f"a single expert has every token in {'layer' if len(alone) == 1 else 'layers'} {spans([names[row] for row in alone])}"
 
 
 def _shape(load: ExpertLoad) -> Iterator[str]:

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import os
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from expert_maps._layers import as_layers
@@ -168,6 +169,7 @@ def _shape_of(model: AnyPath | ModelCounts | None) -> ModelShape | None:
 
 
 def _inspect(paths: Sequence[AnyPath], name: str | None, options: LoadOptions) -> LoadFile:
+    _refuse_twice(paths)
     documents = [open_document(path) for path in paths]
     more = f" and {len(paths) - 1} more" if len(paths) > 1 else ""
     form = form_of(documents, name, options.key)
@@ -183,8 +185,25 @@ def _inspect(paths: Sequence[AnyPath], name: str | None, options: LoadOptions) -
         counts = by_expert(choose_steps(chosen.counts, options.steps), options.placement)
         check_counts(counts, options)
         load = take(counts.values)
-    warnings = (*counts.warnings, *suspicions(load, options))
+    warnings = (*counts.warnings, *suspicions(load, options, counts.labels))
     return LoadFile(load, form.name, _describe(form, load, chosen, counts.details), counts.labels, warnings)
+
+
+def _refuse_twice(paths: Sequence[AnyPath]) -> None:
+    """Refuse to count one file twice, by whatever name."""
+    seen: dict[tuple[int, int], AnyPath] = {}
+    for path in paths:
+        if isinstance(path, Source):
+            continue
+        try:
+            status = Path(path).stat()
+        except (OSError, ValueError):
+            continue  # its reader says so
+        key = status.st_dev, status.st_ino
+        if key in seen:
+            msg = f"{describe(path)} is the same file as {describe(seen[key])}; expected each once, or its tokens count twice"
+            raise LoadError(msg)
+        seen[key] = path
 
 
 def _describe(form: Form, load: ExpertLoad, chosen: Chosen, details: Sequence[str]) -> str:

@@ -45,7 +45,8 @@ def by_expert(counts: Counts, placement: Placement | None) -> Counts:
             f"{table.shape[1]} slots, as the map has (choose layers with --layers)"
         )
         raise LoadError(msg)
-    if counts.ranks is not None and counts.ranks[0] != placement.ep_size:
+    # On one rank a placement only tells the slots in their order, as where its file does not say the ranks.
+    if counts.ranks is not None and placement.ep_size not in {1, counts.ranks[0]}:
         msg = f"counts of {counts.ranks[0]} ranks of {counts.ranks[1]} slots; expected {placement.ep_size}, as the map has"
         raise LoadError(msg)
     experts = placement.num_logical_experts

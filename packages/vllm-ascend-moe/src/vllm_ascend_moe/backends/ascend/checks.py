@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from vllm_ascend_moe.backends.ascend.options import POLICY_TYPE
 from vllm_ascend_moe.core.replicas import BY_RANK
-from vllm_ascend_moe.core.settings import VLLM_POLICY, read_flag
+from vllm_ascend_moe.core.settings import VLLM_POLICY
 from vllm_ascend_moe.eplb import EplbConfigError
 from vllm_ascend_moe.hooks import wrapping
 from vllm_ascend_moe.releases import RELEASES
@@ -22,7 +22,6 @@ if TYPE_CHECKING:
     from vllm_ascend_moe.core.sources import PlacementSource
     from vllm_ascend_moe.releases import Release
 
-_RUNNER = "VLLM_USE_V2_MODEL_RUNNER"
 _CHIPS = ("A2", "A3", "A5", "310P")
 # From so many ranks on an A2 exchanges small batches by MC2.
 _EXCHANGING_RANKS = 16
@@ -50,22 +49,39 @@ class World:
     data_parallel: int = 1
 
     @classmethod
+    def of_config(cls, config: Any) -> World:
+        """Read it from vLLM's complete configuration, in a worker."""
+        parallel, model = config.parallel_config, config.model_config
+        size = parallel.world_size * parallel.data_parallel_size
+        return cls(
+            size,
+            _top_k(model),
+            uses_lora=config.lora_config is not None,
+            is_quantised=model.quantization is not None,
+            data_parallel=parallel.data_parallel_size,
+        )
+
+    @classmethod
     def of(cls, engine_args: Any, model_config: Any) -> World:
         """Read it from vLLM's arguments and the model's configuration."""
         size = 1
         for name in ("tensor", "data", "pipeline", "prefill_context"):
             size *= getattr(engine_args, f"{name}_parallel_size", 1)
-        text = model_config.hf_text_config
-        top_k = getattr(text, "num_experts_per_tok", None) or getattr(text, "top_k_experts", None)
         uses_lora = bool(getattr(engine_args, "enable_lora", False))
         return cls(
             size,
-            top_k,
+            _top_k(model_config),
             uses_lora,
             is_quantised=model_config.quantization is not None,
             filters_weights=bool(getattr(engine_args, "enable_ep_weight_filter", False)),
             data_parallel=getattr(engine_args, "data_parallel_size", 1),
         )
+
+
+def _top_k(model_config: Any) -> int | None:
+    text = model_config.hf_text_config
+    found: int | None = getattr(text, "num_experts_per_tok", None) or getattr(text, "top_k_experts", None)
+    return found
 
 
 def chip() -> str:
@@ -100,24 +116,18 @@ def can_gather(release: Release, chip_name: str, world: World) -> bool:
     return chip_name != "A3"
 
 
-def check_runner(engine_args: Any, environ: Mapping[str, str]) -> None:
-    """Refuse vLLM's own EPLB and its second runner, beside vllm-ascend.
+def check_runner(engine_args: Any) -> None:
+    """Refuse vLLM's own EPLB beside vllm-ascend's runner V1, which has another.
 
     Raises:
-        EplbConfigError: one of them is asked for.
+        EplbConfigError: it is asked for.
     """
-    version = read_flag(_RUNNER, environ.get(_RUNNER))
-    for given, name, wanted in (
-        (engine_args.enable_eplb, "--enable-eplb is given", "leave it out, and set dynamic in expert_maps"),
-        (version, f"{_RUNNER} is 1", "unset it"),
-    ):
-        if given:
-            msg = (
-                f"{name} beside vllm-ascend; expected its runner V1 and its own EPLB: in V2 a placement of the plugin's "
-                f"would move weights while each layer goes on to route by an older table. To serve a map, {wanted}; to "
-                "serve by V2, leave out expert_maps and VLLM_ASCEND_MOE_ENABLED"
-            )
-            raise EplbConfigError(msg)
+    if engine_args.enable_eplb:
+        msg = (
+            "--enable-eplb is given beside vllm-ascend; expected its own EPLB, by which its runner V1 serves: leave it out, "
+            "and set dynamic in expert_maps"
+        )
+        raise EplbConfigError(msg)
 
 
 def check_served(

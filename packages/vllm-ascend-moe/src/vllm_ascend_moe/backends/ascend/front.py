@@ -87,7 +87,7 @@ class AscendFront(Front):
 
     def join(self, settings: Settings, engine_args: Any) -> Settings:
         """Take the user's ``eplb_config`` as if it had been given to the plugin; see `Front`."""
-        check_runner(engine_args, os.environ)
+        check_runner(engine_args)
         return join_given(settings, engine_args.additional_config)
 
     def settle(self, settings: Settings) -> Settings:
