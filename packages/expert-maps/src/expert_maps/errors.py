@@ -102,6 +102,18 @@ class Violations(Sequence[Violation]):
         """Return the same after some more."""
         return Violations([group, *self._groups])
 
+    def with_first(self, violation: Violation) -> Violations:
+        """Return the same with another first one, such as one that says more."""
+        return Violations([(violation,), _Rest(self)])
+
+    def count_kinds(self) -> dict[ViolationKind, int]:
+        """Count those of each kind, in order; none of them is made but the first of each group."""
+        counts: dict[ViolationKind, int] = {}
+        for group in self._groups:
+            kind = group[0].kind
+            counts[kind] = counts.get(kind, 0) + len(group)
+        return counts
+
     def __len__(self) -> int:
         """Count all of them."""
         return sum(map(len, self._groups))
@@ -132,6 +144,19 @@ class Violations(Sequence[Violation]):
     def __repr__(self) -> str:
         """Count them; a list of all would flood a log."""
         return f"<{len(self)} violations>"
+
+
+@dataclass(frozen=True)
+class _Rest:
+    """All violations but the first."""
+
+    whole: Violations
+
+    def __len__(self) -> int:
+        return len(self.whole) - 1
+
+    def __getitem__(self, index: int, /) -> Violation:
+        return self.whole[index + 1]
 
 
 class PlacementError(ExpertMapsError):

@@ -334,9 +334,10 @@ def refuse_layered(placement: AnyPlacement) -> Placement:
     """
     if isinstance(placement, Placement):
         return placement
-    first, *rest = placement.differing_layers()
+    found = placement.differing_layers()  # all of one kind, and perhaps millions
+    first = found[0]
     hint = Violation(first.kind, f"{first.message}; {TAKEN_BY}", first.layer, first.rank)
-    raise PlacementError([hint, *rest])
+    raise PlacementError(found.with_first(hint))
 
 
 def _alike(layers: RankLists) -> bool:

@@ -78,8 +78,8 @@ MAX_ROWS = 2**16
 MAX_CELLS = 2**22
 """Cells of a CSV file: text takes longer to read than arrays. MindIE's file of a rank has 0.5 million in 1000 steps."""
 
-MAX_LINES = 2**20
-"""Lines of a CSV file: 11,000 steps of 94 layers."""
+MAX_LINES = 800_000
+"""Lines of a CSV file: 8,500 steps of 94 layers."""
 
 # Messages.
 

@@ -23,13 +23,16 @@ from expert_maps.cli.options import (
 )
 from expert_maps.cli.reading import as_input
 from expert_maps.cli.usage import CHECK_FAILED
-from expert_maps.errors import PlacementError
+from expert_maps.errors import PlacementError, Violations
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
     import numpy as np
     from numpy.typing import NDArray
 
     from expert_maps.cli.mapping import MapOptions
+    from expert_maps.errors import Violation
     from expert_maps.files import AnyPath
     from expert_maps.formats.mapfile import MapFile
     from expert_maps.layered import AnyPlacement
@@ -37,6 +40,7 @@ if TYPE_CHECKING:
 
 # Of what --json prints; it is raised when a key goes or changes its meaning.
 _JSON_VERSION = 1
+_MOST_IN_JSON = 100_000
 
 
 @dataclass(frozen=True)
@@ -109,7 +113,8 @@ def check(
     of range, ranks have unequally many slots, or counts or the golden map differ. 2: there is nothing to check: the
     file cannot be read as a map at all, or an option has no meaning.
 
-    --json prints one object with the same keys in every case of 0 and 1, and every violation in it.
+    --json prints one object with the same keys in every case of 0 and 1, with the number of violations, and each of the
+    first 100,000; with --all each.
     """
     from expert_maps.cli.mapping import MapOptions
 
@@ -127,15 +132,15 @@ def check(
         allow_uneven=allow_uneven,
         allow_duplicates=allow_duplicates,
     )
-    placement, findings = _read(file, said)
+    placement, violations = _read(file, said)
+    findings: Sequence[Finding | Violation] = violations
     if placement is not None:
-        findings += [
+        differences = [
             Finding("count", f"{name} is {_count(placement, name)}; expected {count}")
             for name, count in expected.items()
             if _count(placement, name) != count
         ]
-        if reference is not None:
-            findings += _differences(placement, reference)
+        findings = differences + ([] if reference is None else _differences(placement, reference))
     _report(file, placement, findings, show_all=all_violations, json=json)
     if findings:
         raise typer.Exit(CHECK_FAILED)
@@ -186,7 +191,7 @@ def _as_count_or_layers(text: str | None) -> tuple[int | None, str | None]:
     return None, text
 
 
-def _read(file: Path, said: MapOptions) -> tuple[AnyPlacement | None, list[Finding]]:
+def _read(file: Path, said: MapOptions) -> tuple[AnyPlacement | None, Sequence[Violation]]:
     """Return the placement, or the violations; what is no placement at all is raised as bad input."""
     from expert_maps.cli.output import warn
     from expert_maps.files import describe
@@ -196,13 +201,13 @@ def _read(file: Path, said: MapOptions) -> tuple[AnyPlacement | None, list[Findi
     try:
         found = _find(source, said)
     except PlacementError as error:
-        return None, [Finding(**asdict(violation)) for violation in error.violations]
+        return None, error.violations
     for warning in found.warnings:
         warn(f"{describe(source)}: {warning}")
     placement = found.placement
     if isinstance(placement, LayeredPlacement) and not said.allow_uneven:
-        return None, [Finding(**asdict(violation)) for violation in placement.differing_layers()]
-    return placement, []
+        return None, placement.differing_layers()
+    return placement, ()
 
 
 def _find(source: AnyPath, said: MapOptions) -> MapFile:
@@ -275,16 +280,21 @@ def _differences(placement: AnyPlacement, golden: AnyPlacement) -> list[Finding]
 
 
 def _report(
-    file: Path, placement: AnyPlacement | None, findings: list[Finding], *, show_all: bool, json: bool
+    file: Path,
+    placement: AnyPlacement | None,
+    findings: Sequence[Finding | Violation],
+    *,
+    show_all: bool,
+    json: bool,
 ) -> None:
     from expert_maps.cli.output import plural, print_json, say
 
     if json:
-        print_json(_document(file, placement, findings))
+        print_json(_document(file, placement, findings, None if show_all else _MOST_IN_JSON))
     elif findings:
         say(f"{file}: {plural(len(findings), 'violation')}", err=True)
         shown = findings if show_all else findings[: limits.MAX_LISTED]
-        say([f"  {finding.message}" for finding in shown], err=True)
+        say((f"  {finding.message}" for finding in shown), err=True)
         if len(shown) < len(findings):
             say(f"  … and {len(findings) - len(shown)} more; --all lists them", err=True)
     elif placement is not None:
@@ -296,7 +306,9 @@ def _report(
         )
 
 
-def _document(file: Path, placement: AnyPlacement | None, findings: list[Finding]) -> dict[str, object]:
+def _document(
+    file: Path, placement: AnyPlacement | None, findings: Sequence[Finding | Violation], most: int | None
+) -> dict[str, object]:
     """Return what `--json` prints; what is not known of an invalid map is null."""
     names = ("num_layers", "num_logical_experts", "num_physical_experts", "num_redundant_experts", "ep_size")
     return {
@@ -304,11 +316,17 @@ def _document(file: Path, placement: AnyPlacement | None, findings: list[Finding
         "file": str(file),
         "ok": not findings,
         "num_violations": len(findings),
-        "violations": [asdict(finding) for finding in findings],
-        "kinds": dict(Counter(finding.kind for finding in findings)),
+        "violations": [asdict(finding) for finding in findings[:most]],
+        "kinds": _kinds(findings),
         "counts": None if placement is None else {name: _listed(getattr(placement, name)) for name in names},
         "digest": None if placement is None else placement.digest,
     }
+
+
+def _kinds(findings: Sequence[Finding | Violation]) -> Mapping[str, int]:
+    if isinstance(findings, Violations):  # perhaps millions
+        return {str(kind): count for kind, count in findings.count_kinds().items()}
+    return Counter(finding.kind for finding in findings)
 
 
 def _listed(value: int | NDArray[np.int32]) -> int | list[int]:

@@ -114,7 +114,10 @@ def _with_labels(counts: Counts, model: ModelShape) -> Counts:
 
 
 def _take(counts: Counts, rows: Sequence[int], labels: Sequence[int]) -> Counts:
-    return replace(counts, values=counts.values[:, list(rows)], labels=tuple(labels))
+    is_whole = list(rows) == list(range(counts.values.shape[1]))
+    # Not by `[:, rows]`, which lays numbers out so that they are copied once more.
+    values = counts.values if is_whole else counts.values.take(rows, axis=1)
+    return replace(counts, values=values, labels=tuple(labels))
 
 
 def choose_steps(counts: Counts, steps: slice | None) -> Counts:

@@ -139,7 +139,7 @@ def _without_header(text: CsvText, first: Sequence[str], separator: tuple[str, .
 def _has_index(text: CsvText) -> bool:
     start = text.row(0)[0]
     return start.isdecimal() and all(
-        text.row(index)[0] == str(int(start) + index) for index in range(len(text.lines))
+        text.head(index, 1)[0] == str(int(start) + index) for index in range(len(text.lines))
     )
 
 
@@ -233,7 +233,7 @@ def _index_numbers(text: CsvText, layout: Layout) -> Float64Array:
     """Return the numbers of the columns before the counts, float64 [lines, columns]; NaN where there is none."""
     width = len(layout.names)
     rows = range(layout.header, len(text.lines)) if width else []
-    found = [_index_number(text, cell) for index in rows for cell in text.row(index)[:width]]
+    found = [_index_number(text, cell) for index in rows for cell in text.head(index, width)]
     return np.array(found, dtype=np.float64).reshape(len(rows), width)
 
 

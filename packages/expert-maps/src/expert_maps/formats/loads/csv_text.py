@@ -56,6 +56,13 @@ class CsvText:
             msg = f"line {self.numbers[index]} is not CSV: {printable(str(error))}"
             raise LoadError(msg) from error
 
+    def head(self, index: int, count: int) -> list[str]:
+        """Return the first cells of a line, as `row` does."""
+        line = self.lines[index]
+        if '"' in line:
+            return self.row(index)[:count]
+        return [cell.strip() for cell in line.split(self.separator, count)[:count]]
+
     def floats(self, index: int, skip: int = 0) -> list[float]:
         """Return the numbers of a line behind its first cells; the caller checks that there are as many as elsewhere.
 

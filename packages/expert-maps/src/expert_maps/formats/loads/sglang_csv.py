@@ -49,7 +49,7 @@ def is_triples(text: CsvText) -> bool:
         return False
     if _has_header(text.row(0)):
         return True
-    columns = _columns(text, 0)
+    columns = _columns(text, 0) if all(map(str.isdecimal, text.row(0))) else None
     if columns is None or not all(map(str.isdecimal, columns[2])):
         return False
     layers, experts = (np.array(list(map(int, column)), dtype=np.int64) for column in columns[:2])
