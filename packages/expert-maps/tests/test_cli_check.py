@@ -11,6 +11,7 @@ import pytest
 from cli_runs import assert_one_line_error, generate, run, write_slots
 
 from expert_maps import read_placement
+from expert_maps.cli import check
 
 JSON_KEYS = {"version", "file", "ok", "num_violations", "violations", "kinds", "counts", "digest"}
 
@@ -221,3 +222,15 @@ def test_ranks_of_a_map_that_does_not_say_them_are_told(tmp_path: Path) -> None:
     assert "4 ranks" in result.stdout
     assert_one_line_error(run("check", path, "--golden", other), "how many ranks")
     assert run("check", path, "--golden", other, "--ep-size", 4).exit_code == 0
+
+
+def test_json_lists_the_first_violations_and_counts_all(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(check, "_MOST_IN_JSON", 2)
+    path = write_slots(tmp_path / "map.json", [[0, 0, 0], [3, 3, 3]])
+    for option, listed in (((), 2), (("--all",), 6)):
+        document = json.loads(run("check", path, "--json", *option).stdout)
+        assert len(document["violations"]) == listed
+        assert document["num_violations"] == 6
+        assert document["kinds"] == {"missing": 2, "duplicate": 4}

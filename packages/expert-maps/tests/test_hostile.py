@@ -305,7 +305,8 @@ def test_on_the_command_line_they_are_one_line(
 _MEASURE = """
 import gzip, io, json, resource, sys, tempfile, time, zipfile
 from pathlib import Path
-from expert_maps import ExpertMapsError, files, read_placement
+import numpy as np
+from expert_maps import ExpertMapsError, files, read_load, read_placement
 from expert_maps.formats.arrays import parse_npz
 
 path = Path(sys.argv[1])
@@ -319,6 +320,14 @@ def golden(**changes):
 def text(content):
     path.write_bytes(content)
     read_placement(path)
+
+def io_source(name, content):
+    return files.Source(name, content)
+
+def npy_of(tokens):
+    buffer = io.BytesIO()
+    np.save(buffer, np.ones((tokens, 1, 2), dtype=np.int8))
+    return buffer.getvalue()
 
 def npz():
     buffer = io.BytesIO()
@@ -343,6 +352,11 @@ cases = {
     "lists": lambda: text(b'{"a":[' + b"[]," * 1_000_000 + b"0]}"),
     "more lists": lambda: text(b'{"a":[' + b"[]," * 10_000_000 + b"0]}"),
     "objects": lambda: text(b"[" + b'{"":0},' * 2_000_000 + b"0]"),
+    "YAML directives": lambda: text(b"".join(b"%%TAG !a%d! tag:x:\\n" % i for i in range(130_000)) + b"--- a: 1"),
+    "lists of one": lambda: text(b"[" + b"[1]," * 5_000_000 + b"[1]]"),
+    "lines of CSV": lambda: read_load(io_source("load.csv", b"1\\n" * 1_000_000)),
+    "steps of CSV": lambda: read_load(io_source("load.csv", b"step,0\\n" + b"1,2\\n" * 200_000)),
+    "tokens": lambda: read_load(io_source("load.npy", npy_of(1_200_000))),
     "a zip bomb": npz,
     "a gzip bomb": lambda: files.unpack(gzip.compress(bytes(2**26), 1) * 9),
 }
@@ -365,7 +379,7 @@ def test_no_file_costs_more_than_a_gib_or_ten_seconds(tmp_path: Path) -> None:
     run = subprocess.run(arguments, capture_output=True, text=True, check=False)
     assert run.returncode == 0, run.stderr[-2000:]
     rows = [json.loads(line) for line in run.stdout.splitlines()]
-    assert len(rows) == 10
+    assert len(rows) == 15
     for name, outcome, seconds, peak in rows:
         assert outcome != "read", name
         assert seconds < 10, (name, seconds)

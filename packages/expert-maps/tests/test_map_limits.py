@@ -319,3 +319,26 @@ def test_layout_errors_are_of_their_kind() -> None:
         generate_placement(num_experts=10**8, ep_size=2)
     with pytest.raises(LayoutError):
         plan([[1, 2]], num_physical_experts=10**9, ep_size=10**9)
+
+
+def test_violations_are_counted_without_being_made() -> None:
+    made = []
+
+    class Group:
+        def __len__(self) -> int:
+            return 10**9
+
+        def __getitem__(self, index: int, /) -> Violation:
+            made.append(index)
+            return Violation("missing", f"expert {index} is missing", expert=index)
+
+    one = Violation("uneven", "rank 0 has 2 slots", rank=0)
+    found = Violations([(one,), Group()])
+    assert found.count_kinds() == {"uneven": 1, "missing": 10**9}
+    assert made == [0]
+    said = found.with_first(Violation("uneven", "rank 0 has 2 slots; say so", rank=0))
+    assert len(said) == len(found)
+    assert [violation.message for violation in said[:2]] == [
+        "rank 0 has 2 slots; say so",
+        "expert 0 is missing",
+    ]
