@@ -38,6 +38,7 @@ _STEP = {"step", "steps", "iter", "iteration", "window"}
 _SUMS = {"total", "sum", "mean", "max", "min", "count", "tokens", "std"}
 _AS_ROWS = "--format csv-rows if every line and column is counts"
 _LAST_NUMBER = re.compile(r"(\d{1,9})\D*\Z")
+_EXPERT = re.compile(r"(\d{1,9})(?:\.0)?\D*\Z")
 _LONGEST_INDEX = 80  # characters of a word with a number
 _SURE_ROWS = 3  # this many numbers in a row that count up are no coincidence
 
@@ -176,7 +177,7 @@ def _with_header(text: CsvText, header: Sequence[str], separator: tuple[str, ...
 
 
 def _order(experts: Sequence[str]) -> tuple[tuple[int, ...] | None, tuple[str, ...]]:
-    ends = [re.search(r"(\d{1,9})(?:\.0)?\D*\Z", cell) for cell in experts]
+    ends = [_EXPERT.search(cell[-_LONGEST_INDEX:]) for cell in experts]
     ids = [int(end[1]) if end else -1 for end in ends]
     strange = [cell for cell, number in zip(experts, ids, strict=True) if number < 0]
     if strange and (len(strange) < len(experts) or any(cell.lower() in _SUMS for cell in strange)):
