@@ -191,15 +191,14 @@ def _runner_v2_cases(folder: Path, planned: Path, start: Path, *, every: bool) -
         return case("static map, with copies", chip, options, mutants=MUTANTS, rows=planned)
 
     recorded = {**dynamic, "record_path": str(load)}
-    wanted = [
-        static("A3"),
-        case("dynamic from a map, recorded", "A2", recorded, moves=True, load=load),
-    ]
+    # From a map, to others, on the path where all ranks must agree, recorded: that is most of it in one server.
+    wanted = [case("dynamic from a map, recorded", "A2", recorded, moves=True, load=load)]
     if not every:
         return wanted
     theirs = {**dynamic, "min_gain": None, "policy": "vllm"}
     return [
         *wanted,
+        static("A3"),
         static("A2"),
         case("dynamic from the layout", "A3", copies_moved, moves=True),
         case("dynamic from a map, by vllm-ascend's policy", "A3", theirs, moves=True),
