@@ -36,7 +36,9 @@ def check_policy(
     """
     policy = name or DEFAULT_POLICY
     load = np.ones((placement.num_layers, placement.num_logical_experts))
-    groups, nodes = usable_groups(policy, num_groups, num_nodes, placement.num_logical_experts)
+    groups, nodes = usable_groups(
+        policy, num_groups, num_nodes, placement.num_logical_experts, placement.ep_size
+    )
     try:
         plan(
             load,
@@ -58,14 +60,18 @@ def router_groups(num_groups: int, num_experts: int) -> int:
     return num_groups if num_groups > 0 and num_experts % num_groups == 0 else 1
 
 
-def usable_groups(policy: str, num_groups: int, num_nodes: int, num_experts: int) -> tuple[int, int]:
+def usable_groups(
+    policy: str, num_groups: int, num_nodes: int, num_experts: int, ep_size: int
+) -> tuple[int, int]:
     """Return the groups and nodes to plan for.
 
     They are the model's and the ranks', and nobody has chosen them: where the groups do not divide by the nodes,
-    ``balanced`` plans without them. DeepSeek's policies decide that by themselves.
+    ``balanced`` plans without them. DeepSeek's policies decide that by themselves. Nodes by which the ranks do not divide
+    are the caller's mistake, which the planner names.
     """
     groups = router_groups(num_groups, num_experts)
-    return (1, 1) if policy == "balanced" and groups % num_nodes else (groups, num_nodes)
+    is_unusable = policy == "balanced" and groups % num_nodes and ep_size % num_nodes == 0
+    return (1, 1) if is_unusable else (groups, num_nodes)
 
 
 def make_policy(name: str | None = None, max_moves: int | None = None) -> type[AbstractEplbPolicy]:
@@ -119,7 +125,7 @@ def make_policy(name: str | None = None, max_moves: int | None = None) -> type[A
             current = None
             if policy == "balanced" and old is not None:
                 current = _as_placement(old, load.shape[1], num_replicas, num_ranks)
-            groups, nodes = usable_groups(policy, num_groups, num_nodes, load.shape[1])
+            groups, nodes = usable_groups(policy, num_groups, num_nodes, load.shape[1], num_ranks)
             result = plan(
                 load,
                 num_physical_experts=num_replicas,
