@@ -18,7 +18,7 @@ from expert_maps.load import ExpertLoad, as_load
 from expert_maps.placement import Placement, as_placement
 from expert_maps.planning import plan
 from expert_maps.policies import POLICY_NAMES
-from expert_maps.results import describe_balance, describe_counts
+from expert_maps.results import Balance, describe_balance, describe_counts
 from expert_maps.validation import as_count
 
 if TYPE_CHECKING:
@@ -45,7 +45,7 @@ Evaluated: TypeAlias = "PlacementLike | HasLayers"
 
 
 @dataclass(frozen=True, eq=False, repr=False)
-class Evaluation(Frozen):
+class Evaluation(Balance, Frozen):
     """What `evaluate` returns. An expert's load is split evenly over its copies. Read-only.
 
     Attributes:
@@ -67,22 +67,6 @@ class Evaluation(Frozen):
         return np.concatenate([metrics.rank_load(part, load) for part, load in self._parts()])
 
     @lazy
-    def max_rank_load(self) -> Float64Array:
-        """float64 [L]: tokens of the hottest rank."""
-        peak: Float64Array = self.rank_load.max(axis=1)
-        return peak
-
-    @lazy
-    def balancedness(self) -> Float64Array:
-        """float64 [L]: mean / max rank load; 1 for a layer without load."""
-        return metrics.balancedness_of(self.rank_load)
-
-    @property
-    def overall_balancedness(self) -> float:
-        """The ratio of the sums over layers of mean and max rank load, as vLLM logs it."""
-        return metrics.overall_of(self.rank_load)
-
-    @lazy
     def step_peaks(self) -> Float64Array:
         """float64 [steps, L]: tokens of the hottest rank in each step."""
         return np.concatenate([metrics.step_peaks(part, load) for part, load in self._parts()], axis=1)
@@ -97,8 +81,7 @@ class Evaluation(Frozen):
     @property
     def over_steps(self) -> float:
         """The ratio of the sums over steps and layers of mean and hottest rank; see `expert_maps.over_steps`."""
-        peak = float(self.step_peaks.sum())
-        return float(self.load.total.sum()) / self.ep_size / peak if peak > 0 else 1.0
+        return metrics.over_steps_of(self.step_peaks, self.load, self.ep_size)
 
     @lazy
     def worst_layers(self) -> Int32Array:

@@ -18,8 +18,8 @@ import numpy as np
 from expert_maps import limits, metrics
 from expert_maps._input import count_rank_lists
 from expert_maps._rules import Slots, differing_layers, find_violations, infer_num_logical_experts
-from expert_maps.errors import ExpertMapsError, LoadError, PlacementError, Violation, Violations
-from expert_maps.load import ExpertLoad
+from expert_maps.errors import ExpertMapsError, PlacementError, Violation, Violations
+from expert_maps.load import as_load
 from expert_maps.placement import Placement
 from expert_maps.validation import as_count, as_index
 
@@ -27,6 +27,8 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from numpy.typing import ArrayLike, NDArray
+
+    from expert_maps.load import ExpertLoad
 
     Int32Array = NDArray[np.int32]
     RankLists = Sequence[Sequence[Sequence[int]]]
@@ -228,13 +230,8 @@ class LayeredPlacement:
         Raises:
             LoadError: the load is invalid, or not of these layers and experts.
         """
-        trace = load if isinstance(load, ExpertLoad) else ExpertLoad(load)
-        if (trace.num_layers, trace.num_experts) != (self.num_layers, self.num_logical_experts):
-            msg = (
-                f"load has {trace.num_layers} layers and {trace.num_experts} experts; expected "
-                f"{self.num_layers} and {self.num_logical_experts}, as the placement has"
-            )
-            raise LoadError(msg)
+        trace = as_load(load)
+        metrics.check_counts(self.num_layers, self.num_logical_experts, trace)
         total = trace.total
         return np.concatenate(
             [metrics.rank_load(layer, total[index : index + 1]) for index, layer in enumerate(self.layers)]
@@ -246,9 +243,7 @@ class LayeredPlacement:
 
     def overall_balancedness(self, load: ArrayLike | ExpertLoad) -> float:
         """Return the ratio of the sums over layers of mean and max rank load."""
-        loads = self.rank_load(load)
-        peak = float(loads.max(axis=1).sum())
-        return float(loads.mean(axis=1).sum()) / peak if peak > 0 else 1.0
+        return metrics.overall_of(self.rank_load(load))
 
     # Identity.
 

@@ -120,8 +120,13 @@ def over_steps(placement: PlacementLike, load: ArrayLike | ExpertLoad) -> float:
         LoadError: as `rank_load`.
     """
     plain, trace = as_placement(placement), as_load(load)
-    peak = float(step_peaks(plain, trace).sum())
-    return float(trace.total.sum()) / plain.ep_size / peak if peak > 0 else 1.0
+    return over_steps_of(step_peaks(plain, trace), trace, plain.ep_size)
+
+
+def over_steps_of(peaks: Float64Array, load: ExpertLoad, ep_size: int) -> float:
+    """Return what `over_steps` does, from what `step_peaks` returned; 1 without load."""
+    peak = float(peaks.sum())
+    return float(load.total.sum()) / ep_size / peak if peak > 0 else 1.0
 
 
 def step_peaks(placement: PlacementLike, load: ArrayLike | ExpertLoad) -> Float64Array:

@@ -1,11 +1,11 @@
 # SPDX-FileCopyrightText: The expert-maps authors
 # SPDX-License-Identifier: Apache-2.0
-"""`PlanResult`: a plan beside what it was made for."""
+"""`PlanResult`: a plan beside what it was made for; and what it has in common with other results."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
@@ -28,6 +28,35 @@ if TYPE_CHECKING:
     Float64Array = NDArray[np.float64]
 
 
+class HasRankLoad(Protocol):
+    """What knows the tokens of each rank."""
+
+    @property
+    def rank_load(self) -> Float64Array:
+        """float64 [L, R]."""
+        ...
+
+
+class Balance:
+    """What follows from the rank loads of a plan, of an evaluation and of weights."""
+
+    @lazy
+    def max_rank_load(self: HasRankLoad) -> Float64Array:
+        """float64 [L]: tokens of the hottest rank."""
+        peak: Float64Array = self.rank_load.max(axis=1)
+        return peak
+
+    @lazy
+    def balancedness(self: HasRankLoad) -> Float64Array:
+        """float64 [L]: mean / max rank load; 1 is perfect, also for a layer without load."""
+        return metrics.balancedness_of(self.rank_load)
+
+    @property
+    def overall_balancedness(self: HasRankLoad) -> float:
+        """The ratio of the sums over layers of mean and max rank load, as vLLM logs it."""
+        return metrics.overall_of(self.rank_load)
+
+
 @dataclass(frozen=True, eq=False)
 class Origin:
     """What a plan was made from, so that it can be made again with something else.
@@ -46,7 +75,7 @@ class Origin:
 
 
 @dataclass(frozen=True, eq=False, repr=False)
-class PlanResult(Frozen):
+class PlanResult(Balance, Frozen):
     """What `plan` and `rescale` return. Read-only; functions that take a placement take it as well.
 
     Two are equal where placement, policy, load, lower bound and moves are.
@@ -85,25 +114,9 @@ class PlanResult(Frozen):
         return metrics.rank_load(self.placement, self.load)
 
     @lazy
-    def balancedness(self) -> Float64Array:
-        """float64 [L]: mean / max rank load; 1 is perfect, also for a layer without load."""
-        return metrics.balancedness_of(self.rank_load)
-
-    @property
-    def overall_balancedness(self) -> float:
-        """The ratio of the sums over layers of mean and max rank load, as vLLM logs it."""
-        return metrics.overall_of(self.rank_load)
-
-    @lazy
     def over_steps(self) -> float:
         """The ratio of the sums over steps and layers of mean and hottest rank; see `expert_maps.over_steps`."""
         return metrics.over_steps(self.placement, self.load)
-
-    @lazy
-    def max_rank_load(self) -> Float64Array:
-        """float64 [L]: tokens of the hottest rank."""
-        peak: Float64Array = self.rank_load.max(axis=1)
-        return peak
 
     @lazy
     def peak_to_mean(self) -> Float64Array:

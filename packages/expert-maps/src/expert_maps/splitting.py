@@ -16,7 +16,7 @@ from expert_maps._library import load_library
 from expert_maps.errors import ExpertMapsError
 from expert_maps.load import as_load
 from expert_maps.placement import as_placement
-from expert_maps.results import describe_balance, describe_counts
+from expert_maps.results import Balance, describe_balance, describe_counts
 from expert_maps.validation import as_index
 
 if TYPE_CHECKING:
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, eq=False, repr=False)
-class ReplicaWeights(Frozen):
+class ReplicaWeights(Balance, Frozen):
     """What `split_replicas` returns. Read-only, and equal where placement and arrays are.
 
     Attributes:
@@ -48,22 +48,6 @@ class ReplicaWeights(Frozen):
     load: ExpertLoad | None = None
 
     @lazy
-    def max_rank_load(self) -> Float64Array:
-        """float64 [L]: tokens of the hottest rank."""
-        peak: Float64Array = self.rank_load.max(axis=1)
-        return peak
-
-    @lazy
-    def balancedness(self) -> Float64Array:
-        """float64 [L]: mean / max rank load; 1 for a layer without load."""
-        return metrics.balancedness_of(self.rank_load)
-
-    @property
-    def overall_balancedness(self) -> float:
-        """The ratio of the sums over layers of mean and max rank load, as vLLM logs it."""
-        return metrics.overall_of(self.rank_load)
-
-    @lazy
     def over_steps(self) -> float:
         """The ratio of the sums over steps and layers of mean and hottest rank, with these weights in every step.
 
@@ -79,8 +63,7 @@ class ReplicaWeights(Frozen):
             metrics.sum_ranks(self.placement, share * np.take_along_axis(step, slots, axis=1)).max(axis=1)
             for step in self.load
         ]
-        peak = float(np.sum(peaks))
-        return float(self.load.total.sum()) / self.placement.ep_size / peak if peak > 0 else 1.0
+        return metrics.over_steps_of(np.array(peaks), self.load, self.placement.ep_size)
 
     @lazy
     def gap(self) -> Float64Array:

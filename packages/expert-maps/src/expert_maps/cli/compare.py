@@ -104,12 +104,11 @@ def compare(
 
 
 def _proposed(num_experts: int, ep_size: int) -> list[int]:
-    from expert_maps.validation import as_count
+    from expert_maps.counts import least_redundancy
 
-    ranks = as_count("ep_size", ep_size, 1, error=LayoutError)
-    least = -num_experts % ranks
-    most = num_experts * (ranks - 1)
-    return [copies for more in range(_PROPOSED) if (copies := least + more * ranks) <= most] or [least]
+    least = least_redundancy(num_experts, ep_size)
+    most = num_experts * (ep_size - 1)
+    return [copies for more in range(_PROPOSED) if (copies := least + more * ep_size) <= most] or [least]
 
 
 def _print(rows: list[ComparisonRow], ep_size: int) -> None:

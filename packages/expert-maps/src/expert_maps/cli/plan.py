@@ -76,10 +76,8 @@ def plan(
     """
     from expert_maps.cli.loading import inspect_loads
     from expert_maps.cli.mapping import MapOptions, of_load, read_map
-    from expert_maps.cli.planned import bytes_of_expert, map_text, ungrouped_balancedness
-    from expert_maps.cli.report import PlanReport
+    from expert_maps.cli.planned import Making
     from expert_maps.cli.sizing import proposed_slots, slots_of_layer
-    from expert_maps.cli.work import work
     from expert_maps.cli.writing import check_output
     from expert_maps.planning import plan as plan_placement
 
@@ -113,14 +111,5 @@ def plan(
         allow_uneven=allow_uneven,
         allow_duplicates=allow_duplicates,
     )
-    result = work(
-        "planning layers",
-        lambda progress: plans(num_groups=groups, num_nodes=nodes, progress=progress),
-    )
-    ungrouped = ungrouped_balancedness(plans, trace, 1 if policy == "deepseek_global" else nodes)
-    size = bytes_of_expert(expert_bytes, said.model)
-    report = PlanReport(result, trace, before, target, size, proposed, ungrouped)
-    report.warn_of_mended()
-    _ = report.moved_bytes  # refused before anything is written
-    target.write(map_text(result, found, said, "plan"))
-    report.print(table=table, json=json)
+    made = Making("plan", plans, found, said, target, groups, nodes, before, expert_bytes, proposed)
+    made.run(table=table, json=json)

@@ -68,10 +68,8 @@ def rescale(
     """
     from expert_maps.cli.loading import inspect_loads
     from expert_maps.cli.mapping import MapOptions, of_load, read_map
-    from expert_maps.cli.planned import bytes_of_expert, map_text, ungrouped_balancedness
-    from expert_maps.cli.report import PlanReport
+    from expert_maps.cli.planned import Making
     from expert_maps.cli.sizing import slots_of_layer
-    from expert_maps.cli.work import work
     from expert_maps.cli.writing import check_output
     from expert_maps.elastic import rescale as rescale_placement
     from expert_maps.formats.mapfile import RanksUnsaidError
@@ -104,14 +102,5 @@ def rescale(
         max_moves=moves,
         allow_uneven=allow_uneven,
     )
-    result = work(
-        "planning layers",
-        lambda progress: plans(num_groups=groups, num_nodes=nodes, progress=progress),
-    )
-    ungrouped = ungrouped_balancedness(plans, trace, nodes)
-    size = bytes_of_expert(expert_bytes, said.model)
-    report = PlanReport(result, trace, None, target, size, ungrouped=ungrouped)
-    report.warn_of_mended()
-    _ = report.moved_bytes  # refused before anything is written
-    target.write(map_text(result, found, said, "rescale"))
-    report.print(table=table, json=json)
+    made = Making("rescale", plans, found, said, target, groups, nodes, expert_bytes=expert_bytes)
+    made.run(table=table, json=json)

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from expert_maps.counts import check_divides, least_redundancy
 from expert_maps.errors import LayoutError
 from expert_maps.validation import as_count
 
@@ -36,8 +37,6 @@ def slots_of_layer(
     if redundant is None:
         return physical
     # With counts as users give them, so that the nearest ones that work can be named in the same words.
-    from expert_maps.counts import check_divides
-
     copies = as_count("--redundant", redundant, 0, error=LayoutError)
     if physical is not None and physical != num_experts + copies:
         msg = (
@@ -65,7 +64,7 @@ def proposed_slots(num_experts: int, ep_size: int, current: Placement | None) ->
     if current is not None:
         copies = current.num_redundant_experts
         return current.num_physical_experts, f"--redundant {copies} taken, as the map in use has"
-    copies = -num_experts % ranks
+    copies = least_redundancy(num_experts, ranks)
     more = f"; --redundant {copies + ranks} gives each rank one slot more"
     return (
         num_experts + copies,

@@ -100,7 +100,7 @@ def read_placement(
         PlacementError: the slots are no valid placement, every violation is listed; or ranks have other slots in some
             layers, which `read_any_placement` takes.
     """
-    found = inspect_map(
+    found = read_any_placement(
         path,
         format=format,
         num_logical_experts=num_logical_experts,
@@ -109,18 +109,7 @@ def read_placement(
         allow_uneven=allow_uneven,
         allow_duplicates=allow_duplicates,
     )
-    return refuse_layered(_said(found, path).placement)
-
-
-def _said(found: MapFile, path: AnyPath) -> MapFile:
-    """Refuse to take rows of all layers for those of MoE layers: there is nobody here to warn."""
-    if found.has_dense_rows:
-        msg = (
-            f"{describe(path)}: {found.description}, dense layers too; expected layers, which of them are MoE, such as "
-            "'3-60' or 'all' (inspect_map returns all rows, and says so)"
-        )
-        raise FormatError(msg)
-    return found
+    return refuse_layered(found)
 
 
 def read_any_placement(
@@ -148,7 +137,14 @@ def read_any_placement(
         allow_uneven=allow_uneven,
         allow_duplicates=allow_duplicates,
     )
-    return _said(found, path).placement
+    if found.has_dense_rows:
+        # There is nobody here to warn.
+        msg = (
+            f"{describe(path)}: {found.description}, dense layers too; expected layers, which of them are MoE, such as "
+            "'3-60' or 'all' (inspect_map returns all rows, and says so)"
+        )
+        raise FormatError(msg)
+    return found.placement
 
 
 def inspect_map(  # noqa: PLR0913 - options by keyword

@@ -9,6 +9,7 @@ An ``.npz`` file may hold several of the same layers and experts, whose steps ar
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import partial
 from typing import TYPE_CHECKING, cast
 
 import numpy as np
@@ -42,19 +43,11 @@ MAP_NAMES = (
 _DETAIL_NAMES = {"records", "last_physical_to_logical_map"}
 
 
-def _read_array(documents: Sequence[Document], options: LoadOptions) -> Counts:
+def _read(documents: Sequence[Document], options: LoadOptions, *, is_sure: bool = False) -> Counts:
     parts = []
     for document in documents:
         with naming(document.name):
-            parts.append(_one(document, options, is_sure=False))
-    return combine(parts, options.files)
-
-
-def _read_forced(documents: Sequence[Document], options: LoadOptions) -> Counts:
-    parts = []
-    for document in documents:
-        with naming(document.name):
-            parts.append(_one(document, options, is_sure=True))
+            parts.append(_one(document, options, is_sure=is_sure))
     return combine(parts, options.files)
 
 
@@ -181,6 +174,6 @@ def _is_record(document: Document) -> bool:
     return document.kind == "npz" and named is not None and list(named) == ["load"]
 
 
-RECORD = Form("record", "load recorded by expert-maps", _is_record, _read_array)
-ARRAY = Form("array", "array", lambda document: document.kind != "csv", _read_array)
-FORCED_ARRAY = Form("array", "array", lambda document: document.kind != "csv", _read_forced)
+RECORD = Form("record", "load recorded by expert-maps", _is_record, _read)
+ARRAY = Form("array", "array", lambda document: document.kind != "csv", _read)
+FORCED_ARRAY = Form("array", "array", lambda document: document.kind != "csv", partial(_read, is_sure=True))

@@ -36,12 +36,9 @@ _FUSED, _FUSED_VARIABLE = "enable_fused_mc2", "VLLM_ASCEND_ENABLE_FUSED_MC2"
 _OFF = (None, False, 0, "", "0")
 
 
-class AscendFront(Front):
-    """vllm-ascend's own EPLB, given the plugin's maps."""
+class OfRelease:
+    """A front that speaks for a release of vllm-ascend."""
 
-    kind = "ascend"
-    serves = "vllm-ascend's layer and its runner V1, with the plugin's maps"
-    backend = "ascend_v1.AscendV1"
     # But on the path AllGather, where every rank has all tokens: that is checked, and chosen for, by itself.
     splits_tokens = True
 
@@ -53,11 +50,6 @@ class AscendFront(Front):
         """
         self._release = release
 
-    @staticmethod
-    def is_for(platform: Any) -> bool:
-        """Take the platform that vllm-ascend brings; see `Front`."""
-        return type(platform).__module__.startswith("vllm_ascend")
-
     @property
     def release(self) -> Release:
         """What the plugin knows of this vllm-ascend.
@@ -66,6 +58,19 @@ class AscendFront(Front):
             UpstreamError: nothing.
         """
         return wrapping.vllm_ascend_release() if self._release is None else self._release
+
+
+class AscendFront(OfRelease, Front):
+    """vllm-ascend's own EPLB, given the plugin's maps."""
+
+    kind = "ascend"
+    serves = "vllm-ascend's layer and its runner V1, with the plugin's maps"
+    backend = "ascend_v1.AscendV1"
+
+    @staticmethod
+    def is_for(platform: Any) -> bool:
+        """Take the platform that vllm-ascend brings; see `Front`."""
+        return type(platform).__module__.startswith("vllm_ascend")
 
     def check_versions(self) -> None:
         """Check the pair of vLLM and vllm-ascend; see `Front`."""

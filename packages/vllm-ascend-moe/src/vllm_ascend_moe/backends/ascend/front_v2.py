@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from vllm_ascend_moe import releases
 from vllm_ascend_moe.backends.ascend.checks import World, check_served
-from vllm_ascend_moe.backends.ascend.front import AscendFront
+from vllm_ascend_moe.backends.ascend.front import AscendFront, OfRelease
 from vllm_ascend_moe.backends.ascend.options import given_options
 from vllm_ascend_moe.backends.eplb_front import EplbFront
 from vllm_ascend_moe.backends.interface import Facts
@@ -22,7 +22,6 @@ if TYPE_CHECKING:
     from vllm_ascend_moe.core.settings import Settings
     from vllm_ascend_moe.core.sources import PlacementSource
     from vllm_ascend_moe.hooks.table import Hook
-    from vllm_ascend_moe.releases import Release
 
 _RUNNER = "VLLM_USE_V2_MODEL_RUNNER"
 # vllm-ascend's own policy; and vLLM's, whose plans need no statistics of vllm-ascend's, and in whose place the plugin's
@@ -31,36 +30,17 @@ _OWN_POLICY, _PLAIN_POLICY = "stair", "default"
 _PHASE = "load_collection_phase"
 
 
-class AscendV2Front(EplbFront):
+class AscendV2Front(OfRelease, EplbFront):
     """vLLM's EPLB beside vllm-ascend."""
 
     kind = "ascend"
     serves = "vllm-ascend's layer and its runner V2, with the plugin's placement, policy, recording and replica choice"
     backend = "ascend_v2.AscendV2"
-    # But on the path AllGather, where every rank has all tokens: that is checked, and chosen for, by itself.
-    splits_tokens = True
-
-    def __init__(self, release: Release | None = None) -> None:
-        """Speak for a release of vllm-ascend.
-
-        Args:
-            release: None for the one that is installed.
-        """
-        self._release = release
 
     @staticmethod
     def is_for(platform: Any) -> bool:
         """Take vllm-ascend's platform where the environment asks for this runner; see `Front`."""
         return AscendFront.is_for(platform) and read_flag(_RUNNER, os.environ.get(_RUNNER))
-
-    @property
-    def release(self) -> Release:
-        """What the plugin knows of this vllm-ascend.
-
-        Raises:
-            UpstreamError: nothing.
-        """
-        return wrapping.vllm_ascend_release() if self._release is None else self._release
 
     def check_versions(self) -> None:
         """Check the pair, and that the plugin serves by its runner V2; see `Front`."""
