@@ -1,8 +1,10 @@
 # SPDX-FileCopyrightText: The expert-maps authors
 # SPDX-License-Identifier: Apache-2.0
-"""What a static map costs: throughput of vLLM's CPU build on one and two ranks, as ratios in one run.
+"""What a static map costs and gains: throughput of vLLM's CPU build on one and two ranks, as ratios in one run.
 
-python -m harness.bench.serving --model CHECKPOINT [--record FILE]
+python -m harness.bench.serving [--model CHECKPOINT] [--record FILE]
+
+Without a checkpoint it makes one whose router is skewed (`harness.bench.skewed`), so that there is something to gain.
 
 It needs vLLM, which nothing else of the benchmarks does.
 """
@@ -25,15 +27,26 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from expert_maps import generate_placement, plan, read_load, write_placement
+from expert_maps import evaluate, generate_placement, plan, read_load, write_placement
 from expert_maps.files import write_text
+from harness.bench import skewed
 from harness.bench.records import append_record
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
+    from expert_maps import ExpertLoad
+
 _PROMPTS, _PROMPT_TOKENS, _NEW_TOKENS = 64, 64, 64
 _REDUNDANT = 4
+_BENCHMARK = "static map planned from recorded load, vLLM CPU build, 64 prompts of 64 tokens, 64 generated, float32, eager"
+# How many times as fast as the second the first is.
+_COMPARED = {
+    "one_rank_plugin": "one_rank_vllm",
+    "one_rank_static_map": "one_rank_vllm",
+    "two_ranks_static_map": "two_ranks_plugin",
+    "two_ranks_no_copies": "two_ranks_plugin",
+}
 _START_SECONDS = 300
 # Two ranks on a machine with few cores and one NUMA node.
 _ENVIRONMENT = {
@@ -62,13 +75,15 @@ def run_arm(model: str, rounds: int, options: Mapping[str, Any]) -> list[tuple[f
         max_model_len=2 * (_PROMPT_TOKENS + _NEW_TOKENS),
         enable_prefix_caching=False,
         seed=0,
+        # Prompts are ids, and so are answers.
+        skip_tokenizer_init=True,
         **options,
     )
     draw = random.Random(0)  # noqa: S311 - a benchmark's data
     prompts = [
         {"prompt_token_ids": [draw.randrange(8, 256) for _ in range(_PROMPT_TOKENS)]} for _ in range(_PROMPTS)
     ]
-    sampling = SamplingParams(temperature=0, max_tokens=_NEW_TOKENS, ignore_eos=True)
+    sampling = SamplingParams(temperature=0, max_tokens=_NEW_TOKENS, ignore_eos=True, detokenize=False)
     seconds = []
     for _ in range(rounds + 1):
         start, used = time.perf_counter(), cpu_seconds()
@@ -99,45 +114,73 @@ def _time_arm(model: Path, rounds: int, options: Mapping[str, Any]) -> list[tupl
         return [(wall, cpu) for wall, cpu in json.loads(answer.read_text(encoding="utf-8"))]
 
 
-def measure(model: Path, rounds: int, repeats: int) -> dict[str, object]:
-    """Time all arms in turn, several times over; the result is the record."""
-    config = json.loads((model / "config.json").read_text(encoding="utf-8"))
-    experts = int(config.get("num_experts") or config["num_local_experts"])
+def _plan_maps(load: ExpertLoad, folder: Path) -> tuple[dict[str, Path], dict[str, float]]:
+    """Write the maps that are served, and return the files by arm, and balancedness on two ranks by arm."""
+    experts, layers = load.num_experts, load.num_layers
+    placements = {
+        "one_rank_static_map": generate_placement(
+            "linear", num_experts=experts, ep_size=1, num_layers=layers
+        ),
+        "two_ranks_static_map": plan(load, num_physical_experts=experts + _REDUNDANT, ep_size=2).placement,
+        "two_ranks_no_copies": plan(load, num_physical_experts=experts, ep_size=2).placement,
+        # What is served without a map.
+        "two_ranks_plugin": generate_placement("linear", num_experts=experts, ep_size=2, num_layers=layers),
+    }
+    balance = {
+        name: round(evaluate(placement, load).overall_balancedness, 3)
+        for name, placement in placements.items()
+        if placement.ep_size == 2  # noqa: PLR2004 - ranks
+    }
+    del placements["two_ranks_plugin"]
+    files = {name: folder / f"{name}.json" for name in placements}
+    for name, file in files.items():
+        write_placement(placements[name], file)
+    return files, balance
+
+
+def measure(model: Path, about: str, rounds: int, repeats: int) -> dict[str, object]:
+    """Time all arms in turn, several times over; the result is the record.
+
+    Args:
+        model: folder of the checkpoint.
+        about: what the record calls it.
+        rounds: timed rounds of a process.
+        repeats: processes of each arm.
+    """
     with tempfile.TemporaryDirectory() as folder:
-        maps = {ranks: Path(folder) / f"map{ranks}.json" for ranks in (1, 2)}
         two = {"tensor_parallel_size": 2}
-        # A map as users make it: planned from the load of this very work.
+        # Maps as users make them: planned from the load of this very work.
         record = Path(folder) / "load.npz"
         _time_arm(model, 1, two | _with({"record_path": str(record)}))
-        planned = plan(read_load(record), num_physical_experts=experts + _REDUNDANT, ep_size=2).placement
-        write_placement(planned, maps[2])
-        linear = generate_placement("linear", num_experts=experts, ep_size=1, num_layers=planned.num_layers)
-        write_placement(linear, maps[1])
+        load = read_load(record)
+        maps, balance = _plan_maps(load, Path(folder))
         arms: dict[str, dict[str, Any]] = {
             "one_rank_vllm": {},
             "one_rank_plugin": _with({}),
-            "one_rank_static_map": _with({"expert_map_path": str(maps[1])}),
             "two_ranks_plugin": two | _with({}),
-            "two_ranks_static_map": two | _with({"expert_map_path": str(maps[2])}),
         }
-        seconds: dict[str, list[tuple[float, float]]] = {name: [] for name in arms}
+        for name, path in maps.items():
+            arms[name] = (two if name.startswith("two") else {}) | _with({"expert_map_path": str(path)})
+        times: dict[str, list[tuple[float, float]]] = {name: [] for name in arms}
         for _ in range(repeats):
             for name, options in arms.items():
-                seconds[name] += _time_arm(model, rounds, options)
+                times[name] += _time_arm(model, rounds, options)
     tokens = _PROMPTS * (_PROMPT_TOKENS + _NEW_TOKENS)
-    rates = {name: tokens / statistics.median(wall for wall, _ in times) for name, times in seconds.items()}
-    used = {name: statistics.median(cpu for _, cpu in times) for name, times in seconds.items()}
+    wall = {name: statistics.median(seconds for seconds, _ in found) for name, found in times.items()}
+    used = {name: statistics.median(cpu for _, cpu in found) for name, found in times.items()}
+    ratios: dict[str, float] = {}
+    for name, reference in _COMPARED.items():
+        ratios[f"{name}_to_{reference}_ratio"] = round(wall[reference] / wall[name], 3)
+        ratios[f"{name}_to_{reference}_cpu_ratio"] = round(used[reference] / used[name], 3)
     return {
-        "benchmark": "static map planned from recorded load, vLLM CPU build, 64 prompts of 64 tokens, 64 generated, float32, eager",
-        **{f"{name}_median_tokens_per_s": round(rate, 1) for name, rate in rates.items()},
-        "one_rank_static_map_ratio": round(rates["one_rank_static_map"] / rates["one_rank_plugin"], 3),
-        "two_ranks_static_map_ratio": round(rates["two_ranks_static_map"] / rates["two_ranks_plugin"], 3),
-        "one_rank_plugin_to_vllm_ratio": round(rates["one_rank_plugin"] / rates["one_rank_vllm"], 3),
-        **{f"{name}_median_cpu_s": round(value, 2) for name, value in used.items()},
-        "one_rank_plugin_to_vllm_cpu_ratio": round(used["one_rank_vllm"] / used["one_rank_plugin"], 3),
-        "two_ranks_static_map_cpu_ratio": round(used["two_ranks_plugin"] / used["two_ranks_static_map"], 3),
+        "benchmark": _BENCHMARK,
+        "model": about,
+        **{f"{name}_median_tokens_per_s": round(tokens / seconds, 1) for name, seconds in wall.items()},
+        **{f"{name}_median_cpu_s": round(seconds, 2) for name, seconds in used.items()},
+        **ratios,
+        **{f"{name}_balancedness": value for name, value in balance.items()},
         "rounds": rounds * repeats,
-        "experts": experts,
+        "experts": load.num_experts,
         "redundant_experts_on_two_ranks": _REDUNDANT,
         "python": platform.python_version(),
         "machine": platform.machine(),
@@ -158,7 +201,13 @@ def _versions() -> dict[str, object]:
 
 
 def main(
-    model: Annotated[Path, typer.Option("--model", help="Folder of a small Mixture-of-Experts checkpoint.")],
+    model: Annotated[
+        Path | None,
+        typer.Option(
+            "--model",
+            help="Folder of a small Mixture-of-Experts checkpoint; by default one with a skewed router.",
+        ),
+    ] = None,
     record: Annotated[Path | None, typer.Option("--record", help="Append the result to this file.")] = None,
     rounds: Annotated[int, typer.Option("--rounds", help="Timed rounds of a process.", min=1)] = 5,
     repeats: Annotated[int, typer.Option("--repeats", help="Processes of each arm.", min=1)] = 3,
@@ -169,7 +218,12 @@ def main(
     if arm is not None and answer is not None:
         write_text(answer, json.dumps(run_arm(str(model), rounds, json.loads(arm))))
         return
-    result = measure(model, rounds, repeats)
+    with tempfile.TemporaryDirectory() as folder:
+        about = str(model)
+        if model is None:
+            model, about = Path(folder), skewed.ABOUT
+            skewed.write_model(model)
+        result = measure(model, about, rounds, repeats)
     table = Table(title=str(result["benchmark"]), title_justify="left")
     table.add_column("arm")
     table.add_column("median, tokens/s", justify="right")
@@ -181,7 +235,7 @@ def main(
     console.print(table)
     for name, value in result.items():
         if name.endswith("_ratio"):
-            console.print(f"{name.removesuffix('_ratio').replace('_', ' ')}: {value}")
+            console.print(f"{name.removesuffix('_ratio').replace('_', ' ')}: {value} times as fast")
     append_record(record, result)
 
 

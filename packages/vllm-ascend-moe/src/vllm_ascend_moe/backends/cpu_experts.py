@@ -77,7 +77,8 @@ class LocalRows:
             weights, ids = topk_weights[here][:, None], local[here][:, None].to(topk_ids.dtype)
             kept.apply(
                 rows,
-                hidden_states[token],
+                # Indexing by a tensor copies element by element: three to seven times as slow.
+                hidden_states.index_select(0, token),
                 w1,
                 w2,
                 weights,
@@ -89,6 +90,9 @@ class LocalRows:
                 **kwargs,
             )
         # Added in 32 bits, as vLLM's kernel adds a token's experts.
+        if output.dtype == torch.float32:
+            output.zero_().index_add_(0, token, rows)
+            return
         total = torch.zeros(output.shape, dtype=torch.float32, device=output.device)
         output.copy_(total.index_add_(0, token, rows.float()))
 
