@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import json
 import os
-import platform
 import random
 import statistics
 import subprocess
@@ -27,13 +26,19 @@ from rich.table import Table
 
 from expert_maps import generate_placement, plan, read_load, write_placement
 from expert_maps.files import write_text
-from harness.bench.records import append_record
+from harness.record import history
+from harness.record.provenance import checkpoint_of, describe
+from harness.record.schema import RunRecord
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
 _PROMPTS, _PROMPT_TOKENS, _NEW_TOKENS = 64, 64, 64
 _REDUNDANT = 4
+_NAME = (
+    f"static map planned from recorded load, vLLM CPU build, {_PROMPTS} prompts of {_PROMPT_TOKENS} tokens, "
+    f"{_NEW_TOKENS} generated, float32, eager"
+)
 _START_SECONDS = 300
 # Two ranks on a machine with few cores and one NUMA node.
 _ENVIRONMENT = {
@@ -77,17 +82,24 @@ def run_arm(model: str, rounds: int, options: Mapping[str, Any]) -> list[tuple[f
     return seconds[1:]
 
 
+def _arm_environment() -> dict[str, str]:
+    """Return the variables of an arm's process: this one's, with none of vLLM's but those that are set here."""
+    return {
+        **{name: value for name, value in os.environ.items() if not name.startswith("VLLM_")},
+        **_ENVIRONMENT,
+    }
+
+
 def _time_arm(model: Path, rounds: int, options: Mapping[str, Any]) -> list[tuple[float, float]]:
     with tempfile.TemporaryDirectory() as folder:
         answer = Path(folder) / "seconds.json"
         command = [sys.executable, "-m", "harness.bench.serving", "--model", str(model)]
         command += ["--rounds", str(rounds), "--arm", json.dumps(options), "--answer", str(answer)]
-        environ = {name: value for name, value in os.environ.items() if not name.startswith("VLLM_")}
         log = Path(folder) / "log.txt"
         with log.open("w", encoding="utf-8") as stream:
             subprocess.run(  # noqa: S603 - this interpreter
                 command,
-                env={**environ, **_ENVIRONMENT},
+                env=_arm_environment(),
                 stdout=stream,
                 stderr=subprocess.STDOUT,
                 timeout=_START_SECONDS,
@@ -100,7 +112,7 @@ def _time_arm(model: Path, rounds: int, options: Mapping[str, Any]) -> list[tupl
 
 
 def measure(model: Path, rounds: int, repeats: int) -> dict[str, object]:
-    """Time all arms in turn, several times over; the result is the record."""
+    """Time all arms in turn, several times over; medians and ratios by name."""
     config = json.loads((model / "config.json").read_text(encoding="utf-8"))
     experts = int(config.get("num_experts") or config["num_local_experts"])
     with tempfile.TemporaryDirectory() as folder:
@@ -128,7 +140,6 @@ def measure(model: Path, rounds: int, repeats: int) -> dict[str, object]:
     rates = {name: tokens / statistics.median(wall for wall, _ in times) for name, times in seconds.items()}
     used = {name: statistics.median(cpu for _, cpu in times) for name, times in seconds.items()}
     return {
-        "benchmark": "static map planned from recorded load, vLLM CPU build, 64 prompts of 64 tokens, 64 generated, float32, eager",
         **{f"{name}_median_tokens_per_s": round(rate, 1) for name, rate in rates.items()},
         "one_rank_static_map_ratio": round(rates["one_rank_static_map"] / rates["one_rank_plugin"], 3),
         "two_ranks_static_map_ratio": round(rates["two_ranks_static_map"] / rates["two_ranks_plugin"], 3),
@@ -136,25 +147,11 @@ def measure(model: Path, rounds: int, repeats: int) -> dict[str, object]:
         **{f"{name}_median_cpu_s": round(value, 2) for name, value in used.items()},
         "one_rank_plugin_to_vllm_cpu_ratio": round(used["one_rank_vllm"] / used["one_rank_plugin"], 3),
         "two_ranks_static_map_cpu_ratio": round(used["two_ranks_plugin"] / used["two_ranks_static_map"], 3),
-        "rounds": rounds * repeats,
-        "experts": experts,
-        "redundant_experts_on_two_ranks": _REDUNDANT,
-        "python": platform.python_version(),
-        "machine": platform.machine(),
-        "omp_num_threads": _ENVIRONMENT["OMP_NUM_THREADS"],
-        "cores": os.cpu_count(),
-        **_versions(),
     }
 
 
 def _with(expert_maps: Mapping[str, Any]) -> dict[str, Any]:
     return {"additional_config": {"expert_maps": dict(expert_maps)}}
-
-
-def _versions() -> dict[str, object]:
-    from vllm_ascend_moe.core.activation import versions
-
-    return {name.replace("-", "_"): version for name, version in versions().items() if version}
 
 
 def main(
@@ -170,7 +167,7 @@ def main(
         write_text(answer, json.dumps(run_arm(str(model), rounds, json.loads(arm))))
         return
     result = measure(model, rounds, repeats)
-    table = Table(title=str(result["benchmark"]), title_justify="left")
+    table = Table(title=_NAME, title_justify="left")
     table.add_column("arm")
     table.add_column("median, tokens/s", justify="right")
     suffix = "_median_tokens_per_s"
@@ -182,7 +179,16 @@ def main(
     for name, value in result.items():
         if name.endswith("_ratio"):
             console.print(f"{name.removesuffix('_ratio').replace('_', ' ')}: {value}")
-    append_record(record, result)
+    if record is not None:
+        settings = {"rounds": rounds, "repeats": repeats, "redundant_experts_on_two_ranks": _REDUNDANT}
+        provenance = describe(checkpoint=checkpoint_of(str(model)), environment=_arm_environment())
+        history.append(
+            record,
+            RunRecord(
+                kind="serving", name=_NAME, settings=settings, provenance=provenance, performance=result
+            ),
+        )
+        typer.echo(f"appended to {record}")
 
 
 if __name__ == "__main__":
