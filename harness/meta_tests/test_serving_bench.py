@@ -69,8 +69,7 @@ def test_maps_are_planned_from_what_was_recorded_and_ratios_are_of_the_medians(
         return [(wall, 3 * wall), (wall, 3 * wall), (100.0, 300.0)]
 
     monkeypatch.setattr(serving, "_time_arm", time_arm)
-    monkeypatch.setattr(serving, "_versions", dict)
-    found = serving.measure(tmp_path, "a model", rounds=3, repeats=2)
+    found = serving.measure(tmp_path, rounds=3, repeats=2)
     assert [arm["ranks"] for arm in seen] == [1, 1, 2, 1, 2, 2] * 2
     copies = [
         None if arm["placement"] is None else arm["placement"].num_redundant_experts for arm in seen[:6]
@@ -81,4 +80,3 @@ def test_maps_are_planned_from_what_was_recorded_and_ratios_are_of_the_medians(
     assert found["two_ranks_no_copies_to_two_ranks_plugin_cpu_ratio"] == 4
     assert found["two_ranks_plugin_balancedness"] == 0.577  # (18 + 12) / 2 / (16 + 10)
     assert found["two_ranks_no_copies_balancedness"] > 0.9
-    assert found["rounds"] == 6

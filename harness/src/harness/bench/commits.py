@@ -9,8 +9,6 @@ python -m harness.bench.commits [--record FILE]
 
 from __future__ import annotations
 
-import os
-import platform
 import statistics
 import time
 from pathlib import Path
@@ -24,7 +22,9 @@ from rich.console import Console
 from rich.table import Table
 
 from expert_maps import plan
-from harness.bench.records import append_record
+from harness.record import history
+from harness.record.provenance import describe
+from harness.record.schema import RunRecord
 from vllm_ascend_moe.backends import moving
 from vllm_ascend_moe.core.replicas import SlotRule
 from vllm_ascend_moe.hooks import table as hooks
@@ -65,7 +65,7 @@ def _median_us(commit: Callable[[torch.Tensor], None], rows: list[torch.Tensor])
 
 
 def measure(repeats: int = 51) -> list[dict[str, object]]:
-    """Check on every shape that both commit the same, then time them; a record a shape."""
+    """Check on every shape that both commit the same, then time them; a row a shape."""
     theirs = wrapping.original(hooks.COMMIT_LAYER)
     records: list[dict[str, object]] = []
     for num_experts, num_slots, ep_size in _SHAPES:
@@ -94,10 +94,6 @@ def measure(repeats: int = 51) -> list[dict[str, object]]:
                 **{f"{choice}_median_us": round(value) for choice, value in found.items()},
                 "ratio": round(vllm_us / found["rank_offset"], 1),
                 "repeats": repeats,
-                "python": platform.python_version(),
-                "torch": torch.__version__,
-                "machine": platform.machine(),
-                "omp_num_threads": os.environ.get("OMP_NUM_THREADS", "unset"),
             }
         )
     return records
@@ -119,8 +115,11 @@ def main(
             found["ratio"],
         ]
         sheet.add_row(str(found["benchmark"]), *map(str, values))
-        append_record(record, found)
     Console(width=140).print(sheet)
+    if record is not None:
+        name, rows = "commit of a layer", {"rows": records}
+        history.append(record, RunRecord(kind="commits", name=name, provenance=describe(), performance=rows))
+        typer.echo(f"appended to {record}")
 
 
 if __name__ == "__main__":

@@ -7,8 +7,6 @@ python -m harness.bench.maps [--record FILE]
 
 from __future__ import annotations
 
-import os
-import platform
 import statistics
 import time
 from pathlib import Path
@@ -19,9 +17,10 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-import expert_maps
 from expert_maps import Placement, plan
-from harness.bench.records import append_record
+from harness.record import history
+from harness.record.provenance import describe
+from harness.record.schema import RunRecord
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -32,6 +31,7 @@ if TYPE_CHECKING:
 
 # DeepSeek-V3's shape.
 _LAYERS, _EXPERTS, _RANKS, _SLOTS = 58, 256, 64, 320
+_NAME = f"all maps, {_LAYERS} layers x {_EXPERTS} experts, {_SLOTS} slots on {_RANKS} ranks"
 
 
 def vectorised(slots: NDArray[np.int32]) -> Maps:
@@ -93,7 +93,7 @@ def _median_ms(
 
 
 def measure() -> dict[str, object]:
-    """Check that all three agree, then time them; the result is the record."""
+    """Check that all three agree, then time them; milliseconds and ratios by name."""
     load = np.random.default_rng(0).lognormal(size=(_LAYERS, _EXPERTS))
     slots = plan(load, num_physical_experts=_SLOTS, ep_size=_RANKS).placement.physical_to_logical
     ours = vectorised(slots)
@@ -104,18 +104,12 @@ def measure() -> dict[str, object]:
     loop = _median_ms(per_element, slots, 5)
     today = _median_ms(per_rank_as_today, slots, 3) * _LAYERS
     return {
-        "benchmark": "all maps, 58 layers x 256 experts, 320 slots on 64 ranks",
         "vectorised_median_ms": round(fast, 3),
         "per_element_loop_median_ms": round(loop, 1),
         "per_rank_loop_median_ms": round(today, 1),
         "per_element_loop_ratio": round(loop / fast, 1),
         "per_rank_loop_ratio": round(today / fast, 1),
         "per_rank_loop_note": "one layer timed, multiplied by 58",
-        "expert_maps": expert_maps.__version__,
-        "python": platform.python_version(),
-        "numpy": np.__version__,
-        "machine": platform.machine(),
-        "omp_num_threads": os.environ.get("OMP_NUM_THREADS", "unset"),
     }
 
 
@@ -124,7 +118,7 @@ def main(
 ) -> None:
     """Time the derived maps against the loops, after checking that all agree."""
     result = measure()
-    table = Table(title=str(result["benchmark"]), title_justify="left")
+    table = Table(title=_NAME, title_justify="left")
     for title in ("how", "median, ms", "ratio"):
         table.add_column(title, justify="left" if title == "how" else "right")
     table.add_row("expert_maps, validation included", str(result["vectorised_median_ms"]), "1")
@@ -134,7 +128,9 @@ def main(
     ):
         table.add_row(label, str(result[f"{name}_median_ms"]), str(result[f"{name}_ratio"]))
     Console().print(table)
-    append_record(record, result)
+    if record is not None:
+        history.append(record, RunRecord(kind="maps", name=_NAME, provenance=describe(), performance=result))
+        typer.echo(f"appended to {record}")
 
 
 if __name__ == "__main__":

@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import json
 import os
-import platform
 import random
 import statistics
 import subprocess
@@ -30,7 +29,9 @@ from rich.table import Table
 from expert_maps import evaluate, generate_placement, plan, read_load, write_placement
 from expert_maps.files import write_text
 from harness.bench import skewed
-from harness.bench.records import append_record
+from harness.record import history
+from harness.record.provenance import checkpoint_of, describe
+from harness.record.schema import RunRecord
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -39,7 +40,10 @@ if TYPE_CHECKING:
 
 _PROMPTS, _PROMPT_TOKENS, _NEW_TOKENS = 64, 64, 64
 _REDUNDANT = 4
-_BENCHMARK = "static map planned from recorded load, vLLM CPU build, 64 prompts of 64 tokens, 64 generated, float32, eager"
+_NAME = (
+    f"static map planned from recorded load, vLLM CPU build, {_PROMPTS} prompts of {_PROMPT_TOKENS} tokens, "
+    f"{_NEW_TOKENS} generated, float32, eager"
+)
 # How many times as fast as the second the first is.
 _COMPARED = {
     "one_rank_plugin": "one_rank_vllm",
@@ -92,17 +96,24 @@ def run_arm(model: str, rounds: int, options: Mapping[str, Any]) -> list[tuple[f
     return seconds[1:]
 
 
+def _arm_environment() -> dict[str, str]:
+    """Return the variables of an arm's process: this one's, with none of vLLM's but those that are set here."""
+    return {
+        **{name: value for name, value in os.environ.items() if not name.startswith("VLLM_")},
+        **_ENVIRONMENT,
+    }
+
+
 def _time_arm(model: Path, rounds: int, options: Mapping[str, Any]) -> list[tuple[float, float]]:
     with tempfile.TemporaryDirectory() as folder:
         answer = Path(folder) / "seconds.json"
         command = [sys.executable, "-m", "harness.bench.serving", "--model", str(model)]
         command += ["--rounds", str(rounds), "--arm", json.dumps(options), "--answer", str(answer)]
-        environ = {name: value for name, value in os.environ.items() if not name.startswith("VLLM_")}
         log = Path(folder) / "log.txt"
         with log.open("w", encoding="utf-8") as stream:
             subprocess.run(  # noqa: S603 - this interpreter
                 command,
-                env={**environ, **_ENVIRONMENT},
+                env=_arm_environment(),
                 stdout=stream,
                 stderr=subprocess.STDOUT,
                 timeout=_START_SECONDS,
@@ -138,12 +149,11 @@ def _plan_maps(load: ExpertLoad, folder: Path) -> tuple[dict[str, Path], dict[st
     return files, balance
 
 
-def measure(model: Path, about: str, rounds: int, repeats: int) -> dict[str, object]:
-    """Time all arms in turn, several times over; the result is the record.
+def measure(model: Path, rounds: int, repeats: int) -> dict[str, object]:
+    """Time all arms in turn, several times over; medians, balancedness and ratios by name.
 
     Args:
         model: folder of the checkpoint.
-        about: what the record calls it.
         rounds: timed rounds of a process.
         repeats: processes of each arm.
     """
@@ -173,31 +183,15 @@ def measure(model: Path, about: str, rounds: int, repeats: int) -> dict[str, obj
         ratios[f"{name}_to_{reference}_ratio"] = round(wall[reference] / wall[name], 3)
         ratios[f"{name}_to_{reference}_cpu_ratio"] = round(used[reference] / used[name], 3)
     return {
-        "benchmark": _BENCHMARK,
-        "model": about,
         **{f"{name}_median_tokens_per_s": round(tokens / seconds, 1) for name, seconds in wall.items()},
         **{f"{name}_median_cpu_s": round(seconds, 2) for name, seconds in used.items()},
         **ratios,
         **{f"{name}_balancedness": value for name, value in balance.items()},
-        "rounds": rounds * repeats,
-        "experts": load.num_experts,
-        "redundant_experts_on_two_ranks": _REDUNDANT,
-        "python": platform.python_version(),
-        "machine": platform.machine(),
-        "omp_num_threads": _ENVIRONMENT["OMP_NUM_THREADS"],
-        "cores": os.cpu_count(),
-        **_versions(),
     }
 
 
 def _with(expert_maps: Mapping[str, Any]) -> dict[str, Any]:
     return {"additional_config": {"expert_maps": dict(expert_maps)}}
-
-
-def _versions() -> dict[str, object]:
-    from vllm_ascend_moe.core.activation import versions
-
-    return {name.replace("-", "_"): version for name, version in versions().items() if version}
 
 
 def main(
@@ -219,12 +213,13 @@ def main(
         write_text(answer, json.dumps(run_arm(str(model), rounds, json.loads(arm))))
         return
     with tempfile.TemporaryDirectory() as folder:
-        about = str(model)
         if model is None:
-            model, about = Path(folder), skewed.ABOUT
+            # The last part of its folder's name is what a record calls it.
+            model = Path(folder) / "skewed"
             skewed.write_model(model)
-        result = measure(model, about, rounds, repeats)
-    table = Table(title=str(result["benchmark"]), title_justify="left")
+        checkpoint = checkpoint_of(str(model))
+        result = measure(model, rounds, repeats)
+    table = Table(title=_NAME, title_justify="left")
     table.add_column("arm")
     table.add_column("median, tokens/s", justify="right")
     suffix = "_median_tokens_per_s"
@@ -236,7 +231,16 @@ def main(
     for name, value in result.items():
         if name.endswith("_ratio"):
             console.print(f"{name.removesuffix('_ratio').replace('_', ' ')}: {value} times as fast")
-    append_record(record, result)
+    if record is not None:
+        settings = {"rounds": rounds, "repeats": repeats, "redundant_experts_on_two_ranks": _REDUNDANT}
+        provenance = describe(checkpoint=checkpoint, environment=_arm_environment())
+        history.append(
+            record,
+            RunRecord(
+                kind="serving", name=_NAME, settings=settings, provenance=provenance, performance=result
+            ),
+        )
+        typer.echo(f"appended to {record}")
 
 
 if __name__ == "__main__":

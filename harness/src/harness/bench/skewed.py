@@ -18,7 +18,6 @@ if TYPE_CHECKING:
 VOCABULARY = 512
 _LAYERS, _HIDDEN, _INNER, _HEADS, _HEAD = 4, 512, 256, 8, 64
 EXPERTS, TOP_K = 32, 4
-ABOUT = f"random weights, {_LAYERS} layers, hidden size {_HIDDEN}, {EXPERTS} experts of {_INNER}, {TOP_K} a token, skewed router"
 # By how much the scores of the first half of the experts, which rank 0 of two has by default, exceed the others'.
 _HALF, _SPREAD, _OWN = 1.0, 0.5, 1.0
 
@@ -107,8 +106,9 @@ def write_model(folder: Path) -> None:
     """
     from safetensors.torch import save_file
 
+    folder.mkdir(parents=True, exist_ok=True)
     write_text(folder / "config.json", json.dumps(config(), indent=2) + "\n")
     save_file(weights(), folder / "model.safetensors", metadata={"format": "pt"})
 
 
-__all__ = ["ABOUT", "EXPERTS", "TOP_K", "VOCABULARY", "config", "weights", "write_model"]
+__all__ = ["EXPERTS", "TOP_K", "VOCABULARY", "config", "weights", "write_model"]
