@@ -63,9 +63,8 @@ static uint64_t others(const Layer *p, int32_t out, int32_t rank, double target,
     return places;
 }
 
-static void consider_reassignment(const Layer *p, Choice *c, int32_t from, int32_t rank, int32_t out, int32_t in) {
-    const int moves = arrival(p, rank, in) - arrival(p, rank, out);
-    if (moves > p->moves_left) return;
+/* Weigh a candidate whose bound is not below the bar. */
+static void weigh(const Layer *p, Choice *c, int32_t from, int32_t rank, int32_t out, int32_t in, int moves) {
     const double worth = reassignment_gain(p, rank, out, in, c->target) / price(moves);
     if (worth < c->best.worth || (worth == c->best.worth && (!c->best.kind || c->from == from))) return;
     c->best = (Step){worth, 2, rank, out, in};
@@ -76,17 +75,21 @@ static void consider_reassignment(const Layer *p, Choice *c, int32_t from, int32
 static void give_up(const Layer *p, Choice *c, int32_t from) {
     const int32_t hot = c->hot, out = slots_of(p, hot)[from];
     if (p->count[out] < 2) return;
-    const double least_price = p->left_any[hot] || arrival(p, hot, out) ? 0.5 : 1;
+    const int came = arrival(p, hot, out), least_moves = !p->left_any[hot] - came;
+    if (least_moves > p->moves_left) return;
     const double without = p->load[hot] - p->share[out] - c->target;
     double loss;
     const uint64_t places = others(p, out, hot, c->target, &loss);
-    double limit = bar(c, least_price) - c->excess;
+    double limit = bar(c, price(least_moves)) - c->excess;
     for (int32_t in = 0; in < p->num_experts; in++) {
-        const double left = without + p->next_share[in], bound = p->relief[in] - (left > 0 ? left : 0);
-        if (bound < limit || (bound - loss < limit && !(places & p->places[in]))) continue;
+        const double left = without + p->next_share[in], most = p->relief[in] - (left > 0 ? left : 0);
+        if (most < limit) continue;
         if (p->count[in] >= p->most_copies || holds(p, hot, in)) continue;
-        consider_reassignment(p, c, from, hot, out, in);
-        limit = bar(c, least_price) - c->excess;
+        const int moves = arrival(p, hot, in) - came;
+        const double bound = places & p->places[in] ? most : most - loss;
+        if (moves > p->moves_left || bound + c->excess < bar(c, price(moves))) continue;
+        weigh(p, c, from, hot, out, in, moves);
+        limit = bar(c, price(least_moves)) - c->excess;
     }
 }
 
@@ -94,24 +97,26 @@ static void give_up(const Layer *p, Choice *c, int32_t from) {
 static void copy_elsewhere(const Layer *p, Choice *c, int32_t from) {
     const int32_t in = slots_of(p, c->hot)[from];
     if (p->count[in] >= p->most_copies) return;
-    const double fresh = p->next_share[in];
+    const double fresh = p->next_share[in], relief = p->relief[in];
     const uint64_t places = p->places[in];
-    double seen = INFINITY, limit[2] = {bar(c, 0.5) - p->relief[in], bar(c, 1) - p->relief[in]};
+    double seen = INFINITY, limit[2] = {bar(c, 0.5) - relief, bar(c, 1) - relief};
     for (int32_t k = 0; k < c->spares; k++) {
         const Spare *s = c->spare + k;
-        const double after = s->without + fresh, bound = s->excess - (after > 0 ? after : 0), wanted = limit[s->dear];
-        if (bound < wanted || (bound - s->loss < wanted && !(places & s->places))) continue;
-        /* Many change no other rank's excess, and the first of them at a price stands for all. */
-        const int flat = bound == 0 && s->loss == 0 && !(places & s->places);
-        if (flat && seen <= (s->dear ? 1 : 0.5)) continue;
-        if (s->out == in || holds(p, s->rank, in)) continue;
-        consider_reassignment(p, c, from, s->rank, s->out, in);
-        if (flat) {
-            const double paid = price(arrival(p, s->rank, in) - arrival(p, s->rank, s->out));
-            if (paid < seen) seen = paid;
-        }
-        limit[0] = bar(c, 0.5) - p->relief[in];
-        limit[1] = bar(c, 1) - p->relief[in];
+        const double after = s->without + fresh, most = s->excess - (after > 0 ? after : 0);
+        if (most < limit[s->dear]) continue;
+        const int apart = !(places & s->places);
+        const double bound = apart ? most - s->loss : most;
+        if (bound < limit[s->dear] || s->out == in || holds(p, s->rank, in)) continue;
+        const int moves = arrival(p, s->rank, in) - s->came;
+        const double paid = price(moves);
+        if (moves > p->moves_left || bound + relief < bar(c, paid)) continue;
+        /* Many change no other rank's excess: the first of them at a price stands for all. */
+        const int flat = apart && most == 0 && s->loss == 0;
+        if (flat && seen <= paid) continue;
+        if (flat) seen = paid;
+        weigh(p, c, from, s->rank, s->out, in, moves);
+        limit[0] = bar(c, 0.5) - relief;
+        limit[1] = bar(c, 1) - relief;
     }
 }
 
@@ -129,37 +134,53 @@ static void list_spares(const Layer *p, Choice *c) {
             s->out = out;
             s->without = p->load[r] - p->share[out] - c->target;
             s->excess = excess(p->load[r], c->target);
-            s->dear = !p->left_any[r] && !arrival(p, r, out);
+            s->came = arrival(p, r, out);
+            s->dear = !p->left_any[r] && !s->came;
             s->places = others(p, out, r, c->target, &s->loss);
+        }
+    }
+}
+
+/* Weigh swaps with a cold rank. `least` is what any taken expert costs at least beside the given one. What is given less what is
+ * taken must be more than the bar, and not so much that the cold rank loses the gain. */
+static void swap_with(const Layer *p, Choice *c, int32_t cold, double room, int least) {
+    const int32_t hot = c->hot;
+    const double *give = values_of(p, hot), *take = values_of(p, cold);
+    const double target = c->target, rounding = 1e-12 * p->load[hot];
+    Step *best = &c->best;
+    int32_t first = p->fill[cold];
+    for (int32_t i = p->fill[hot] - 1; i >= 0; i--) {
+        const int32_t given = slots_of(p, hot)[i];
+        const double wanted = best->worth * price(least + arrival(p, cold, given) - arrival(p, hot, given)) - rounding;
+        const double low = give[i] - (c->excess + room - best->worth / 2) - rounding;
+        while (first > 0 && take[first - 1] > low) first--;
+        for (int32_t j = first; j < p->fill[cold] && take[j] < give[i]; j++) {
+            const double d = give[i] - take[j];
+            if (d < wanted) break;
+            const double gain = c->excess - excess(p->load[hot] - d, target) - excess(p->load[cold] + d, target);
+            if (gain <= wanted) continue;
+            const int32_t taken = slots_of(p, cold)[j];
+            if (!fits(p, cold, given) || !fits(p, hot, taken)) continue;
+            const int moves = swap_moves(p, hot, cold, given, taken);
+            if (moves > p->moves_left || gain / price(moves) <= best->worth) continue;
+            *best = (Step){gain / price(moves), 1, cold, given, taken};
         }
     }
 }
 
 static void consider_swaps(const Layer *p, Choice *c) {
     const int32_t hot = c->hot;
-    const double *give = values_of(p, hot);
-    const double target = c->target, before = c->excess;
-    Step *best = &c->best;
     for (int32_t k = 0; k < p->num_ranks - 1; k++) {
         const int32_t cold = p->order[k];
-        if (p->load[cold] >= target) return; /* no room there */
-        const double room = target - p->load[cold], most = room < before ? room : before;
-        if (most * (1 + 1e-9) <= best->worth / 2) return; /* the cheapest swap has a price of a half; the rest has less room */
-        /* Where nothing has moved yet, and nothing returns, a swap costs two. */
-        const int cheap = p->left_any[hot] || p->left_any[cold] || p->came_any[hot] || p->came_any[cold];
-        if (!cheap && most * (1 + 1e-9) <= 2 * best->worth) continue;
-        const double *take = values_of(p, cold);
-        for (int32_t i = p->fill[hot] - 1; i >= 0; i--)
-            for (int32_t j = 0; j < p->fill[cold] && take[j] < give[i]; j++) {
-                const double d = give[i] - take[j];
-                const double gain = before - excess(p->load[hot] - d, target) - excess(p->load[cold] + d, target);
-                if (gain <= best->worth * (cheap ? 0.5 : 2)) continue;
-                const int32_t given = slots_of(p, hot)[i], taken = slots_of(p, cold)[j];
-                if (!fits(p, cold, given) || !fits(p, hot, taken)) continue;
-                const int moves = swap_moves(p, hot, cold, given, taken);
-                if (moves > p->moves_left || gain / price(moves) <= best->worth) continue;
-                *best = (Step){gain / price(moves), 1, cold, given, taken};
-            }
+        const double room = c->target - p->load[cold];
+        const double most = (room < c->excess ? room : c->excess) * (1 + 1e-9);
+        /* No room there, or too little at the least price; the ranks that follow have no more. */
+        if (room <= 0 || most <= c->best.worth * price(0)) return;
+        /* An arrival is saved where an expert returns, a departure where one goes that had come. */
+        const int least = !p->left_any[hot] - p->came_any[cold];
+        const int least_moves = least + !p->left_any[cold] - p->came_any[hot];
+        if (least_moves > p->moves_left || most <= c->best.worth * price(least_moves)) continue;
+        swap_with(p, c, cold, room, least);
     }
 }
 

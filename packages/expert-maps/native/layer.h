@@ -20,7 +20,7 @@ typedef struct {
 /* A slot whose copy can be spared. */
 typedef struct {
     int32_t rank, out;
-    int dear;        /* whether another expert there costs a move for certain */
+    int came, dear;  /* whether it was not there before; whether any other expert in its place costs a move */
     double without;  /* the rank's load without it, less the target */
     double excess;   /* what of the rank is above the target */
     double loss;     /* what the other holders' excess grows by */
