@@ -36,62 +36,206 @@ static double reassignment_gain(const Layer *p, int32_t rank, int32_t out, int32
     return gain;
 }
 
-static void consider_reassignment(const Layer *p, int32_t rank, int32_t out, int32_t in, double target, Step *best) {
-    if (p->count[out] < 2 || p->count[in] >= p->most_copies || holds(p, rank, in)) return;
-    const int moves = arrival(p, rank, in) - arrival(p, rank, out);
-    if (moves > p->moves_left) return;
-    const double worth = reassignment_gain(p, rank, out, in, target) / price(moves);
-    if (worth > best->worth) *best = (Step){worth, 2, rank, out, in};
+/* What the steps of one hot rank have in common. */
+typedef struct {
+    double target, excess; /* the hot rank's */
+    int32_t hot, from;     /* slot of the hot rank that `best` is about, as far as that is looked at */
+    int32_t spares;
+    Spare *spare;
+    Step best;
+} Choice;
+
+/* A candidate whose bound is below this cannot be as good as the best, whatever the rounding. */
+static double bar(const Choice *c, double price) { return c->best.worth * price * (1 - 1e-12); }
+
+/* What the other holders of an expert lose if `rank` gives up its copy; and a set in which their numbers are, modulo 64. */
+static uint64_t others(const Layer *p, int32_t out, int32_t rank, double target, double *loss) {
+    const double rise = p->weight[out] / (p->count[out] - 1) - p->share[out];
+    const int32_t *holder = holders_of(p, out);
+    uint64_t places = 0;
+    *loss = 0;
+    for (int32_t i = 0; i < p->count[out]; i++) {
+        const int32_t r = holder[i];
+        if (r == rank) continue;
+        places |= (uint64_t)1 << (r & 63);
+        *loss += excess(p->load[r] + rise, target) - excess(p->load[r], target);
+    }
+    return places;
 }
 
-static void consider_reassignments(const Layer *p, int32_t hot, double target, Step *best) {
-    for (int32_t i = 0; i < p->fill[hot]; i++) {
-        const int32_t e = slots_of(p, hot)[i];
-        /* The hot rank gives up a copy for one of another expert, */
-        for (int32_t in = 0; p->count[e] > 1 && in < p->num_experts; in++)
-            consider_reassignment(p, hot, e, in, target, best);
-        /* or one of its experts gets another copy, in place of any copy that can be spared elsewhere. */
-        for (int32_t out = 0; out < p->num_experts; out++)
-            for (int32_t k = 0; p->count[out] > 1 && out != e && k < p->count[out]; k++)
-                if (holders_of(p, out)[k] != hot)
-                    consider_reassignment(p, holders_of(p, out)[k], out, e, target, best);
+/* Weigh a candidate whose bound is not below the bar. */
+static void weigh(const Layer *p, Choice *c, int32_t from, int32_t rank, int32_t out, int32_t in, int moves) {
+    const double worth = reassignment_gain(p, rank, out, in, c->target) / price(moves);
+    if (worth < c->best.worth || (worth == c->best.worth && (!c->best.kind || c->from == from))) return;
+    c->best = (Step){worth, 2, rank, out, in};
+    c->from = from;
+}
+
+/* The hot rank gives up a copy for one of another expert. */
+static void give_up(const Layer *p, Choice *c, int32_t from) {
+    const int32_t hot = c->hot, out = slots_of(p, hot)[from];
+    if (p->count[out] < 2) return;
+    const int came = arrival(p, hot, out), least_moves = !p->left_any[hot] - came;
+    if (least_moves > p->moves_left) return;
+    const double without = p->load[hot] - p->share[out] - c->target;
+    double loss;
+    const uint64_t places = others(p, out, hot, c->target, &loss);
+    double limit = bar(c, price(least_moves)) - c->excess;
+    for (int32_t in = 0; in < p->num_experts; in++) {
+        const double left = without + p->next_share[in], most = p->relief[in] - (left > 0 ? left : 0);
+        if (most < limit) continue;
+        if (p->count[in] >= p->most_copies || holds(p, hot, in)) continue;
+        const int moves = arrival(p, hot, in) - came;
+        const double bound = places & p->places[in] ? most : most - loss;
+        if (moves > p->moves_left || bound + c->excess < bar(c, price(moves))) continue;
+        weigh(p, c, from, hot, out, in, moves);
+        limit = bar(c, price(least_moves)) - c->excess;
     }
 }
 
-static void consider_swaps(const Layer *p, int32_t hot, double target, Step *best) {
-    const double *give = values_of(p, hot);
-    const double before = excess(p->load[hot], target);
+/* One of the hot rank's experts gets another copy, in place of any copy that can be spared elsewhere. */
+static void copy_elsewhere(const Layer *p, Choice *c, int32_t from) {
+    const int32_t in = slots_of(p, c->hot)[from];
+    if (p->count[in] >= p->most_copies) return;
+    const double fresh = p->next_share[in], relief = p->relief[in];
+    const uint64_t places = p->places[in];
+    double seen = INFINITY, limit[2] = {bar(c, 0.5) - relief, bar(c, 1) - relief};
+    for (int32_t k = 0; k < c->spares; k++) {
+        const Spare *s = c->spare + k;
+        const double after = s->without + fresh, most = s->excess - (after > 0 ? after : 0);
+        if (most < limit[s->dear]) continue;
+        const int apart = !(places & s->places);
+        const double bound = apart ? most - s->loss : most;
+        if (bound < limit[s->dear] || s->out == in || holds(p, s->rank, in)) continue;
+        const int moves = arrival(p, s->rank, in) - s->came;
+        const double paid = price(moves);
+        if (moves > p->moves_left || bound + relief < bar(c, paid)) continue;
+        /* Many change no other rank's excess: the first of them at a price stands for all. */
+        const int flat = apart && most == 0 && s->loss == 0;
+        if (flat && seen <= paid) continue;
+        if (flat) seen = paid;
+        weigh(p, c, from, s->rank, s->out, in, moves);
+        limit[0] = bar(c, 0.5) - relief;
+        limit[1] = bar(c, 1) - relief;
+    }
+}
+
+/* List what can be spared on other ranks, by expert. */
+static void list_spares(const Layer *p, Choice *c) {
+    c->spares = 0;
+    for (int32_t out = 0; out < p->num_experts; out++) {
+        if (p->count[out] < 2) continue;
+        const int32_t *holder = holders_of(p, out);
+        for (int32_t k = 0; k < p->count[out]; k++) {
+            const int32_t r = holder[k];
+            if (r == c->hot) continue;
+            Spare *s = c->spare + c->spares++;
+            s->rank = r;
+            s->out = out;
+            s->without = p->load[r] - p->share[out] - c->target;
+            s->excess = excess(p->load[r], c->target);
+            s->came = arrival(p, r, out);
+            s->dear = !p->left_any[r] && !s->came;
+            s->places = others(p, out, r, c->target, &s->loss);
+        }
+    }
+}
+
+/* Weigh swaps with a cold rank. `least` is what any taken expert costs at least beside the given one. What is given less what is
+ * taken must be more than the bar, and not so much that the cold rank loses the gain. */
+static void swap_with(const Layer *p, Choice *c, int32_t cold, double room, int least) {
+    const int32_t hot = c->hot;
+    const double *give = values_of(p, hot), *take = values_of(p, cold);
+    const double target = c->target, rounding = 1e-12 * p->load[hot];
+    Step *best = &c->best;
+    int32_t first = p->fill[cold];
+    for (int32_t i = p->fill[hot] - 1; i >= 0; i--) {
+        const int32_t given = slots_of(p, hot)[i];
+        const double wanted = best->worth * price(least + arrival(p, cold, given) - arrival(p, hot, given)) - rounding;
+        const double low = give[i] - (c->excess + room - best->worth / 2) - rounding;
+        while (first > 0 && take[first - 1] > low) first--;
+        for (int32_t j = first; j < p->fill[cold] && take[j] < give[i]; j++) {
+            const double d = give[i] - take[j];
+            if (d < wanted) break;
+            const double gain = c->excess - excess(p->load[hot] - d, target) - excess(p->load[cold] + d, target);
+            if (gain <= wanted) continue;
+            const int32_t taken = slots_of(p, cold)[j];
+            if (!fits(p, cold, given) || !fits(p, hot, taken)) continue;
+            const int moves = swap_moves(p, hot, cold, given, taken);
+            if (moves > p->moves_left || gain / price(moves) <= best->worth) continue;
+            *best = (Step){gain / price(moves), 1, cold, given, taken};
+        }
+    }
+}
+
+static void consider_swaps(const Layer *p, Choice *c) {
+    const int32_t hot = c->hot;
     for (int32_t k = 0; k < p->num_ranks - 1; k++) {
         const int32_t cold = p->order[k];
-        if (p->load[cold] >= target) return; /* no room there */
-        const double *take = values_of(p, cold);
-        for (int32_t i = p->fill[hot] - 1; i >= 0; i--)
-            for (int32_t j = 0; j < p->fill[cold] && take[j] < give[i]; j++) {
-                const int32_t given = slots_of(p, hot)[i], taken = slots_of(p, cold)[j];
-                const double d = give[i] - take[j];
-                const double gain = before - excess(p->load[hot] - d, target) - excess(p->load[cold] + d, target);
-                if (gain <= best->worth / 2) continue; /* the cheapest swap has a price of a half */
-                if (!fits(p, cold, given) || !fits(p, hot, taken)) continue;
-                const int moves = swap_moves(p, hot, cold, given, taken);
-                if (moves > p->moves_left || gain / price(moves) <= best->worth) continue;
-                *best = (Step){gain / price(moves), 1, cold, given, taken};
-            }
+        const double room = c->target - p->load[cold];
+        const double most = (room < c->excess ? room : c->excess) * (1 + 1e-9);
+        /* No room there, or too little at the least price; the ranks that follow have no more. */
+        if (room <= 0 || most <= c->best.worth * price(0)) return;
+        /* An arrival is saved where an expert returns, a departure where one goes that had come. */
+        const int least = !p->left_any[hot] - p->came_any[cold];
+        const int least_moves = least + !p->left_any[cold] - p->came_any[hot];
+        if (least_moves > p->moves_left || most <= c->best.worth * price(least_moves)) continue;
+        swap_with(p, c, cold, room, least);
+    }
+}
+
+/* What is remembered of an expert: what its holders' excess loses by one more copy, and that copy's share. */
+static void note_expert(Layer *p, int32_t e, double target) {
+    const double fresh = p->weight[e] / (p->count[e] + 1), fall = p->share[e] - fresh;
+    const int32_t *holder = holders_of(p, e);
+    double relief = 0;
+    uint64_t places = 0;
+    for (int32_t i = 0; i < p->count[e]; i++) {
+        const double load = p->load[holder[i]];
+        places |= (uint64_t)1 << (holder[i] & 63);
+        if (load > target) relief += load - target < fall ? load - target : fall;
+    }
+    p->next_share[e] = fresh;
+    p->relief[e] = relief;
+    p->places[e] = places;
+}
+
+/* Note anew what the last step changed. */
+static void note_changes(Layer *p, double target) {
+    for (int32_t r = 0; r < p->num_ranks; r++) {
+        if (!p->changed[r]) continue;
+        p->changed[r] = 0;
+        const uint64_t *on = p->on + (size_t)r * p->words, *was = p->was + (size_t)r * p->words;
+        uint64_t left = 0, came = 0;
+        for (int32_t i = 0; i < p->words; i++) {
+            left |= was[i] & ~on[i];
+            came |= on[i] & ~was[i];
+        }
+        p->left_any[r] = left != 0;
+        p->came_any[r] = came != 0;
+        for (int32_t i = 0; i < p->fill[r]; i++) note_expert(p, slots_of(p, r)[i], target);
     }
 }
 
 /* Bring all ranks to the target while moves are left; nonzero if that was possible. */
 int descend_by_excess(Layer *p, Goal *goal) {
+    memset(p->changed, 1, (size_t)p->num_ranks);
     while (goal->steps-- > 0 && peak(p) > goal->target) {
         const int32_t hot = hottest(p);
-        Step best = {goal->least, 0, -1, -1, -1};
-        consider_reassignments(p, hot, goal->target, &best);
-        consider_swaps(p, hot, goal->target, &best);
-        if (best.kind == 0) break;
-        if (best.kind == 1) {
-            apply_swap(p, hot, best.rank, best.out, best.in);
+        note_changes(p, goal->target);
+        Choice c = {goal->target, excess(p->load[hot], goal->target), hot, -1, 0, p->spare, {goal->least, 0, -1, -1, -1}};
+        list_spares(p, &c);
+        for (int32_t i = p->fill[hot] - 1; i >= 0; i--) {
+            give_up(p, &c, i);
+            copy_elsewhere(p, &c, i);
+        }
+        consider_swaps(p, &c);
+        if (c.best.kind == 0) break;
+        if (c.best.kind == 1) {
+            apply_swap(p, hot, c.best.rank, c.best.out, c.best.in);
         } else {
-            drop_copy(p, best.rank, best.out);
-            add_copy(p, best.rank, best.in);
+            drop_copy(p, c.best.rank, c.best.out);
+            add_copy(p, c.best.rank, c.best.in);
         }
     }
     return peak(p) <= goal->target;

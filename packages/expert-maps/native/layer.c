@@ -33,6 +33,13 @@ int layer_init(Layer *p, int32_t experts, int32_t ranks, int32_t stride) {
     p->was = array(r * words, sizeof(uint64_t), &failed);
     p->pairs = array(r * pairs, sizeof(Pair), &failed);
     p->stale = array(r, 1, &failed);
+    p->changed = array(3 * r, 1, &failed);
+    p->left_any = p->changed ? p->changed + r : NULL;
+    p->came_any = p->changed ? p->changed + 2 * r : NULL;
+    p->relief = array(2 * e, sizeof(double), &failed);
+    p->next_share = p->relief ? p->relief + e : NULL;
+    p->places = array(e, sizeof(uint64_t), &failed);
+    p->spare = array(r * s, sizeof(Spare), &failed);
     p->index = array(3 * (e + r), sizeof(int32_t), &failed);
     p->key = array(e + r, sizeof(double), &failed);
     p->radix = array(2 * (e + r), sizeof(uint64_t), &failed);
@@ -43,7 +50,8 @@ int layer_init(Layer *p, int32_t experts, int32_t ranks, int32_t stride) {
 void layer_free(Layer *p) {
     void *const arrays[] = {p->capacity, p->weight, p->count, p->share,    p->holder, p->slot,
                             p->value,    p->fill,   p->load,  p->order,    p->position, p->on,
-                            p->was,      p->pairs,  p->stale, p->index,    p->key,    p->radix};
+                            p->was,      p->pairs,  p->stale, p->index,    p->key,    p->radix,
+                            p->changed,  p->relief, p->places, p->spare};
     for (size_t i = 0; i < sizeof arrays / sizeof *arrays; i++) free(arrays[i]);
     memset(p, 0, sizeof *p);
 }
@@ -107,7 +115,7 @@ void sum_rank(Layer *p, int32_t rank) {
     double sum = 0;
     for (int32_t i = 0; i < p->fill[rank]; i++) sum += value[i];
     p->load[rank] = sum;
-    p->stale[rank] = 1;
+    p->stale[rank] = p->changed[rank] = 1;
 }
 
 /* Move a rank whose load changed to its place in `order`. */

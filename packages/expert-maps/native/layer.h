@@ -17,6 +17,16 @@ typedef struct {
     int16_t first, second;
 } Pair;
 
+/* A slot whose copy can be spared. */
+typedef struct {
+    int32_t rank, out;
+    int came, dear;  /* whether it was not there before; whether any other expert in its place costs a move */
+    double without;  /* the rank's load without it, less the target */
+    double excess;   /* what of the rank is above the target */
+    double loss;     /* what the other holders' excess grows by */
+    uint64_t places; /* those holders, modulo 64 */
+} Spare;
+
 /* Ranks keep their slots sorted by share, ascending: so partners of a wanted size are found without sorting. */
 typedef struct {
     int32_t num_experts, num_ranks, num_slots;
@@ -40,6 +50,12 @@ typedef struct {
     int tracked;         /* whether there is a present placement */
     Pair *pairs;         /* [R, pairs of stride], lazily, sorted by sum */
     uint8_t *stale;      /* [R], whether its pairs must be computed anew */
+    uint8_t *changed;    /* [R], whether its load changed since budget.c last looked */
+    uint8_t *left_any, *came_any; /* [R], whether an expert left the rank, or came to it, since the present placement */
+    double *relief;      /* [E], see budget.c */
+    double *next_share;  /* [E], with one copy more */
+    uint64_t *places;    /* [E], its holders, modulo 64 */
+    Spare *spare;        /* scratch [R, stride] */
     int32_t *index;      /* scratch [3 * (E + R)] */
     double *key;         /* scratch [E + R] */
     uint64_t *radix;     /* scratch [2 * (E + R)] */
