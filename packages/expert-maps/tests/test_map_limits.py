@@ -258,6 +258,8 @@ def test_violations_are_a_sequence_and_survive_pickling() -> None:
         "rank": 1,
         "slot": 1,
         "expert": 5,
+        "found": 5,
+        "expected": "0 … 3",
     }
     json.dumps([violation.to_dict() for violation in listed])
     again = pickle.loads(pickle.dumps(error))  # noqa: S301 - made here
