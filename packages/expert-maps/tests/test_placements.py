@@ -172,7 +172,7 @@ def test_vllm_arrays_may_be_wider_and_in_another_order() -> None:
         ({"logcnt": [[2, 1, 1, 0]]}, "as many experts"),
         ({"logcnt": [[2, 1]]}, "as many experts"),
         ({"logcnt": [[2, 1, 1], [1, 2, 1]]}, "expected 1 layers"),
-        ({"logcnt": [[2, 1, 1.0]]}, "logcnt holds 1.0; expected integers"),
+        ({"logcnt": [[2, 1, 1.0]]}, r"logcnt has 1.0 at \[0, 2\], of type float; expected integers"),
         ({"log2phy": [[[0, 3], [1], [2, -1]]]}, "log2phy is ragged"),
         ({"logcnt": [], "log2phy": 3}, "log2phy"),
         ({"replica_count": [[2, 1, 1]]}, "which mean the same"),

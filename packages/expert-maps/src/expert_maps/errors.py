@@ -51,6 +51,23 @@ def printable(text: str, limit: int | None = 60) -> str:
     )
 
 
+def show_value(value: object) -> str:
+    """Return a value as a message may show it: short, and without what a terminal obeys."""
+    if isinstance(value, int) and not isinstance(value, bool):
+        return show_integer(value)
+    if isinstance(value, str):
+        return f"'{printable(value)}'"
+    if isinstance(value, (dict, list, tuple, range)):
+        return f"{'an object' if isinstance(value, dict) else 'a list'} of {len(value)} entries"
+    return printable(repr(value))
+
+
+def show_integer(value: int) -> str:
+    """Return an integer as a message may show it: Python refuses to write one of thousands of digits."""
+    few = 100
+    return str(value) if value.bit_length() <= few else f"an integer of {value.bit_length()} bits"
+
+
 @dataclass(frozen=True)
 class Violation:
     """One broken rule of a placement, with its coordinates; or what is not as it was said to be.
