@@ -191,7 +191,7 @@ def test_a_bad_value_is_named_with_its_layer_and_expert(value: float, steps: boo
         (np.ones((1, 1, 1, 8)), r"load has shape \[1, 1, 1, 8\]"),
         (np.ones((0, 8)), r"load has shape \[0, 8\]"),
         ([[1, 2], [3]], "load is ragged"),
-        ([["a"]], "load has dtype"),
+        ([["a"]], "load has 'a'"),
         ([[True]], "load has dtype bool"),
     ],
 )

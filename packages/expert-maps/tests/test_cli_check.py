@@ -13,7 +13,7 @@ from cli_runs import assert_one_line_error, generate, run, write_slots
 from expert_maps import read_placement
 from expert_maps.cli import check
 
-JSON_KEYS = {"version", "file", "ok", "num_violations", "violations", "kinds", "counts", "digest"}
+JSON_KEYS = {"version", "file", "ok", "num_violations", "violations", "kinds", "counts", "layers", "digest"}
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -83,6 +83,8 @@ def test_check_lists_every_violation_and_exits_1(tmp_path: Path) -> None:
         "rank": 0,
         "slot": 1,
         "expert": 0,
+        "found": None,
+        "expected": None,
     }
 
 
@@ -129,12 +131,17 @@ def test_check_reads_standard_input(tmp_path: Path) -> None:
     assert_one_line_error(run("check", "-", "--golden", "-", given=content), "both '-'")
 
 
-def test_check_names_the_first_slot_that_differs_from_a_golden(tmp_path: Path) -> None:
+def test_check_names_each_slot_that_differs_from_a_golden(tmp_path: Path) -> None:
     path = write_slots(tmp_path / "map.json", [[0, 1], [2, 0]])
     golden = write_slots(tmp_path / "golden.json", [[0, 1], [0, 2]])
     result = run("check", path, "--golden", golden)
     assert result.exit_code == 1
-    assert "layer 0, rank 1, slot 0: expert 2; expected 0 (golden; 2 slots differ)" in result.stderr
+    assert result.stderr.splitlines()[1:] == [
+        "  layer 0, rank 1, slot 0: expert 2; expected 0 (golden)",
+        "  layer 0, rank 1, slot 1: expert 0; expected 2 (golden)",
+    ]
+    told = json.loads(run("check", path, "--golden", golden, "--json").stdout)["violations"][1]
+    assert (told["rank"], told["slot"], told["found"], told["expected"]) == (1, 1, 0, 2)
     other = write_slots(tmp_path / "other.json", [[0], [1]])
     assert "num_logical_experts is 3; expected 2 (golden)" in run("check", path, "--golden", other).stderr
     assert_one_line_error(run("check", path, "--golden", "absent.json"), "absent.json")

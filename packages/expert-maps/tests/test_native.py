@@ -5,6 +5,7 @@
 from __future__ import annotations
 
 import copy
+import hashlib
 import json
 import re
 from typing import TYPE_CHECKING, Any
@@ -110,8 +111,9 @@ def test_the_facts_are_carried_and_hold_to_the_schema() -> None:
     assert {"tool", "command", "policy", "load"} == set(found.provenance)
     assert found.provenance["tool"].startswith("expert-maps ")
     changes: tuple[dict[str, Any], ...] = (
-        {"version": 2},
+        {"version": 1},
         {"digest": "0"},
+        {"facts_digest": 0},
         {"slots_per_rank": []},
         {"provenance": {}},
         {"layers": [-1]},
@@ -155,7 +157,7 @@ def change(path: str, value: object) -> dict[str, Any]:
     for part in parents:
         node = node[int(part)] if isinstance(node, list) else node[part]
     if value is None:
-        del node[last]
+        node.pop(last, None)
     else:
         node[int(last) if isinstance(node, list) else last] = value
     return document
@@ -173,13 +175,18 @@ SLOTS = "layer_list.1.device_list.0.device_expert"
         ("expert_maps.num_layers", 3, "expert_maps.num_layers is 3, but the slots have 2"),
         ("expert_maps.ep_size", True, "expert_maps.ep_size is true, but the slots have 2"),
         ("expert_maps.slots_per_rank", [4, 0], r"slots_per_rank is \[4, 0\], but the slots have \[2, 2\]"),
-        ("expert_maps.version", 2, "version is 2; this release reads 1: update"),
+        ("expert_maps.version", 3, "version is 3; this release reads 1 to 2: update"),
+        ("expert_maps.version", 1, "facts_digest is .*the file was changed after it was written"),
         ("expert_maps.version", None, "version is null"),
         ("expert_maps.num_logical_experts", "3", 'num_logical_experts is "3"'),
         ("expert_maps", [1], r"expert_maps is \[1\]; expected an object"),
         ("expert_maps.layers", [1], "expected 2 layer numbers"),
         ("expert_maps.layers", [3, 1], "layers have 1 after 3"),
-        ("expert_maps.num_hidden_layers", 3, "num_hidden_layers is 3; expected an integer from 4"),
+        ("expert_maps.num_hidden_layers", 3, "num_hidden_layers is 3; expected at least 4"),
+        ("expert_maps.facts_digest", None, "facts_digest is null, but expert_maps has .*--ignore-digest"),
+        ("expert_maps.layers", [0, 3], "facts_digest is .*the file was changed after it was written"),
+        ("expert_maps.more", 1, "facts_digest is .*the file was changed after it was written"),
+        ("layer_list.1.layer_id", 2, "layer_id are 0,2; expected 0 to 1, or expert_maps.layers"),
         ("expert_maps.num_shared_experts", 3, "num_shared_experts is 3; expected an integer from 0 to 2"),
         ("expert_maps.provenance", 3, "provenance is 3; expected an object"),
         ("expert_maps.provenance.load", 3, "provenance.load is 3; expected text"),
@@ -199,6 +206,47 @@ def test_slots_that_break_a_rule_are_named_before_the_digest() -> None:
         read(change(SLOTS, [0, 1]))
     with pytest.raises(PlacementError, match="expert 3 is missing"):
         read(json.loads(native.dumps(PLACEMENT)), num_logical_experts=4)
+
+
+def leaves(node: Any, path: str = "") -> list[tuple[str, Any]]:  # noqa: ANN401
+    """Return each number and text of a document with its path."""
+    entries = node.items() if isinstance(node, dict) else enumerate(node) if isinstance(node, list) else None
+    if entries is None:
+        return [(path[1:], node)]
+    return [leaf for key, value in entries for leaf in leaves(value, f"{path}.{key}")]
+
+
+def test_no_number_or_word_can_change_unnoticed() -> None:
+    document = json.loads(native.dumps(PLACEMENT, num_shared_experts=1, **FACTS))
+    places = [path for path, _ in leaves(document)]
+    assert len(places) > 30
+    for path, value in leaves(document):
+        other: list[object] = [value + 1, value - 1] if isinstance(value, int) else [value + "x", value[:-1]]
+        for changed in other:
+            with pytest.raises((FormatError, PlacementError)):
+                read(change(path, changed))
+
+
+def test_a_file_of_the_first_version_is_read() -> None:
+    document = json.loads(native.dumps(PLACEMENT, **FACTS))
+    facts = document[native.OBJECT]
+    facts["version"] = 1
+    del facts[native.FACTS_DIGEST]
+    schema = native.schema(1)
+    check(document, schema, schema)
+    found = read(document)
+    assert (found.placement, found.layers) == (PLACEMENT, (1, 3))
+    facts["digest"] = "0" * 64
+    with pytest.raises(FormatError, match="digest is"):
+        read(document)
+
+
+def test_the_digest_of_the_facts_is_what_the_schema_says() -> None:
+    document = json.loads(native.dumps(PLACEMENT, **FACTS))
+    facts = document[native.OBJECT]
+    said = facts.pop("facts_digest")
+    text = "expert-maps facts 1\n" + json.dumps(facts, sort_keys=True, separators=(",", ":"))
+    assert hashlib.sha256(text.encode()).hexdigest() == said
 
 
 def test_a_change_by_hand_can_be_taken_on_purpose() -> None:

@@ -147,7 +147,7 @@ def test_rank_lists_equal_the_flat_form() -> None:
         ([[]], 1, "shape"),
         ([[0.0, 1.0]], 1, "dtype float64"),
         ([[True, False]], 1, "dtype bool"),
-        ([["0", "1"]], 1, "dtype"),
+        ([["0", "1"]], 1, "'0' at "),
         ([[0, 1], [0]], 1, "ragged"),
         ([[0, 1]], 0, "ep_size is 0; expected at least 1"),
         ([[0, 1]], 1.0, "ep_size is 1.0; expected an integer"),

@@ -14,7 +14,7 @@ import pytest
 
 from expert_maps import FormatError, Placement, PlacementError, generate_placement, read_placement
 from expert_maps.files import Source
-from expert_maps.formats import deepseek, golden, inspect_map, placements, read_any_placement, vllm
+from expert_maps.formats import deepseek, golden, inspect_map, read_any_placement, recognising, vllm
 from expert_maps.formats.safetensors import dump_safetensors
 from expert_maps.formats.torch_files import dump_pt
 from expert_maps.layered import LayeredPlacement
@@ -167,12 +167,12 @@ def test_vllm_arrays_may_be_wider_and_in_another_order() -> None:
         ({"log2phy": [[[0, 3], [1, -2], [2, -1]]]}, r"expert 1 is \[1, -2\]; expected \[1\]"),
         (
             {"logcnt": [[2, 1, 2]]},
-            r"logcnt at layer 0, expert 2 is 2; expected 1 copies by phy2log \(1 differ\)",
+            "logcnt at layer 0, expert 2 is 2; expected 1 by phy2log$",
         ),
         ({"logcnt": [[2, 1, 1, 0]]}, "as many experts"),
         ({"logcnt": [[2, 1]]}, "as many experts"),
         ({"logcnt": [[2, 1, 1], [1, 2, 1]]}, "expected 1 layers"),
-        ({"logcnt": [[2, 1, 1.0]]}, "logcnt holds 1.0; expected integers"),
+        ({"logcnt": [[2, 1, 1.0]]}, r"logcnt has 1.0 at \[0, 2\], of type float; expected integers"),
         ({"log2phy": [[[0, 3], [1], [2, -1]]]}, "log2phy is ragged"),
         ({"logcnt": [], "log2phy": 3}, "log2phy"),
         ({"replica_count": [[2, 1, 1]]}, "which mean the same"),
@@ -294,7 +294,7 @@ def test_what_no_map_can_be_told_from_is_refused(content: object, message: str) 
         read(content)
 
 
-@pytest.mark.parametrize("form", placements.FORM_NAMES)
+@pytest.mark.parametrize("form", recognising.FORM_NAMES)
 @pytest.mark.parametrize(
     "content", [{}, [], [[]], 3, {"layer_list": {}}, np.zeros(3), {"a": np.zeros((2, 2))}]
 )

@@ -72,3 +72,16 @@ def layers_text(layers: Sequence[int] | str) -> str:
         else:
             runs.append([layer, layer])
     return ",".join(f"{begin}-{end}" if end > begin else f"{begin}" for begin, end in runs)
+
+
+def name_row(row: int, layers: Sequence[int] | None) -> str:
+    """Name a row of a map or load, which counts the MoE layers from 0.
+
+    Args:
+        row: the MoE layer's index.
+        layers: the absolute index of each row among all layers of the model; None if unknown.
+
+    Returns:
+        ``layer 0``, or where the model's number is known ``row 0 (layer 3)``.
+    """
+    return f"layer {row}" if layers is None else f"row {row} (layer {layers[row]})"

@@ -242,13 +242,15 @@ class _Uneven:
 
     def __getitem__(self, index: int) -> Violation:
         layer, rank = divmod(int(self.cells[index]), self.per_rank.shape[1])
-        found = f"layer {layer}, rank {rank}: {self.per_rank[layer, rank]} slots"
+        slots = int(self.per_rank[layer, rank])
+        found = f"layer {layer}, rank {rank}: {slots} slots"
         if self.usual is None:
-            first = self.per_rank[0, rank]
-            text = f"{found}, but layer 0 has {first} on that rank; expected the same in every layer"
+            expected = int(self.per_rank[0, rank])
+            text = f"{found}, but layer 0 has {expected} on that rank; expected the same in every layer"
         else:
-            text = f"{found}; expected {self.usual[layer]}, equally many on every rank"
-        return Violation("uneven", text, layer, rank)
+            expected = int(self.usual[layer])
+            text = f"{found}; expected {expected}, equally many on every rank"
+        return Violation("uneven", text, layer, rank, found=slots, expected=expected)
 
 
 @dataclass(frozen=True, eq=False)
@@ -264,11 +266,9 @@ class _OutOfRange:
         place = int(self.which[index])
         layer, rank, slot = self.slots.place(place)
         expert = int(self.slots.expert[place])
-        text = (
-            f"layer {layer}, rank {rank}, slot {slot}: expert {expert} is out of range; "
-            f"expected 0 … {self.num_logical_experts - 1}"
-        )
-        return Violation("out_of_range", text, layer, rank, slot, expert)
+        known = f"0 … {self.num_logical_experts - 1}"
+        text = f"layer {layer}, rank {rank}, slot {slot}: expert {expert} is out of range; expected {known}"
+        return Violation("out_of_range", text, layer, rank, slot, expert, expert, known)
 
 
 @dataclass(frozen=True, eq=False)

@@ -5,7 +5,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Literal, Protocol, overload
 
 from expert_maps.limits import MAX_LISTED
@@ -13,7 +13,7 @@ from expert_maps.limits import MAX_LISTED
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-ViolationKind = Literal["missing", "out_of_range", "duplicate", "uneven"]
+ViolationKind = Literal["missing", "out_of_range", "duplicate", "uneven", "contradiction", "count", "golden"]
 
 
 class ExpertMapsError(ValueError):
@@ -51,17 +51,38 @@ def printable(text: str, limit: int | None = 60) -> str:
     )
 
 
+def show_value(value: object) -> str:
+    """Return a value as a message may show it: short, and without what a terminal obeys."""
+    if isinstance(value, int) and not isinstance(value, bool):
+        return show_integer(value)
+    if isinstance(value, str):
+        return f"'{printable(value)}'"
+    if isinstance(value, (dict, list, tuple, range)):
+        return f"{'an object' if isinstance(value, dict) else 'a list'} of {len(value)} entries"
+    return printable(repr(value))
+
+
+def show_integer(value: int) -> str:
+    """Return an integer as a message may show it: Python refuses to write one of thousands of digits."""
+    few = 100
+    return str(value) if value.bit_length() <= few else f"an integer of {value.bit_length()} bits"
+
+
 @dataclass(frozen=True)
 class Violation:
-    """One broken rule of a placement, with its coordinates.
+    """One broken rule of a placement, with its coordinates; or what is not as it was said to be.
 
     Attributes:
-        kind: which rule: ``missing``, ``out_of_range``, ``duplicate`` or ``uneven``.
+        kind: which rule of placements: ``missing``, ``out_of_range``, ``duplicate`` or ``uneven``; else ``contradiction``
+            (a map file says of its slots what they are not), ``count`` (another number than the caller expects) or
+            ``golden`` (another slot than the caller expects).
         message: one line that names layer, rank and slot where they apply.
         layer: MoE layer index, or None where the rule concerns all layers.
         rank: expert-parallel rank, or None (a missing expert is on no rank).
         slot: local slot on that rank, or None.
         expert: logical expert id, or None.
+        found: what stands there, or None where nothing does.
+        expected: what ought to, or None where several values are right.
     """
 
     kind: ViolationKind
@@ -70,6 +91,8 @@ class Violation:
     rank: int | None = None
     slot: int | None = None
     expert: int | None = None
+    found: str | int | None = None
+    expected: str | int | None = None
 
     def to_dict(self) -> dict[str, str | int | None]:
         """Return the attributes by name, for JSON."""
@@ -95,8 +118,15 @@ class Violations(Sequence[Violation]):
     """
 
     def __init__(self, groups: Sequence[ViolationGroup]) -> None:
-        """Keep the groups, in order."""
-        self._groups = tuple(group for group in groups if len(group))
+        """Keep the groups, in order; each is of one kind, or all of another sequence of violations."""
+        flat: list[ViolationGroup] = []
+        for group in groups:
+            flat.extend(group._groups if isinstance(group, Violations) else [group])  # noqa: SLF001 - its own class
+        self._groups: tuple[ViolationGroup, ...] = tuple(group for group in flat if len(group))
+
+    def named(self, prefix: str) -> Violations:
+        """Return the same with some words before each message."""
+        return Violations([_Named(group, prefix) for group in self._groups])
 
     def after(self, group: ViolationGroup) -> Violations:
         """Return the same after some more."""
@@ -144,6 +174,21 @@ class Violations(Sequence[Violation]):
     def __repr__(self) -> str:
         """Count them; a list of all would flood a log."""
         return f"<{len(self)} violations>"
+
+
+@dataclass(frozen=True)
+class _Named:
+    """Violations with some words before each message."""
+
+    group: ViolationGroup
+    prefix: str
+
+    def __len__(self) -> int:
+        return len(self.group)
+
+    def __getitem__(self, index: int, /) -> Violation:
+        one = self.group[index]
+        return replace(one, message=self.prefix + one.message)
 
 
 @dataclass(frozen=True)

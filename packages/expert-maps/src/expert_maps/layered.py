@@ -10,15 +10,14 @@ from __future__ import annotations
 
 import hashlib
 from dataclasses import dataclass
-from itertools import chain
-from typing import TYPE_CHECKING, TypeAlias
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from expert_maps import limits, metrics
-from expert_maps._input import count_rank_lists
+from expert_maps._input import count_rank_lists, flatten_rank_lists
 from expert_maps._rules import Slots, differing_layers, find_violations, infer_num_logical_experts
-from expert_maps.errors import ExpertMapsError, PlacementError, Violation, Violations
+from expert_maps.errors import ExpertMapsError, PlacementError, Violations
 from expert_maps.load import as_load
 from expert_maps.placement import Placement
 from expert_maps.validation import as_count, as_index
@@ -32,8 +31,6 @@ if TYPE_CHECKING:
 
     Int32Array = NDArray[np.int32]
     RankLists = Sequence[Sequence[Sequence[int]]]
-
-TAKEN_BY = "`check --allow-uneven`, `show`, `evaluate` and `convert` take such a map, in Python `expert_maps.formats.read_any_placement`"
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -88,13 +85,11 @@ class LayeredPlacement:
             PlacementError: a rule of placements is broken; every violation is listed.
         """
         per_rank = count_rank_lists(layers)
-        _check_sizes(per_rank)
-        flat = np.array(list(chain.from_iterable(chain.from_iterable(layers))) or [0])
-        if flat.dtype.kind not in "iu":
-            msg = f"expert ids have type {flat.dtype}; expected integers"
+        if not per_rank.sum(axis=1).all():
+            msg = f"layer {int(np.argmin(per_rank.sum(axis=1)))} has no slots; expected at least one"
             raise ExpertMapsError(msg)
         return cls.from_flat(
-            flat.astype(np.int64),
+            flatten_rank_lists(layers),
             per_rank,
             num_logical_experts=num_logical_experts,
             allow_uneven=allow_uneven,
@@ -273,80 +268,3 @@ class LayeredPlacement:
             f"num_redundant_experts={copies.min()}…{copies.max()}, ep_size={self.ep_size}, "
             f"digest={self.digest[:12]})"
         )
-
-
-AnyPlacement: TypeAlias = Placement | LayeredPlacement
-
-
-def from_rank_lists(
-    layers: RankLists,
-    *,
-    num_logical_experts: int | None = None,
-    allow_uneven: bool = False,
-    allow_duplicates: bool = False,
-) -> AnyPlacement:
-    """Build a `Placement` where every layer has the same slots, else a `LayeredPlacement`; arguments as there."""
-    kind = Placement if _alike(layers) else LayeredPlacement
-    return kind.from_rank_lists(
-        layers,
-        num_logical_experts=num_logical_experts,
-        allow_uneven=allow_uneven,
-        allow_duplicates=allow_duplicates,
-    )
-
-
-def layers_of(placement: AnyPlacement) -> Sequence[Placement]:
-    """Return the placement of each layer."""
-    if isinstance(placement, LayeredPlacement):
-        return placement.layers
-    return [layer_of(placement, layer) for layer in range(placement.num_layers)]
-
-
-def layer_of(placement: AnyPlacement, layer: int) -> Placement:
-    """Return the placement of one layer, whose index is 0 in it.
-
-    Raises:
-        ExpertMapsError: there is no such layer.
-    """
-    if isinstance(placement, LayeredPlacement):
-        return placement.layer(layer)
-    row = as_index("layer", layer, placement.num_layers)
-    return Placement(
-        placement.physical_to_logical[row : row + 1],
-        placement.ep_size,
-        num_logical_experts=placement.num_logical_experts,
-        slots_per_rank=placement.slots_per_rank,
-        allow_uneven=True,
-        allow_duplicates=True,
-    )
-
-
-def refuse_layered(placement: AnyPlacement) -> Placement:
-    """Return a `Placement` as it is.
-
-    Raises:
-        PlacementError: it has other slots in some layers; each is named, and what takes such a map.
-    """
-    if isinstance(placement, Placement):
-        return placement
-    found = placement.differing_layers()  # all of one kind, and perhaps millions
-    first = found[0]
-    hint = Violation(first.kind, f"{first.message}; {TAKEN_BY}", first.layer, first.rank)
-    raise PlacementError(found.with_first(hint))
-
-
-def _alike(layers: RankLists) -> bool:
-    lengths = [[len(slots) for slots in ranks] for ranks in layers]
-    # Layers of other rank counts are no placement of any kind: `Placement` says so.
-    return len({len(ranks) for ranks in lengths}) != 1 or all(ranks == lengths[0] for ranks in lengths)
-
-
-def _check_sizes(per_rank: NDArray[np.int64]) -> None:
-    for name, found, most in (
-        ("layers", per_rank.shape[0], limits.MAX_LAYERS),
-        ("ranks", per_rank.shape[1], limits.MAX_RANKS),
-        ("slots of all layers", int(per_rank.sum()), limits.MAX_SLOTS),
-    ):
-        if found > most:
-            msg = f"the placement has {found} {name}; expected at most {most}"
-            raise ExpertMapsError(msg)

@@ -5,16 +5,17 @@
 from __future__ import annotations
 
 import operator
+from itertools import chain
 from math import prod
-from typing import TYPE_CHECKING, Any, SupportsFloat, SupportsIndex, cast
+from typing import TYPE_CHECKING, Any, NoReturn, SupportsFloat, SupportsIndex, cast
 
 import numpy as np
 
 from expert_maps import limits
-from expert_maps.errors import ExpertMapsError, LayoutError, printable
+from expert_maps.errors import ExpertMapsError, LayoutError, show_integer, show_value
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Callable, Mapping, Sequence
 
     from numpy.typing import NDArray
 
@@ -38,12 +39,12 @@ def as_count(
     """
     # Not `isinstance(value, SupportsIndex)`: run-time protocols cost more than some plans do.
     if isinstance(value, bool) or not hasattr(type(value), "__index__"):
-        msg = f"{name} is {_show(value)}; expected an integer"
+        msg = f"{name} is {show_value(value)}; expected an integer"
         raise error(msg)
     number = operator.index(cast("SupportsIndex", value))
     if number < minimum or number > maximum:
         limit = f"at least {minimum}" if number < minimum else f"at most {maximum}"
-        msg = f"{name} is {_show_integer(number)}; expected {limit}"
+        msg = f"{name} is {show_integer(number)}; expected {limit}"
         raise error(msg)
     return number
 
@@ -66,12 +67,12 @@ def as_tolerance(value: object) -> float:
         LayoutError: it is no such number.
     """
     if isinstance(value, bool) or not isinstance(value, SupportsFloat) or isinstance(value, str):
-        msg = f"tolerance is {_show(value)}; expected a number"
+        msg = f"tolerance is {show_value(value)}; expected a number"
         raise LayoutError(msg)
     try:
         number = float(value)
     except (OverflowError, TypeError, ValueError) as error:
-        msg = f"tolerance is {_show(value)}; expected a number"
+        msg = f"tolerance is {show_value(value)}; expected a number"
         raise LayoutError(msg) from error
     if not 0 < number <= 1:
         msg = f"tolerance is {number:g}; expected more than 0 and at most 1: a fraction of the lower bound"
@@ -165,102 +166,132 @@ def nearest_multiples(total: int, base: int, ep_size: int) -> list[int]:
 def as_array(name: str, value: object, error: type[ExpertMapsError] = ExpertMapsError) -> NDArray[Any]:
     """Return an array, or nested lists of numbers as one.
 
-    Lists are looked through before NumPy sees them: of a single long string among them it would make an array of
-    strings as long, for each number one.
-
     Args:
         name: what messages call it.
-        value: anything; numbers in lists of equal lengths, or what NumPy takes for an array.
+        value: anything; numbers, truth values or arrays in lists of equal lengths, or what NumPy takes for an array.
         error: what to raise.
 
     Returns:
         Int64 or float64 (bool where all are true or false) of lists; else whatever the array holds, not copied.
 
     Raises:
-        ExpertMapsError: ragged lists, what is no number, or an integer beyond 64 bits; the place is named.
+        ExpertMapsError: as `array_of_lists`.
     """
     if not isinstance(value, _LISTS):
         if not hasattr(type(value), "__array__") and not isinstance(value, _NUMBERS):
-            msg = f"{name} is {_show(value)}; expected an array or lists of numbers"
+            msg = f"{name} is {show_value(value)}; expected an array or lists of numbers"
             raise error(msg)
         return np.asarray(value)
-    rows, shape = _rows(name, value, error)
-    kinds: set[type] = set()
-    for row in rows:
-        kinds.update(map(type, row))
+    rows, shape, kinds = _walk(name, value, error, _MOST_AXES)
     if kinds and all(hasattr(kind, "__array__") and not issubclass(kind, _NUMBERS) for kind in kinds):
         try:  # a list of arrays
             return np.asarray(value)
         except ValueError as ragged:
             msg = f"{name} is ragged: {ragged}"
             raise error(msg) from ragged
-    _refuse_strangers(name, rows, shape, kinds, error)
     if kinds == {bool}:
         return np.array(rows, dtype=bool).reshape(shape)
-    is_whole = all(issubclass(kind, (int, np.integer)) for kind in kinds)
-    try:
-        return np.array(rows, dtype=np.int64 if is_whole else np.float64).reshape(shape)
-    except OverflowError as overflow:
-        largest = max((number for row in rows for number in row), key=abs)
-        msg = f"{name} holds {_show_integer(largest)}; expected numbers of 64 bits"
-        raise error(msg) from overflow
+    return _array(name, rows, shape, kinds, error)
 
 
-def _rows(name: str, value: object, error: type[ExpertMapsError]) -> tuple[list[Any], list[int]]:
-    """Return the innermost lists in order, and the shape."""
+def array_of_lists(
+    name: str,
+    value: Sequence[object],
+    error: type[ExpertMapsError],
+    *,
+    check_shape: Callable[[Sequence[int]], object] = len,
+    most_axes: int = _MOST_AXES,
+    whole: bool = False,
+) -> NDArray[Any]:
+    """Return nested lists of numbers as an array.
+
+    Lists are looked through before NumPy sees them: of a single long string among them it would make an array of
+    strings as long, for each number one. A level at a time: an array for each list would take longer than to read them.
+
+    Args:
+        name: what messages call it.
+        value: lists of equal lengths.
+        error: what to raise.
+        check_shape: called with the shape before anything of that size is made; it may raise.
+        most_axes: how deep lists may be nested.
+        whole: whether only integers are numbers.
+
+    Returns:
+        Int64 where all are integers, else float64.
+
+    Raises:
+        ExpertMapsError: ragged lists, what is no number, or an integer beyond 64 bits; the place is named.
+    """
+    rows, shape, kinds = _walk(name, value, error, most_axes)
+    check_shape(shape)
+    return _array(name, rows, shape, kinds, error, whole=whole)
+
+
+def _walk(
+    name: str, value: object, error: type[ExpertMapsError], most_axes: int
+) -> tuple[list[Any], list[int], set[type]]:
+    """Return the innermost lists in order, the shape, and the types of what is in them."""
     rows, shape = [cast("Any", value)], [len(cast("Any", value))]
-    while rows[0] and isinstance(rows[0][0], _LISTS):
-        rows = [entry for row in rows for entry in row]
-        lengths = {len(row) if isinstance(row, _LISTS) else None for row in rows}
-        if len(lengths) > 1:
-            odd = next(
-                i for i, row in enumerate(rows) if not isinstance(row, _LISTS) or len(row) != len(rows[0])
-            )
-            found = f"{len(rows[odd])} entries" if isinstance(rows[odd], _LISTS) else _show(rows[odd])
-            at = [int(i) for i in np.unravel_index(odd, shape)]
-            msg = f"{name} is ragged: {found} at {at}; expected {len(rows[0])} entries, as the first has"
+    while True:
+        kinds: set[type] = set()
+        for row in rows:
+            kinds.update(map(type, row))
+        are_lists = {issubclass(kind, _LISTS) for kind in kinds}
+        if True not in are_lists:
+            return rows, shape, kinds
+        if len(are_lists) > 1:
+            _refuse_mixed(name, rows, shape, error)
+        if len(shape) == most_axes:
+            msg = f"{name} is nested more than {most_axes} deep; expected an array of numbers"
             raise error(msg)
-        shape.append(len(rows[0]))
-        if len(shape) > _MOST_AXES:
-            msg = f"{name} is nested more than {_MOST_AXES} deep; expected an array of numbers"
+        rows = list(chain.from_iterable(rows))
+        length = len(rows[0])
+        if len(set(map(len, rows))) > 1:
+            odd = next(i for i, row in enumerate(rows) if len(row) != length)
+            msg = f"{name} is ragged: {len(rows[odd])} entries at {_place(odd, shape)}; expected {length}, as the first has"
             raise error(msg)
-    return rows, shape
+        shape.append(length)
 
 
-def _refuse_strangers(
-    name: str, rows: list[Any], shape: list[int], kinds: set[type], error: type[ExpertMapsError]
-) -> None:
-    strange = {kind for kind in kinds if not issubclass(kind, _NUMBERS)}
-    if bool in kinds and len(kinds) > 1:
-        strange.add(bool)
-    if not strange:
-        return
-    index, entry = next(
-        (i * shape[-1] + j, entry)
-        for i, row in enumerate(rows)
-        for j, entry in enumerate(row)
-        if type(entry) in strange
-    )
-    at = [int(i) for i in np.unravel_index(index, shape)]
-    if isinstance(entry, _LISTS):
-        msg = f"{name} is ragged: a list at {at}; expected a number, as the first is"
-    else:
-        msg = f"{name} has dtype {type(entry).__name__}: {_show(entry)} at {at}; expected numbers"
+def _refuse_mixed(name: str, rows: list[Any], shape: list[int], error: type[ExpertMapsError]) -> NoReturn:
+    is_list = isinstance(rows[0][0], _LISTS)
+    entries = enumerate(chain.from_iterable(rows))
+    index, entry = next((i, entry) for i, entry in entries if isinstance(entry, _LISTS) != is_list)
+    found = show_value(entry) if is_list else "a list"
+    expected = f"{len(rows[0][0])} entries, as the first has" if is_list else "a number, as the first is"
+    msg = f"{name} is ragged: {found} at {_place(index, shape)}; expected {expected}"
     raise error(msg)
 
 
-def _show(value: object) -> str:
-    """Return a value as a message may show it: short, and without what a terminal obeys."""
-    if isinstance(value, int) and not isinstance(value, bool):
-        return _show_integer(value)
-    if isinstance(value, str):
-        return f"'{printable(value)}'"
-    if isinstance(value, (dict, *_LISTS)):
-        return f"{'an object' if isinstance(value, dict) else 'a list'} of {len(value)} entries"
-    return printable(repr(value))
+def _array(
+    name: str,
+    rows: list[Any],
+    shape: list[int],
+    kinds: set[type],
+    error: type[ExpertMapsError],
+    *,
+    whole: bool = False,
+) -> NDArray[Any]:
+    known = (int, np.integer) if whole else _NUMBERS
+    strange = {kind for kind in kinds if kind is bool or not issubclass(kind, known)}
+    if strange:
+        entries = enumerate(chain.from_iterable(rows))
+        index, entry = next((i, entry) for i, entry in entries if type(entry) in strange)
+        msg = (
+            f"{name} has {show_value(entry)} at {_place(index, shape)}, of type {type(entry).__name__}; "
+            f"expected {'integers' if whole else 'integers or floats'}"
+        )
+        raise error(msg)
+    is_whole = all(issubclass(kind, (int, np.integer)) for kind in kinds)
+    dtype = np.int64 if is_whole and kinds else np.float64
+    try:
+        return np.fromiter(chain.from_iterable(rows), dtype, prod(shape)).reshape(shape)
+    except OverflowError as overflow:
+        largest = max((number for row in rows for number in row), key=abs)
+        msg = f"{name} holds {show_integer(largest)}; expected numbers of 64 bits"
+        raise error(msg) from overflow
 
 
-def _show_integer(value: int) -> str:
-    # Python refuses to write integers of thousands of digits.
-    few = 100
-    return str(value) if value.bit_length() <= few else f"an integer of {value.bit_length()} bits"
+def _place(index: int, shape: list[int]) -> list[int]:
+    """Return the coordinates of one of all entries."""
+    return [int(i) for i in np.unravel_index(index, shape)]

@@ -5,15 +5,17 @@
 from __future__ import annotations
 
 import json
-from itertools import chain
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, cast
 
 import numpy as np
 
 from expert_maps import limits
 from expert_maps.errors import FormatError
+from expert_maps.validation import array_of_lists
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from numpy.typing import NDArray
 
 _SHOWN = 40
@@ -93,45 +95,23 @@ def int_array(value: object, what: str, ndim: int) -> NDArray[np.int64]:
     Raises:
         FormatError: another number of axes, no integers, empty, or larger than `limits` allow.
     """
+
+    def check_shape(shape: Sequence[int]) -> None:
+        if len(shape) != ndim or 0 in shape:
+            msg = f"{what} is of shape {list(shape)}; expected {ndim} axes, none of them empty"
+            raise FormatError(msg)
+        _limit(what, tuple(shape))
+
     if isinstance(value, list):
-        value = _nested_array(value, what, ndim)
-    if not isinstance(value, np.ndarray) or value.ndim != ndim or 0 in value.shape:
-        found = f"of shape {list(value.shape)}" if isinstance(value, np.ndarray) else show(value)
-        msg = f"{what} is {found}; expected an array of {ndim} axes, none of them empty"
+        return array_of_lists(what, value, FormatError, check_shape=check_shape, whole=True)
+    if not isinstance(value, np.ndarray):
+        msg = f"{what} is {show(value)}; expected an array of {ndim} axes"
         raise FormatError(msg)
-    _limit(what, value.shape)
+    check_shape(value.shape)
     if value.dtype.kind not in "iu" or (value.dtype.kind == "u" and int(value.max()) >= 2**63):
         msg = f"{what} has dtype {value.dtype}; expected integers of at most 64 bits"
         raise FormatError(msg)
     return value.astype(np.int64)
-
-
-def _nested_array(value: list[Any], what: str, ndim: int) -> NDArray[np.int64]:
-    """Return nested lists as an array, whose shape the first entries tell and every other must have."""
-    shape: list[int] = []
-    level: object = value
-    for _ in range(ndim):
-        if not isinstance(level, list) or not level:
-            msg = f"{what} is {show(value)}; expected lists of {ndim} levels, none of them empty"
-            raise FormatError(msg)
-        shape.append(len(level))
-        level = level[0]
-    _limit(what, tuple(shape))
-    entries: list[Any] = [value]
-    for axis, size in enumerate(shape):
-        for entry in entries:
-            if not isinstance(entry, list) or len(entry) != size:
-                msg = f"{what} is ragged: {show(entry)} on axis {axis}; expected {size} entries"
-                raise FormatError(msg)
-        entries = list(chain.from_iterable(entries))
-    try:
-        if set(map(type, entries)) == {int}:
-            return np.array(entries, dtype=np.int64).reshape(shape)
-    except OverflowError:
-        pass
-    wrong = next(entry for entry in entries if not is_int(entry))
-    msg = f"{what} holds {show(wrong)}; expected integers"
-    raise FormatError(msg)
 
 
 def _limit(what: str, shape: tuple[int, ...]) -> None:

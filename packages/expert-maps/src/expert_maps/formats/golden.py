@@ -15,17 +15,20 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from expert_maps import limits
+from expert_maps.any_placement import is_derivable, layer_of, refuse_layered
 from expert_maps.errors import FormatError
 from expert_maps.formats.checks import as_int, int_array, int_table, show
-from expert_maps.formats.mapfile import MapFile, counts_text
-from expert_maps.placement import Placement
-from expert_maps.validation import first_true
+from expert_maps.formats.contradictions import Cells, contradiction
+from expert_maps.formats.mapfile import Asked, MapFile, counts_text
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
+    from numpy.typing import NDArray
+
+    from expert_maps.any_placement import AnyPlacement
     from expert_maps.formats.contents import Content
-    from expert_maps.formats.mapfile import Asked
+    from expert_maps.placement import Placement
 
 _KEYS = ("num_layers", "num_logical_experts", "slots_per_rank", "physical_to_logical")
 _DERIVED = ("global_expert_map", "log2phy")
@@ -83,31 +86,10 @@ def parse(
         FormatError: a key is missing or of the wrong type, a count is too large, or a map differs from what follows.
         PlacementError: the slots are no valid placement.
     """
-    if not isinstance(document, dict) or any(key not in document for key in _KEYS):
-        msg = f"not a golden map; expected an object with {', '.join(_KEYS)}"
-        raise FormatError(msg)
-    num_layers = as_int(document["num_layers"], "num_layers", 1, limits.MAX_LAYERS)
-    experts = as_int(document["num_logical_experts"], "num_logical_experts", 1, limits.MAX_EXPERTS)
-    rows = int_table(document["physical_to_logical"], "physical_to_logical")
-    slots = _slots(document["slots_per_rank"], rows.shape[1])
-    if len(rows) not in {1, num_layers}:
-        msg = f"physical_to_logical has {len(rows)} rows; expected 1 or num_layers {num_layers}"
-        raise FormatError(msg)
-    if num_layers * rows.shape[1] > limits.MAX_SLOTS:
-        msg = f"{num_layers} layers of {rows.shape[1]} slots are more than {limits.MAX_SLOTS}; expected at most so many"
-        raise FormatError(msg)
-    placement = Placement(
-        np.broadcast_to(rows, (num_layers, rows.shape[1])),
-        len(slots),
-        num_logical_experts=num_logical_experts or experts,
-        slots_per_rank=slots,
-        allow_uneven=allow_uneven,
-        allow_duplicates=allow_duplicates,
+    asked = Asked(
+        num_logical_experts=num_logical_experts, allow_uneven=allow_uneven, allow_duplicates=allow_duplicates
     )
-    for key in _DERIVED:
-        if key in document:
-            _compare(placement, document[key], key, len(rows))
-    return placement
+    return refuse_layered(_parse(document, asked))
 
 
 def parse_file(content: Content, asked: Asked) -> MapFile:
@@ -117,18 +99,39 @@ def parse_file(content: Content, asked: Asked) -> MapFile:
         FormatError: as `parse`; or it has other ranks or layers than asked.
         PlacementError: the slots are no valid placement.
     """
-    placement = parse(
-        content.value,
-        num_logical_experts=asked.num_logical_experts,
-        allow_uneven=asked.allow_uneven,
-        allow_duplicates=asked.allow_duplicates,
-    )
+    placement = _parse(content.value, asked)
     asked.check_ranks(placement.ep_size)
     layers = asked.name_rows(placement.num_layers)
     return MapFile(placement, "golden", f"golden map, {counts_text(placement)}", layers=layers)
 
 
-def _slots(value: object, num_physical: int) -> list[int]:
+def _parse(document: object, asked: Asked) -> AnyPlacement:
+    if not isinstance(document, dict) or any(key not in document for key in _KEYS):
+        msg = f"not a golden map; expected an object with {', '.join(_KEYS)}"
+        raise FormatError(msg)
+    num_layers = as_int(document["num_layers"], "num_layers", 1, limits.MAX_LAYERS)
+    experts = as_int(document["num_logical_experts"], "num_logical_experts", 1, limits.MAX_EXPERTS)
+    rows = int_table(document["physical_to_logical"], "physical_to_logical")
+    slots = _slots(document["slots_per_rank"], rows.shape[1], asked)
+    if len(rows) not in {1, num_layers}:
+        text = f"physical_to_logical has {len(rows)} rows; expected 1 or num_layers {num_layers}"
+        asked.contradict(contradiction(text, found=len(rows), expected=num_layers))
+        num_layers = len(rows)
+    if num_layers * rows.shape[1] > limits.MAX_SLOTS:
+        msg = f"{num_layers} layers of {rows.shape[1]} slots are more than {limits.MAX_SLOTS}; expected at most so many"
+        raise FormatError(msg)
+    placement = asked.arrange(
+        np.broadcast_to(rows, (num_layers, rows.shape[1])).ravel(),
+        np.broadcast_to(slots, (num_layers, len(slots))),
+        asked.num_logical_experts or experts,
+    )
+    for key in _DERIVED:
+        if key in document:
+            _compare(placement, document[key], key, len(rows), asked)
+    return placement
+
+
+def _slots(value: object, num_physical: int, asked: Asked) -> NDArray[np.int64]:
     if not isinstance(value, list) or not 1 <= len(value) <= limits.MAX_RANKS:
         msg = f"slots_per_rank is {show(value)}; expected a list of 1 to {limits.MAX_RANKS} integers"
         raise FormatError(msg)
@@ -136,31 +139,32 @@ def _slots(value: object, num_physical: int) -> list[int]:
         as_int(entry, f"slots_per_rank[{rank}]", 0, limits.MAX_SLOTS) for rank, entry in enumerate(value)
     ]
     if sum(slots) != num_physical:
-        msg = f"slots_per_rank add up to {sum(slots)}; expected {num_physical}, the slots of physical_to_logical"
+        text = f"slots_per_rank add up to {sum(slots)}; expected {num_physical}, the slots of physical_to_logical"
+        asked.contradict(contradiction(text, found=sum(slots), expected=num_physical))
+        msg = "nothing says which rank has which slots"
         raise FormatError(msg)
-    return slots
+    return np.array(slots, dtype=np.int64)
 
 
-def _compare(placement: Placement, value: object, key: str, num_rows: int) -> None:
+def _compare(placement: AnyPlacement, value: object, key: str, num_rows: int, asked: Asked) -> None:
     """Compare a map of the file with what follows from its slots."""
     experts, ranks = placement.num_logical_experts, placement.ep_size
     _limit_maps(num_rows, ranks, experts)
     found = int_array(value, key, 3)
     rows = len(found)
     if rows not in {1, num_rows, placement.num_layers} or found.shape[1:] != (ranks, experts):
-        msg = f"{key} has shape {list(found.shape)}; expected [{num_rows}, {ranks}, {experts}]"
-        raise FormatError(msg)
-    derive = placement.global_expert_map if key == "global_expert_map" else placement.global_log2phy
+        shape = f"{list(found.shape)}"
+        expected = f"[{num_rows}, {ranks}, {experts}]"
+        text = f"{key} has shape {shape}; expected {expected}"
+        asked.contradict(contradiction(text, found=shape, expected=expected))
+        return
     for layer in range(max(rows, num_rows)):
-        of_file, expected = found[min(layer, rows - 1)], derive(layer)
-        wrong = first_true(of_file != expected)
-        if wrong is not None:
-            rank, expert = wrong[0]
-            msg = (
-                f"{key} at layer {layer}, rank {rank}, expert {expert} is {of_file[rank, expert]}; expected "
-                f"{expected[rank, expert]}, as physical_to_logical has it"
-            )
-            raise FormatError(msg)
+        part = layer_of(placement, layer)
+        if not is_derivable(part):  # its slots are among the violations
+            continue
+        derived = part.global_expert_map(0) if key == "global_expert_map" else part.global_log2phy(0)
+        of_file = found[min(layer, rows - 1)]
+        asked.contradict_each(Cells(key, ("rank", "expert"), of_file, derived, "physical_to_logical", layer))
 
 
 def _limit_maps(num_rows: int, ranks: int, experts: int) -> None:

@@ -7,19 +7,22 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal, TypeAlias
 
+import numpy as np
+
 from expert_maps import limits
 from expert_maps._layers import layers_text
+from expert_maps.any_placement import AnyPlacement, from_flat
 from expert_maps.errors import FormatError
-from expert_maps.layered import AnyPlacement
 from expert_maps.placement import Placement
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-    import numpy as np
     from numpy.typing import NDArray
 
     from expert_maps._layers import Layers
+    from expert_maps.errors import Violation, ViolationGroup
+    from expert_maps.formats.contradictions import Listing
 
 Form: TypeAlias = Literal[
     "expert-maps",
@@ -80,6 +83,7 @@ class Asked:
         ignore_digest: take a file of the project's own though it was changed after it was written.
         allow_uneven: as in `Placement`.
         allow_duplicates: as in `Placement`.
+        listing: takes down all that is wrong, and reading goes on; None: the first is raised.
     """
 
     num_logical_experts: int | None = None
@@ -90,6 +94,50 @@ class Asked:
     ignore_digest: bool = False
     allow_uneven: bool = False
     allow_duplicates: bool = False
+    listing: Listing | None = None
+
+    def contradict(self, violation: Violation, hint: str = "") -> None:
+        """Take down where the file contradicts itself.
+
+        Args:
+            violation: what is found, and what was expected.
+            hint: what may be done about it, for whom it is an error.
+
+        Raises:
+            FormatError: nobody takes it down.
+        """
+        if self.listing is None:
+            raise FormatError(violation.message + hint)
+        self.listing.add((violation,))
+
+    def contradict_each(self, group: ViolationGroup) -> None:
+        """Take down where a table of the file contradicts its slots; as `contradict`, but for nothing there is no error."""
+        if self.listing is not None:
+            self.listing.add(group)
+        elif len(group):
+            raise FormatError(group[0].message + (f" ({len(group)} differ)" if len(group) > 1 else ""))
+
+    def arrange(
+        self, experts: NDArray[np.int64], per_rank: NDArray[np.int64], num_experts: int | None
+    ) -> AnyPlacement:
+        """Make a placement of the experts of all slots.
+
+        Args:
+            experts: int64 [slots of all layers], in the order of layers, ranks and local slots.
+            per_rank: int64 [L, R].
+            num_experts: E; if None, one more than the largest id.
+
+        Returns:
+            A `Placement` where ranks own the same slots in every layer. Where violations are taken down, it may break
+            rules, and what follows from it may be asked of `is_derivable` layers only.
+
+        Raises:
+            PlacementError: it breaks rules, and nobody takes them down.
+        """
+        flags = {"allow_uneven": self.allow_uneven, "allow_duplicates": self.allow_duplicates}
+        if self.listing is not None:
+            return self.listing.arrange(experts, per_rank, num_experts, **flags)
+        return from_flat(experts, per_rank, num_logical_experts=num_experts, **flags)
 
     def check_ranks(self, found: int) -> None:
         """Refuse a number of ranks that is not the file's."""
@@ -121,7 +169,7 @@ class Asked:
             raise FormatError(msg)
         return layers
 
-    def place(self, table: NDArray[np.int64], num_experts: int | None = None) -> Placement:
+    def place(self, table: NDArray[np.int64], num_experts: int | None = None) -> AnyPlacement:
         """Make a placement of a flat table, whose file does not say how many ranks there are.
 
         Args:
@@ -143,13 +191,8 @@ class Asked:
         if num_experts is not None and wanted is not None and wanted != num_experts:
             msg = f"the file has {num_experts} experts; expected {wanted}, as asked"
             raise FormatError(msg)
-        return Placement(
-            table,
-            self.ep_size,
-            num_logical_experts=wanted if num_experts is None else num_experts,
-            allow_uneven=self.allow_uneven,
-            allow_duplicates=self.allow_duplicates,
-        )
+        per_rank = np.full((len(table), self.ep_size), slots // self.ep_size)
+        return self.arrange(table.ravel(), per_rank, wanted if num_experts is None else num_experts)
 
 
 def choose_rows(

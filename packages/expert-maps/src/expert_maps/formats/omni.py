@@ -13,18 +13,17 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from expert_maps import limits
+from expert_maps.any_placement import layers_of
 from expert_maps.errors import FormatError
 from expert_maps.formats.mapfile import MapFile, counts_text
-from expert_maps.layered import LayeredPlacement, layers_of
-from expert_maps.placement import Placement
 from expert_maps.validation import first_true
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
+    from expert_maps.any_placement import AnyPlacement
     from expert_maps.formats.contents import Content
     from expert_maps.formats.mapfile import Asked
-    from expert_maps.layered import AnyPlacement
 
 _AXES = 3
 
@@ -75,21 +74,16 @@ def parse(content: Content, asked: Asked) -> MapFile:
 
 def _place(held: NDArray[np.bool_], asked: Asked) -> AnyPlacement:
     """Return the placement of a pattern [layers, ranks, experts]."""
-    layers, ranks, experts = held.shape
     per_rank = held.sum(axis=2, dtype=np.int64)
     empty = np.nonzero(per_rank.sum(axis=1) == 0)[0]
-    if empty.size:
+    if empty.size and (asked.listing is None or not per_rank.any()):
         msg = f"layer {empty[0]} of the pattern has no experts; expected every expert on at least one rank"
         raise FormatError(msg)
     if per_rank.sum() > limits.MAX_SLOTS:
         msg = f"the pattern has {per_rank.sum()} slots in all layers; expected at most {limits.MAX_SLOTS}"
         raise FormatError(msg)
     flat = np.nonzero(held)[2].astype(np.int64)
-    flags = {"allow_uneven": asked.allow_uneven, "allow_duplicates": asked.allow_duplicates}
-    if (per_rank == per_rank[0]).all():
-        rows = flat.reshape(layers, -1)
-        return Placement(rows, ranks, num_logical_experts=experts, slots_per_rank=per_rank[0], **flags)
-    return LayeredPlacement.from_flat(flat, per_rank, num_logical_experts=experts, **flags)
+    return asked.arrange(flat, per_rank, held.shape[2])
 
 
 def pattern(placement: AnyPlacement) -> NDArray[np.int32]:

@@ -9,20 +9,22 @@ a replica's place in the second is not kept, for everything here orders an exper
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
+from expert_maps.any_placement import is_derivable, layers_of
 from expert_maps.errors import FormatError
 from expert_maps.formats.checks import int_array, int_table
+from expert_maps.formats.contradictions import Cells, Copies, contradiction
 from expert_maps.formats.mapfile import counts_text
-from expert_maps.validation import first_true
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from numpy.typing import NDArray
 
+    from expert_maps.any_placement import AnyPlacement
     from expert_maps.formats.mapfile import Asked
     from expert_maps.placement import Placement
 
@@ -31,7 +33,7 @@ COPIES = ("log2phy", "logical_to_physical_map", "logical_to_physical")
 COUNTS = ("logcnt", "replica_count", "logical_replica_count")
 
 
-def parse_arrays(found: Mapping[str, object], asked: Asked, what: str) -> tuple[Placement, str]:
+def parse_arrays(found: Mapping[str, object], asked: Asked, what: str) -> tuple[AnyPlacement, str]:
     """Make a placement of named arrays and compare those that follow from it.
 
     Args:
@@ -46,73 +48,58 @@ def parse_arrays(found: Mapping[str, object], asked: Asked, what: str) -> tuple[
         FormatError: an array is missing, malformed, or contradicts the first one; layer and expert are named.
         PlacementError: the slots are no valid placement.
     """
-    slots, copies, counts = (_one_of(found, names) for names in (SLOTS, COPIES, COUNTS))
-    if slots is None:
+    present = _present(found, SLOTS, asked)
+    if not present:
         msg = f"there is no array {' or '.join(SLOTS[:2])}; expected the experts of the slots"
         raise FormatError(msg)
+    slots, *others = present
     table = int_table(found[slots], slots)
+    follow: dict[str, NDArray[np.int64]] = {}
     experts: int | None = None
-    tables: dict[str, NDArray[np.int64]] = {}
-    for name, ndim in ((copies, 3), (counts, 2)):
-        if name is None:
-            continue
-        array = tables[name] = int_array(found[name], name, ndim)
-        if len(array) != len(table) or (experts is not None and array.shape[1] != experts):
-            msg = f"{name} has shape {list(array.shape)}; expected {len(table)} layers, as {slots}, and as many experts"
-            raise FormatError(msg)
-        experts = int(array.shape[1])
+    for names, ndim in ((COPIES, 3), (COUNTS, 2)):
+        for name in _present(found, names, asked):
+            array = int_array(found[name], name, ndim)
+            if len(array) != len(table) or (experts is not None and array.shape[1] != experts):
+                text = f"{name} has shape {list(array.shape)}; expected {len(table)} layers, as {slots}, and as many experts"
+                asked.contradict(contradiction(text, found=f"{list(array.shape)}"))
+                continue
+            experts, follow[name] = int(array.shape[1]), array
     placement = asked.place(table, experts)
-    if counts is not None:
-        _compare_counts(tables[counts], placement, counts, slots)
-    if copies is not None:
-        _compare_copies(tables[copies], placement, copies, slots)
+    for name in others:
+        _compare_tables(int_table(found[name], name), table, name, slots, asked)
+    for layer, part in enumerate(layers_of(placement)):
+        if is_derivable(part):  # else its slots are among the violations
+            for name, array in follow.items():
+                _compare(array[layer], part, layer, name, slots, asked)
     return placement, f"{what}, {counts_text(placement)}"
 
 
-def _one_of(found: Mapping[str, object], names: tuple[str, ...]) -> str | None:
+def _present(found: Mapping[str, object], names: tuple[str, ...], asked: Asked) -> list[str]:
+    """Return those of several names for the same array that are there: one, or none."""
     present = [name for name in names if name in found]
     if len(present) > 1:
-        msg = f"there are {' and '.join(present)}, which mean the same; expected one of them"
-        raise FormatError(msg)
-    return present[0] if present else None
+        text = f"there are {' and '.join(present)}, which mean the same; expected one of them"
+        asked.contradict(contradiction(text, found=len(present), expected=1))
+    return present
 
 
-def _compare_counts(counts: NDArray[np.int64], placement: Placement, name: str, slots: str) -> None:
-    wrong = first_true(counts != placement.replica_count)
-    if wrong is not None:
-        layer, expert = wrong[0]
-        msg = (
-            f"{name} at layer {layer}, expert {expert} is {counts[layer, expert]}; expected "
-            f"{placement.replica_count[layer, expert]} copies by {slots} ({wrong[1]} differ)"
-        )
-        raise FormatError(msg)
+def _compare_tables(
+    other: NDArray[np.int64], table: NDArray[np.int64], name: str, slots: str, asked: Asked
+) -> None:
+    if other.shape == table.shape:
+        asked.contradict_each(Cells(name, ("layer", "physical slot"), other, table, slots))
+        return
+    text = f"{name} has shape {list(other.shape)}; expected {list(table.shape)}, as {slots}"
+    asked.contradict(contradiction(text, found=f"{list(other.shape)}", expected=f"{list(table.shape)}"))
 
 
-def _compare_copies(copies: NDArray[np.int64], placement: Placement, name: str, slots: str) -> None:
-    """Compare as sets: the order of copies differs from one system to the next."""
-    for layer, (found, expected) in enumerate(zip(copies, placement.logical_to_physical, strict=True)):
-        width = max(found.shape[1], expected.shape[1])
-        wrong = np.nonzero((_sorted(found, width) != _sorted(expected, width)).any(axis=1))[0]
-        if wrong.size:
-            expert = int(wrong[0])
-            msg = (
-                f"{name} at layer {layer}, expert {expert} is {_valid(found[expert])}; expected "
-                f"{_valid(expected[expert])} by {slots} ({len(wrong)} experts of this layer differ)"
-            )
-            raise FormatError(msg)
-
-
-def _sorted(copies: NDArray[np.integer[Any]], width: int) -> NDArray[np.int64]:
-    """Return each expert's slots in ascending order and then −1, all of one width: int64 [E, width]."""
-    padded = np.pad(copies, [(0, 0), (0, width - copies.shape[1])], constant_values=-1).astype(np.int64)
-    last = np.iinfo(np.int64).max
-    ordered = np.sort(np.where(padded == -1, last, padded), axis=1)
-    return np.where(ordered == last, -1, ordered)
-
-
-def _valid(slots: NDArray[np.integer[Any]]) -> str:
-    found: list[Any] = slots[slots != -1].tolist()
-    return f"{found}" if len(found) <= 8 else f"[{', '.join(map(str, found[:8]))}, …]"  # noqa: PLR2004 - one line
+def _compare(
+    found: NDArray[np.int64], layer: Placement, row: int, name: str, slots: str, asked: Asked
+) -> None:
+    if name in COUNTS:
+        asked.contradict_each(Cells(name, ("expert",), found, layer.replica_count[0], slots, row))
+    else:
+        asked.contradict_each(Copies(name, row, found, layer.logical_to_physical[0], slots))
 
 
 def arrays_of(placement: Placement, names: tuple[str, str, str]) -> dict[str, NDArray[np.int64]]:

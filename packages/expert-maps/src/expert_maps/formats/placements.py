@@ -5,11 +5,10 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import TYPE_CHECKING, get_args
-
-import numpy as np
+from typing import TYPE_CHECKING
 
 from expert_maps._layers import as_layers
+from expert_maps.any_placement import AnyPlacement, refuse_layered
 from expert_maps.errors import ExpertMapsError, FormatError, PlacementError
 from expert_maps.files import describe
 from expert_maps.formats import (
@@ -23,10 +22,9 @@ from expert_maps.formats import (
     vllm_ascend,
     vllm_plugin_das,
 )
-from expert_maps.formats.checks import show
 from expert_maps.formats.contents import Content, read_content
 from expert_maps.formats.mapfile import Asked, Form, MapFile, RanksUnsaidError
-from expert_maps.layered import AnyPlacement, refuse_layered
+from expert_maps.formats.recognising import FORM_NAMES, recognise
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -34,9 +32,7 @@ if TYPE_CHECKING:
     from expert_maps.files import AnyPath
     from expert_maps.placement import Placement
 
-FORM_NAMES: tuple[Form, ...] = get_args(Form)
-
-_READERS: dict[Form, Callable[[Content, Asked], MapFile]] = {
+READERS: dict[Form, Callable[[Content, Asked], MapFile]] = {
     "expert-maps": native.parse_file,
     "vllm-ascend": vllm_ascend.parse_file,
     "golden": golden.parse_file,
@@ -46,27 +42,6 @@ _READERS: dict[Form, Callable[[Content, Asked], MapFile]] = {
     "deepseek": deepseek.parse,
     "omni": omni.parse,
     "vllm-plugin-das": vllm_plugin_das.parse,
-}
-
-# Keys that only one kind of file has. What several have (log2phy, replica_count …) decides nothing.
-_VLLM_ONLY = ("logical_to_physical_map", "logical_replica_count", "replica_count")
-_SIGNS: dict[str, tuple[str, ...]] = {
-    "vllm-ascend": ("layer_list", "moe_layer_count"),
-    "golden": ("physical_to_logical",),
-    "deepseek": ("phy2log",),
-    "sglang": ("physical_to_logical_map",),
-    "tensorrt-llm": ("initial_global_assignments",),
-    "vllm-plugin-das": ("model_maps",),
-    "a load": (
-        "logical_count",
-        "expert_load",
-        "expert_load_pass",
-        "expert_load_window",
-        "moe_load",
-        "load",
-        "loads",
-        "counts",
-    ),
 }
 
 
@@ -194,7 +169,7 @@ def inspect_map(  # noqa: PLR0913 - options by keyword
     content = read_content(path, as_yaml=format == "tensorrt-llm")
     try:
         form = recognise(content, format)
-        found = _READERS[form](content, asked)
+        found = READERS[form](content, asked)
     except PlacementError:
         raise
     except ExpertMapsError as error:
@@ -204,82 +179,3 @@ def inspect_map(  # noqa: PLR0913 - options by keyword
     if found.num_hidden_layers is None and num_hidden_layers is not None:
         return replace(found, num_hidden_layers=num_hidden_layers)
     return found
-
-
-def recognise(content: Content, asked: str | None = None) -> Form:
-    """Return the format of a file's content.
-
-    Args:
-        content: what the file holds.
-        asked: the format by the caller, one of `FORM_NAMES`, or None.
-
-    Raises:
-        FormatError: none or several are possible; they are named.
-    """
-    value = content.value
-    form = _of_keys(content, value, asked) if isinstance(value, dict) else None
-    if asked is not None:
-        return next(name for name in FORM_NAMES if name == asked)
-    if form is not None:
-        return form
-    if omni.is_pattern(value):
-        return "omni"
-    if deepseek.is_tuple(value):
-        return "deepseek"
-    if isinstance(value, np.ndarray):
-        _refuse_array(value)
-    if isinstance(value, list) and value and isinstance(value[0], list):
-        msg = (
-            "the file is a list of lists without a name, which may be a map or a load; say which map by --from: "
-            "deepseek or vllm (MoE layers only), sglang (all layers)"
-        )
-        raise FormatError(msg)
-    msg = f"the file is {show(value)}; expected an object with a map"
-    raise FormatError(msg)
-
-
-def _of_keys(content: Content, value: dict[object, object], asked: str | None) -> Form | None:
-    """Return the format by the keys of an object; two of them are refused whatever is asked."""
-    found = {
-        name: next(key for key in keys if key in value)
-        for name, keys in _SIGNS.items()
-        if any(key in value for key in keys)
-    }
-    if "tensorrt-llm" not in found and tensorrt_llm.balancer_of(value) is not None:
-        found["tensorrt-llm"] = "load_balancer"
-    if len(found) > 1:
-        names = " and ".join(f"{name} ({key!r})" for name, key in found.items())
-        msg = f"the file has the keys of {names}; expected one kind of map: remove the others"
-        raise FormatError(msg)
-    if "a load" in found:
-        msg = f"the file is a load ({found['a load']!r}), not a map; `expert-maps plan` makes a map of it"
-        raise FormatError(msg)
-    if not found:
-        if asked is not None:
-            return None
-        keys = ", ".join(repr(key) for key in list(value)[:8]) or "none"
-        msg = f"the file has the keys {keys}, by which no map is known; say what it is by --from: {', '.join(FORM_NAMES)}"
-        raise FormatError(msg)
-    name = next(iter(found))
-    is_array_file = content.kind in {"npz", "safetensors"}
-    if name == "vllm-ascend":
-        return "expert-maps" if native.OBJECT in value else "vllm-ascend"
-    if name == "golden" and (is_array_file or content.kind == "pt"):
-        return "vllm"
-    if name in {"deepseek", "sglang"} and any(key in value for key in _VLLM_ONLY):
-        return "vllm"
-    if name == "sglang" and ("log2phy" in value or "logcnt" in value or is_array_file):
-        return "vllm"
-    return next(form for form in FORM_NAMES if form == name)
-
-
-def _refuse_array(value: np.ndarray) -> None:
-    what = f"one array {value.dtype} {list(value.shape)} without a name"
-    if value.ndim == 2 and value.dtype.kind in "iu":  # noqa: PLR2004 - [layers, slots], or a load
-        msg = (
-            f"the file is {what}, which may be a map or a load; say which map by --from: deepseek or vllm (MoE layers "
-            "only), sglang (all layers)"
-        )
-    else:
-        msg = f"the file is {what}, by which no map is known; an omni-infer pattern is 0 or 1 [ranks, layers, experts]"
-    raise FormatError(msg)

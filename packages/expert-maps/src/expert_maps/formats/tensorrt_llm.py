@@ -24,6 +24,7 @@ from expert_maps import limits
 from expert_maps._layers import layers_text
 from expert_maps.errors import FormatError
 from expert_maps.formats.checks import as_int, int_table, show
+from expert_maps.formats.contradictions import contradiction
 from expert_maps.formats.mapfile import MapFile, choose_rows, counts_text
 
 if TYPE_CHECKING:
@@ -66,8 +67,12 @@ def parse(content: Content, asked: Asked) -> MapFile:
     if as_int(found.get("layer_updates_per_iter", 0), "layer_updates_per_iter"):
         warnings.append("layer_updates_per_iter is not 0: TensorRT-LLM changes this map while it serves")
     slots = as_int(found.get("num_slots"), "num_slots", 1, limits.MAX_SLOTS)
-    rows = _rows(found[KEY], slots)
+    rows = _rows(found[KEY])
     ids = sorted(rows)
+    for index, layer in enumerate(ids):
+        if len(rows[layer]) != slots:
+            text = f"{KEY} of layer {layer} has {len(rows[layer])} experts; expected num_slots, {slots}"
+            asked.contradict(contradiction(text, layer=index, found=len(rows[layer]), expected=slots))
     _, layers, left_out = choose_rows(asked.layers or "all", ids, KEY)
     if left_out:
         warnings.append(f"the layers {layers_text(left_out)} are in the file but not asked for; left out")
@@ -84,11 +89,11 @@ def parse(content: Content, asked: Asked) -> MapFile:
     )
 
 
-def _rows(value: object, slots: int) -> dict[int, object]:
+def _rows(value: object) -> dict[int, list[object]]:
     if not isinstance(value, dict) or not value:
         msg = f"{KEY} is {show(value)}; expected a list of experts for each layer number"
         raise FormatError(msg)
-    rows: dict[int, object] = {}
+    rows: dict[int, list[object]] = {}
     for key, row in value.items():
         # JSON has no integer keys.
         layer = int(key) if isinstance(key, str) and re.fullmatch(r"[0-9]{1,6}", key) else key
@@ -96,9 +101,8 @@ def _rows(value: object, slots: int) -> dict[int, object]:
         if number in rows:
             msg = f"{KEY} has layer {number} twice"
             raise FormatError(msg)
-        if not isinstance(row, list) or len(row) != slots:
-            found = f"{len(row)} experts" if isinstance(row, list) else show(row)
-            msg = f"{KEY} of layer {number} has {found}; expected num_slots, {slots}"
+        if not isinstance(row, list):
+            msg = f"{KEY} of layer {number} is {show(row)}; expected a list of experts"
             raise FormatError(msg)
         rows[number] = row
     return rows

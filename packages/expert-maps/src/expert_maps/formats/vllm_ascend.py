@@ -15,23 +15,26 @@ contradict the positions means something else than it does, so it is refused her
 from __future__ import annotations
 
 import json
-from typing import TYPE_CHECKING, cast
+from dataclasses import dataclass, replace
+from itertools import pairwise
+from typing import TYPE_CHECKING, TypeAlias, cast
 
 from expert_maps import limits
+from expert_maps._input import count_rank_lists, flatten_rank_lists
+from expert_maps.any_placement import refuse_layered
 from expert_maps.errors import FormatError
 from expert_maps.formats.checks import is_int, show
-from expert_maps.formats.mapfile import MapFile, counts_text
-from expert_maps.layered import from_rank_lists
-from expert_maps.placement import Placement
+from expert_maps.formats.contradictions import contradiction
+from expert_maps.formats.mapfile import Asked, MapFile, counts_text
 
 if TYPE_CHECKING:
     import os
 
+    from expert_maps.any_placement import AnyPlacement
     from expert_maps.formats.contents import Content
-    from expert_maps.formats.mapfile import Asked
-    from expert_maps.layered import AnyPlacement
+    from expert_maps.placement import Placement
 
-    RankLists = list[list[list[int]]]
+RankLists: TypeAlias = list[list[list[int]]]
 
 
 def dumps(placement: AnyPlacement, extra: str = "") -> str:
@@ -87,13 +90,10 @@ def parse(
         FormatError: a key is missing, of the wrong type, or contradicts a position or count.
         PlacementError: the slots are no valid placement.
     """
-    layers, _ = rank_lists(document)
-    return Placement.from_rank_lists(
-        layers,
-        num_logical_experts=num_logical_experts,
-        allow_uneven=allow_uneven,
-        allow_duplicates=allow_duplicates,
+    asked = Asked(
+        num_logical_experts=num_logical_experts, allow_uneven=allow_uneven, allow_duplicates=allow_duplicates
     )
+    return refuse_layered(rank_lists(document, asked).arrange(asked, num_logical_experts))
 
 
 def parse_file(content: Content, asked: Asked) -> MapFile:
@@ -103,26 +103,49 @@ def parse_file(content: Content, asked: Asked) -> MapFile:
         FormatError: as `parse`; or it has other ranks or layers than asked.
         PlacementError: the slots are no valid placement.
     """
-    layers, ids = rank_lists(content.value)
-    asked.check_ranks(len(layers[0]))
-    placement = from_rank_lists(
-        layers,
-        num_logical_experts=asked.num_logical_experts,
-        allow_uneven=asked.allow_uneven,
-        allow_duplicates=asked.allow_duplicates,
-    )
-    # Ids from 0 on count the rows; any others can only be the layers of the model.
-    absolute = None if ids == list(range(len(ids))) else ids
+    found = rank_lists(content.value, asked)
+    asked.check_ranks(len(found.layers[0]))
+    placement = found.arrange(asked, asked.num_logical_experts)
     return MapFile(
         placement,
         "vllm-ascend",
         f"vllm-ascend expert map, {counts_text(placement)}",
-        layers=asked.name_rows(len(layers), absolute),
+        layers=asked.name_rows(len(found.layers), found.absolute),
         num_hidden_layers=asked.num_hidden_layers,
     )
 
 
-def rank_lists(document: object) -> tuple[RankLists, list[int]]:
+@dataclass(frozen=True)
+class RankListsFound:
+    """What stands in a map.
+
+    Attributes:
+        layers: the experts of each layer and rank; as many ranks in every layer.
+        ids: the id of each layer.
+        are_ranks_alike: whether every layer names as many ranks; if not, empty ones are added.
+    """
+
+    layers: RankLists
+    ids: tuple[int, ...]
+    are_ranks_alike: bool = True
+
+    @property
+    def absolute(self) -> tuple[int, ...] | None:
+        """The ids, where they can only be numbers of the model's layers; ids from 0 on count the rows."""
+        counts_rows = self.ids == tuple(range(len(self.ids)))
+        ascends = all(before < after for before, after in pairwise(self.ids))
+        return self.ids if ascends and not counts_rows else None
+
+    def arrange(self, asked: Asked, num_logical_experts: int | None) -> AnyPlacement:
+        """Make a placement of them; see `Asked.arrange`."""
+        # Ranks that were added would be named again, as ranks without slots.
+        said = asked if self.are_ranks_alike else replace(asked, allow_uneven=True)
+        return said.arrange(
+            flatten_rank_lists(self.layers), count_rank_lists(self.layers), num_logical_experts
+        )
+
+
+def rank_lists(document: object, asked: Asked) -> RankListsFound:
     """Return the experts of each layer and rank, and the layers' ids, from a parsed JSON document.
 
     Raises:
@@ -130,15 +153,12 @@ def rank_lists(document: object) -> tuple[RankLists, list[int]]:
     """
     layer_list = _get_list(document, "layer_list", "the file")
     count = _get_int(document, "moe_layer_count", "the file")
+    if not 1 <= len(layer_list) <= limits.MAX_LAYERS:
+        msg = f"layer_list has {len(layer_list)} layers; expected at least one MoE layer, at most {limits.MAX_LAYERS}"
+        raise FormatError(msg)
     if count != len(layer_list):
-        msg = f"moe_layer_count is {count}, but layer_list has {len(layer_list)} layers"
-        raise FormatError(msg)
-    if not layer_list:
-        msg = "layer_list is empty; expected at least one MoE layer"
-        raise FormatError(msg)
-    if len(layer_list) > limits.MAX_LAYERS:
-        msg = f"layer_list has {len(layer_list)} layers; expected at most {limits.MAX_LAYERS}"
-        raise FormatError(msg)
+        text = f"moe_layer_count is {count}, but layer_list has {len(layer_list)} layers"
+        asked.contradict(contradiction(text, found=count, expected=len(layer_list)))
     layers: RankLists = []
     ids: list[int] = []
     previous = -1
@@ -147,32 +167,45 @@ def rank_lists(document: object) -> tuple[RankLists, list[int]]:
         layer_id = _get_int(entry, "layer_id", where)
         # Absolute ids (dense layers counted) are fine, any other order than the rows' is not.
         if layer_id <= previous:
-            msg = (
+            text = (
                 f"{where}: layer_id is {layer_id}; expected more than {previous}: "
                 "rows are read by position, so ids must ascend"
             )
-            raise FormatError(msg)
+            asked.contradict(contradiction(text, layer=index, found=layer_id))
         previous = layer_id
         ids.append(layer_id)
-        layers.append(_parse_layer(entry, where))
-    if any(len(ranks) != len(layers[0]) for ranks in layers):
-        index = next(i for i, ranks in enumerate(layers) if len(ranks) != len(layers[0]))
-        msg = (
-            f"layer_list[{index}] has {len(layers[index])} devices; expected {len(layers[0])}, as layer 0 has"
-        )
-        raise FormatError(msg)
-    if not any(layers[0]) or not all(any(ranks) for ranks in layers):
+        layers.append(_parse_layer(entry, index, asked))
+    are_alike = _pad_ranks(layers, asked)
+    if not all(map(any, layers)) and (asked.listing is None or not any(map(any, layers))):
         msg = "a layer has no experts on any device; expected at least one"
         raise FormatError(msg)
-    return layers, ids
+    return RankListsFound(layers, tuple(ids), are_alike)
 
 
-def _parse_layer(entry: object, where: str) -> list[list[int]]:
+def _pad_ranks(layers: RankLists, asked: Asked) -> bool:
+    """Give every layer as many ranks, and say whether they had."""
+    usual = len(layers[0])
+    most = max(map(len, layers))
+    for index, ranks in enumerate(layers):
+        if len(ranks) != usual:
+            text = f"layer_list[{index}] has {len(ranks)} devices; expected {usual}, as layer 0 has"
+            asked.contradict(contradiction(text, layer=index, found=len(ranks), expected=usual))
+    are_alike = all(len(ranks) == most for ranks in layers)
+    if len(layers) * most > limits.MAX_SLOTS:
+        msg = f"{len(layers)} layers of {most} devices; expected at most {limits.MAX_SLOTS} in all layers"
+        raise FormatError(msg)
+    for ranks in layers:
+        ranks.extend([] for _ in range(most - len(ranks)))
+    return are_alike
+
+
+def _parse_layer(entry: object, index: int, asked: Asked) -> list[list[int]]:
+    where = f"layer_list[{index}]"
     device_list = _get_list(entry, "device_list", where)
     count = _get_int(entry, "device_count", where)
     if count != len(device_list):
-        msg = f"{where}: device_count is {count}, but device_list has {len(device_list)} devices"
-        raise FormatError(msg)
+        text = f"{where}: device_count is {count}, but device_list has {len(device_list)} devices"
+        asked.contradict(contradiction(text, layer=index, found=count, expected=len(device_list)))
     if not device_list:
         msg = f"{where}: device_list is empty; expected at least one device"
         raise FormatError(msg)
@@ -181,8 +214,8 @@ def _parse_layer(entry: object, where: str) -> list[list[int]]:
         place = f"{where}.device_list[{rank}]"
         device_id = _get_int(device, "device_id", place)
         if device_id != rank:
-            msg = f"{place}: device_id is {device_id}; expected {rank}: devices are read by position"
-            raise FormatError(msg)
+            text = f"{place}: device_id is {device_id}; expected {rank}: devices are read by position"
+            asked.contradict(contradiction(text, layer=index, rank=rank, found=device_id, expected=rank))
         experts = _get_list(device, "device_expert", place)
         for slot, expert in enumerate(experts):
             if not is_int(expert):

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from expert_maps.formats.mapfile import Asked
 
 KEY = "model_maps"
+_VERSION = 2
 _ROWS = ("physical_to_logical_map", "expert_map")
 
 
@@ -30,6 +31,9 @@ def parse(content: Content, asked: Asked) -> MapFile:
         PlacementError: the slots are no valid placement.
     """
     found = content.mapping()
+    warnings: tuple[str, ...] = ()
+    if found.get("version", _VERSION) != _VERSION:
+        warnings = (f"version is {show(found['version'])}; files of version {_VERSION} are known",)
     maps = found.get(KEY)
     if not isinstance(maps, dict) or not maps:
         msg = f"{KEY} is {show(maps)}; expected an object with a map for each model"
@@ -50,5 +54,5 @@ def parse(content: Content, asked: Asked) -> MapFile:
     placement = asked.place(int_table(entry[present[0]], f"{key}: {present[0]}"))
     text = f"vllm-plugin-das map {key!r}, {counts_text(placement)}"
     return MapFile(
-        placement, "vllm-plugin-das", text, layers=asked.name_rows(placement.num_layers), model=key
+        placement, "vllm-plugin-das", text, warnings, layers=asked.name_rows(placement.num_layers), model=key
     )

@@ -19,7 +19,6 @@ import json
 import os
 import re
 from dataclasses import dataclass
-from itertools import chain
 from pathlib import PurePath
 from typing import TYPE_CHECKING
 
@@ -32,7 +31,7 @@ from expert_maps.files import Source, describe, read_bytes, read_json, write_byt
 from expert_maps.formats.arrays import parse_npz
 from expert_maps.formats.checks import show
 from expert_maps.placement import as_placement
-from expert_maps.validation import check_product, first_true
+from expert_maps.validation import array_of_lists, check_product, first_true
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -191,8 +190,8 @@ def _from_arrays(arrays: dict[str, NDArray[np.generic]]) -> tuple[Float64Array, 
     if digest.dtype != np.uint8 or digest.shape != (32,):
         msg = f"digest is {digest.dtype} {list(digest.shape)}; expected uint8 [32]"
         raise FormatError(msg)
-    if weights.ndim != 3 or weights.dtype.kind not in "iuf" or not weights.size:  # noqa: PLR2004 - [L, E, X]
-        msg = f"weights are {weights.dtype} {list(weights.shape)}; expected numbers [L, E, X]"
+    if weights.dtype.kind not in "iuf":
+        msg = f"weights are {weights.dtype}; expected numbers [L, E, X]"
         raise FormatError(msg)
     _check_size(weights.shape)
     return weights.astype(np.float64), digest.tobytes().hex()
@@ -208,7 +207,11 @@ def _from_json(document: object) -> tuple[Float64Array, str]:
     if not isinstance(digest, str) or not re.fullmatch("[0-9a-f]{64}", digest):
         msg = "digest is no SHA-256; expected 64 hexadecimal digits"
         raise FormatError(msg)
-    return _as_array(weights), digest
+    if not isinstance(weights, list):
+        msg = f"weights are {show(weights)}; expected lists of numbers [L, E, X]"
+        raise FormatError(msg)
+    table = array_of_lists("weights", weights, FormatError, check_shape=_check_size)
+    return table.astype(np.float64, copy=False), digest
 
 
 def _check_keys(found: list[str]) -> None:
@@ -224,30 +227,10 @@ def _check_version(version: object) -> None:
         raise FormatError(msg)
 
 
-def _as_array(weights: object) -> Float64Array:
-    """Return nested lists as float64 [L, E, X]; NumPy sees numbers only, and as many as there should be."""
-    shape: list[int] = []
-    level: list[object] = [weights]
-    for axis in ("L", "E", "X"):
-        lists = [entry for entry in level if isinstance(entry, list)]
-        lengths = {len(entry) for entry in lists}
-        if len(lists) != len(level) or len(lengths) != 1 or 0 in lengths:
-            msg = f"weights are ragged, empty or no lists on axis {axis}; expected numbers [L, E, X]"
-            raise FormatError(msg)
-        shape.append(lengths.pop())
-        level = list(chain.from_iterable(lists))
-    _check_size(shape)
-    if not {type(entry) for entry in level} <= {int, float}:
-        msg = "weights hold what is no number; expected numbers [L, E, X]"
-        raise FormatError(msg)
-    try:
-        return np.array(level, dtype=np.float64).reshape(shape)
-    except OverflowError as error:
-        msg = "weights hold an integer beyond all floats; expected shares from 0 to 1"
-        raise FormatError(msg) from error
-
-
 def _check_size(shape: Sequence[int]) -> None:
+    if len(shape) != 3 or 0 in shape:  # noqa: PLR2004 - as said
+        msg = f"weights have shape {list(shape)}; expected [L, E, X], none of them empty"
+        raise FormatError(msg)
     axes = dict(zip(("L", "E", "X"), shape, strict=True))
     check_product("a file of weights", axes, limits.MAX_COPIES, FormatError)
 

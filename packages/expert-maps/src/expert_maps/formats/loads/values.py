@@ -6,8 +6,7 @@ from __future__ import annotations
 
 import math
 from contextlib import contextmanager
-from itertools import chain
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -15,6 +14,7 @@ from expert_maps import limits
 from expert_maps._layers import layers_text
 from expert_maps.errors import LoadError, printable
 from expert_maps.load import refuse_bad
+from expert_maps.validation import array_of_lists
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Generator, Iterable, Sequence
@@ -94,44 +94,8 @@ def as_numbers(value: object) -> NDArray[Any]:
     if not isinstance(value, list):
         msg = f"load is {shown(repr(value))}, of type {type(value).__name__}; {_EXPECTED}"
         raise LoadError(msg)
-    return _from_lists(value)
-
-
-def _from_lists(values: list[object]) -> Float64Array:
-    """Go down a level at a time: an array for each list would take longer than to read them."""
-    level: list[list[object]] = [values]
-    shape = [len(values)]
-    while True:
-        types: set[type] = set()
-        for row in level:
-            types.update(map(type, row))
-        if types <= {int, float}:
-            break
-        if types - {int, float, list}:
-            entries = chain.from_iterable(level)
-            strange = next(entry for entry in entries if type(entry) not in {int, float, list})
-            msg = f"load has {shown(repr(strange))}, of type {type(strange).__name__}; expected integers or floats"
-            raise LoadError(msg)
-        if types != {list}:
-            msg = f"load is ragged: numbers stand beside lists; {_EXPECTED}"
-            raise LoadError(msg)
-        if len(shape) >= _DEEPEST:
-            msg = f"load has more than {_DEEPEST} axes; {_EXPECTED}"
-            raise LoadError(msg)
-        level = cast("list[list[object]]", list(chain.from_iterable(level)))
-        shape.append(len(level[0]))
-        if len(set(map(len, level))) > 1:
-            index, row = next((i, row) for i, row in enumerate(level) if len(row) != shape[-1])
-            at = [int(i) for i in np.unravel_index(index, shape[:-1])]
-            msg = f"load is ragged: {len(row)} entries at {at}; expected {shape[-1]}, as the first has; {_EXPECTED}"
-            raise LoadError(msg)
-    check_table(shape)
-    try:
-        numbers = cast("Iterable[float]", chain.from_iterable(level))
-        return np.fromiter(numbers, dtype=np.float64, count=math.prod(shape)).reshape(shape)
-    except OverflowError as error:
-        msg = "load has an integer beyond any count of tokens"
-        raise LoadError(msg) from error
+    numbers = array_of_lists("load", value, LoadError, check_shape=check_table, most_axes=_DEEPEST)
+    return numbers.astype(np.float64, copy=False)
 
 
 def as_counts(value: object, axes: Sequence[str] = ("step", "layer", "expert")) -> Float64Array:
