@@ -396,7 +396,7 @@ def test_keys_that_say_nothing_are_let_through() -> None:
         "moe_k": 2, "mtp_hybrid_override_pattern": "*E", "vision_config": {"moe_layers": [1]}, "norm_expert_weight": 1,
         "quantization_config": {"ignored_layers": ["experts"]}, "moe_router_num_groups": 1, "moe_drop_tokens": False,
         "num_attention_layers": 3, "dspark_n_routed_experts": 2, "moe_router_scaling_factor": 2.5, "hidden_act": "silu",
-        "hybrid_layer_pattern": [0, 1], "layer_types": ["full_attention"] * 8, "sliding_window_pattern": "LLLG",
+        "layer_types": ["full_attention"] * 8, "sliding_window_pattern": "LLLG",
         "architectures": ["SomeMoeForCausalLM", "OtherMoe"], "dense_intermediate_size": 4, "expert_capacity": 4,
         "prefix_dense_intermediate_size": 4, "share_expert_dim": 0, "moe_routed_scaling_factor": 1.0, "moe_latent_size": 4,
         "mtp_layers_block_type": ["full_attention", "moe"], "moe_experts_per_token": 2,
@@ -404,6 +404,80 @@ def test_keys_that_say_nothing_are_let_through() -> None:
     }  # fmt: skip
     assert counts_from_config("m", {"num_hidden_layers": 8, "num_experts": 4, **harmless}).num_layers == 8
     assert all(is_suspect(key) for key in IRRELEVANT), "a key that no rule suspects needs no entry"
+
+
+# Keys that name no experts and may tell which layers have some, each with a value that does.
+TELLING: list[dict[str, Any]] = [
+    {"layer_pattern": "MEMEMEME"},
+    {"layer_pattern": ["a", "b"] * 4},
+    {"block_pattern": ["dense", "sparse"]},
+    {"mlp_layers": [1, 3, 5]},
+    {"mlp_layers": 3},
+    {"mlp_layers": "1,3,5"},
+    {"ffn_layers": {"1": "a"}},
+    {"layer_types": ["dense", "sparse"] * 4},
+    {"layer_types": ["attention", "mlp"] * 4},
+    {"layer_types": ["moe", "shared_moe"] * 4},
+    {"layer_types": ["A", "B"] * 4},
+    {"layer_types": [0, 1] * 4},
+    {"layers_block_type": ["mamba", "expert_mlp"] * 4},
+    {"block_types": ["X", "Y"] * 4},
+    {"hybrid_pattern": "ABABABAB"},
+    {"hybrid_layer_pattern": [0, 1, 0, 1, 0, 1, 0, 1]},
+    {"arch": "DMDMDMDM"},
+    {"interval": 2},
+    {"ffn_interval": 2},
+    {"block_freq": 2},
+    {"ff_every": 2},
+    {"alternating": True},
+    {"layerSchedule": "2*A,6*B"},
+    {"first_mlp_layers": 1},
+    {"blocks": [{"a": 1}, {"a": 2}] * 4},
+    {"mlp_settings": {"layers": [1, 2]}},
+    {"per_layer": {"1": {"kind": "x"}}},
+    {"special": [1, 3, 6]},
+    {"kinds": ["x", "y"] * 4},
+]
+
+
+@pytest.mark.parametrize("extra", TELLING, ids=lambda extra: f"{next(iter(extra))}={next(iter(extra.values()))}"[:40])
+def test_of_an_unknown_architecture_whatever_may_tell_layers_apart_is_refused(extra: dict[str, Any]) -> None:
+    config = {"num_hidden_layers": 8, "num_experts": 4, **extra}
+    # Also where a step of 1, or dense layers at the start, say something; and in a model's outer configuration.
+    for whole in (
+        config,
+        {**config, "model_type": "new_moe", "decoder_sparse_step": 1},
+        {**config, "first_k_dense_replace": 1},
+        {"text_config": config},
+    ):
+        with pytest.raises(FormatError, match="cannot tell the MoE layers of this model from .*; give --layers"):
+            counts_from_config("m", whole)
+    assert counts_from_config("m", config, layers=[1, 3]).moe_layers == (1, 3)
+    # A list of the layers leaves nothing open, and of a known architecture its other keys are known.
+    if not {"layer_types", "layers_block_type"} & extra.keys() and "sparse" not in str(extra):
+        listed = {**config, "moe_layer_freq": [0, 1] * 4}
+        assert counts_from_config("m", listed).num_layers == 4
+        assert counts_from_config("m", {**config, "model_type": "qwen3_moe"}).num_layers == 8
+
+
+@pytest.mark.parametrize(
+    "extra",
+    [
+        {"layer_types": ["linear_attention", "full_attention"] * 4},
+        {"layers_block_type": ["mamba", "attention"] * 4},
+        {"max_window_layers": 3, "sliding_window_pattern": 4, "full_attention_interval": 4, "attn_layer_period": 2},
+        {"no_rope_layers": [1, 0] * 4, "no_rope_layer_interval": 4, "attn_type_list": [0, 1] * 4},
+        {"layer_norm_eps": 1e-6, "decoder_layerdrop": 0.1, "chunk_size_feed_forward": 0, "mlp_bias": True},
+        {"block_size": 16, "ffn_dim": 9, "intermediate_size_mlp": 9, "mlp_hidden_act": "silu", "mlp_ratio": 4},
+        {"num_kv_shared_layers": 2, "mamba_block_size": 4, "eos_token_id": [1, 2], "layer_pattern": None},
+        {"mlp_layers": [], "interval": 0, "alternating": False, "num_blocks": 8, "swa_layers": [1, 2]},
+        {"vision_config": {"layer_pattern": "AB"}, "rope_parameters": {"layers": [1]}, "is_layered": True},
+        {"use_layer_norm": True, "hidden_act": "silu", "layer_impl": "eager", "mlp_kinds": ["a"] * 8},
+    ],
+)
+def test_of_an_unknown_architecture_keys_of_other_parts_are_let_through(extra: dict[str, Any]) -> None:
+    counts = counts_from_config("m", {"num_hidden_layers": 8, "num_experts": 4, **extra})
+    assert (counts.num_layers, counts.is_assumed) == (8, True)
 
 
 BASE = {"num_hidden_layers": 61, "n_routed_experts": 256}

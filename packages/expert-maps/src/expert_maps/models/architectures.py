@@ -87,6 +87,25 @@ ALL_LAYERS = frozenset(
 )
 """Model types that have experts in every layer where no key says otherwise."""
 
+STATED = frozenset(
+    {
+        "ernie4_5_moe_vl",
+        "ernie4_5_vl_moe",
+        "ernie4_5_vl_moe_text",
+        "glm5_next",
+        "grove_moe",
+        "inkling_mm_model",
+        "inkling_text",
+        "interns1_pro",
+        "llama4",
+        "llama4_text",
+        "moondream3",
+        "nomic_bert",
+        "qwen3_omni_moe_talker_text",
+    }
+)
+"""Other model types whose keys are known: what they state beside a rule's key says nothing about experts."""
+
 SILENT_KEYS = {
     "silent": frozenset({"moe_every_n_layer", "moe_layer_offset", "first_last_k_dense_replace"}),
     "beside": frozenset({"moe_layers_enum", "is_moe_layer", "mlp_layer_types"}),

@@ -79,11 +79,15 @@ def refuse_unknown(name: str, config: Mapping[str, object], known: frozenset[str
         FormatError: there is one; the message names it.
     """
     for key, value in _suspects(config, known, "", 0):
-        msg = (
-            f"{name}: cannot tell the MoE layers of this model from {printable(key)} ({shown(value)}), a key that no rule here "
-            "knows; give --layers"
-        )
-        raise FormatError(msg)
+        raise cannot_tell(name, key, value)
+
+
+def cannot_tell(name: str, key: str, value: object) -> FormatError:
+    """Return the error that refuses to count by a key that no rule knows."""
+    return FormatError(
+        f"{name}: cannot tell the MoE layers of this model from {printable(key)} ({shown(value)}), a key that no rule here "
+        "knows; give --layers"
+    )
 
 
 def _suspects(

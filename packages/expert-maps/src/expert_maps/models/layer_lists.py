@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from expert_maps.errors import FormatError
 from expert_maps.models.nesting import TEXT_AND_VISION
-from expert_maps.models.values import Config
+from expert_maps.models.values import Config, shown
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -18,6 +18,11 @@ if TYPE_CHECKING:
 # Nemotron-H's letters: Mamba, experts, attention, dense MLP.
 _PATTERN_LETTERS = "ME*-"
 _SPARSE_TYPES = {"sparse": True, "moe": True, "hash_moe": True, "dense": False}
+
+# Kinds of layers with experts under another name than moe, and MLPs that need one beside them.
+_OF_EXPERTS = re.compile(r"moe|expert|^sparse(_mlp|_ffn|_block|_layer)?$")
+_OF_MLPS = frozenset({"dense", "mlp", "ffn", "feed_forward"})
+_LONGEST_KIND = 64
 
 _LONGEST_TEXT = 2**16
 _INDEX = r"[0-9]{1,9}"
@@ -82,11 +87,27 @@ def block_types(config: Config, count: int, drafts: int) -> tuple[list[int], str
     """`layers_block_type`: moe among the kinds of layers; most models list only kinds of attention there."""
     for key in config.present(("layers_block_type", "layer_types")):
         value = config.get(key)
+        _refuse_strange_kinds(config, key)
         if isinstance(value, (list, tuple)) and "moe" in value:
             kinds = _per_layer(config, key, count, drafts)
             layers = [layer for layer, kind in enumerate(kinds) if kind == "moe"]
             return layers, f"{key} has {len(layers)} moe"
     return None
+
+
+def _refuse_strange_kinds(config: Config, key: str) -> None:
+    """Refuse kinds of layers that have to do with experts or MLPs, and are none that a rule knows."""
+    value = config.get(key)
+    kinds = {str(kind) for kind in value} if isinstance(value, (list, tuple)) else {str(value)}
+    strange = sorted(kind for kind in kinds - {"moe"} if _OF_EXPERTS.search(kind[:_LONGEST_KIND].lower()))
+    if not strange and "moe" not in kinds:
+        strange = sorted(kind for kind in kinds if kind.lower() in _OF_MLPS)
+    if strange:
+        msg = (
+            f"{config.name}: cannot tell the MoE layers of this model from {key}, which has the kind "
+            f"{shown(strange[0])} that no rule here knows; give --layers"
+        )
+        raise FormatError(msg)
 
 
 def mlp_types(config: Config, count: int, drafts: int) -> tuple[list[int], str]:

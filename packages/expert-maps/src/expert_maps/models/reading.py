@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING
 
 from expert_maps import limits
 from expert_maps.errors import FormatError
-from expert_maps.models import experts, keys, sizes
-from expert_maps.models.architectures import ALL_LAYERS, DEFAULTS, NOT_WITHOUT, SILENT_KEYS
+from expert_maps.models import experts, keys, sizes, telling
+from expert_maps.models.architectures import ALL_LAYERS, DEFAULTS, NOT_WITHOUT, SILENT_KEYS, STATED
 from expert_maps.models.counts import ModelCounts
 from expert_maps.models.layer_lists import listed_layers
 from expert_maps.models.nesting import language_model
@@ -111,17 +111,21 @@ def _moe_layers(
         if key not in config.values and not isinstance(value, Mapping)
     }
     keys.refuse_unknown(config.name, outside, known)
+    if not _is_known(config.model_type) and not any(rule.is_list for rule, _, _ in verdicts):
+        for part in (config.values, outside):
+            for key, value in telling.suspects(part, known, telling.Layers(count, drafts)):
+                raise keys.cannot_tell(config.name, key, value)
     # A number that makes every layer MoE, such as a step of 1, says nothing against another key.
-    telling = [verdict for verdict in verdicts if verdict[0].is_list or len(verdict[1]) < count]
-    for _, layers, words in telling[1:]:
-        if layers != telling[0][1]:
+    deciding = [verdict for verdict in verdicts if verdict[0].is_list or len(verdict[1]) < count]
+    for _, layers, words in deciding[1:]:
+        if layers != deciding[0][1]:
             msg = (
-                f"{config.name}: cannot tell the MoE layers of this model: {telling[0][2]} makes them "
-                f"{len(telling[0][1])}, but {words} {len(layers)}, or others; give --layers"
+                f"{config.name}: cannot tell the MoE layers of this model: {deciding[0][2]} makes them "
+                f"{len(deciding[0][1])}, but {words} {len(layers)}, or others; give --layers"
             )
             raise FormatError(msg)
-    if telling:
-        _, layers, words = telling[0]
+    if deciding:
+        _, layers, words = deciding[0]
         if not layers:
             msg = f"{config.name}: not an MoE model: {words} leaves none of {count} layers with experts"
             raise FormatError(msg)
@@ -144,6 +148,12 @@ def _moe_layers(
     if kind in ALL_LAYERS:
         return list(range(count)), f"{kind}: every layer has experts", False
     return list(range(count)), "no key says which layers are MoE: every layer taken", True
+
+
+def _is_known(kind: str) -> bool:
+    """Whether it is known which keys say the MoE layers of a model type."""
+    known = kind in ALL_LAYERS or kind in DEFAULTS or kind in STATED
+    return known or (bool(kind) and kind.startswith(("longcat", *NOT_WITHOUT)))
 
 
 def _verdicts(config: Config, count: int, drafts: int) -> list[tuple[Rule, list[int], str]]:
