@@ -67,6 +67,23 @@ def test_every_row_of_a_table_of_copies_is_looked_at(placement: Placement) -> No
     assert fault.rank * (placement.num_physical_experts // RANKS) + fault.slot == wrong
 
 
+def test_an_expert_twice_on_a_rank_is_named_by_its_copies() -> None:
+    twice = Placement.from_rank_lists(
+        [[[0, 1, 2, 3, 0], [4, 5, 6, 7, 5]]] * len(LAYERS), num_logical_experts=EXPERTS, allow_duplicates=True
+    )
+    workers = inspect(twice)
+    assert {fault.table for fault in slot_faults(workers, BYTES)} == {"no expert_map names it"}
+    for row in range(len(LAYERS)):
+        for worker in workers:
+            copies = [[int(slot) for slot in slots if slot >= 0] for slots in twice.logical_to_physical[row]]
+            worker["layers"][row]["routes"] = copies
+    assert slot_faults(workers, BYTES) == []
+    workers[1]["layers"][0]["slots"][4] = BYTES[1][6]
+    assert {(fault.rank, fault.slot, fault.expert, fault.holds) for fault in slot_faults(workers, BYTES)} == {
+        (1, 4, 5, 6)
+    }
+
+
 def test_experts_come_from_the_linear_layout() -> None:
     linear = generate_placement("linear", num_experts=EXPERTS, ep_size=RANKS, num_layers=len(LAYERS))
     assert experts_of(inspect(linear, with_log2phy=False), EXPERTS) == BYTES

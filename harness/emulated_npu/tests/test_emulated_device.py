@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from typing import TYPE_CHECKING
 
 import pytest
@@ -209,7 +210,9 @@ def test_without_the_entry_point_nothing_is_changed_and_that_is_said(tmp_path: P
     assert "torch_npu.npu_swiglu: the emulated NPU is not loaded; torch loads it by the entry point" in err
 
 
-def test_metadata_and_environment_are_what_torch_looks_for(tmp_path: Path) -> None:
+def test_metadata_and_environment_are_what_torch_looks_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     made = emulated_npu.write_metadata(tmp_path, "2.9.0")
     assert made.name == "torch_npu-2.9.0.dist-info"
     assert (made / "entry_points.txt").read_text(
@@ -220,6 +223,10 @@ def test_metadata_and_environment_are_what_torch_looks_for(tmp_path: Path) -> No
         emulated_npu.environment(tmp_path, torch_npu_wheel=write_wheel(tmp_path), chip="A5")
     environ = emulated_npu.environment(tmp_path, torch_npu_wheel=tmp_path / "w", chip="A2")
     assert set(environ) == {"PYTHONPATH", emulated_npu.TORCH_NPU, emulated_npu.SOC}
+    # What this process imports from, its children do, too, but for what is emulated.
+    monkeypatch.setenv("PYTHONPATH", "/mine")
+    environ = emulated_npu.environment(tmp_path, torch_npu_wheel=tmp_path / "w", chip="A2")
+    assert environ["PYTHONPATH"].endswith(f"{os.pathsep}{tmp_path}{os.pathsep}/mine")
 
 
 def test_it_says_of_itself_that_it_is_no_hardware(tmp_path: Path) -> None:

@@ -71,8 +71,10 @@ def environment(
     if chip not in CHIPS:
         msg = f"chip is {chip!r}; expected {' or '.join(CHIPS)}"
         raise ValueError(msg)
+    inherited = os.environ.get("PYTHONPATH")
+    folders = [*before, _PACKAGES, metadata, *([inherited] if inherited else [])]
     made = {
-        "PYTHONPATH": os.pathsep.join(str(path) for path in (*before, _PACKAGES, metadata)),
+        "PYTHONPATH": os.pathsep.join(map(str, folders)),
         TORCH_NPU: str(torch_npu_wheel),
         SOC: chip,
     }

@@ -378,6 +378,42 @@ def test_the_second_runner_needs_no_eplb_for_a_linear_layout(
     assert not seen[-1][0]
 
 
+def test_an_expert_twice_on_a_rank_is_for_the_second_runner_alone(
+    tmp_path: Path, configure: Callable[..., Config], second_runner: Callable[..., SimpleNamespace]
+) -> None:
+    ranks = [[*range(first, first + 4), first] for first in range(0, EXPERTS, 4)]
+    twice = Placement.from_rank_lists([ranks] * LAYERS, num_logical_experts=EXPERTS, allow_duplicates=True)
+    write_placement(twice, tmp_path / "twice.json")
+    ring = generate_placement(
+        "ring",
+        num_experts=EXPERTS,
+        ep_size=RANKS,
+        num_layers=LAYERS,
+        num_redundant_experts=52,
+        allow_duplicates=True,
+    )
+    for asked, wanted in (
+        ({"expert_map_path": str(tmp_path / "twice.json")}, twice),
+        ({"num_redundant_experts": 52}, ring),
+    ):
+        config = configure(given=second_runner({"expert_maps": asked}), release="0.30.0rc2")
+        assert read_resolved(config, {}).digest == wanted.digest
+
+
+@pytest.mark.parametrize("asked", [{"expert_map_path": "twice.json"}, {"num_redundant_experts": 52}])
+def test_the_first_runner_has_one_slot_for_an_expert_of_a_rank(
+    asked: dict[str, Any], tmp_path: Path, configure: Callable[..., Config], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    ranks = [[*range(first, first + 4), first] for first in range(0, EXPERTS, 4)]
+    twice = Placement.from_rank_lists([ranks] * LAYERS, num_logical_experts=EXPERTS, allow_duplicates=True)
+    write_placement(twice, tmp_path / "twice.json")
+    with pytest.raises(
+        ExpertMapsError, match=r"twice on this rank .*only vllm-ascend's runner V2 serves both"
+    ):
+        configure({"expert_maps": asked}, release="0.30.0rc2")
+
+
 @pytest.mark.parametrize(
     ("config", "on", "message"),
     [

@@ -135,6 +135,22 @@ def test_balanced_plans_anew_where_the_present_placement_is_not_one() -> None:
     assert torch.equal(rebalance(load(), old=twice, max_moves=3).sort(dim=1).values, fresh.sort(dim=1).values)
 
 
+def test_from_an_expert_twice_on_a_rank_it_moves_no_more_than_it_must() -> None:
+    ranks = [[*range(first, first + 4), first] for first in range(0, 16, 4)]
+    twice = torch.tensor([ranks] * 3).flatten(1)
+    found = rebalance(load(), old=twice)
+    planned = Placement(found.numpy(), 4, num_logical_experts=16)  # none twice any more
+    assert planned.num_redundant_experts == 4
+    wanted = plan(
+        load(),
+        num_physical_experts=20,
+        ep_size=4,
+        current=Placement(twice.numpy(), 4, num_logical_experts=16, allow_duplicates=True),
+    )
+    assert found.tolist() == wanted.placement.physical_to_logical.tolist()
+    assert (found != twice).sum() < (rebalance(load()) != twice).sum()
+
+
 @pytest.mark.parametrize("dtype", [torch.int32, torch.int64, torch.float32])
 def test_loads_of_any_dtype_are_taken(dtype: torch.dtype) -> None:
     weight = torch.from_numpy(load() * 100).to(dtype)

@@ -87,6 +87,18 @@ def write_map(path: Path, model: Path, ep_size: int = 2, redundant: int = REDUND
     return placement
 
 
+def write_twice(path: Path, model: Path) -> Path:
+    """Write a map for two ranks on which each has two of its experts twice."""
+    layers, experts = SIZES[model]
+    halves = np.array_split(np.arange(experts), 2)
+    ranks = [[*half.tolist(), *half[:2].tolist()] for half in halves]
+    placement = Placement.from_rank_lists(
+        [ranks] * layers, num_logical_experts=experts, allow_duplicates=True
+    )
+    write_placement(placement, path)
+    return path
+
+
 def write_broken(folder: Path, model: Path) -> Path:
     """Lay out a checkpoint whose weights end in the middle."""
     folder.mkdir(parents=True, exist_ok=True)
@@ -196,12 +208,15 @@ def _runner_v2_cases(folder: Path, planned: Path, start: Path, *, every: bool) -
     if not every:
         return wanted
     theirs = {**dynamic, "min_gain": None, "policy": "vllm"}
+    twice = {**dynamic, "expert_map_path": str(write_twice(folder / "twice.json", TINY_MOE))}
     return [
         *wanted,
         static("A3"),
         static("A2"),
         case("dynamic from the layout", "A3", copies_moved, moves=True),
         case("dynamic from a map, by vllm-ascend's policy", "A3", theirs, moves=True),
+        # On the path where all ranks must choose the same copy.
+        case("dynamic from a map with experts twice on a rank", "A2", twice, moves=True),
         case("a worker is killed while experts move", "A3", copies_moved, expected="ends", kills=True),
     ]
 

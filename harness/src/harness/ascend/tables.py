@@ -116,12 +116,13 @@ def _in_layer(
     for rank, held in sorted(ranks.items()):
         num_slots = len(held["slots"])
         local = _local_slots(held, first, len(expert))
-        first += num_slots
         for each, slot in enumerate(local):
             if slot >= 0:
                 look(rank, slot, each, "expert_map")
-        for slot in sorted(set(range(num_slots)) - set(local)):
+        rows = {physical - first for named in held.get("routes") or [] for physical in named}
+        for slot in sorted(set(range(num_slots)) - set(local) - rows):
             look(rank, slot, None, "no expert_map names it")
+        first += num_slots
         for each, physical in enumerate(held["log2phy"] or []):
             owner, slot = divmod(physical, num_slots)
             look(owner, slot, each, f"log2phy of rank {rank}")

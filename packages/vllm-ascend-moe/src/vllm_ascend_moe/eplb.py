@@ -166,7 +166,14 @@ def _from_file(
     )
 
 
-def read_expert_map(path: str, num_experts: int, ep_size: int, num_redundant_experts: int = 0) -> Placement:
+def read_expert_map(
+    path: str,
+    num_experts: int,
+    ep_size: int,
+    num_redundant_experts: int = 0,
+    *,
+    allow_duplicates: bool = False,
+) -> Placement:
     """Read a map file and check that it is for this model on these ranks.
 
     Args:
@@ -174,13 +181,14 @@ def read_expert_map(path: str, num_experts: int, ep_size: int, num_redundant_exp
         num_experts: E, logical, that the model has.
         ep_size: R, that it runs on.
         num_redundant_experts: as configured beside the file; 0 for not configured.
+        allow_duplicates: take an expert twice on a rank.
 
     Raises:
         EplbConfigError: the file is for other counts.
         FormatError: the file is absent, unreadable or of another schema.
         PlacementError: the file's slots are no valid placement; every violation is listed.
     """
-    placement = _read_map_file(path, num_experts)
+    placement = _read_map_file(path, num_experts, allow_duplicates=allow_duplicates)
     for name, found, configured in (
         ("ranks", placement.ep_size, ep_size),
         ("experts", placement.num_logical_experts, num_experts),
@@ -197,25 +205,28 @@ def read_expert_map(path: str, num_experts: int, ep_size: int, num_redundant_exp
     return placement
 
 
-def _read_map_file(path: str, num_experts: int) -> Placement:
+def _read_map_file(path: str, num_experts: int, *, allow_duplicates: bool) -> Placement:
     """Read a map, once per content: every layer of a model asks for the same file."""
     try:
         status = Path(path).stat()
     except (OSError, ValueError):
         # Absent or unreachable: the reader says so in its own words.
         return read_served_map(path)
+    absolute = os.fspath(Path(path).absolute())
     return _read_cached(
-        os.fspath(Path(path).absolute()), path, num_experts, status.st_mtime_ns, status.st_size
+        absolute, path, num_experts, status.st_mtime_ns, status.st_size, allow_duplicates=allow_duplicates
     )
 
 
 @functools.lru_cache(maxsize=4)
-def _read_cached(_absolute: str, path: str, num_experts: int, _mtime_ns: int, _size: int) -> Placement:
+def _read_cached(
+    _absolute: str, path: str, num_experts: int, _mtime_ns: int, _size: int, *, allow_duplicates: bool
+) -> Placement:
     try:
-        placement = read_served_map(path)
+        placement = read_served_map(path, allow_duplicates=allow_duplicates)
         if placement.num_logical_experts < num_experts:
             # The file alone cannot tell that its last experts are missing; the model can.
-            placement = read_served_map(path, num_experts)
+            placement = read_served_map(path, num_experts, allow_duplicates=allow_duplicates)
     except PlacementError as error:
         msg = f"{path}: {error}"
         raise _NamedPlacementError(msg, error) from error
@@ -226,7 +237,9 @@ def _read_cached(_absolute: str, path: str, num_experts: int, _mtime_ns: int, _s
 _SERVED = ("expert-maps", "vllm-ascend", "golden")
 
 
-def read_served_map(path: str | os.PathLike[str], num_experts: int | None = None) -> Placement:
+def read_served_map(
+    path: str | os.PathLike[str], num_experts: int | None = None, *, allow_duplicates: bool = False
+) -> Placement:
     """Read a map in a form that vllm-ascend and this plugin take for the same.
 
     Raises:
@@ -236,7 +249,7 @@ def read_served_map(path: str | os.PathLike[str], num_experts: int | None = None
     what = "a map of another system, which does not say its ranks"
     found = None
     try:
-        found = inspect_map(path, num_logical_experts=num_experts)
+        found = inspect_map(path, num_logical_experts=num_experts, allow_duplicates=allow_duplicates)
         what = f"a map in the form {found.form}"
     except RanksUnsaidError:
         pass

@@ -176,7 +176,13 @@ def _settle(
         _check_one_rank(settings, front)
     settings = front.settle(settings)
     num_layers = count_layers(model_config)
-    source = find_source(settings, int(model_config.get_num_experts()), ep_size, num_layers)
+    source = find_source(
+        settings,
+        int(model_config.get_num_experts()),
+        ep_size,
+        num_layers,
+        allow_duplicates=front.takes_duplicates,
+    )
     redundant = source.placement.num_redundant_experts
     if given.num_redundant_experts not in {0, redundant}:
         msg = (

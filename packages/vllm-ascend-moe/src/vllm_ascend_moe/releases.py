@@ -249,7 +249,7 @@ REFUSED = (
     "redundant experts on 16 or more ranks of A2",
     "record_path with data-parallel ranks where batches may take the path AllGather, or with pipeline stages",
     "a map that is not linear with --enable-ep-weight-filter",
-    "ranks with unequal numbers of slots",
+    "ranks with unequal numbers of slots; with the runner V1 an expert twice on a rank",
     "vLLM's own --enable-eplb with the runner V1; the runner V2 where the table does not say that it is served",
     "placements of shared experts (mix_placement)",
 )

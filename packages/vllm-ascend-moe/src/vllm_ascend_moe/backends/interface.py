@@ -43,6 +43,7 @@ class Front(ABC):
         backend: what workers serve by: a module of `vllm_ascend_moe.backends`, a dot, its class.
         records_alone: whether the load of one rank by itself can be recorded.
         splits_tokens: whether the ranks of a tensor-parallel group choose experts for different tokens.
+        takes_duplicates: whether a placement may have an expert twice on a rank.
     """
 
     kind: ClassVar[str]
@@ -50,6 +51,7 @@ class Front(ABC):
     backend: ClassVar[str]
     records_alone: ClassVar[bool] = False
     splits_tokens: ClassVar[bool] = False
+    takes_duplicates: ClassVar[bool] = False
 
     @staticmethod
     @abstractmethod

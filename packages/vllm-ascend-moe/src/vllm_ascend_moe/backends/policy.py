@@ -151,7 +151,8 @@ def _as_placement(
     if old.shape[1] != num_slots:
         return None
     try:
-        return Placement(old, ep_size, num_logical_experts=num_experts)
+        # An expert may be twice on a rank, at the start or by another policy; the plan has it there once.
+        return Placement(old, ep_size, num_logical_experts=num_experts, allow_duplicates=True)
     except PlacementError:
         return None
 

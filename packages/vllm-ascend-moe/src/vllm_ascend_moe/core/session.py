@@ -88,7 +88,10 @@ class Session:
         try:
             num_experts = int(vllm_config.model_config.get_num_experts())
             num_layers = count_layers(vllm_config.model_config)
-            self.source = find_source(self.settings, num_experts, ranks.ep_size, num_layers)
+            # The front has refused an expert twice on a rank where that is not served.
+            self.source = find_source(
+                self.settings, num_experts, ranks.ep_size, num_layers, allow_duplicates=True
+            )
             weights = settings_weights(self.settings, self.source)
             if weights is not None:
                 self._weights_digest = hashlib.sha256(weights.tobytes()).hexdigest()

@@ -90,6 +90,7 @@ class PlacementSource:
             self.placement.ep_size,
             num_logical_experts=self.placement.num_logical_experts,
             slots_per_rank=self.placement.slots_per_rank,
+            allow_duplicates=True,  # whether it may was decided where it was read
         )
 
 
@@ -111,7 +112,12 @@ def count_layers(model_config: Any) -> int | None:
 
 
 def find_source(
-    settings: Settings, num_experts: int, ep_size: int, num_layers: int | None = None
+    settings: Settings,
+    num_experts: int,
+    ep_size: int,
+    num_layers: int | None = None,
+    *,
+    allow_duplicates: bool = False,
 ) -> PlacementSource:
     """Read or generate the placement.
 
@@ -120,6 +126,7 @@ def find_source(
         num_experts: E, logical.
         ep_size: R.
         num_layers: MoE layers of the model; None for not known.
+        allow_duplicates: take an expert twice on a rank.
 
     Raises:
         ExpertMapsError: see `read_expert_map` and `expert_maps.generate_placement`.
@@ -128,16 +135,34 @@ def find_source(
     if settings.expert_map_path is not None:
         path = settings.expert_map_path
         try:
-            placement = read_expert_map(path, num_experts, ep_size, redundant)
+            placement = read_expert_map(
+                path, num_experts, ep_size, redundant, allow_duplicates=allow_duplicates
+            )
         except PlacementError as error:
             raise EplbConfigError(_explain(path, num_experts, error)) from error
         return PlacementSource(path, placement, is_file=True, num_layers=len(placement.physical_to_logical))
     layout = settings.layout or ("ring" if redundant else "linear")
-    placement = generate_placement(
-        layout, num_experts=num_experts, ep_size=ep_size, num_redundant_experts=redundant
-    )
     name = f"layout {layout}" + (f" with {redundant} redundant experts" if redundant else "")
+    try:
+        placement = generate_placement(
+            layout,
+            num_experts=num_experts,
+            ep_size=ep_size,
+            num_redundant_experts=redundant,
+            allow_duplicates=allow_duplicates,
+        )
+    except PlacementError as error:
+        way = f"take {num_experts * (ep_size - 1)} at most, by which every rank has every expert"
+        msg = f"{name} is no placement: {_twice(error)}; {way}"
+        raise EplbConfigError(msg) from error
     return PlacementSource(name, placement, is_file=False, num_layers=num_layers)
+
+
+def _twice(error: PlacementError) -> str:
+    """Say what is wrong with a placement; of an expert twice on a rank, who takes that."""
+    if {error.violations[end].kind for end in (0, -1)} != {"duplicate"}:  # they are ordered by kind
+        return error.summary
+    return f"{error.summary}; expected each expert once on a rank: only vllm-ascend's runner V2 serves both"
 
 
 def _explain(path: str, num_experts: int, error: PlacementError) -> str:
@@ -145,5 +170,5 @@ def _explain(path: str, num_experts: int, error: PlacementError) -> str:
     try:
         found = read_placement(path).num_logical_experts
     except PlacementError:
-        return f"{path} is no placement of the model's {num_experts} experts: {error.summary}; plan it anew"
+        return f"{path} is no placement of the model's {num_experts} experts: {_twice(error)}; plan it anew"
     return f"{path} is a map for {found} experts; expected {num_experts}, as the model has: plan it for this model"

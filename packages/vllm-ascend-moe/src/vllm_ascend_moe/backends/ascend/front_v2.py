@@ -36,6 +36,8 @@ class AscendV2Front(OfRelease, EplbFront):
     kind = "ascend"
     serves = "vllm-ascend's layer and its runner V2, with the plugin's placement, policy, recording and replica choice"
     backend = "ascend_v2.AscendV2"
+    # Its tables name every copy; those of V1 one slot for an expert on a rank.
+    takes_duplicates = True
 
     @staticmethod
     def is_for(platform: Any) -> bool:
