@@ -173,6 +173,21 @@ def test_records_say_what_acted_and_not_where(results: Path) -> None:
     )
 
 
+def test_the_load_is_that_of_the_questions_and_of_no_token_more(results: Path) -> None:
+    from tokenizers import Tokenizer
+
+    tokenizer = Tokenizer.from_file(str(ROOT / "accuracy" / "tiny-moe" / "tokenizer.json"))
+    config = json.loads((ROOT / "accuracy" / "tiny-moe" / "config.json").read_text(encoding="utf-8"))
+    held_out = (ROOT / "accuracy" / "tiny-moe" / "held_out.jsonl").read_text(encoding="utf-8").splitlines()
+    tokens = 0
+    for question in read_record(results / "baseline").questions:
+        prompt = f"Question: {json.loads(held_out[question.index])['question']}\nAnswer:"
+        # All but the last token are computed: what ends a text is in its place.
+        tokens += len(tokenizer.encode(prompt).ids) + len(tokenizer.encode(question.text).ids)
+    for layer in summary(results, "baseline")["load"]["rank_load"]:
+        assert sum(layer) == pytest.approx(tokens * config["num_experts_per_tok"], rel=0.01)
+
+
 def test_a_server_without_the_plugin_is_no_eplb_arm_and_lives_on(tmp_path: Path) -> None:
     config = load_config(str(ROOT / "accuracy" / "models" / "tiny-moe.yaml"))
     arguments = [word for word in config.server.arguments if "tensor-parallel" not in word]

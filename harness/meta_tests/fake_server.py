@@ -28,6 +28,8 @@ from expert_maps import Placement, generate_placement, read_placement
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
+    from numpy.typing import NDArray
+
 LAYERS, EXPERTS, RANKS = 2, 8, 2
 # Tells the process what to do wrong: JSON.
 ENVIRONMENT = "FAKE_SERVER"
@@ -63,6 +65,49 @@ def reports(placement: Placement, **changes: Any) -> list[dict[str, Any]]:  # no
     ]
 
 
+def load_of(prompt: str) -> NDArray[np.int64]:
+    """Return what a request adds to the load, [L, E]: its own for each question, more for a text that is scored."""
+    if prompt == "forced":
+        return np.full((LAYERS, EXPERTS), 1000)
+    seed = int(hashlib.sha256(prompt.encode()).hexdigest()[:8], 16)
+    return np.random.default_rng(seed).integers(1, 20, (LAYERS, EXPERTS))
+
+
+class Record:
+    """What the plugin writes: a row a request, continued by a server that is started again.
+
+    Attributes:
+        rows: int64 [L, E] each.
+    """
+
+    def __init__(self, path: Path, seconds: float) -> None:
+        """Read what is there.
+
+        Args:
+            path: the file.
+            seconds: how long after a row the file has it.
+        """
+        self._path, self._seconds = path, seconds
+        self._lock, self._written = threading.Lock(), 0
+        self.rows = list(np.load(path)["load"]) if path.exists() else []
+
+    def add(self, row: NDArray[np.int64]) -> None:
+        self.rows.append(row)
+        if self._seconds:
+            threading.Timer(self._seconds, self._write, (len(self.rows),)).start()
+        else:
+            self._write(len(self.rows))
+
+    def _write(self, count: int) -> None:
+        with self._lock:
+            # Timers of neighbours may overtake each other.
+            if count > self._written:
+                part = self._path.with_name("part.npz")
+                np.savez(part, load=np.stack(self.rows[:count]))
+                part.replace(self._path)
+                self._written = count
+
+
 class _Http(ThreadingHTTPServer):
     daemon_threads = True
     # The default of 5 makes some of many clients wait a second.
@@ -91,6 +136,7 @@ class Fake:
         self.report: list[dict[str, Any]] | None = None
         self.log: Path | None = None
         self.names = ["fake"]
+        self.record: Record | None = None
         # Whether each answer to a question moves experts.
         self.moves = False
         # Whether the workers' report cannot be read any more once questions have been answered.
@@ -129,6 +175,8 @@ class Fake:
 
     def gave(self, prompt: str) -> None:
         with self.lock:
+            if self.record is not None:
+                self.record.add(load_of(prompt))
             self.answered[prompt] += 1
             if self.log is not None:
                 with self.log.open("a", encoding="utf-8") as stream:
@@ -178,6 +226,8 @@ class _Handler(BaseHTTPRequestHandler):
                 return
             added = moved if self.fake.moves else 0
             rows = copy.deepcopy(self.fake.report)
+            if self.fake.record is not None:
+                rows[0]["recorded_steps"] = len(self.fake.record.rows)
             for one in rows if added else []:
                 one["rearrangements"] += added if one["settings"]["dynamic"] else 0
             self._send(200, {"results": rows})
@@ -275,8 +325,7 @@ def main() -> None:
     if options is not None and not orders.get("no_plugin"):
         fake.report = _report(options, orders)
         if "record_path" in options:
-            load = np.arange(1, 1 + LAYERS * EXPERTS).reshape(1, LAYERS, EXPERTS)
-            np.savez(options["record_path"], load=load)
+            fake.record = Record(Path(options["record_path"]), orders.get("writes_after", 0.0))
     port = int(_option("--port") or 0)
     _Http(("127.0.0.1", port), _handler(fake)).serve_forever()
 

@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+import copy
 import importlib.util
 import json
 import os
@@ -17,10 +18,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pytest
 import yaml
-from fake_server import ENVIRONMENT, EXPERTS, LAYERS, RANKS, Fake, install, reports
+from fake_server import ENVIRONMENT, EXPERTS, LAYERS, RANKS, Fake, install, load_of, reports
 from forking import Forked, run_module
 
-from expert_maps import generate_placement, read_placement
+from expert_maps import generate_placement, plan, read_placement
 from harness.accuracy.records import read_record
 from harness.accuracy.versions import model_identity, shown
 
@@ -153,9 +154,44 @@ def test_all_arms_are_asked_recorded_and_judged(bench: Bench) -> None:
         words = bench.summary(name)["server"]["arguments"]
         assert str(bench.folder) not in " ".join(words)
         assert bench.summary(name)["server"]["started_by_harness"] is True
-    load = bench.summary("baseline")["load"]
-    assert len(load["rank_load"]) == LAYERS
-    assert sum(load["rank_load"][0]) == sum(range(1, 1 + EXPERTS))
+    assert bench.summary("baseline")["load"]["rank_load"] == rank_loads(bench)
+
+
+def rank_loads(bench: Bench, times: int = 1) -> list[list[float]]:
+    """Load of the two ranks by the questions alone, each asked so many times over."""
+    prompts = [json.loads(line) for line in bench.answered() if "forced" not in line]
+    assert len(prompts) == QUESTIONS
+    total = times * sum(load_of(prompt) for prompt in prompts)
+    return np.asarray(total, dtype=float).reshape(LAYERS, RANKS, -1).sum(axis=2).tolist()
+
+
+@needs_lm_eval
+def test_the_load_is_that_of_the_questions_however_late_it_is_written(bench: Bench) -> None:
+    bench.orders["writes_after"] = 1.0
+    bench.config["arms"]["eplb-static"]["record_load"] = True
+    done = bench.run("--margin", 15)
+    assert done.returncode == 0, done.stdout + done.stderr
+    expected = rank_loads(bench)
+    assert bench.summary("baseline")["load"]["rank_load"] == expected
+    # Copies share, so that only the sum is the same in every placement.
+    arm = bench.summary("eplb-static")["load"]["rank_load"]
+    assert np.sum(arm, axis=1) == pytest.approx(np.sum(expected, axis=1), abs=0.2)
+    planned = plan(
+        np.load(bench.results / "work" / "baseline" / "load.npz")["load"].sum(axis=0),
+        num_physical_experts=EXPERTS + 2,
+        ep_size=RANKS,
+    ).placement
+    assert bench.summary("eplb-static")["placement"]["digest"] == planned.digest
+
+
+@needs_lm_eval
+def test_the_load_of_a_run_that_was_cut_off_while_texts_were_scored(bench: Bench) -> None:
+    bench.orders["delay"] = 0.05
+    stop_after(bench, "baseline", QUESTIONS + 5)
+    done = bench.run("--margin", 15)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert bench.questions() == 2 * QUESTIONS
+    assert bench.summary("baseline")["load"]["rank_load"] == rank_loads(bench)
 
 
 @needs_lm_eval
@@ -196,6 +232,51 @@ def test_a_run_that_is_complete_begins_anew(bench: Bench) -> None:
     for times in (1, 2):
         assert bench.run("--arm", "baseline").returncode == 0
         assert bench.questions() == times * QUESTIONS
+
+
+# What is changed in the file, and what is given on the command line.
+OPTIONS: dict[str, tuple[dict[str, Any], list[str]]] = {
+    "seconds": ({"request_seconds": 77, "startup_seconds": 59}, []),
+    "expected": ({"expected": {"accuracy": None, "reason": "another"}}, []),
+    "numbers": ({"concurrency": 5}, ["--concurrency", "3", "--attempts", "2"]),
+    "--largest": ({}, ["--largest", "0.5"]),
+}
+
+
+@needs_lm_eval
+@pytest.mark.parametrize("option", OPTIONS)
+def test_a_run_goes_on_under_options_that_change_no_answer(bench: Bench, option: str) -> None:
+    bench.orders["delay"] = 0.05
+    stop_after(bench, "eplb-static", 4)
+    before = bench.questions()
+    known = (bench.results / "work" / "eplb-static" / "journal.jsonl").read_bytes().count(b"\n")
+    changes, words = OPTIONS[option]
+    bench.config |= changes
+    # An arm that comes later is no matter of those before it.
+    bench.config["arms"]["third"] = copy.deepcopy(bench.config["arms"]["eplb-static"])
+    done = bench.run("--margin", 15, "--arm", "baseline", "--arm", "eplb-static", *words)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "baseline: complete, from the run that was cut off" in done.stderr
+    assert bench.questions() - before == QUESTIONS - known
+
+
+@needs_lm_eval
+def test_nothing_that_was_answered_is_deleted(bench: Bench) -> None:
+    bench.orders["delay"] = 0.05
+    work = bench.results / "work"
+
+    def kept() -> int:
+        return sum(path.read_bytes().count(b"\n") for path in work.glob("*/journal*.jsonl"))
+
+    stop_after(bench, "eplb-static", 4)
+    known = kept()
+    # Each time something else is asked: other weights, fewer questions, all of them anew.
+    (bench.folder / "model" / "config.json").write_text('{"other": true}', encoding="utf-8")
+    for words in (["--questions", "5"], [], ["--no-resume"]):
+        done = bench.run("--margin", 80 if words else 15, *words)
+        assert done.returncode in {0, 3}, done.stdout + done.stderr
+        assert kept() > known
+        known = kept()
 
 
 @needs_lm_eval

@@ -12,20 +12,15 @@ from datetime import datetime, timezone
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from expert_maps import (
-    ExpertMapsError,
-    balancedness,
-    plan,
-    rank_load,
-    read_load,
-    write_placement,
-)
+from expert_maps import ExpertMapsError, plan, read_load, write_placement
 from expert_maps.files import write_text
 from harness.accuracy import proof, versions
 from harness.accuracy.asking import Asker
 from harness.accuracy.client import AskError
 from harness.accuracy.config import BASELINE, ConfigError
+from harness.accuracy.loads import LOAD_FILE, NOT_RECORDED, QuestionLoad
 from harness.accuracy.records import texts_digest, write_record
+from harness.accuracy.resume import JOURNAL, MOVES_FILE, fingerprint, server_key
 from harness.accuracy.schema import Forced, Summary, task_version
 from harness.accuracy.server import ServerError, attach, serve
 
@@ -40,7 +35,7 @@ if TYPE_CHECKING:
     from harness.accuracy.server import Server
     from harness.accuracy.settings import RunSettings
 
-MAP_FILE, LOAD_FILE, MOVES_FILE = "expert_map.json", "load.npz", "moves.json"
+MAP_FILE = "expert_map.json"
 _DYING_SECONDS = 1.0
 # The development endpoints carry the proof; nobody is told that vLLM was used.
 _ENVIRONMENT = {"VLLM_SERVER_DEV_MODE": "1", "VLLM_NO_USAGE_STATS": "1"}
@@ -60,7 +55,7 @@ class ArmRun:
         found: versions; None until there is a server.
         forced: log-probabilities of the baseline's texts; None where they were not measured.
         load: the part `load` of a record.
-        counts_twice: whether questions were asked anew, so that the recorded load holds both times.
+        questions_load: of the questions; None where the arm records none, or another's server is asked.
     """
 
     settings: RunSettings
@@ -71,8 +66,8 @@ class ArmRun:
     evaluated: Evaluated | None = None
     found: dict[str, str | None] | None = None
     forced: list[Forced] | None = None
-    load: dict[str, Any] = field(default_factory=lambda: {"rank_load": None, "balancedness": None})
-    counts_twice: bool = False
+    load: dict[str, Any] = field(default_factory=lambda: dict(NOT_RECORDED))
+    questions_load: QuestionLoad | None = None
     _started: float = field(default_factory=time.monotonic)
     _started_at: str = field(default_factory=lambda: datetime.now(timezone.utc).isoformat(timespec="seconds"))
 
@@ -188,14 +183,15 @@ def run_arm(settings: RunSettings, name: str, baseline: Record | None) -> Summar
 
 def _measure(run: ArmRun, baseline: Record | None) -> None:
     settings = run.settings
-    with contextlib.closing(Asker(run.work / "journal.jsonl", settings)) as asker:
-        record = run.work / LOAD_FILE
-        if not asker.has_answers:
-            # A record is continued by the plugin, which is right only where the run is.
-            record.unlink(missing_ok=True)
-        elif run.arm.record_load:
-            run.settings.say(f"{run.name}: the load of the last seconds before the cut may be missing")
-        with _server(run, record) as server, _last_words(server):
+    with contextlib.closing(Asker(run.work / JOURNAL, settings)) as asker:
+        if run.arm.record_load and run.name not in settings.base_urls:
+            run.questions_load = QuestionLoad(
+                run.work, server_key(settings, run.name), fingerprint(settings, run.name)
+            )
+            run.questions_load.begin(resumed=asker.has_answers)
+            if asker.has_answers:
+                settings.say(f"{run.name}: the load of the last seconds before the cut may be missing")
+        with _server(run) as server, _last_words(server):
             run.found = versions.versions(server)
             if not server.is_own:
                 _compare_served(run, server)
@@ -205,13 +201,20 @@ def _measure(run: ArmRun, baseline: Record | None) -> None:
             _require(run, before)
             asker.bind(server, run.name, run.arguments, run.environment, before.digest if before else None)
             run.evaluated, earlier, acted = _evaluate(run, asker, server, before)
+            _keep_load(run, server, asker.taken)
             run.forced = _forced(run, asker, baseline)
             after = proof.read_state(server, checksums=True, needed=needed)
             faults = proof.find_faults(run.arm, before, after, earlier, acted=acted)
             run.evidence = proof.Evidence(before, after, faults, earlier)
-        # The record is complete once the server has stopped.
-        if run.arm.record_load and server.is_own and not run.counts_twice:
-            run.load = _load(record, after)
+        if run.questions_load is not None:
+            run.load = run.questions_load.summary(after.placement if after else None)
+
+
+def _keep_load(run: ArmRun, server: Server, taken: int) -> None:
+    """Keep the load of the questions, before texts are scored: their tokens are recorded, too."""
+    if run.questions_load is not None:
+        state = proof.read_state(server, needed=False)
+        run.questions_load.keep(state.recorded_steps if state else None, taken, run.settings.say)
 
 
 @contextlib.contextmanager
@@ -245,7 +248,8 @@ def _evaluate(
             f"{run.name}: no experts moved in what was left to ask, so all questions are asked anew"
         )
         asker.forget()
-        run.counts_twice = True
+        if run.questions_load is not None:
+            run.questions_load.is_exact = False  # it holds both times
         evaluated = asker.evaluate()
         moved = proof.moves(before, proof.read_state(server))
     write_text(kept, json.dumps({"context": asker.context, "rearrangements": earlier + moved}) + "\n")
@@ -294,7 +298,7 @@ def _require(run: ArmRun, before: proof.State | None) -> None:
 
 
 @contextlib.contextmanager
-def _server(run: ArmRun, record: Path) -> Iterator[Server]:
+def _server(run: ArmRun) -> Iterator[Server]:
     settings = run.settings
     url = settings.base_urls.get(run.name)
     if url is not None:
@@ -302,7 +306,7 @@ def _server(run: ArmRun, record: Path) -> Iterator[Server]:
         return
     expert_map = _plan(run)
     additional = run.arm.additional(
-        record=record.absolute() if run.arm.record_load else None,
+        record=run.questions_load.recorded.absolute() if run.questions_load else None,
         expert_map=None if expert_map is None else expert_map.absolute(),
     )
     arguments = [*settings.config.server.arguments, *run.arm.arguments, "--dtype", settings.dtype]
@@ -376,15 +380,3 @@ def _forced(run: ArmRun, asker: Asker, baseline: Record | None) -> list[Forced] 
         Forced(doc_hash=question.doc_hash, forced_from=digest, logprobs=values)
         for question, values in zip(source, scored, strict=True)
     ]
-
-
-def _load(record: Path, state: proof.State | None) -> dict[str, Any]:
-    """Return the load of the ranks under the placement at the end: copies share their expert's load evenly."""
-    if state is None or state.placement is None or not record.exists():
-        return {"rank_load": None, "balancedness": None}
-    load = read_load(record)
-    table = rank_load(state.placement, load)
-    return {
-        "rank_load": [[round(float(value), 1) for value in row] for row in table],
-        "balancedness": round(float(balancedness(state.placement, load).mean()), 4),
-    }

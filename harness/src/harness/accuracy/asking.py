@@ -26,7 +26,11 @@ MAX_STOPS = 4
 
 
 class Asker:
-    """Asks one arm's server, and keeps each answer in a journal."""
+    """Asks one arm's server, and keeps each answer in a journal.
+
+    Attributes:
+        taken: questions, of those put last, that the journal had the answer of.
+    """
 
     def __init__(self, journal: Path, settings: RunSettings) -> None:
         """Open the journal."""
@@ -35,6 +39,7 @@ class Asker:
         self._server: Server | None = None
         self._context = ""
         self._label = ""
+        self.taken = 0
 
     def close(self) -> None:
         """Close the journal."""
@@ -51,7 +56,7 @@ class Asker:
         return self._context
 
     def forget(self) -> None:
-        """Ask again for what was answered."""
+        """Ask again for what was answered; the answers are put aside."""
         self._journal.clear()
 
     def bind(
@@ -68,7 +73,7 @@ class Asker:
         self._label = arm
         self._context = key_of(
             arm=arm,
-            model=versions.model_identity(settings.model),
+            model=settings.identity,
             served=server.model,
             checkpoint=None if server.is_own else server.describe(),
             dtype=settings.dtype,
@@ -95,6 +100,7 @@ class Asker:
         from harness.accuracy.questions import Answer
 
         jobs = [self._answer_job(prompt) for prompt in prompts]
+        self.taken = sum(self._journal.get(job.key) is not None for job in jobs)
         found = self._ask(jobs, f"{self._label}: questions")
         return [Answer(one["text"], one["finish_reason"]) for one in found]
 

@@ -10,6 +10,7 @@ import os
 from typing import TYPE_CHECKING, Any
 
 from expert_maps import ExpertMapsError
+from expert_maps.files import parse_json, printable
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -56,18 +57,21 @@ class Journal:
             os.ftruncate(self._file, whole)
         for line in content[:whole].splitlines():
             try:
-                entry = json.loads(line)
-                self._answers[entry["key"]] = entry["answer"]
-            except (ValueError, LookupError, TypeError):
+                entry = parse_json(line, printable(str(self.path)))
+            except ExpertMapsError:
                 continue
+            if isinstance(entry, dict) and isinstance(entry.get("answer"), dict):
+                self._answers[str(entry.get("key"))] = entry["answer"]
 
     def close(self) -> None:
         """Close the file."""
         os.close(self._file)
 
     def clear(self) -> None:
-        """Drop all answers."""
-        os.ftruncate(self._file, 0)
+        """Put all answers aside, in a file of their own, and begin another journal."""
+        os.close(self._file)
+        put_aside(self.path)
+        self._file = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o644)
         self._answers.clear()
 
     def __len__(self) -> int:
@@ -94,3 +98,13 @@ class Journal:
             msg = f"{self.path}: only {written} of {len(line)} bytes could be written; expected room on the disk"
             raise JournalError(msg)
         self._answers[key] = dict(answer)
+
+
+def put_aside(path: Path) -> None:
+    """Rename a journal to one of a number; an absent or empty one stays."""
+    if not path.exists() or path.stat().st_size == 0:
+        return
+    number = 1
+    while (target := path.with_name(f"{path.stem}.{number}{path.suffix}")).exists():
+        number += 1
+    path.rename(target)

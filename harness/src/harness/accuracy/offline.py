@@ -25,6 +25,7 @@ from harness.accuracy.server import RefusedError, Server
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
+    from harness.accuracy.loads import QuestionLoad
     from harness.accuracy.questions import Answer, Evaluated, Prompt
     from harness.accuracy.records import Record
     from harness.accuracy.settings import RunSettings
@@ -229,7 +230,13 @@ class Trial:
     how: Order = Order()
 
 
-def measure(served: Engine, settings: RunSettings, trial: Trial, baseline: Record | None) -> Measured:
+def measure(
+    served: Engine,
+    settings: RunSettings,
+    trial: Trial,
+    baseline: Record | None,
+    load: QuestionLoad | None = None,
+) -> Measured:
     """Ask, score, force and prove one arm on an engine that runs, and write its record.
 
     Args:
@@ -237,6 +244,7 @@ def measure(served: Engine, settings: RunSettings, trial: Trial, baseline: Recor
         settings: of the run; the record goes into its folder.
         trial: what is measured.
         baseline: whose texts are scored; None for the arm's own.
+        load: where the engine records; None where it does not.
 
     Raises:
         DidNotServeError: the engine failed.
@@ -256,6 +264,9 @@ def measure(served: Engine, settings: RunSettings, trial: Trial, baseline: Recor
         cache=settings.work / "datasets",
     )
     run.evaluated = evaluated
+    if load is not None:
+        state = proof.read_state(served)
+        load.keep(state.recorded_steps if state else None, 0, settings.say)
     run.forced = forced(served, evaluated, trial.how, baseline)
     after = proof.read_state(served, checksums=True)
     run.evidence = proof.Evidence(before, after, proof.find_faults(run.arm, before, after))

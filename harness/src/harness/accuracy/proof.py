@@ -37,6 +37,7 @@ class State:
         dynamic: whether vLLM moves experts while serving.
         rearrangements: how often it has since loading.
         checksums: of the slots, by rank: [layer][slot], hex; None where they were not asked for.
+        recorded_steps: rows that the record of the load will have with what was computed so far; None without one.
     """
 
     placement: Placement | None = None
@@ -45,6 +46,7 @@ class State:
     dynamic: bool = False
     rearrangements: int = 0
     checksums: dict[int, list[list[str]]] | None = None
+    recorded_steps: int | None = None
 
     @property
     def digest(self) -> str | None:
@@ -149,6 +151,8 @@ def agree(reports: Sequence[dict[str, Any]]) -> State:
         dynamic=bool(first.get("settings", {}).get("dynamic")),
         rearrangements=int(first["rearrangements"]),
         checksums=_checksums(reports, placement),
+        # One rank records.
+        recorded_steps=max((int(one.get("recorded_steps") or 0) for one in reports), default=0) or None,
     )
 
 

@@ -5,24 +5,19 @@
 from __future__ import annotations
 
 import contextlib
-import json
-import shutil
 import signal
-from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.console import Console
 
 from expert_maps import ExpertMapsError, FormatError
-from expert_maps.files import write_text
-from harness.accuracy import versions
+from harness.accuracy import resume as resuming
 from harness.accuracy.compare import Options, compare_records, notes
 from harness.accuracy.config import BASELINE, DTYPES, ConfigError, load_config
-from harness.accuracy.journal import key_of
 from harness.accuracy.limits import limits_for
-from harness.accuracy.records import SUMMARY, read_record
+from harness.accuracy.records import SUMMARY, read_record, texts_digest
 from harness.accuracy.server import check_url
 from harness.accuracy.settings import RunSettings
 from harness.accuracy.table import field_table
@@ -39,8 +34,6 @@ RESULTS, SCRATCH = Path("accuracy/results"), Path("build/accuracy")
 # Enough for an arm in which nothing differs to be no worse by 3 points: 0.05 ** (1 / 120) = 1 − 0.0247.
 SHORT_QUESTIONS, SHORT_MARGIN = 120, 3.0
 _FAILED, _BAD_INPUT, _INTERRUPTED = 1, 2, 130
-_STATE = "state.json"
-_OF_A_RUN = ("journal.jsonl", "moves.json")
 
 
 def run_command(
@@ -210,61 +203,6 @@ def find_data(config: ModelConfig, model: str, folder: Path | None) -> dict[str,
     return {split: path.absolute() for split, path in paths.items()}
 
 
-@dataclass
-class _State:
-    """Which arms a run that was cut off had finished.
-
-    Attributes:
-        path: of the file.
-        fingerprint: of everything that the run was given.
-        done: names of arms.
-    """
-
-    path: Path
-    fingerprint: str
-    done: list[str]
-
-    @classmethod
-    def load(cls, settings: RunSettings, *, resume: bool) -> _State:
-        """Take up the state of a run of the same configuration; anything else is thrown away."""
-        fingerprint = key_of(
-            config=settings.config.model_dump(mode="json"),
-            model=versions.model_identity(settings.model),
-            dtype=settings.dtype,
-            count=settings.count,
-            base_urls=settings.base_urls,
-            data={split: versions.file_hash(path) for split, path in (settings.data or {}).items()},
-        )
-        path = settings.work / _STATE
-        found: Any = None
-        if path.exists():
-            try:
-                found = json.loads(path.read_text(encoding="utf-8"))
-            except ValueError:
-                found = None
-        if not isinstance(found, dict) or found.get("fingerprint") != fingerprint:
-            shutil.rmtree(settings.work, ignore_errors=True)
-            found = {"done": []}
-        state = cls(path, fingerprint, list(found["done"]))
-        if not resume:
-            state.finish(settings)
-        settings.make_folder(settings.work)
-        state.save()
-        return state
-
-    def save(self) -> None:
-        """Write it."""
-        write_text(self.path, json.dumps({"fingerprint": self.fingerprint, "done": self.done}) + "\n")
-
-    def finish(self, settings: RunSettings) -> None:
-        """The run is complete: the next one asks anew. Its load stays, for an arm that is planned from it."""
-        self.done = []
-        self.save()
-        for name in _OF_A_RUN:
-            for path in settings.work.glob(f"*/{name}"):
-                path.unlink()
-
-
 def run_arms(settings: RunSettings, names: list[str], options: Options, *, resume: bool) -> int:
     """Run arms and print what came of them; the exit code.
 
@@ -280,7 +218,9 @@ def run_arms(settings: RunSettings, names: list[str], options: Options, *, resum
     )
     if settings.count is not None and len(prompts) < settings.count:
         settings.say(f"the data has {len(prompts)} questions, fewer than the {settings.count} asked for")
-    state = _State.load(settings, resume=resume)
+    settings.make_folder(settings.work)
+    if not resume:
+        resuming.begin_anew(settings.work)
     baseline = None if BASELINE in names else _kept_baseline(settings)
     if baseline is not None and baseline.summary.num_questions != len(prompts):
         msg = (
@@ -290,19 +230,21 @@ def run_arms(settings: RunSettings, names: list[str], options: Options, *, resum
         raise ConfigError(msg)
     records: dict[str, Record] = {}
     for name in names:
-        folder = settings.folder / name
-        if name in state.done and (folder / SUMMARY).exists():
+        folder, work = settings.folder / name, settings.work / name
+        texts = None
+        if baseline is not None and name != BASELINE:
+            texts = texts_digest(question.text for question in baseline.questions)
+        key = resuming.fingerprint(settings, name, texts)
+        if resuming.is_done(work, key) and (folder / SUMMARY).exists():
             settings.say(f"{name}: complete, from the run that was cut off")
         else:
-            state.done = [one for one in state.done if one != name]
-            state.save()
+            resuming.set_done(work, None)
             run_arm(settings, name, baseline)
-            state.done.append(name)
-            state.save()
+            resuming.set_done(work, key)
         records[name] = read_record(folder)
         if name == BASELINE:
             baseline = records[name]
-    state.finish(settings)
+    resuming.begin_anew(settings.work)
     return report(records, baseline, options)
 
 

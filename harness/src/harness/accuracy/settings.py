@@ -6,12 +6,14 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
+import functools
 import os
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from expert_maps import FormatError
 from expert_maps.files import write_text
+from harness.accuracy.versions import model_identity
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -53,6 +55,11 @@ class RunSettings:
     attempts: int
     console: Console = field(repr=False)
     data: dict[str, Path] | None = None
+
+    @functools.cached_property
+    def identity(self) -> dict[str, str]:
+        """What tells the checkpoint from another; read once, as large files take a while."""
+        return model_identity(self.model)
 
     @property
     def folder(self) -> Path:

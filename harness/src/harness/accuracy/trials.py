@@ -13,9 +13,9 @@ from rich.console import Console
 from expert_maps import plan, read_load
 from expert_maps.files import write_text
 from harness.accuracy import offline
-from harness.accuracy.arm import LOAD_FILE
 from harness.accuracy.config import BASELINE, EXPERT_MAPS, ConfigError, load_config
 from harness.accuracy.limits import limits_for
+from harness.accuracy.loads import QuestionLoad
 from harness.accuracy.run import find_data
 from harness.accuracy.settings import RunSettings
 
@@ -70,14 +70,14 @@ def settings_for(model: str, scratch: Path, questions: int, dtype: str | None = 
 
 def measure_baseline(settings: RunSettings) -> tuple[Record, Path]:
     """Start the baseline's engine, as a run does, and measure it; return its load, too."""
-    load = settings.work / LOAD_FILE
-    load.unlink(missing_ok=True)
-    additional = settings.config.arms[BASELINE].additional(record=load.absolute(), expert_map=None)
+    load = QuestionLoad(settings.work, "", "")
+    load.begin(resumed=False)
+    additional = settings.config.arms[BASELINE].additional(record=load.recorded.absolute(), expert_map=None)
     settings.say("baseline: starting vLLM")
     with offline.engine(settings, additional=additional[EXPERT_MAPS]) as engine:
-        record = offline.measure(engine, settings, offline.Trial(BASELINE, BASELINE), None).record
+        record = offline.measure(engine, settings, offline.Trial(BASELINE, BASELINE), None, load).record
     settings.say(f"baseline: {record.summary.value:.2f} % of {record.summary.num_questions} questions")
-    return record, load
+    return record, load.kept
 
 
 def planned(settings: RunSettings, load: Path) -> Placement:
