@@ -79,4 +79,4 @@ def test_maps_are_planned_from_what_was_recorded_and_ratios_are_of_the_medians(
     assert found["two_ranks_static_map_to_two_ranks_plugin_ratio"] == 2
     assert found["two_ranks_no_copies_to_two_ranks_plugin_cpu_ratio"] == 4
     assert found["two_ranks_plugin_balancedness"] == 0.577  # (18 + 12) / 2 / (16 + 10)
-    assert found["two_ranks_no_copies_balancedness"] > 0.9
+    assert float(str(found["two_ranks_no_copies_balancedness"])) > 0.9
