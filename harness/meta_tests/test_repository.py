@@ -115,16 +115,48 @@ def test_versions_agree() -> None:
         assert f"version: {version}" in (ROOT / "CITATION.cff").read_text(encoding="utf-8")
 
 
-def test_what_the_readme_names_exists() -> None:
-    readme = (ROOT / "README.md").read_text(encoding="utf-8")
-    targets = re.findall(r"\]\((?!https?:)([^)#]+)", readme)
-    assert targets
+PAGES = ["README.md", "README.zh-CN.md", *(f"docs/{path.name}" for path in (ROOT / "docs").glob("*.md"))]
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_what_a_page_links_to_exists(page: str) -> None:
+    text = (ROOT / page).read_text(encoding="utf-8")
+    targets = re.findall(r"\]\((?!https?:)([^)#]+)", text)
+    assert targets or page == "docs/library.md"
     for target in targets:
-        assert (ROOT / target).exists(), target
+        assert ((ROOT / page).parent / target).exists(), target
+
+
+def test_the_readme_names_sessions_that_exist_and_the_page_of_sessions_all() -> None:
     noxfile = (ROOT / "noxfile.py").read_text(encoding="utf-8")
     names = set(re.findall(r"^@nox\.session\b.*\ndef (\w+)\(", noxfile, re.MULTILINE))
-    used = set(re.findall(r"nox -s (\w+)", readme))
-    assert {"unit", "demo", "golden"} <= used == names
+    used = {
+        page: set(re.findall(r"nox -s (\w+)", (ROOT / page).read_text(encoding="utf-8"))) for page in PAGES
+    }
+    assert {"unit", "demo"} <= used["README.md"] <= names
+    assert used["docs/sessions.md"] == names
+    assert set.union(*used.values()) == names
+
+
+def test_the_readmes_have_the_same_commands_tables_and_links() -> None:
+    def skeleton(page: str) -> list[str]:
+        text = (ROOT / page).read_text(encoding="utf-8")
+        consoles = re.findall(r"```console\n(.*?)```", text, flags=re.DOTALL)
+        prose = re.sub(r"```.*?```", "```", text, flags=re.DOTALL)
+        shape = [
+            line.split(" ")[0] if line.startswith("#") else str(line.count("|"))
+            for line in prose.splitlines()
+            if line.startswith(("#", "|", "```", "!["))
+        ]
+        links = re.findall(r"\]\(([^)]+)\)", prose.replace("README.zh-CN.md", "").replace("README.md)", ")"))
+        code = [" ".join(words.split()) for words in re.findall(r"(?<!`)`([^`]+)`(?!`)", prose)]
+        return [*consoles, *shape, *sorted(links), *sorted(code)]
+
+    assert skeleton("README.md") == skeleton("README.zh-CN.md")
+
+
+def test_the_readme_is_short() -> None:
+    assert len((ROOT / "README.md").read_text(encoding="utf-8").splitlines()) <= 120
 
 
 def test_a_tracked_file_holds_no_absolute_home_path() -> None:

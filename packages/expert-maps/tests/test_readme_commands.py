@@ -13,7 +13,8 @@ from cli_runs import run
 
 ROOT = Path(__file__).resolve().parents[3]
 PAGES = {
-    "README.md": "## The command line",
+    "README.md": "## From a load to a map",
+    "docs/commands.md": "# The command line",
     "packages/expert-maps/README.md": "# expert-maps",
 }
 
