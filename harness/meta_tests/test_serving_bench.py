@@ -4,17 +4,19 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 import pytest
 
 from expert_maps import read_placement
-from harness.bench import serving, skewed
+from harness.bench import serving, serving_arm, skewed
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
     from pathlib import Path
+
+    from typing_extensions import Self
 
 
 def test_the_routers_of_the_skewed_model_favour_rank_0() -> None:
@@ -35,48 +37,63 @@ def test_the_routers_of_the_skewed_model_favour_rank_0() -> None:
     assert 0.6 < np.mean(shares) < 0.8
 
 
-def test_the_skewed_model_is_what_transformers_loads() -> None:
-    transformers = pytest.importorskip("transformers", reason="comes with the extra tiny")
-    import torch
+class FakeArm:
+    """Rounds of known seconds: two ranks with a map are twice as fast, without copies four times, and a round is slow."""
 
-    with torch.device("meta"):
-        model = transformers.AutoModelForCausalLM.from_config(
-            transformers.AutoConfig.for_model(**skewed.config())
-        )
-    assert sum(weight.numel() for weight in model.parameters()) == sum(
-        weight.numel() for weight in skewed.weights().values()
-    )
+    seen: ClassVar[list[FakeArm]] = []
+
+    def __init__(self, _model: Path, options: Mapping[str, Any]) -> None:
+        settings = options.get("additional_config", {}).get("expert_maps", {})
+        self.record = settings.get("record_path")
+        self.ranks = options.get("tensor_parallel_size", 1)
+        path = settings.get("expert_map_path")
+        self.placement = read_placement(path) if path else None
+        self.rounds = 0
+        self.seconds = 4.0 * self.ranks
+        if self.placement is not None and self.ranks > 1:
+            self.seconds /= 2 if self.placement.num_redundant_experts else 4
+        self.seen.append(self)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def run_round(self) -> tuple[float, float]:
+        self.rounds += 1
+        if self.rounds <= serving._WARM_UP:
+            return 1e9, 1e9
+        slow = 10 if self.rounds == serving._WARM_UP + 2 else 1
+        return slow * self.seconds, 3 * slow * self.seconds
+
+    def __exit__(self, *_: object) -> None:
+        if self.record:
+            np.savez(self.record, load=np.array([[9.0, 7, 1, 1], [5, 5, 1, 1]]))
 
 
-def test_maps_are_planned_from_what_was_recorded_and_ratios_are_of_the_medians(
+def test_maps_are_planned_from_what_was_recorded_and_ratios_are_those_of_the_rounds(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    speed = {"one_rank": 2.0, "two_ranks": 4.0}
-    seen: list[dict[str, Any]] = []
-
-    def time_arm(_model: Path, rounds: int, options: Mapping[str, Any]) -> list[tuple[float, float]]:
-        settings = options.get("additional_config", {}).get("expert_maps", {})
-        if path := settings.get("record_path"):
-            np.savez(path, load=np.array([[9.0, 7, 1, 1], [5, 5, 1, 1]]))
-            return [(9.0, 9.0)] * rounds
-        map_path = settings.get("expert_map_path")
-        placement = read_placement(map_path) if map_path else None
-        seen.append({"ranks": options.get("tensor_parallel_size", 1), "placement": placement})
-        wall = speed["two_ranks" if "tensor_parallel_size" in options else "one_rank"]
-        if placement is not None:
-            wall /= 2 if placement.num_redundant_experts else 4
-        # One round that took long is no median.
-        return [(wall, 3 * wall), (wall, 3 * wall), (100.0, 300.0)]
-
-    monkeypatch.setattr(serving, "_time_arm", time_arm)
-    found = serving.measure(tmp_path, rounds=3, repeats=2)
-    assert [arm["ranks"] for arm in seen] == [1, 1, 2, 1, 2, 2] * 2
-    copies = [
-        None if arm["placement"] is None else arm["placement"].num_redundant_experts for arm in seen[:6]
-    ]
+    monkeypatch.setattr(serving, "Arm", FakeArm)
+    monkeypatch.setattr(serving, "_PAUSE_SECONDS", 0)
+    monkeypatch.setattr(FakeArm, "seen", [])
+    found = serving.measure(tmp_path, rounds=3)
+    recording, *arms = FakeArm.seen
+    assert (recording.ranks, recording.rounds) == (2, 1)
+    assert [arm.ranks for arm in arms] == [1, 1, 2, 1, 2, 2]
+    copies = [None if arm.placement is None else arm.placement.num_redundant_experts for arm in arms]
     assert copies == [None, None, None, 0, serving._REDUNDANT, 0]
+    assert {arm.rounds for arm in arms} == {serving._WARM_UP + 3}
     assert found["one_rank_plugin_to_one_rank_vllm_ratio"] == 1
     assert found["two_ranks_static_map_to_two_ranks_plugin_ratio"] == 2
     assert found["two_ranks_no_copies_to_two_ranks_plugin_cpu_ratio"] == 4
+    assert found["two_ranks_no_copies_to_two_ranks_plugin_ratio_quartiles"] == [4, 4]
+    assert found["two_ranks_plugin_median_tokens_per_s"] == 64 * 128 / 8
     assert found["two_ranks_plugin_balancedness"] == 0.577  # (18 + 12) / 2 / (16 + 10)
     assert float(str(found["two_ranks_no_copies_balancedness"])) > 0.9
+
+
+def test_an_engine_that_ends_is_an_error_with_its_last_lines(tmp_path: Path) -> None:
+    with serving_arm.Arm(tmp_path, {}) as arm:
+        arm._process.kill()
+        arm._process.wait()
+        with pytest.raises(serving_arm.ArmError, match="an engine has ended"):
+            arm.run_round()

@@ -11,14 +11,10 @@ It needs vLLM, which nothing else of the benchmarks does.
 
 from __future__ import annotations
 
-import json
-import os
-import random
 import statistics
-import subprocess
-import sys
 import tempfile
 import time
+from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -27,8 +23,8 @@ from rich.console import Console
 from rich.table import Table
 
 from expert_maps import evaluate, generate_placement, plan, read_load, write_placement
-from expert_maps.files import write_text
 from harness.bench import skewed
+from harness.bench.serving_arm import NEW_TOKENS, PROMPT_TOKENS, PROMPTS, Arm, ArmError, arm_environment
 from harness.record import history
 from harness.record.provenance import checkpoint_of, describe
 from harness.record.schema import RunRecord
@@ -38,91 +34,20 @@ if TYPE_CHECKING:
 
     from expert_maps import ExpertLoad
 
-_PROMPTS, _PROMPT_TOKENS, _NEW_TOKENS = 64, 64, 64
 _REDUNDANT = 4
 _NAME = (
-    f"static map planned from recorded load, vLLM CPU build, {_PROMPTS} prompts of {_PROMPT_TOKENS} tokens, "
-    f"{_NEW_TOKENS} generated, float32, eager"
+    f"static map planned from recorded load, vLLM CPU build, {PROMPTS} prompts of {PROMPT_TOKENS} tokens, "
+    f"{NEW_TOKENS} generated, float32, eager"
 )
-# How many times as fast as the second the first is.
+# How many times as fast as the second the first is: their rounds' seconds divided.
 _COMPARED = {
     "one_rank_plugin": "one_rank_vllm",
     "one_rank_static_map": "one_rank_vllm",
     "two_ranks_static_map": "two_ranks_plugin",
     "two_ranks_no_copies": "two_ranks_plugin",
 }
-_START_SECONDS = 300
-# Two ranks on a machine with few cores and one NUMA node.
-_ENVIRONMENT = {
-    "VLLM_CPU_KVCACHE_SPACE": "1",
-    "VLLM_CPU_OMP_THREADS_BIND": "nobind",
-    "OMP_NUM_THREADS": "1",
-    "HF_HUB_OFFLINE": "1",
-    "VLLM_NO_USAGE_STATS": "1",
-}
-
-
-def run_arm(model: str, rounds: int, options: Mapping[str, Any]) -> list[tuple[float, float]]:
-    """Generate with vLLM in this process; return each round's seconds, and CPU seconds of all processes. The first warms up."""
-    import psutil  # type: ignore[import-untyped] # it comes with vLLM
-    from vllm import LLM, SamplingParams
-
-    def cpu_seconds() -> float:
-        this = psutil.Process()
-        times = [process.cpu_times() for process in (this, *this.children(recursive=True))]
-        return float(sum(time_.user + time_.system for time_ in times))
-
-    llm = LLM(
-        model=model,
-        dtype="float32",
-        enforce_eager=True,
-        max_model_len=2 * (_PROMPT_TOKENS + _NEW_TOKENS),
-        enable_prefix_caching=False,
-        seed=0,
-        # Prompts are ids, and so are answers.
-        skip_tokenizer_init=True,
-        **options,
-    )
-    draw = random.Random(0)  # noqa: S311 - a benchmark's data
-    prompts = [
-        {"prompt_token_ids": [draw.randrange(8, 256) for _ in range(_PROMPT_TOKENS)]} for _ in range(_PROMPTS)
-    ]
-    sampling = SamplingParams(temperature=0, max_tokens=_NEW_TOKENS, ignore_eos=True, detokenize=False)
-    seconds = []
-    for _ in range(rounds + 1):
-        start, used = time.perf_counter(), cpu_seconds()
-        llm.generate(prompts, sampling, use_tqdm=False)
-        seconds.append((time.perf_counter() - start, cpu_seconds() - used))
-    return seconds[1:]
-
-
-def _arm_environment() -> dict[str, str]:
-    """Return the variables of an arm's process: this one's, with none of vLLM's but those that are set here."""
-    return {
-        **{name: value for name, value in os.environ.items() if not name.startswith("VLLM_")},
-        **_ENVIRONMENT,
-    }
-
-
-def _time_arm(model: Path, rounds: int, options: Mapping[str, Any]) -> list[tuple[float, float]]:
-    with tempfile.TemporaryDirectory() as folder:
-        answer = Path(folder) / "seconds.json"
-        command = [sys.executable, "-m", "harness.bench.serving", "--model", str(model)]
-        command += ["--rounds", str(rounds), "--arm", json.dumps(options), "--answer", str(answer)]
-        log = Path(folder) / "log.txt"
-        with log.open("w", encoding="utf-8") as stream:
-            subprocess.run(  # noqa: S603 - this interpreter
-                command,
-                env=_arm_environment(),
-                stdout=stream,
-                stderr=subprocess.STDOUT,
-                timeout=_START_SECONDS,
-                check=False,
-            )
-        if not answer.exists():
-            typer.echo(log.read_text(encoding="utf-8", errors="replace")[-4000:], err=True)
-            raise typer.Exit(1)
-        return [(wall, cpu) for wall, cpu in json.loads(answer.read_text(encoding="utf-8"))]
+# What vLLM's idle workers spin for after a round, and what they warm up in.
+_PAUSE_SECONDS, _WARM_UP = 1.5, 2
 
 
 def _plan_maps(load: ExpertLoad, folder: Path) -> tuple[dict[str, Path], dict[str, float]]:
@@ -149,45 +74,65 @@ def _plan_maps(load: ExpertLoad, folder: Path) -> tuple[dict[str, Path], dict[st
     return files, balance
 
 
-def measure(model: Path, rounds: int, repeats: int) -> dict[str, object]:
-    """Time all arms in turn, several times over; medians, balancedness and ratios by name.
+def measure(model: Path, rounds: int) -> dict[str, object]:
+    """Let all arms take turns; medians, balancedness and ratios by name.
 
     Args:
         model: folder of the checkpoint.
-        rounds: timed rounds of a process.
-        repeats: processes of each arm.
+        rounds: of each arm. A ratio is the median of the ratios of the rounds, whose quartiles are given with it.
     """
     with tempfile.TemporaryDirectory() as folder:
         two = {"tensor_parallel_size": 2}
         # Maps as users make them: planned from the load of this very work.
         record = Path(folder) / "load.npz"
-        _time_arm(model, 1, two | _with({"record_path": str(record)}))
-        load = read_load(record)
-        maps, balance = _plan_maps(load, Path(folder))
-        arms: dict[str, dict[str, Any]] = {
+        with Arm(model, two | _with({"record_path": str(record)})) as recording:
+            recording.run_round()
+        maps, balance = _plan_maps(read_load(record), Path(folder))
+        options: dict[str, dict[str, Any]] = {
             "one_rank_vllm": {},
             "one_rank_plugin": _with({}),
             "two_ranks_plugin": two | _with({}),
         }
         for name, path in maps.items():
-            arms[name] = (two if name.startswith("two") else {}) | _with({"expert_map_path": str(path)})
-        times: dict[str, list[tuple[float, float]]] = {name: [] for name in arms}
-        for _ in range(repeats):
-            for name, options in arms.items():
-                times[name] += _time_arm(model, rounds, options)
-    tokens = _PROMPTS * (_PROMPT_TOKENS + _NEW_TOKENS)
-    wall = {name: statistics.median(seconds for seconds, _ in found) for name, found in times.items()}
-    used = {name: statistics.median(cpu for _, cpu in found) for name, found in times.items()}
-    ratios: dict[str, float] = {}
+            options[name] = (two if name.startswith("two") else {}) | _with({"expert_map_path": str(path)})
+        wall, cpu = _take_turns(model, options, rounds)
+    tokens = PROMPTS * (PROMPT_TOKENS + NEW_TOKENS)
+    result: dict[str, object] = {}
+    for name in options:
+        result[f"{name}_median_tokens_per_s"] = round(tokens / statistics.median(wall[name]), 1)
+        result[f"{name}_median_cpu_s"] = round(statistics.median(cpu[name]), 2)
     for name, reference in _COMPARED.items():
-        ratios[f"{name}_to_{reference}_ratio"] = round(wall[reference] / wall[name], 3)
-        ratios[f"{name}_to_{reference}_cpu_ratio"] = round(used[reference] / used[name], 3)
-    return {
-        **{f"{name}_median_tokens_per_s": round(tokens / seconds, 1) for name, seconds in wall.items()},
-        **{f"{name}_median_cpu_s": round(seconds, 2) for name, seconds in used.items()},
-        **ratios,
-        **{f"{name}_balancedness": value for name, value in balance.items()},
-    }
+        for unit, seconds in (("", wall), ("_cpu", cpu)):
+            ratios = [other / own for own, other in zip(seconds[name], seconds[reference], strict=True)]
+            key = f"{name}_to_{reference}{unit}_ratio"
+            result[key] = round(statistics.median(ratios), 3)
+            if rounds > 1:
+                low, _, high = statistics.quantiles(ratios, n=4, method="inclusive")
+                result[f"{key}_quartiles"] = [round(low, 3), round(high, 3)]
+    return result | {f"{name}_balancedness": value for name, value in balance.items()}
+
+
+def _take_turns(
+    model: Path, options: Mapping[str, Mapping[str, Any]], rounds: int
+) -> tuple[dict[str, list[float]], dict[str, list[float]]]:
+    """Run all arms' rounds in turn, every second time backwards; return seconds and processor seconds by arm."""
+    wall: dict[str, list[float]] = {name: [] for name in options}
+    cpu: dict[str, list[float]] = {name: [] for name in options}
+    with ExitStack() as stack:
+        arms = []
+        for name, given in options.items():
+            arm = stack.enter_context(Arm(model, given))
+            # One start at a time: each allocates as much as it finds room for.
+            for _ in range(_WARM_UP):
+                arm.run_round()
+            arms.append((name, arm))
+        for round_ in range(rounds):
+            for name, arm in arms[:: -1 if round_ % 2 else 1]:
+                time.sleep(_PAUSE_SECONDS)
+                seconds, used = arm.run_round()
+                wall[name].append(seconds)
+                cpu[name].append(used)
+    return wall, cpu
 
 
 def _with(expert_maps: Mapping[str, Any]) -> dict[str, Any]:
@@ -203,22 +148,20 @@ def main(
         ),
     ] = None,
     record: Annotated[Path | None, typer.Option("--record", help="Append the result to this file.")] = None,
-    rounds: Annotated[int, typer.Option("--rounds", help="Timed rounds of a process.", min=1)] = 5,
-    repeats: Annotated[int, typer.Option("--repeats", help="Processes of each arm.", min=1)] = 3,
-    arm: Annotated[str | None, typer.Option("--arm", hidden=True)] = None,
-    answer: Annotated[Path | None, typer.Option("--answer", hidden=True)] = None,
+    rounds: Annotated[int, typer.Option("--rounds", help="Timed rounds of each arm.", min=1)] = 15,
 ) -> None:
     """Time vLLM with and without the plugin and a static map."""
-    if arm is not None and answer is not None:
-        write_text(answer, json.dumps(run_arm(str(model), rounds, json.loads(arm))))
-        return
     with tempfile.TemporaryDirectory() as folder:
         if model is None:
             # The last part of its folder's name is what a record calls it.
             model = Path(folder) / "skewed"
             skewed.write_model(model)
         checkpoint = checkpoint_of(str(model))
-        result = measure(model, rounds, repeats)
+        try:
+            result = measure(model, rounds)
+        except ArmError as error:
+            typer.echo(str(error), err=True)
+            raise typer.Exit(1) from None
     table = Table(title=_NAME, title_justify="left")
     table.add_column("arm")
     table.add_column("median, tokens/s", justify="right")
@@ -230,10 +173,13 @@ def main(
     console.print(table)
     for name, value in result.items():
         if name.endswith("_ratio"):
-            console.print(f"{name.removesuffix('_ratio').replace('_', ' ')}: {value} times as fast")
+            quartiles = result.get(f"{name}_quartiles", "")
+            console.print(
+                f"{name.removesuffix('_ratio').replace('_', ' ')}: {value} times as fast {quartiles}"
+            )
     if record is not None:
-        settings = {"rounds": rounds, "repeats": repeats, "redundant_experts_on_two_ranks": _REDUNDANT}
-        provenance = describe(checkpoint=checkpoint, environment=_arm_environment())
+        settings = {"rounds": rounds, "redundant_experts_on_two_ranks": _REDUNDANT}
+        provenance = describe(checkpoint=checkpoint, environment=arm_environment())
         history.append(
             record,
             RunRecord(
