@@ -356,7 +356,7 @@ def releases(session: nox.Session) -> None:
 # torch_npu only works beside the CANN that it was installed for: no new environment where there is an NPU.
 @nox.session(venv_backend="none")
 def npu_bench(session: nox.Session) -> None:
-    """Time the routing ops on an NPU, a GPU or the CPU; `-- --compare` against the records, `-- --short` as in CI."""
+    """Time the routing ops on an NPU, a GPU or the CPU; `-- --compare` with the kept run, `--record` keeps one, `--short` as in CI."""
     command = ["-m", "harness.bench.npu", *session.posargs]
     if NPU_PYTHON:
         sources = [str(Path(member, "src").absolute()) for member in (CORE, PLUGIN, HARNESS)]

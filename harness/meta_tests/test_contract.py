@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import subprocess
@@ -13,10 +14,13 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import typer
 
 import vllm_ascend_moe
+from harness.contract import __main__ as command
 from harness.contract import wheels
 from harness.contract.calls import find_calls, parse_calls
+from harness.contract.fetching import sha256_of
 from harness.contract.static import check_calls, check_limits, check_twins
 from harness.contract.wheels import ContractError, Wheel, fetch, read
 from vllm_ascend_moe.npu_ops.ops import OPS, Op
@@ -258,7 +262,7 @@ def test_an_op_without_a_shape_function_is_found(tmp_path: Path) -> None:
 # fetching
 
 
-def test_only_pinned_wheels_are_run_unless_the_newest_is_asked_for(
+def test_only_pinned_wheels_are_fetched_unless_the_newest_is_asked_for(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     asked: list[tuple[str, str | None]] = []
@@ -282,6 +286,27 @@ def test_only_pinned_wheels_are_run_unless_the_newest_is_asked_for(
     assert {release.torch_npu for release in RELEASES} <= {version for version, _ in asked}
     assert asked[-1] == ("newest", None)
     assert paths[-1].name == "torch_npu-99.0.whl"
+
+
+def test_the_newest_wheel_is_read_and_nothing_of_it_is_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    trace = tmp_path / "ran"
+    inside = "def swiglu(x, dim=-1):\n"
+    path = write_wheel(tmp_path, SHAPES.replace(inside, f"{inside}    torch.save(0, {str(trace)!r})\n"))
+    monkeypatch.setattr(command, "fetch", lambda *_, **__: [path])
+    monkeypatch.setattr(command, "fetch_releases", lambda *_: [])
+    monkeypatch.setattr(command, "wanted", lambda **_: [])
+    # Its schemas are compared all the same.
+    with contextlib.suppress(typer.Exit):
+        command.main(newest=True)
+    assert not trace.exists()
+    assert "not run" in capsys.readouterr().out
+    # Pinned, it is run: so the line above is what kept it from being.
+    monkeypatch.setitem(wheels.PINNED, "9.9", sha256_of(path))
+    with contextlib.suppress(typer.Exit):
+        command.main()
+    assert trace.exists()
 
 
 def test_offline_the_contract_fails_and_says_so(tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 import torch
 from packaging.version import Version
 
-from harness.contract.fetching import ContractError, fetch_newest, fetch_pinned
+from harness.contract.fetching import ContractError, fetch_newest, fetch_pinned, sha256_of
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -62,7 +62,7 @@ def fetch(folder: Path, *, everything: bool = False, newest: bool = False) -> li
     Args:
         folder: where they are kept; a wheel that is there is not fetched again.
         everything: also those that no served release pins.
-        newest: also the newest, whatever it is; its shape functions will be run.
+        newest: also the newest, whatever it is; see `may_be_run`.
 
     Returns:
         Their paths, in order of version, each version once.
@@ -80,6 +80,11 @@ def fetch(folder: Path, *, everything: bool = False, newest: bool = False) -> li
         if found.name not in {path.name for path in paths}:
             paths.append(found)
     return paths
+
+
+def may_be_run(path: Path) -> bool:
+    """Return whether a wheel is one that was looked at and pinned; any other is only read."""
+    return sha256_of(path) in {*PINNED.values(), *OTHERS.values()}
 
 
 def read(path: Path) -> Wheel:
@@ -100,4 +105,4 @@ def read(path: Path) -> Wheel:
     return Wheel(path.name.split("-")[1], schemas, texts[1], texts[2])
 
 
-__all__ = ["OTHERS", "PINNED", "ContractError", "Wheel", "fetch", "fetch_pinned", "read"]
+__all__ = ["OTHERS", "PINNED", "ContractError", "Wheel", "fetch", "fetch_pinned", "may_be_run", "read"]

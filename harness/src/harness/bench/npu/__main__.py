@@ -1,24 +1,36 @@
 # SPDX-FileCopyrightText: The expert-maps authors
 # SPDX-License-Identifier: Apache-2.0
-"""python -m harness.bench.npu [--short] [--compare] [--baseline FILE]; see `--help`."""
+"""`python -m harness.bench.npu [--short] [--compare] [--record]`; an interpreter that has torch_npu is not ours, so look first."""
 
 from __future__ import annotations
 
-import os
+import importlib.util
 import sys
 
-from harness.bench.npu import environment, needs
+# Module → what to install for it. matplotlib is not among them: without it there is no plot.
+NEEDED = {
+    "torch": "torch",
+    "jinja2": "jinja2",
+    "pydantic": "pydantic",
+    "pytest": "pytest",
+    "pytest_benchmark": "pytest-benchmark",
+    "rich": "rich",
+    "typer": "typer",
+    "expert_maps": "expert-maps",
+    "vllm_ascend_moe": "vllm-ascend-moe",
+}
 
 
 def main() -> None:
-    """Check what is installed, then run the command line in an environment that is pinned.
+    """Name what is not installed and leave with exit code 2, or run the command line.
 
-    Threads and the allocator are read when a process starts, so this one starts anew if they are others.
+    Raises:
+        SystemExit: see above.
     """
-    needs.require()
-    if not environment.is_pinned(os.environ):
-        command = [sys.executable, "-m", "harness.bench.npu", *sys.argv[1:]]
-        os.execve(sys.executable, command, environment.pinned(os.environ))  # noqa: S606 - this program again
+    if absent := [package for module, package in NEEDED.items() if importlib.util.find_spec(module) is None]:
+        text = f"{sys.executable} lacks {', '.join(absent)}; install: pip install {' '.join(absent)}"
+        print(text, file=sys.stderr)
+        raise SystemExit(2)
     from harness.bench.npu.cli import app
 
     app()

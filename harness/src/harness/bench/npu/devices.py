@@ -1,12 +1,11 @@
 # SPDX-FileCopyrightText: The expert-maps authors
 # SPDX-License-Identifier: Apache-2.0
-"""The device that is timed: what it is, how it is waited for, and how its cache is emptied."""
+"""The device that is timed: what it is, its clock, and how its cache is emptied."""
 
 from __future__ import annotations
 
 import importlib
 import importlib.util
-import platform
 import re
 import time
 from dataclasses import dataclass, field
@@ -14,6 +13,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import torch
+
+from harness.record.provenance import processor
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -24,17 +25,39 @@ KINDS: tuple[Kind, ...] = ("npu", "cuda", "cpu")
 MIB = 1 << 20
 # On an accelerator: larger than any last-level cache.
 _ACCELERATOR_FLUSH = 512 * MIB
-# A copy is timed from memory to memory: the buffers are this many times the last-level cache, or more.
-_COPY_CACHES = 4
-_LEAST_COPY = 128 * MIB
 
 
 class NoDeviceError(RuntimeError):
     """The device that was asked for is not here."""
 
 
-def _return_at_once() -> None:
-    """Wait for nothing: a CPU is done when the call returns."""
+class EventClock:
+    """Seconds between two calls, by two events on the device's stream: what the host does meanwhile does not count.
+
+    The first call waits for the device, so that work of before is not counted; the launch of the first kernel is.
+    """
+
+    def __init__(self, backend: Any) -> None:  # noqa: ANN401 - torch.cuda or torch.npu
+        """Time on a backend's current stream."""
+        self._backend = backend
+        self._start: Any = None
+
+    def __call__(self) -> float:
+        """Return 0, then the seconds since, and so on."""
+        event = self._backend.Event(enable_timing=True)
+        if self._start is None:
+            self._backend.synchronize()
+            event.record()
+            self._start = event
+            return 0.0
+        event.record()
+        event.synchronize()
+        start, self._start = self._start, None
+        return float(start.elapsed_time(event)) / 1e3
+
+    def restart(self) -> None:
+        """Forget a first call whose second never came."""
+        self._start = None
 
 
 @dataclass
@@ -44,27 +67,37 @@ class Device:
     Attributes:
         kind: also the name of torch's device.
         name: as its maker says.
-        synchronise: returns when all work that was started is done.
-        clock: seconds.
+        clock: called before and after what is timed; the difference is in seconds.
         cache_bytes: the size of its last-level cache, as far as that is known.
     """
 
     kind: Kind
     name: str
-    synchronise: Callable[[], None] = _return_at_once
-    clock: Callable[[], float] = time.perf_counter
+    clock: Callable[[], float] = time.process_time
     cache_bytes: int = 32 * MIB
     _flushed: torch.Tensor | None = field(default=None, repr=False)
+
+    @property
+    def clock_name(self) -> str:
+        """What a record says of the clock."""
+        if isinstance(self.clock, EventClock):
+            return "events on the device"
+        # One thread is pinned; what else a shared machine runs in between is nobody's time.
+        return "the process' CPU time"
+
+    def seconds(self, run: Callable[[], object], calls: int = 1) -> float:
+        """Return the seconds of some calls."""
+        if isinstance(self.clock, EventClock):
+            self.clock.restart()
+        start = self.clock()
+        for _ in range(calls):
+            run()
+        return self.clock() - start
 
     @property
     def slug(self) -> str:
         """The name of its folder of records, such as `cpu-amd-epyc-7r13`."""
         return f"{self.kind}-{_slug(self.name)}"
-
-    def timer(self) -> float:
-        """Wait for the device, then read the clock: started work must not be taken for finished work."""
-        self.synchronise()
-        return self.clock()
 
     def flush(self) -> None:
         """Push everything else out of the caches, by writing to a buffer larger than they are."""
@@ -72,13 +105,6 @@ class Device:
             size = 2 * self.cache_bytes if self.kind == "cpu" else _ACCELERATOR_FLUSH
             self._flushed = torch.zeros(size // 4, dtype=torch.int32, device=self.kind)
         self._flushed.add_(1)
-
-    @property
-    def copy_bytes(self) -> int:
-        """The size of a buffer by whose copy the bandwidth is measured."""
-        if self.kind != "cpu":
-            return _ACCELERATOR_FLUSH
-        return max(_LEAST_COPY, _COPY_CACHES * self.cache_bytes)
 
 
 def detect(kind: str = "auto") -> Device:
@@ -96,9 +122,9 @@ def detect(kind: str = "auto") -> Device:
     for name in KINDS if kind == "auto" else (kind,):
         backend = _backend(name)
         if name == "cpu":
-            return Device("cpu", _processor(), cache_bytes=_last_level_cache())
+            return Device("cpu", processor(), cache_bytes=_last_level_cache())
         if backend is not None:
-            return Device("npu" if name == "npu" else "cuda", backend.get_device_name(0), backend.synchronize)
+            return Device("npu" if name == "npu" else "cuda", backend.get_device_name(0), EventClock(backend))
     msg = f"device is {kind!r}, but torch finds none; expected one of the kinds that are here, or auto"
     raise NoDeviceError(msg)
 
@@ -134,20 +160,6 @@ def _last_level_cache() -> int:
         if found:
             sizes.append(int(found[1]) * (1024 if found[2] == "K" else MIB))
     return max(sizes, default=32 * MIB)
-
-
-def _processor() -> str:
-    """Return the CPU's name; where that says no model (as on some virtual machines), its numbers too."""
-    info = Path("/proc/cpuinfo")
-    text = info.read_text(encoding="utf-8") if info.exists() else ""
-    fields = dict(re.findall(r"^([^\t\n:]+?)\s*:\s*(\S.*)$", text.partition("\n\n")[0], re.MULTILINE))
-    name = fields.get("model name") or platform.processor() or platform.machine()
-    if re.search(r"\d", name.partition(" @ ")[0]):
-        return name
-    for numbers in (("cpu family", "model"), ("CPU implementer", "CPU part")):
-        if all(key in fields for key in numbers):
-            return f"{name} {' '.join(f'{key} {fields[key]}' for key in numbers)}"
-    return name
 
 
 def _slug(name: str) -> str:

@@ -12,11 +12,11 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from harness.bench.npu.cases import Implementation
+from harness.bench.npu.inputs import Implementation
 
 if TYPE_CHECKING:
-    from harness.bench.npu.cases import Case, Outputs, Run, Tensors
     from harness.bench.npu.devices import Kind
+    from harness.bench.npu.inputs import Case, Outputs, Run, Tensors
 
 _ROUTERS = "vllm.model_executor.layers.fused_moe.router"
 

@@ -13,7 +13,7 @@ from harness.bench.npu.families.mapping import Map, MapRecord, MapRecordTurns, R
 from harness.bench.npu.families.permute import Finalize, Permute
 
 if TYPE_CHECKING:
-    from harness.bench.npu.cases import Family
+    from harness.bench.npu.inputs import Family
 
 FAMILIES: dict[str, Family] = {
     family.op: family

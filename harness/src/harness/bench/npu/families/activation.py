@@ -4,21 +4,22 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 from torch.nn import functional
 
 from harness.bench.npu import peers
-from harness.bench.npu.cases import Case, Family, Implementation, activations
 from harness.bench.npu.checking import DiffersError, require_close, require_count, require_like, tolerance
+from harness.bench.npu.families.common import function_of, own
+from harness.bench.npu.inputs import Case, Family, Implementation, activations
 from vllm_ascend_moe.npu_ops import ops
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from harness.bench.npu.cases import Outputs, Run, Tensors
     from harness.bench.npu.devices import Kind
+    from harness.bench.npu.inputs import Outputs, Run, Tensors
 
 _INT8_MAX = 127
 # Rows that are computed at a time.
@@ -55,11 +56,7 @@ class Swiglu(Family):
 
     def implementations(self, kind: Kind) -> list[Implementation]:
         """Return the twin, torch_npu's op, vLLM's, and what is written without either."""
-        found = [Implementation("torch", "the plain-torch twin, which rounds once", _swiglu("twin"))]
-        if kind == "cpu" and ops.npu_swiglu.fast is not None:
-            found.append(Implementation("numba", "the kernel for a CPU", _swiglu("fast")))
-        if kind == "npu":
-            found.append(Implementation("npu", "torch_npu's op", _swiglu("npu")))
+        found = own(ops.npu_swiglu, kind, "the plain-torch twin, which rounds once", _swiglu)
         plain = Implementation("silu mul", "silu(gate) * up, rounded twice", _silu_mul, is_peer=True)
         return [*found, plain, *peers.swiglu(kind)]
 
@@ -101,11 +98,7 @@ class DynamicQuant(Family):
 
     def implementations(self, kind: Kind) -> list[Implementation]:
         """Return the twin, torch_npu's op and vLLM's."""
-        found = [Implementation("torch", "the plain-torch twin", _quant("twin"))]
-        if kind == "cpu" and ops.npu_dynamic_quant.fast is not None:
-            found.append(Implementation("numba", "the kernel for a CPU", _quant("fast")))
-        if kind == "npu":
-            found.append(Implementation("npu", "torch_npu's op", _quant("npu")))
+        found = own(ops.npu_dynamic_quant, kind, "the plain-torch twin", _quant)
         return [*found, *peers.dynamic_quant(kind)]
 
     def bytes_moved(self, case: Case) -> int:
@@ -113,14 +106,9 @@ class DynamicQuant(Family):
         return case.entries * (case.model.intermediate_size * (case.dtype.itemsize + 1) + 4)
 
 
-def _function(op: ops.Op[..., Any], how: str) -> Callable[..., Any]:
-    found: Callable[..., Any] = getattr(torch.ops.npu, op.name) if how == "npu" else getattr(op, how)
-    return found
-
-
 def _swiglu(how: str) -> Callable[[Case, Tensors], Run]:
     def prepare(_: Case, tensors: Tensors) -> Run:
-        function, rows = _function(ops.npu_swiglu, how), tensors["rows"]
+        function, rows = function_of(ops.npu_swiglu, how), tensors["rows"]
         return lambda: (function(rows, -1),)
 
     return prepare
@@ -138,7 +126,7 @@ def _silu_mul(_: Case, tensors: Tensors) -> Run:
 
 def _quant(how: str) -> Callable[[Case, Tensors], Run]:
     def prepare(_: Case, tensors: Tensors) -> Run:
-        function, rows = _function(ops.npu_dynamic_quant, how), tensors["rows"]
+        function, rows = function_of(ops.npu_dynamic_quant, how), tensors["rows"]
         return lambda: function(rows, smooth_scales=None)
 
     return prepare

@@ -12,14 +12,14 @@ import torch
 from torch.nn import functional
 
 from harness.bench.npu import peers
-from harness.bench.npu.cases import Case, Family, Implementation, activations, top_ids
 from harness.bench.npu.checking import require_close, require_count, tolerance
+from harness.bench.npu.inputs import Case, Family, Implementation, activations, rank_ids
 from vllm_ascend_moe.npu_ops import ops
 from vllm_ascend_moe.npu_ops.experts import ExpertWeights, apply_experts
 
 if TYPE_CHECKING:
-    from harness.bench.npu.cases import Outputs, Run, Tensors
     from harness.bench.npu.devices import Kind
+    from harness.bench.npu.inputs import Outputs, Run, Tensors
     from harness.bench.npu.models import Model
 
 # One output, rows grouped, by counts.
@@ -57,8 +57,8 @@ class GroupedMatmul(Family):
     def make(self, case: Case) -> dict[str, torch.Tensor]:
         """Return sorted rows, how many each expert has, and the weights as views [L, H, 2·I]."""
         model = case.model
-        counts = torch.bincount(top_ids(case, model.local_experts).view(-1), minlength=model.local_experts)
-        rows = activations(case, int(counts.sum()), model.hidden_size)
+        counts = torch.bincount(rank_ids(case).view(-1), minlength=model.local_experts)
+        rows = activations(case, case.entries, model.hidden_size)
         return {"rows": rows, "counts": counts, "w13": _weights(model)[0].transpose(1, 2)}
 
     def reference(self, case: Case, tensors: Tensors) -> Outputs:
@@ -77,15 +77,17 @@ class GroupedMatmul(Family):
 
     def implementations(self, kind: Kind) -> list[Implementation]:
         """Return the twin, torch_npu's op, and a loop."""
-        found = [Implementation("torch", "the plain-torch twin: one call on a CPU", _twin)]
+        found = [
+            Implementation("torch", "the plain-torch twin: one call on a CPU", _twin, serves=kind != "npu")
+        ]
         if kind == "npu":
-            found.append(Implementation("npu", "torch_npu's op", _npu))
+            found.append(Implementation("npu", "torch_npu's op", _npu, serves=True))
         return [*found, Implementation("loop", "a product for each expert", _loop, is_peer=True)]
 
     def bytes_moved(self, case: Case) -> int:
         """Read rows and the matrices of experts that have some, write rows."""
         model = case.model
-        used = min(model.local_experts, case.entries)
+        used = len(torch.bincount(rank_ids(case).view(-1)).nonzero())
         inner, outer = model.hidden_size, 2 * model.intermediate_size
         return (case.entries * (inner + outer) + used * inner * outer) * case.dtype.itemsize
 
@@ -99,19 +101,17 @@ class WholeMoe(Family):
 
     op = "moe"
     about = (
-        "hidden [T, H], weights and ids [T, K] → [T, H], on a rank's E/ep_size experts: what a rank computes "
-        "where each rank has T tokens and the load is even"
+        "hidden [T·K, H], a weight and one of a rank's E/ep_size experts each → [T·K, H]: the rows that a rank is sent "
+        "where each rank has T tokens and ranks are balanced, its experts uneven"
     )
 
     def make(self, case: Case) -> dict[str, torch.Tensor]:
-        """Return hidden states, routing among the local experts, and their weights as vLLM keeps them."""
+        """Return the rows, each one's expert and weight, and the experts as vLLM keeps them."""
         w13, w2 = _weights(case.model)
-        ids = top_ids(case, case.model.local_experts)
-        weights = torch.rand(ids.shape, generator=case.generator())
         return {
-            "hidden": activations(case, case.tokens, case.model.hidden_size),
-            "ids": ids,
-            "weights": weights / weights.sum(-1, keepdim=True),
+            "hidden": activations(case, case.entries, case.model.hidden_size),
+            "ids": rank_ids(case),
+            "weights": torch.rand(case.entries, 1, generator=case.generator()),
             "w13": w13,
             "w2": w2,
         }
@@ -138,14 +138,14 @@ class WholeMoe(Family):
     def implementations(self, kind: Kind) -> list[Implementation]:
         """Return this project's layer and vLLM's."""
         about = "apply_experts, on torch_npu's ops" if kind == "npu" else "apply_experts, which serves"
-        return [Implementation("apply_experts", about, _apply), *peers.experts(kind)]
+        return [Implementation("apply_experts", about, _apply, serves=True), *peers.experts(kind)]
 
     def bytes_moved(self, case: Case) -> int:
         """Read hidden states, routing and the experts that are used, write hidden states."""
         model = case.model
-        used = min(model.local_experts, case.entries)
+        used = len(torch.bincount(rank_ids(case).view(-1)).nonzero())
         weights = used * 3 * model.hidden_size * model.intermediate_size
-        return (2 * case.tokens * model.hidden_size + weights) * case.dtype.itemsize + 8 * case.entries
+        return (2 * case.entries * model.hidden_size + weights) * case.dtype.itemsize + 8 * case.entries
 
     def flops(self, case: Case) -> int:
         """Count the three products of each entry."""

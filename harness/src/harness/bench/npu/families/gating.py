@@ -9,14 +9,14 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from harness.bench.npu import peers
-from harness.bench.npu.cases import Case, Family, Implementation, router_logits
 from harness.bench.npu.checking import DiffersError, require_close, require_count, require_like
+from harness.bench.npu.inputs import Case, Family, Implementation, router_logits
 from vllm_ascend_moe.npu_ops import ops
 from vllm_ascend_moe.npu_ops.routing import select_experts
 
 if TYPE_CHECKING:
-    from harness.bench.npu.cases import Outputs, Run, Tensors
     from harness.bench.npu.devices import Kind
+    from harness.bench.npu.inputs import Outputs, Run, Tensors
 
 # Scores that are nearer than this, as a share of the last one chosen, may be ordered either way by float32.
 _TIE = 1e-5
@@ -90,7 +90,7 @@ class Gating(Family):
         if kind == "cpu" and ops.npu_moe_gating_top_k.fast is not None:
             found.append(Implementation("numba", "the kernel for a CPU", _fast))
         found.append(
-            Implementation("select_experts", "what serves: the op and what it leaves to do", _serving)
+            Implementation("select_experts", "the op and what it leaves to do", _serving, serves=True)
         )
         if kind == "npu":
             found.append(

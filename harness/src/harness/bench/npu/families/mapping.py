@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import importlib.util
 from typing import TYPE_CHECKING
@@ -13,16 +14,16 @@ import torch
 
 from expert_maps import generate_placement
 from harness.bench.npu import peers
-from harness.bench.npu.cases import Case, Family, Implementation, top_ids
 from harness.bench.npu.checking import require_count, require_equal
+from harness.bench.npu.inputs import Case, Family, Implementation, top_ids
 from vllm_ascend_moe.npu_ops import ops
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from expert_maps import Placement
-    from harness.bench.npu.cases import Outputs, Run, Tensors
     from harness.bench.npu.devices import Kind
+    from harness.bench.npu.inputs import Outputs, Run, Tensors
     from harness.bench.npu.models import Model
 
 
@@ -100,7 +101,7 @@ class Map(Mapping):
     def implementations(self, kind: Kind) -> list[Implementation]:  # noqa: ARG002 - the same everywhere
         """Return the op and the two lookups that torch offers."""
         return [
-            Implementation("torch", "ops.map_to_physical, which keeps −1", _map),
+            Implementation("torch", "ops.map_to_physical, which keeps −1", _map, serves=True),
             Implementation("indexing", "log2phy[ids]", _map_by(_indexing), is_peer=True),
             Implementation("index_select", "log2phy.index_select", _map_by(_index_select), is_peer=True),
         ]
@@ -116,7 +117,7 @@ class Record(Mapping):
     def implementations(self, kind: Kind) -> list[Implementation]:  # noqa: ARG002
         """Return the op and bincount."""
         return [
-            Implementation("torch", "ops.record_load, a scatter_add that skips −1", _record),
+            Implementation("torch", "ops.record_load, a scatter_add that skips −1", _record, serves=True),
             Implementation("bincount", "load += bincount(ids)", _bincount, is_peer=True),
         ]
 
@@ -130,8 +131,7 @@ class MapRecord(Mapping):
     def implementations(self, kind: Kind) -> list[Implementation]:
         """Return both ops in turn, both in one pass, and what is written elsewhere."""
         return [
-            Implementation("torch", "ops.map_to_physical, then ops.record_load", _both),
-            *_one_pass(kind),
+            *_by_log2phy(kind),
             Implementation("indexing", "log2phy[ids], then bincount", _both_by(_indexing), is_peer=True),
             Implementation(
                 "index_select", "log2phy.index_select, then bincount", _both_by(_index_select), is_peer=True
@@ -150,23 +150,27 @@ class MapRecordTurns(Mapping):
     def implementations(self, kind: Kind) -> list[Implementation]:
         """Return both ops in turn and in one pass, by this project's table and by vLLM's."""
         found = [
-            Implementation("torch", "ops.map_to_physical, then ops.record_load", _both),
-            *_one_pass(kind),
-            Implementation("turns", "ops.take_turns by vLLM's tables, then ops.record_load", _turns),
+            *(dataclasses.replace(one, serves=False) for one in _by_log2phy(kind)),
+            Implementation(
+                "turns", "ops.take_turns by vLLM's tables, then ops.record_load", _turns, serves=kind != "cpu"
+            ),
         ]
         if kind == "cpu":
-            about = "ops.take_turns_and_record, which serves on a CPU"
-            found.append(Implementation("turns one pass", about, _turns_at_once))
+            about = "ops.take_turns_and_record, a kernel for a CPU"
+            found.append(Implementation("turns one pass", about, _turns_at_once, serves=True))
         about = "table[token % rows, ids], then bincount"
         return [*found, Implementation("indexing", about, _both_by(_table_indexing), is_peer=True)]
 
 
-def _one_pass(kind: Kind) -> list[Implementation]:
-    if kind == "cpu":
-        return [Implementation("one pass", "ops.map_and_record, a kernel for a CPU", _at_once)]
-    if importlib.util.find_spec("triton") is None:
-        return []
-    return [Implementation("one pass", "ops.map_and_record, a Triton kernel", _at_once)]
+def _by_log2phy(kind: Kind) -> list[Implementation]:
+    both = "ops.map_to_physical, then ops.record_load"
+    if kind != "cpu" and importlib.util.find_spec("triton") is None:
+        return [Implementation("torch", both, _both, serves=True)]
+    about = f"ops.map_and_record, a {'kernel for a CPU' if kind == 'cpu' else 'Triton kernel'}"
+    return [
+        Implementation("torch", both, _both),
+        Implementation("one pass", about, _at_once, serves=True),
+    ]
 
 
 def _map(_: Case, tensors: Tensors) -> Run:

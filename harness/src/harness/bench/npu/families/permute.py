@@ -8,15 +8,16 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from harness.bench.npu.cases import Case, Family, Implementation, activations, top_ids
 from harness.bench.npu.checking import DiffersError, require_close, require_count, require_equal, tolerance
+from harness.bench.npu.families.common import function_of, own
+from harness.bench.npu.inputs import Case, Family, Implementation, activations, top_ids
 from vllm_ascend_moe.npu_ops import ops
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from harness.bench.npu.cases import Outputs, Run, Tensors
     from harness.bench.npu.devices import Kind
+    from harness.bench.npu.inputs import Outputs, Run, Tensors
 
 # Tokens whose rows are compared at a time.
 _CHUNK = 256
@@ -59,11 +60,7 @@ class Permute(Family):
 
     def implementations(self, kind: Kind) -> list[Implementation]:
         """Return the twin, the kernel, torch_npu's op, and a sort."""
-        found = [Implementation("torch", "the plain-torch twin", _permute_by("twin"))]
-        if kind == "cpu" and ops.npu_moe_init_routing_v2.fast is not None:
-            found.append(Implementation("numba", "the kernel for a CPU", _permute_by("fast")))
-        if kind == "npu":
-            found.append(Implementation("npu", "torch_npu's op", _permute_by("npu")))
+        found = [*own(ops.npu_moe_init_routing_v2, kind, "the plain-torch twin", _permute_by)]
         about = "argsort, index_select, bincount"
         return [*found, Implementation("argsort", about, _argsort, is_peer=True)]
 
@@ -113,10 +110,10 @@ class Finalize(Family):
     def implementations(self, kind: Kind) -> list[Implementation]:
         """Return the twin, the kernel, torch_npu's op, and two ways through [T, K, H]."""
         # On a CPU what serves is plain torch too: an embedding bag, in 16 bits products of some tokens at a time.
-        serves = "fast" if kind == "cpu" else "twin"
-        found = [Implementation("torch", "what serves in plain torch", _unpermute_by(serves))]
+        how = "fast" if kind == "cpu" else "twin"
+        found = [Implementation("torch", "plain torch", _unpermute_by(how), serves=kind != "npu")]
         if kind == "npu":
-            found.append(Implementation("npu", "torch_npu's op", _unpermute_by("npu")))
+            found.append(Implementation("npu", "torch_npu's op", _unpermute_by("npu"), serves=True))
         return [
             *found,
             Implementation("bmm", "indexing, then bmm over [T, K, H]", _through(_bmm), is_peer=True),
@@ -129,15 +126,9 @@ class Finalize(Family):
         return (case.tokens + case.entries) * row + (4 + case.dtype.itemsize) * case.entries
 
 
-def _function(op: ops.Op[..., Any], how: str) -> Callable[..., Any]:
-    """Return an op's twin, its kernel, or torch_npu's op, which takes the same arguments."""
-    found: Callable[..., Any] = getattr(torch.ops.npu, op.name) if how == "npu" else getattr(op, how)
-    return found
-
-
 def _permute_by(how: str) -> Callable[[Case, Tensors], Run]:
     def prepare(case: Case, tensors: Tensors) -> Run:
-        function = _function(ops.npu_moe_init_routing_v2, how)
+        function = function_of(ops.npu_moe_init_routing_v2, how)
         rows, ids = tensors["rows"], tensors["ids"]
         arguments: dict[str, Any] = {
             "scale": None,
@@ -173,7 +164,7 @@ def _argsort(case: Case, tensors: Tensors) -> Run:
 
 def _unpermute_by(how: str) -> Callable[[Case, Tensors], Run]:
     def prepare(_: Case, tensors: Tensors) -> Run:
-        function = _function(ops.npu_moe_token_unpermute, how)
+        function = function_of(ops.npu_moe_token_unpermute, how)
         rows, row_idx, probs = tensors["rows"], tensors["row_idx"], tensors["probs"]
         return lambda: (function(rows, row_idx, probs, False),)  # noqa: FBT003 - torch_npu's signature
 
