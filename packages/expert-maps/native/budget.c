@@ -63,6 +63,12 @@ static uint64_t others(const Layer *p, int32_t out, int32_t rank, double target,
     return places;
 }
 
+/* What of a loss remains where holders of the expert that leaves may hold the one that gets a copy: each of those falls
+ * there, and all its copies together fall by as much as the new one carries. */
+static inline double at_least(double loss, uint64_t common, double fresh) {
+    return !common ? loss : loss > fresh ? loss - fresh : 0;
+}
+
 /* Weigh a candidate whose bound is not below the bar. */
 static void weigh(const Layer *p, Choice *c, int32_t from, int32_t rank, int32_t out, int32_t in, int moves) {
     const double worth = reassignment_gain(p, rank, out, in, c->target) / price(moves);
@@ -80,14 +86,18 @@ static void give_up(const Layer *p, Choice *c, int32_t from) {
     const double without = p->load[hot] - p->share[out] - c->target;
     double loss;
     const uint64_t places = others(p, out, hot, c->target, &loss);
-    double limit = bar(c, price(least_moves)) - c->excess;
+    double seen = INFINITY, limit = bar(c, price(least_moves)) - c->excess;
     for (int32_t in = 0; in < p->num_experts; in++) {
         const double left = without + p->next_share[in], most = p->relief[in] - (left > 0 ? left : 0);
-        if (most < limit) continue;
-        if (p->count[in] >= p->most_copies || holds(p, hot, in)) continue;
+        const double bound = most - at_least(loss, places & p->places[in], p->next_share[in]);
+        if (bound < limit || p->count[in] >= p->most_copies || holds(p, hot, in)) continue;
         const int moves = arrival(p, hot, in) - came;
-        const double bound = places & p->places[in] ? most : most - loss;
-        if (moves > p->moves_left || bound + c->excess < bar(c, price(moves))) continue;
+        const double paid = price(moves);
+        if (moves > p->moves_left || bound + c->excess < bar(c, paid)) continue;
+        /* Many change no other rank's excess: the first of them at a price stands for all. */
+        const int flat = loss == 0 && most == 0;
+        if (flat && seen <= paid) continue;
+        if (flat) seen = paid;
         weigh(p, c, from, hot, out, in, moves);
         limit = bar(c, price(least_moves)) - c->excess;
     }
@@ -103,15 +113,12 @@ static void copy_elsewhere(const Layer *p, Choice *c, int32_t from) {
     for (int32_t k = 0; k < c->spares; k++) {
         const Spare *s = c->spare + k;
         const double after = s->without + fresh, most = s->excess - (after > 0 ? after : 0);
-        if (most < limit[s->dear]) continue;
-        const int apart = !(places & s->places);
-        const double bound = apart ? most - s->loss : most;
+        const double bound = most - at_least(s->loss, places & s->places, fresh);
         if (bound < limit[s->dear] || s->out == in || holds(p, s->rank, in)) continue;
         const int moves = arrival(p, s->rank, in) - s->came;
         const double paid = price(moves);
         if (moves > p->moves_left || bound + relief < bar(c, paid)) continue;
-        /* Many change no other rank's excess: the first of them at a price stands for all. */
-        const int flat = apart && most == 0 && s->loss == 0;
+        const int flat = most == 0 && s->loss == 0;
         if (flat && seen <= paid) continue;
         if (flat) seen = paid;
         weigh(p, c, from, s->rank, s->out, in, moves);
