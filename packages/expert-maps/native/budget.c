@@ -48,25 +48,40 @@ typedef struct {
 /* A candidate whose bound is below this cannot be as good as the best, whatever the rounding. */
 static double bar(const Choice *c, double price) { return c->best.worth * price * (1 - 1e-12); }
 
-/* What the other holders of an expert lose if `rank` gives up its copy; and a set in which their numbers are, modulo 64. */
-static uint64_t others(const Layer *p, int32_t out, int32_t rank, double target, double *loss) {
+/* What the other holders of an expert lose if `rank` gives up its copy. */
+static double loss_of_others(const Layer *p, int32_t out, int32_t rank, double target) {
     const double rise = p->weight[out] / (p->count[out] - 1) - p->share[out];
     const int32_t *holder = holders_of(p, out);
-    uint64_t places = 0;
-    *loss = 0;
+    double loss = 0;
     for (int32_t i = 0; i < p->count[out]; i++) {
-        const int32_t r = holder[i];
-        if (r == rank) continue;
-        places |= (uint64_t)1 << (r & 63);
-        *loss += excess(p->load[r] + rise, target) - excess(p->load[r], target);
+        const double load = p->load[holder[i]];
+        if (holder[i] != rank) loss += excess(load + rise, target) - excess(load, target);
     }
-    return places;
+    return loss;
 }
 
-/* What of a loss remains where holders of the expert that leaves may hold the one that gets a copy: each of those falls
- * there, and all its copies together fall by as much as the new one carries. */
-static inline double at_least(double loss, uint64_t common, double fresh) {
-    return !common ? loss : loss > fresh ? loss - fresh : 0;
+static int32_t bits(uint64_t x) {
+    x -= x >> 1 & 0x5555555555555555u;
+    x = (x & 0x3333333333333333u) + (x >> 2 & 0x3333333333333333u);
+    return (int32_t)(((x + (x >> 4)) & 0x0f0f0f0f0f0f0f0fu) * 0x0101010101010101u >> 56);
+}
+
+/* The experts' common holders. */
+static inline int32_t meetings(const Layer *p, int32_t a, int32_t b) {
+    const uint64_t *x = p->places + (size_t)a * p->rank_words, *y = p->places + (size_t)b * p->rank_words;
+    int32_t common = 0;
+    for (int32_t i = 0; i < p->rank_words; i++)
+        if (x[i] & y[i]) common += bits(x[i] & y[i]);
+    return common;
+}
+
+/* Whether at most `most` less the loss of other holders cannot come up to the limit. Where a holder of the expert that leaves has
+ * the one that gets a copy too, this falls there, by the same for each of its copies. */
+static inline int falls_short(const Layer *p, double most, double loss, int32_t out, int32_t in, double limit) {
+    if (most - loss >= limit) return 0;
+    if (most < limit) return 1;
+    const int32_t common = meetings(p, out, in);
+    return !common || most - loss + common * (p->share[in] - p->next_share[in]) < limit;
 }
 
 /* Weigh a candidate whose bound is not below the bar. */
@@ -84,16 +99,15 @@ static void give_up(const Layer *p, Choice *c, int32_t from) {
     const int came = arrival(p, hot, out), least_moves = !p->left_any[hot] - came;
     if (least_moves > p->moves_left) return;
     const double without = p->load[hot] - p->share[out] - c->target;
-    double loss;
-    const uint64_t places = others(p, out, hot, c->target, &loss);
+    const double loss = loss_of_others(p, out, hot, c->target);
     double seen = INFINITY, limit = bar(c, price(least_moves)) - c->excess;
     for (int32_t in = 0; in < p->num_experts; in++) {
         const double left = without + p->next_share[in], most = p->relief[in] - (left > 0 ? left : 0);
-        const double bound = most - at_least(loss, places & p->places[in], p->next_share[in]);
-        if (bound < limit || p->count[in] >= p->most_copies || holds(p, hot, in)) continue;
+        if (falls_short(p, most, loss, out, in, limit)) continue;
+        if (p->count[in] >= p->most_copies || holds(p, hot, in)) continue;
         const int moves = arrival(p, hot, in) - came;
         const double paid = price(moves);
-        if (moves > p->moves_left || bound + c->excess < bar(c, paid)) continue;
+        if (moves > p->moves_left || falls_short(p, most, loss, out, in, bar(c, paid) - c->excess)) continue;
         /* Many change no other rank's excess: the first of them at a price stands for all. */
         const int flat = loss == 0 && most == 0;
         if (flat && seen <= paid) continue;
@@ -108,16 +122,15 @@ static void copy_elsewhere(const Layer *p, Choice *c, int32_t from) {
     const int32_t in = slots_of(p, c->hot)[from];
     if (p->count[in] >= p->most_copies) return;
     const double fresh = p->next_share[in], relief = p->relief[in];
-    const uint64_t places = p->places[in];
     double seen = INFINITY, limit[2] = {bar(c, 0.5) - relief, bar(c, 1) - relief};
     for (int32_t k = 0; k < c->spares; k++) {
         const Spare *s = c->spare + k;
         const double after = s->without + fresh, most = s->excess - (after > 0 ? after : 0);
-        const double bound = most - at_least(s->loss, places & s->places, fresh);
-        if (bound < limit[s->dear] || s->out == in || holds(p, s->rank, in)) continue;
+        if (falls_short(p, most, s->loss, s->out, in, limit[s->dear])) continue;
+        if (s->out == in || holds(p, s->rank, in)) continue;
         const int moves = arrival(p, s->rank, in) - s->came;
         const double paid = price(moves);
-        if (moves > p->moves_left || bound + relief < bar(c, paid)) continue;
+        if (moves > p->moves_left || falls_short(p, most, s->loss, s->out, in, bar(c, paid) - relief)) continue;
         const int flat = most == 0 && s->loss == 0;
         if (flat && seen <= paid) continue;
         if (flat) seen = paid;
@@ -143,7 +156,7 @@ static void list_spares(const Layer *p, Choice *c) {
             s->excess = excess(p->load[r], c->target);
             s->came = arrival(p, r, out);
             s->dear = !p->left_any[r] && !s->came;
-            s->places = others(p, out, r, c->target, &s->loss);
+            s->loss = loss_of_others(p, out, r, c->target);
         }
     }
 }
@@ -196,15 +209,15 @@ static void note_expert(Layer *p, int32_t e, double target) {
     const double fresh = p->weight[e] / (p->count[e] + 1), fall = p->share[e] - fresh;
     const int32_t *holder = holders_of(p, e);
     double relief = 0;
-    uint64_t places = 0;
+    uint64_t *places = p->places + (size_t)e * p->rank_words;
+    memset(places, 0, sizeof *places * (size_t)p->rank_words);
     for (int32_t i = 0; i < p->count[e]; i++) {
         const double load = p->load[holder[i]];
-        places |= (uint64_t)1 << (holder[i] & 63);
+        places[holder[i] >> 6] |= (uint64_t)1 << (holder[i] & 63);
         if (load > target) relief += load - target < fall ? load - target : fall;
     }
     p->next_share[e] = fresh;
     p->relief[e] = relief;
-    p->places[e] = places;
 }
 
 /* Note anew what the last step changed. */
