@@ -36,9 +36,14 @@ static double reassignment_gain(const Layer *p, int32_t rank, int32_t out, int32
     return gain;
 }
 
+#define MANY_SLOTS 65536 /* slots times slots of a rank: so many that not every step can be weighed */
+#define MOST_TRIES 20000 /* of those steps, each time */
+
 /* What the steps of one hot rank have in common. */
 typedef struct {
     double target, excess; /* the hot rank's */
+    double enough;         /* a step of this worth is taken without weighing others */
+    int64_t tries;         /* candidates that may still be weighed */
     int32_t hot, from;     /* slot of the hot rank that `best` is about, as far as that is looked at */
     int32_t spares;
     Spare *spare;
@@ -46,7 +51,7 @@ typedef struct {
 } Choice;
 
 /* A candidate whose bound is below this cannot be as good as the best, whatever the rounding. */
-static double bar(const Choice *c, double price) { return c->best.worth * price * (1 - 1e-12); }
+static double bar(const Choice *c, double price) { return c->best.worth * price * (1 - 1e-10); }
 
 /* What the other holders of an expert lose if `rank` gives up its copy. */
 static double loss_of_others(const Layer *p, int32_t out, int32_t rank, double target) {
@@ -87,6 +92,7 @@ static inline int falls_short(const Layer *p, double most, double loss, int32_t 
 /* Weigh a candidate whose bound is not below the bar. */
 static void weigh(const Layer *p, Choice *c, int32_t from, int32_t rank, int32_t out, int32_t in, int moves) {
     const double worth = reassignment_gain(p, rank, out, in, c->target) / price(moves);
+    if (--c->tries <= 0) c->enough = 0; /* whatever there is */
     if (worth < c->best.worth || (worth == c->best.worth && (!c->best.kind || c->from == from))) return;
     c->best = (Step){worth, 2, rank, out, in};
     c->from = from;
@@ -113,6 +119,7 @@ static void give_up(const Layer *p, Choice *c, int32_t from) {
         if (flat && seen <= paid) continue;
         if (flat) seen = paid;
         weigh(p, c, from, hot, out, in, moves);
+        if (c->best.worth >= c->enough) return;
         limit = bar(c, price(least_moves)) - c->excess;
     }
 }
@@ -135,30 +142,35 @@ static void copy_elsewhere(const Layer *p, Choice *c, int32_t from) {
         if (flat && seen <= paid) continue;
         if (flat) seen = paid;
         weigh(p, c, from, s->rank, s->out, in, moves);
+        if (c->best.worth >= c->enough) return;
         limit[0] = bar(c, 0.5) - relief;
         limit[1] = bar(c, 1) - relief;
     }
 }
 
-/* List what can be spared on other ranks, by expert. */
-static void list_spares(const Layer *p, Choice *c) {
-    c->spares = 0;
-    for (int32_t out = 0; out < p->num_experts; out++) {
-        if (p->count[out] < 2) continue;
-        const int32_t *holder = holders_of(p, out);
-        for (int32_t k = 0; k < p->count[out]; k++) {
-            const int32_t r = holder[k];
-            if (r == c->hot) continue;
-            Spare *s = c->spare + c->spares++;
-            s->rank = r;
-            s->out = out;
-            s->without = p->load[r] - p->share[out] - c->target;
-            s->excess = excess(p->load[r], c->target);
-            s->came = arrival(p, r, out);
-            s->dear = !p->left_any[r] && !s->came;
-            s->loss = loss_of_others(p, out, r, c->target);
-        }
+/* List the copies of an expert that can be spared. */
+static Spare *list_copies(const Layer *p, const Choice *c, int32_t out, Spare *next) {
+    const int32_t *holder = holders_of(p, out);
+    const double share = p->share[out], rise = p->weight[out] / (p->count[out] - 1) - share;
+    double sum = 0;
+    Spare *s = next;
+    for (int32_t k = 0; k < p->count[out]; k++) {
+        const int32_t r = holder[k];
+        const double load = p->load[r] - c->target, above = load > 0 ? load : 0;
+        const double loss = load + rise > 0 ? load + rise - above : 0;
+        sum += loss;
+        if (r == c->hot) continue;
+        s->rank = r;
+        s->out = out;
+        s->without = load - share;
+        s->excess = above;
+        s->came = arrival(p, r, out);
+        s->dear = !p->left_any[r] && !s->came;
+        s->loss = loss;
+        s++;
     }
+    for (Spare *own = next; own < s; own++) own->loss = sum - own->loss; /* what the others lose */
+    return s;
 }
 
 /* Weigh swaps with a cold rank. `least` is what any taken expert costs at least beside the given one. What is given less what is
@@ -237,25 +249,42 @@ static void note_changes(Layer *p, double target) {
     }
 }
 
+static Step best_step(Layer *p, const Goal *goal) {
+    const int32_t hot = hottest(p);
+    const int many = (int64_t)p->num_slots * p->stride > MANY_SLOTS;
+    Choice c = {.target = goal->target,
+                .excess = excess(p->load[hot], goal->target),
+                .hot = hot,
+                .from = -1,
+                .spare = p->spare,
+                .best = {goal->least, 0, -1, -1, -1}};
+    c.enough = many ? c.excess * (1 - 1e-9) : INFINITY;
+    c.tries = many ? MOST_TRIES : INT64_MAX;
+    Spare *end = c.spare;
+    for (int32_t out = 0; out < p->num_experts; out++)
+        if (p->count[out] > 1) end = list_copies(p, &c, out, end);
+    c.spares = (int32_t)(end - c.spare);
+    for (int32_t i = p->fill[hot] - 1; i >= 0 && c.best.worth < c.enough; i--) {
+        give_up(p, &c, i);
+        if (c.best.worth < c.enough) copy_elsewhere(p, &c, i);
+    }
+    if (c.best.worth < c.enough) consider_swaps(p, &c);
+    return c.best;
+}
+
 /* Bring all ranks to the target while moves are left; nonzero if that was possible. */
 int descend_by_excess(Layer *p, Goal *goal) {
     memset(p->changed, 1, (size_t)p->num_ranks);
     while (goal->steps-- > 0 && peak(p) > goal->target) {
         const int32_t hot = hottest(p);
         note_changes(p, goal->target);
-        Choice c = {goal->target, excess(p->load[hot], goal->target), hot, -1, 0, p->spare, {goal->least, 0, -1, -1, -1}};
-        list_spares(p, &c);
-        for (int32_t i = p->fill[hot] - 1; i >= 0; i--) {
-            give_up(p, &c, i);
-            copy_elsewhere(p, &c, i);
-        }
-        consider_swaps(p, &c);
-        if (c.best.kind == 0) break;
-        if (c.best.kind == 1) {
-            apply_swap(p, hot, c.best.rank, c.best.out, c.best.in);
+        const Step step = best_step(p, goal);
+        if (step.kind == 0) break;
+        if (step.kind == 1) {
+            apply_swap(p, hot, step.rank, step.out, step.in);
         } else {
-            drop_copy(p, c.best.rank, c.best.out);
-            add_copy(p, c.best.rank, c.best.in);
+            drop_copy(p, step.rank, step.out);
+            add_copy(p, step.rank, step.in);
         }
     }
     return peak(p) <= goal->target;
