@@ -36,9 +36,14 @@ static double reassignment_gain(const Layer *p, int32_t rank, int32_t out, int32
     return gain;
 }
 
+#define MANY_SLOTS 65536 /* slots times slots of a rank: so many that not every step can be weighed */
+#define MOST_TRIES 20000 /* of those steps, each time */
+
 /* What the steps of one hot rank have in common. */
 typedef struct {
     double target, excess; /* the hot rank's */
+    double enough;         /* a step of this worth is taken without weighing others */
+    int64_t tries;         /* candidates that may still be weighed */
     int32_t hot, from;     /* slot of the hot rank that `best` is about, as far as that is looked at */
     int32_t spares;
     Spare *spare;
@@ -46,26 +51,48 @@ typedef struct {
 } Choice;
 
 /* A candidate whose bound is below this cannot be as good as the best, whatever the rounding. */
-static double bar(const Choice *c, double price) { return c->best.worth * price * (1 - 1e-12); }
+static double bar(const Choice *c, double price) { return c->best.worth * price * (1 - 1e-10); }
 
-/* What the other holders of an expert lose if `rank` gives up its copy; and a set in which their numbers are, modulo 64. */
-static uint64_t others(const Layer *p, int32_t out, int32_t rank, double target, double *loss) {
+/* What the other holders of an expert lose if `rank` gives up its copy. */
+static double loss_of_others(const Layer *p, int32_t out, int32_t rank, double target) {
     const double rise = p->weight[out] / (p->count[out] - 1) - p->share[out];
     const int32_t *holder = holders_of(p, out);
-    uint64_t places = 0;
-    *loss = 0;
+    double loss = 0;
     for (int32_t i = 0; i < p->count[out]; i++) {
-        const int32_t r = holder[i];
-        if (r == rank) continue;
-        places |= (uint64_t)1 << (r & 63);
-        *loss += excess(p->load[r] + rise, target) - excess(p->load[r], target);
+        const double load = p->load[holder[i]];
+        if (holder[i] != rank) loss += excess(load + rise, target) - excess(load, target);
     }
-    return places;
+    return loss;
+}
+
+static int32_t bits(uint64_t x) {
+    x -= x >> 1 & 0x5555555555555555u;
+    x = (x & 0x3333333333333333u) + (x >> 2 & 0x3333333333333333u);
+    return (int32_t)(((x + (x >> 4)) & 0x0f0f0f0f0f0f0f0fu) * 0x0101010101010101u >> 56);
+}
+
+/* The experts' common holders. */
+static inline int32_t meetings(const Layer *p, int32_t a, int32_t b) {
+    const uint64_t *x = p->places + (size_t)a * p->rank_words, *y = p->places + (size_t)b * p->rank_words;
+    int32_t common = 0;
+    for (int32_t i = 0; i < p->rank_words; i++)
+        if (x[i] & y[i]) common += bits(x[i] & y[i]);
+    return common;
+}
+
+/* Whether at most `most` less the loss of other holders cannot come up to the limit. Where a holder of the expert that leaves has
+ * the one that gets a copy too, this falls there, by the same for each of its copies. */
+static inline int falls_short(const Layer *p, double most, double loss, int32_t out, int32_t in, double limit) {
+    if (most - loss >= limit) return 0;
+    if (most < limit) return 1;
+    const int32_t common = meetings(p, out, in);
+    return !common || most - loss + common * (p->share[in] - p->next_share[in]) < limit;
 }
 
 /* Weigh a candidate whose bound is not below the bar. */
 static void weigh(const Layer *p, Choice *c, int32_t from, int32_t rank, int32_t out, int32_t in, int moves) {
     const double worth = reassignment_gain(p, rank, out, in, c->target) / price(moves);
+    if (--c->tries <= 0) c->enough = 0; /* whatever there is */
     if (worth < c->best.worth || (worth == c->best.worth && (!c->best.kind || c->from == from))) return;
     c->best = (Step){worth, 2, rank, out, in};
     c->from = from;
@@ -78,17 +105,21 @@ static void give_up(const Layer *p, Choice *c, int32_t from) {
     const int came = arrival(p, hot, out), least_moves = !p->left_any[hot] - came;
     if (least_moves > p->moves_left) return;
     const double without = p->load[hot] - p->share[out] - c->target;
-    double loss;
-    const uint64_t places = others(p, out, hot, c->target, &loss);
-    double limit = bar(c, price(least_moves)) - c->excess;
+    const double loss = loss_of_others(p, out, hot, c->target);
+    double seen = INFINITY, limit = bar(c, price(least_moves)) - c->excess;
     for (int32_t in = 0; in < p->num_experts; in++) {
         const double left = without + p->next_share[in], most = p->relief[in] - (left > 0 ? left : 0);
-        if (most < limit) continue;
+        if (falls_short(p, most, loss, out, in, limit)) continue;
         if (p->count[in] >= p->most_copies || holds(p, hot, in)) continue;
         const int moves = arrival(p, hot, in) - came;
-        const double bound = places & p->places[in] ? most : most - loss;
-        if (moves > p->moves_left || bound + c->excess < bar(c, price(moves))) continue;
+        const double paid = price(moves);
+        if (moves > p->moves_left || falls_short(p, most, loss, out, in, bar(c, paid) - c->excess)) continue;
+        /* Many change no other rank's excess: the first of them at a price stands for all. */
+        const int flat = loss == 0 && most == 0;
+        if (flat && seen <= paid) continue;
+        if (flat) seen = paid;
         weigh(p, c, from, hot, out, in, moves);
+        if (c->best.worth >= c->enough) return;
         limit = bar(c, price(least_moves)) - c->excess;
     }
 }
@@ -98,47 +129,48 @@ static void copy_elsewhere(const Layer *p, Choice *c, int32_t from) {
     const int32_t in = slots_of(p, c->hot)[from];
     if (p->count[in] >= p->most_copies) return;
     const double fresh = p->next_share[in], relief = p->relief[in];
-    const uint64_t places = p->places[in];
     double seen = INFINITY, limit[2] = {bar(c, 0.5) - relief, bar(c, 1) - relief};
     for (int32_t k = 0; k < c->spares; k++) {
         const Spare *s = c->spare + k;
         const double after = s->without + fresh, most = s->excess - (after > 0 ? after : 0);
-        if (most < limit[s->dear]) continue;
-        const int apart = !(places & s->places);
-        const double bound = apart ? most - s->loss : most;
-        if (bound < limit[s->dear] || s->out == in || holds(p, s->rank, in)) continue;
+        if (falls_short(p, most, s->loss, s->out, in, limit[s->dear])) continue;
+        if (s->out == in || holds(p, s->rank, in)) continue;
         const int moves = arrival(p, s->rank, in) - s->came;
         const double paid = price(moves);
-        if (moves > p->moves_left || bound + relief < bar(c, paid)) continue;
-        /* Many change no other rank's excess: the first of them at a price stands for all. */
-        const int flat = apart && most == 0 && s->loss == 0;
+        if (moves > p->moves_left || falls_short(p, most, s->loss, s->out, in, bar(c, paid) - relief)) continue;
+        const int flat = most == 0 && s->loss == 0;
         if (flat && seen <= paid) continue;
         if (flat) seen = paid;
         weigh(p, c, from, s->rank, s->out, in, moves);
+        if (c->best.worth >= c->enough) return;
         limit[0] = bar(c, 0.5) - relief;
         limit[1] = bar(c, 1) - relief;
     }
 }
 
-/* List what can be spared on other ranks, by expert. */
-static void list_spares(const Layer *p, Choice *c) {
-    c->spares = 0;
-    for (int32_t out = 0; out < p->num_experts; out++) {
-        if (p->count[out] < 2) continue;
-        const int32_t *holder = holders_of(p, out);
-        for (int32_t k = 0; k < p->count[out]; k++) {
-            const int32_t r = holder[k];
-            if (r == c->hot) continue;
-            Spare *s = c->spare + c->spares++;
-            s->rank = r;
-            s->out = out;
-            s->without = p->load[r] - p->share[out] - c->target;
-            s->excess = excess(p->load[r], c->target);
-            s->came = arrival(p, r, out);
-            s->dear = !p->left_any[r] && !s->came;
-            s->places = others(p, out, r, c->target, &s->loss);
-        }
+/* List the copies of an expert that can be spared. */
+static Spare *list_copies(const Layer *p, const Choice *c, int32_t out, Spare *next) {
+    const int32_t *holder = holders_of(p, out);
+    const double share = p->share[out], rise = p->weight[out] / (p->count[out] - 1) - share;
+    double sum = 0;
+    Spare *s = next;
+    for (int32_t k = 0; k < p->count[out]; k++) {
+        const int32_t r = holder[k];
+        const double load = p->load[r] - c->target, above = load > 0 ? load : 0;
+        const double loss = load + rise > 0 ? load + rise - above : 0;
+        sum += loss;
+        if (r == c->hot) continue;
+        s->rank = r;
+        s->out = out;
+        s->without = load - share;
+        s->excess = above;
+        s->came = arrival(p, r, out);
+        s->dear = !p->left_any[r] && !s->came;
+        s->loss = loss;
+        s++;
     }
+    for (Spare *own = next; own < s; own++) own->loss = sum - own->loss; /* what the others lose */
+    return s;
 }
 
 /* Weigh swaps with a cold rank. `least` is what any taken expert costs at least beside the given one. What is given less what is
@@ -189,15 +221,15 @@ static void note_expert(Layer *p, int32_t e, double target) {
     const double fresh = p->weight[e] / (p->count[e] + 1), fall = p->share[e] - fresh;
     const int32_t *holder = holders_of(p, e);
     double relief = 0;
-    uint64_t places = 0;
+    uint64_t *places = p->places + (size_t)e * p->rank_words;
+    memset(places, 0, sizeof *places * (size_t)p->rank_words);
     for (int32_t i = 0; i < p->count[e]; i++) {
         const double load = p->load[holder[i]];
-        places |= (uint64_t)1 << (holder[i] & 63);
+        places[holder[i] >> 6] |= (uint64_t)1 << (holder[i] & 63);
         if (load > target) relief += load - target < fall ? load - target : fall;
     }
     p->next_share[e] = fresh;
     p->relief[e] = relief;
-    p->places[e] = places;
 }
 
 /* Note anew what the last step changed. */
@@ -217,25 +249,42 @@ static void note_changes(Layer *p, double target) {
     }
 }
 
+static Step best_step(Layer *p, const Goal *goal) {
+    const int32_t hot = hottest(p);
+    const int many = (int64_t)p->num_slots * p->stride > MANY_SLOTS;
+    Choice c = {.target = goal->target,
+                .excess = excess(p->load[hot], goal->target),
+                .hot = hot,
+                .from = -1,
+                .spare = p->spare,
+                .best = {goal->least, 0, -1, -1, -1}};
+    c.enough = many ? c.excess * (1 - 1e-9) : INFINITY;
+    c.tries = many ? MOST_TRIES : INT64_MAX;
+    Spare *end = c.spare;
+    for (int32_t out = 0; out < p->num_experts; out++)
+        if (p->count[out] > 1) end = list_copies(p, &c, out, end);
+    c.spares = (int32_t)(end - c.spare);
+    for (int32_t i = p->fill[hot] - 1; i >= 0 && c.best.worth < c.enough; i--) {
+        give_up(p, &c, i);
+        if (c.best.worth < c.enough) copy_elsewhere(p, &c, i);
+    }
+    if (c.best.worth < c.enough) consider_swaps(p, &c);
+    return c.best;
+}
+
 /* Bring all ranks to the target while moves are left; nonzero if that was possible. */
 int descend_by_excess(Layer *p, Goal *goal) {
     memset(p->changed, 1, (size_t)p->num_ranks);
     while (goal->steps-- > 0 && peak(p) > goal->target) {
         const int32_t hot = hottest(p);
         note_changes(p, goal->target);
-        Choice c = {goal->target, excess(p->load[hot], goal->target), hot, -1, 0, p->spare, {goal->least, 0, -1, -1, -1}};
-        list_spares(p, &c);
-        for (int32_t i = p->fill[hot] - 1; i >= 0; i--) {
-            give_up(p, &c, i);
-            copy_elsewhere(p, &c, i);
-        }
-        consider_swaps(p, &c);
-        if (c.best.kind == 0) break;
-        if (c.best.kind == 1) {
-            apply_swap(p, hot, c.best.rank, c.best.out, c.best.in);
+        const Step step = best_step(p, goal);
+        if (step.kind == 0) break;
+        if (step.kind == 1) {
+            apply_swap(p, hot, step.rank, step.out, step.in);
         } else {
-            drop_copy(p, c.best.rank, c.best.out);
-            add_copy(p, c.best.rank, c.best.in);
+            drop_copy(p, step.rank, step.out);
+            add_copy(p, step.rank, step.in);
         }
     }
     return peak(p) <= goal->target;

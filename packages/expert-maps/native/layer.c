@@ -38,7 +38,7 @@ int layer_init(Layer *p, int32_t experts, int32_t ranks, int32_t stride) {
     p->came_any = p->changed ? p->changed + 2 * r : NULL;
     p->relief = array(2 * e, sizeof(double), &failed);
     p->next_share = p->relief ? p->relief + e : NULL;
-    p->places = array(e, sizeof(uint64_t), &failed);
+    p->places = array(e * ((r + 63) / 64), sizeof(uint64_t), &failed);
     p->spare = array(r * s, sizeof(Spare), &failed);
     p->index = array(3 * (e + r), sizeof(int32_t), &failed);
     p->key = array(e + r, sizeof(double), &failed);
@@ -61,6 +61,7 @@ void layer_shape(Layer *p, int32_t experts, int32_t ranks, const int32_t *capaci
     p->num_experts = experts;
     p->num_ranks = ranks;
     p->words = (experts + 63) / 64;
+    p->rank_words = (ranks + 63) / 64;
     p->most_copies = ranks;
     p->num_slots = 0;
     for (int32_t r = 0; r < ranks; r++) p->num_slots += p->capacity[r] = capacity[r];

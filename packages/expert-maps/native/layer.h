@@ -24,14 +24,13 @@ typedef struct {
     double without;  /* the rank's load without it, less the target */
     double excess;   /* what of the rank is above the target */
     double loss;     /* what the other holders' excess grows by */
-    uint64_t places; /* those holders, modulo 64 */
 } Spare;
 
 /* Ranks keep their slots sorted by share, ascending: so partners of a wanted size are found without sorting. */
 typedef struct {
     int32_t num_experts, num_ranks, num_slots;
     int32_t stride;      /* slots reserved for a rank: the largest capacity */
-    int32_t words;       /* 64-bit words of a rank's set of experts */
+    int32_t words, rank_words; /* 64-bit words of a rank's set of experts, and of an expert's of ranks */
     int32_t most_copies; /* of one expert: on different ranks, and all experts must fit */
     int32_t *capacity;   /* [R] */
     double *weight;      /* [E], the expert's load */
@@ -54,7 +53,7 @@ typedef struct {
     uint8_t *left_any, *came_any; /* [R], whether an expert left the rank, or came to it, since the present placement */
     double *relief;      /* [E], see budget.c */
     double *next_share;  /* [E], with one copy more */
-    uint64_t *places;    /* [E], its holders, modulo 64 */
+    uint64_t *places;    /* [E, rank_words], its holders as a set */
     Spare *spare;        /* scratch [R, stride] */
     int32_t *index;      /* scratch [3 * (E + R)] */
     double *key;         /* scratch [E + R] */

@@ -69,7 +69,7 @@ double replan(Work *w, const Problem *problem, int64_t layer, int64_t *forced);
 int plan_over_time(const Problem *problem, const int64_t *forced);
 
 /* relabel.c */
-void relabel(Work *w, const Problem *problem, const int32_t *current, int32_t *slot, double *rank_load);
+int relabel(Work *w, const Problem *problem, const int32_t *current, int64_t limit, int32_t *slot, double *rank_load);
 void keep_places(const Problem *problem, const int32_t *current, int32_t *slot);
 int64_t count_arrivals(const Problem *problem, const int32_t *current, const int32_t *slot);
 

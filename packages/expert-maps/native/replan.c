@@ -117,8 +117,9 @@ double replan(Work *w, const Problem *problem, int64_t layer, int64_t *forced) {
     const double proved = plan_from_scratch(w, problem, layer, w->slot, w->rank_load);
     if (proved > bound) bound = proved;
     if (!grouped || hottest_load(problem, w->rank_load) < reached) {
-        relabel(w, problem, current, w->slot, w->rank_load);
-        if (budget == UNLIMITED || count_arrivals(problem, current, w->slot) <= *forced + budget) {
+        const int64_t limit = budget == UNLIMITED ? UNLIMITED : *forced + budget;
+        if (relabel(w, problem, current, limit, w->slot, w->rank_load) &&
+            count_arrivals(problem, current, w->slot) <= limit) {
             memcpy(slot, w->slot, sizeof *slot * (size_t)problem->slots);
             memcpy(rank_load, w->rank_load, sizeof *rank_load * (size_t)problem->ranks);
         } else if (!grouped) {
