@@ -15,8 +15,9 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from expert_maps import limits, metrics
+from expert_maps._broken_rules import Slots
 from expert_maps._input import count_rank_lists, flatten_rank_lists
-from expert_maps._rules import Slots, differing_layers, find_violations, infer_num_logical_experts
+from expert_maps._rules import differing_layers, find_violations, infer_num_logical_experts
 from expert_maps.errors import ExpertMapsError, PlacementError, Violations
 from expert_maps.load import as_load
 from expert_maps.placement import Placement

@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from expert_maps import limits
-from expert_maps._rules import Slots, differing_layers, find_violations, infer_num_logical_experts
+from expert_maps._broken_rules import Slots
+from expert_maps._rules import differing_layers, find_violations, infer_num_logical_experts
 from expert_maps.any_placement import as_found, is_alike
 from expert_maps.errors import Violation, Violations
 from expert_maps.validation import as_count, check_counts
