@@ -16,14 +16,13 @@ from strategies import placements
 from typer.testing import CliRunner, Result
 
 from expert_maps import FormatError, Placement, write_placement
-from expert_maps.any_placement import layers_of
 from expert_maps.cli import mapping
 from expert_maps.cli.app import app
 from expert_maps.files import Source
 from expert_maps.formats import inspect_map, native, omni
 from expert_maps.formats.mapfile import MapFile
 from expert_maps.formats.writing import ENDINGS, TARGET_NAMES, check_target, encode
-from expert_maps.layered import LayeredPlacement
+from expert_maps.layered import LayeredPlacement, layers_of
 
 if TYPE_CHECKING:
     from pathlib import Path

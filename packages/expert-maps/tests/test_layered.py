@@ -8,8 +8,7 @@ from hypothesis import given
 from strategies import placements
 
 from expert_maps import ExpertMapsError, LoadError, Placement, PlacementError, metrics
-from expert_maps.any_placement import from_rank_lists, layers_of, refuse_layered
-from expert_maps.layered import LayeredPlacement
+from expert_maps.layered import LayeredPlacement, from_rank_lists, layers_of, refuse_layered
 
 TWO = [[[0, 1, 3], [2, 3, 0]], [[3, 1], [2, 0]]]
 

@@ -12,8 +12,8 @@ import numpy as np
 from expert_maps import limits
 from expert_maps._broken_rules import Slots
 from expert_maps._rules import differing_layers, find_violations, infer_num_logical_experts
-from expert_maps.any_placement import as_found, is_alike
 from expert_maps.errors import Violation, Violations
+from expert_maps.layered import as_found, is_alike
 from expert_maps.validation import as_count, check_counts
 
 if TYPE_CHECKING:
@@ -21,8 +21,8 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-    from expert_maps.any_placement import AnyPlacement
     from expert_maps.errors import ViolationGroup
+    from expert_maps.layered import AnyPlacement
 
 _FEW = 8
 

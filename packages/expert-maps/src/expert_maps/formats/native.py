@@ -30,10 +30,10 @@ if TYPE_CHECKING:
     import os
     from collections.abc import Mapping, Sequence
 
-    from expert_maps.any_placement import AnyPlacement
     from expert_maps.formats.contents import Content
     from expert_maps.formats.mapfile import Asked
     from expert_maps.formats.vllm_ascend import RankListsFound
+    from expert_maps.layered import AnyPlacement
     from expert_maps.placement import HasPlacement
 
 OBJECT = "expert_maps"

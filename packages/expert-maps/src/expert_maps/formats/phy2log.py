@@ -13,19 +13,19 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from expert_maps.any_placement import is_derivable, layers_of
 from expert_maps.errors import FormatError
 from expert_maps.formats.checks import int_array, int_table
 from expert_maps.formats.contradictions import Cells, Copies, contradiction
 from expert_maps.formats.mapfile import counts_text
+from expert_maps.layered import is_derivable, layers_of
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from numpy.typing import NDArray
 
-    from expert_maps.any_placement import AnyPlacement
     from expert_maps.formats.mapfile import Asked
+    from expert_maps.layered import AnyPlacement
     from expert_maps.placement import Placement
 
 SLOTS = ("phy2log", "physical_to_logical_map", "physical_to_logical")

@@ -21,17 +21,17 @@ from typing import TYPE_CHECKING, TypeAlias, cast
 
 from expert_maps import limits
 from expert_maps._input import count_rank_lists, flatten_rank_lists
-from expert_maps.any_placement import refuse_layered
 from expert_maps.errors import FormatError
 from expert_maps.formats.checks import is_int, show
 from expert_maps.formats.contradictions import contradiction
 from expert_maps.formats.mapfile import Asked, MapFile, counts_text
+from expert_maps.layered import refuse_layered
 
 if TYPE_CHECKING:
     import os
 
-    from expert_maps.any_placement import AnyPlacement
     from expert_maps.formats.contents import Content
+    from expert_maps.layered import AnyPlacement
     from expert_maps.placement import Placement
 
 RankLists: TypeAlias = list[list[list[int]]]
