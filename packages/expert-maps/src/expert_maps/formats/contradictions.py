@@ -182,7 +182,9 @@ def _ascending(copies: NDArray[np.integer[Any]], width: int) -> NDArray[np.int64
     """Return each expert's slots in ascending order and then −1, all of one width: int64 [E, width]."""
     padded = np.pad(copies, [(0, 0), (0, width - copies.shape[1])], constant_values=-1).astype(np.int64)
     last = np.iinfo(np.int64).max
-    ordered = np.sort(np.where(padded == -1, last, padded), axis=1)
+    # What stands for the padding is itself the number of no slot.
+    numbers = np.where(padded == last, np.iinfo(np.int64).min, padded)
+    ordered = np.sort(np.where(padded == -1, last, numbers), axis=1)
     return np.where(ordered == last, -1, ordered)
 
 

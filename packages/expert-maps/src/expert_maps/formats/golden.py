@@ -16,7 +16,7 @@ import numpy as np
 
 from expert_maps import limits
 from expert_maps.errors import FormatError
-from expert_maps.formats.checks import as_int, int_array, int_table, show
+from expert_maps.formats.checks import as_int, int_array, int_table, show, warn_of_unknown
 from expert_maps.formats.contradictions import Cells, contradiction
 from expert_maps.formats.mapfile import Asked, MapFile, counts_text
 from expert_maps.layered import is_derivable, layer_of, refuse_layered
@@ -102,7 +102,8 @@ def parse_file(content: Content, asked: Asked) -> MapFile:
     placement = _parse(content.value, asked)
     asked.check_ranks(placement.ep_size)
     layers = asked.name_rows(placement.num_layers)
-    return MapFile(placement, "golden", f"golden map, {counts_text(placement)}", layers=layers)
+    warnings = warn_of_unknown(content.mapping(), (*_KEYS, *_DERIVED))
+    return MapFile(placement, "golden", f"golden map, {counts_text(placement)}", warnings, layers=layers)
 
 
 def _parse(document: object, asked: Asked) -> AnyPlacement:
