@@ -5,35 +5,24 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Protocol, TypeAlias, cast
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from expert_maps import metrics
 from expert_maps._frozen import Frozen, lazy
-from expert_maps.load import ExpertLoad, as_load
-from expert_maps.placement import Placement, as_placement
+from expert_maps.load import as_load
+from expert_maps.placement import Placement, as_evaluated
 from expert_maps.results import Balance, describe_balance, describe_counts
 
 if TYPE_CHECKING:
     from numpy.typing import ArrayLike, NDArray
 
-    from expert_maps.placement import PlacementLike
+    from expert_maps.load import ExpertLoad
+    from expert_maps.placement import Evaluated, PlacementLike
 
     Float64Array = NDArray[np.float64]
     Int32Array = NDArray[np.int32]
-
-
-class HasLayers(Protocol):
-    """A placement whose ranks do not own as many slots in every layer: a placement of one layer for each."""
-
-    @property
-    def layers(self) -> tuple[Placement, ...]:
-        """The layers, of one layer each."""
-        ...
-
-
-Evaluated: TypeAlias = "PlacementLike | HasLayers"
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -56,12 +45,12 @@ class Evaluation(Balance, Frozen):
     @lazy
     def rank_load(self) -> Float64Array:
         """float64 [L, R]: tokens of each rank, summed over steps."""
-        return np.concatenate([metrics.rank_load(part, load) for part, load in self._parts()])
+        return metrics.rank_load(self.placement, self.load)
 
     @lazy
     def step_peaks(self) -> Float64Array:
         """float64 [steps, L]: tokens of the hottest rank in each step."""
-        return np.concatenate([metrics.step_peaks(part, load) for part, load in self._parts()], axis=1)
+        return metrics.step_peaks(self.placement, self.load)
 
     @lazy
     def step_balancedness(self) -> Float64Array:
@@ -96,9 +85,9 @@ class Evaluation(Balance, Frozen):
         Args:
             layers: of how many of the worst layers the hottest rank and expert are named.
         """
-        parts = self._parts()
         counts = f"{self.load.num_layers} layers, {self.load.num_experts} experts on {self.ep_size} ranks"
-        counts = describe_counts(self.placement) if len(parts) == 1 else f"{counts}, slots differ by layer"
+        is_plain = as_evaluated(self.placement)[1][0] is self.placement
+        counts = describe_counts(self.placement) if is_plain else f"{counts}, slots differ by layer"
         lines = [counts, *describe_balance(self.balancedness, self.overall_balancedness)]
         if self.load.num_steps > 1:
             worst = int(self.step_balancedness.argmin())
@@ -127,13 +116,6 @@ class Evaluation(Balance, Frozen):
             f"overall_balancedness={self.overall_balancedness:.4f}, over_steps={self.over_steps:.4f})"
         )
 
-    def _parts(self) -> list[tuple[Placement, ExpertLoad]]:
-        """Return the parts, each with its layers of the load: one, or a layer each where their slots differ."""
-        layers: tuple[Placement, ...] | None = getattr(self.placement, "layers", None)
-        if layers is None:
-            return [(self.placement, self.load)]
-        return [(part, ExpertLoad(self.load[:, row : row + 1])) for row, part in enumerate(layers)]
-
 
 def evaluate(placement: Evaluated, load: ArrayLike | ExpertLoad) -> Evaluation:
     """Say how a placement does under a load, planned for it or not.
@@ -147,11 +129,5 @@ def evaluate(placement: Evaluated, load: ArrayLike | ExpertLoad) -> Evaluation:
         ExpertMapsError: what is given is no placement.
     """
     trace = as_load(load)
-    parts = getattr(placement, "layers", None)
-    if isinstance(parts, tuple) and parts and all(isinstance(part, Placement) for part in parts):
-        metrics.check_counts(len(parts), parts[0].num_logical_experts, trace)
-        # It has the same counts and maps, layer by layer.
-        return Evaluation(cast("Placement", placement), trace)
-    plain = as_placement(cast("PlacementLike", placement))
-    metrics.check_shape(plain, trace)
-    return Evaluation(plain, trace)
+    metrics.parts_of(placement, trace)
+    return Evaluation(as_evaluated(placement)[0], trace)

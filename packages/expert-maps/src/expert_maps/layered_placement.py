@@ -16,10 +16,10 @@ import numpy as np
 
 from expert_maps import limits, metrics
 from expert_maps._broken_rules import Slots
+from expert_maps._frozen import freeze
 from expert_maps._input import count_rank_lists, flatten_rank_lists
 from expert_maps._rules import differing_layers, find_violations, infer_num_logical_experts
 from expert_maps.errors import ExpertMapsError, PlacementError, Violations
-from expert_maps.load import as_load
 from expert_maps.placement import Placement
 from expert_maps.validation import as_count, as_index
 
@@ -175,22 +175,22 @@ class LayeredPlacement:
     @property
     def slots_per_rank(self) -> Int32Array:
         """int32 [L, R], how many slots each rank owns in each layer."""
-        return np.stack([layer.slots_per_rank for layer in self.layers])
+        return freeze(np.stack([layer.slots_per_rank for layer in self.layers]))
 
     @property
     def num_physical_experts(self) -> Int32Array:
         """int32 [L], slots of each layer."""
-        return self.slots_per_rank.sum(axis=1, dtype=np.int32)
+        return freeze(self.slots_per_rank.sum(axis=1, dtype=np.int32))
 
     @property
     def num_redundant_experts(self) -> Int32Array:
         """int32 [L], P − E of each layer."""
-        return self.num_physical_experts - np.int32(self.num_logical_experts)
+        return freeze(self.num_physical_experts - np.int32(self.num_logical_experts))
 
     @property
     def replica_count(self) -> Int32Array:
         """int32 [L, E]: how many copies each logical expert has."""
-        return np.concatenate([layer.replica_count for layer in self.layers])
+        return freeze(np.concatenate([layer.replica_count for layer in self.layers]))
 
     # Slots and maps.
 
@@ -226,12 +226,7 @@ class LayeredPlacement:
         Raises:
             LoadError: the load is invalid, or not of these layers and experts.
         """
-        trace = as_load(load)
-        metrics.check_counts(self.num_layers, self.num_logical_experts, trace)
-        total = trace.total
-        return np.concatenate(
-            [metrics.rank_load(layer, total[index : index + 1]) for index, layer in enumerate(self.layers)]
-        )
+        return metrics.rank_load(self, load)
 
     def balancedness(self, load: ArrayLike | ExpertLoad) -> NDArray[np.float64]:
         """Return mean / max rank load per layer: float64 [L]; see `expert_maps.balancedness`."""

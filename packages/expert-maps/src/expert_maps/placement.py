@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import hashlib
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Protocol, cast
 
 import numpy as np
 
@@ -211,7 +211,17 @@ class HasPlacement(Protocol):
         ...
 
 
+class HasLayers(Protocol):
+    """A placement whose ranks do not own as many slots in every layer: a placement of one layer for each."""
+
+    @property
+    def layers(self) -> tuple[Placement, ...]:
+        """The layers, of one layer each."""
+        ...
+
+
 PlacementLike: TypeAlias = "Placement | HasPlacement"
+Evaluated: TypeAlias = "PlacementLike | HasLayers"
 
 
 def as_placement(value: PlacementLike, name: str = "placement") -> Placement:
@@ -227,3 +237,20 @@ def as_placement(value: PlacementLike, name: str = "placement") -> Placement:
         return placement
     msg = f"{name} is {type(value).__name__}; expected a Placement, or a result that has one"
     raise ExpertMapsError(msg)
+
+
+def as_evaluated(value: Evaluated, name: str = "placement") -> tuple[Placement, tuple[Placement, ...]]:
+    """Return a placement as it is, or a result's, also one whose slots differ by layer; and the parts it is made of.
+
+    Returns:
+        What was given (with the same counts and maps where its slots differ by layer), and itself, or its layers then.
+
+    Raises:
+        ExpertMapsError: it is neither.
+    """
+    for found in (value, getattr(value, "placement", None)):
+        layers = getattr(found, "layers", None)
+        if isinstance(layers, tuple) and layers and all(isinstance(layer, Placement) for layer in layers):
+            return cast("Placement", found), layers
+    plain = as_placement(cast("PlacementLike", value), name)
+    return plain, (plain,)

@@ -24,8 +24,7 @@ from expert_maps.formats import vllm_ascend
 from expert_maps.formats.checks import as_int, show, warn_of_unknown
 from expert_maps.formats.contradictions import contradiction
 from expert_maps.formats.mapfile import MapFile, counts_text
-from expert_maps.layered import LayeredPlacement
-from expert_maps.placement import as_placement
+from expert_maps.placement import as_evaluated
 
 if TYPE_CHECKING:
     import os
@@ -111,7 +110,7 @@ def write_placement(
     """
     vllm_ascend.check_output_name(path)
     text = dumps(
-        placement if isinstance(placement, LayeredPlacement) else as_placement(placement),
+        as_evaluated(placement)[0],
         model=model,
         layers=layers,
         num_hidden_layers=num_hidden_layers,
