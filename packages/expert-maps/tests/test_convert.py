@@ -16,14 +16,13 @@ from strategies import placements
 from typer.testing import CliRunner, Result
 
 from expert_maps import FormatError, Placement, write_placement
-from expert_maps.any_placement import layers_of
 from expert_maps.cli import mapping
 from expert_maps.cli.app import app
 from expert_maps.files import Source
 from expert_maps.formats import inspect_map, native, omni
 from expert_maps.formats.mapfile import MapFile
 from expert_maps.formats.writing import ENDINGS, TARGET_NAMES, check_target, encode
-from expert_maps.layered import LayeredPlacement
+from expert_maps.layered import LayeredPlacement, layers_of
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -308,7 +307,7 @@ def test_targets_are_checked_by_name_and_ending() -> None:
 
 
 def test_commands_read_maps_by_their_options(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    rows = {"physical_to_logical_map": [[9, 9, 9, 9], [0, 1, 2, 0]]}
+    rows = {"physical_to_logical_map": [[2, 2, 2, 2], [0, 1, 2, 0]]}
     (tmp_path / "map.json").write_text(json.dumps(rows))
     said = mapping.MapOptions(ep_size=2, layers="1", experts=3)
     assert mapping.read_map("map.json", said) == Placement([[0, 1, 2, 0]], 2)

@@ -2,14 +2,32 @@
 # SPDX-License-Identifier: Apache-2.0
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import numpy as np
 import pytest
 from hypothesis import given
 from strategies import placements
 
-from expert_maps import ExpertMapsError, LoadError, Placement, PlacementError, metrics
-from expert_maps.any_placement import from_rank_lists, layers_of, refuse_layered
-from expert_maps.layered import LayeredPlacement
+from expert_maps import (
+    ExpertMapsError,
+    LoadError,
+    Placement,
+    PlacementError,
+    balancedness,
+    evaluate,
+    metrics,
+    over_steps,
+    peak_to_mean,
+    rank_load,
+    step_peaks,
+    write_placement,
+)
+from expert_maps.formats import read_any_placement
+from expert_maps.layered import LayeredPlacement, from_rank_lists, layers_of, refuse_layered
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 TWO = [[[0, 1, 3], [2, 3, 0]], [[3, 1], [2, 0]]]
 
@@ -104,3 +122,41 @@ def test_layers_of_a_placement_put_together_carry_the_same_load(placement: Place
         num_logical_experts=placement.num_logical_experts,
     )
     assert alike == placement
+
+
+def test_metrics_take_one_whose_slots_differ_by_layer_and_its_evaluation(tmp_path: Path) -> None:
+    placement = LayeredPlacement.from_rank_lists(TWO)
+    load = np.arange(1.0, 1 + 3 * 2 * placement.num_logical_experts).reshape(3, 2, -1)
+    found = evaluate(placement, load)
+    assert evaluate(found, load) == found
+    for either in (placement, found):
+        np.testing.assert_array_equal(rank_load(either, load), placement.rank_load(load))
+        np.testing.assert_array_equal(balancedness(either, load), found.balancedness)
+        np.testing.assert_array_equal(step_peaks(either, load), found.step_peaks)
+        assert over_steps(either, load) == found.over_steps
+        write_placement(either, tmp_path / "map.json")
+        assert read_any_placement(tmp_path / "map.json") == placement
+    by_layer = [rank_load(layer, load[:, row : row + 1]) for row, layer in enumerate(placement.layers)]
+    np.testing.assert_array_equal(rank_load(placement, load), np.concatenate(by_layer))
+    with pytest.raises(LoadError, match="load has 1 layers"):
+        rank_load(placement, load[0, :1])
+    one = LayeredPlacement.from_rank_lists(TWO[:1])
+    assert "slots differ by layer" in evaluate(one, load[:, :1]).summary()
+
+
+def test_arrays_are_read_only() -> None:
+    placement = LayeredPlacement.from_rank_lists(TWO)
+    load = np.ones((2, placement.num_logical_experts))
+    arrays = (
+        placement.slots_per_rank,
+        placement.num_physical_experts,
+        placement.num_redundant_experts,
+        placement.replica_count,
+        placement.rank_load(load),
+        placement.balancedness(load),
+        rank_load(placement.layers[0], load[:1]),
+        balancedness(placement.layers[0], load[:1]),
+        peak_to_mean(placement.layers[0], load[:1]),
+        step_peaks(placement.layers[0], load[:1]),
+    )
+    assert not any(array.flags.writeable for array in arrays)

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 from expert_maps._version import __version__
 
 if TYPE_CHECKING:
+    from expert_maps.comparison import ComparisonRow, compare
     from expert_maps.counts import least_redundancy
     from expert_maps.elastic import rescale
     from expert_maps.errors import (
@@ -26,7 +27,7 @@ if TYPE_CHECKING:
         PlacementError,
         Violation,
     )
-    from expert_maps.evaluate import ComparisonRow, Evaluation, compare, evaluate
+    from expert_maps.evaluate import Evaluation, evaluate
     from expert_maps.formats import (
         inspect_load,
         inspect_map,
@@ -102,13 +103,14 @@ __all__ = [
 _HOMES: dict[str, str] = {
     name: module
     for module, names in (
+        ("comparison", ("ComparisonRow", "compare")),
         ("counts", ("least_redundancy",)),
         ("elastic", ("rescale",)),
         (
             "errors",
             ("ExpertMapsError", "FormatError", "LayoutError", "LoadError", "PlacementError", "Violation"),
         ),
-        ("evaluate", ("ComparisonRow", "Evaluation", "compare", "evaluate")),
+        ("evaluate", ("Evaluation", "evaluate")),
         (
             "formats",
             (

@@ -1,15 +1,19 @@
 # SPDX-FileCopyrightText: The expert-maps authors
 # SPDX-License-Identifier: Apache-2.0
-"""Which layers of a model are meant, as people write it: ``3-60``, ``0,2,4``, ``all``."""
+"""Which layers of a model are meant, as people write it: ``3-60``, ``0,2,4``, ``all``; and how layers are named.
+
+A layer is a row of loads and maps, counted from 0 among the MoE layers. The model may number it otherwise, with its dense
+layers; then both are said, as ``row 0 (layer 3)``. Where they are equal, or the model's is unknown, it is ``layer 0``.
+"""
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from itertools import pairwise
 from typing import TYPE_CHECKING, Literal, TypeAlias
 
 from expert_maps import limits
 from expert_maps.errors import FormatError
-from expert_maps.validation import as_count
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -32,6 +36,8 @@ def as_layers(layers: Sequence[int] | str, error: type[ExpertMapsError] = Format
     Raises:
         ExpertMapsError: no layers, one twice, one out of order or below 0, or more than there can be.
     """
+    from expert_maps.validation import as_count  # which needs NumPy, and names of layers do not
+
     if isinstance(layers, str):
         return "all" if layers.strip() == "all" else as_layers(_parse(layers, error), error)
     found = tuple(as_count("layers", layer, 0, limits.MAX_LAYERS * 16, error=error) for layer in layers)
@@ -74,14 +80,62 @@ def layers_text(layers: Sequence[int] | str) -> str:
     return ",".join(f"{begin}-{end}" if end > begin else f"{begin}" for begin, end in runs)
 
 
-def name_row(row: int, layers: Sequence[int] | None) -> str:
-    """Name a row of a map or load, which counts the MoE layers from 0.
+@dataclass(frozen=True)
+class LayerNames:
+    """How the rows of a load or map are named.
 
-    Args:
-        row: the MoE layer's index.
-        layers: the absolute index of each row among all layers of the model; None if unknown.
-
-    Returns:
-        ``layer 0``, or where the model's number is known ``row 0 (layer 3)``.
+    Attributes:
+        numbers: [L] the model's number of each row; None where they are unknown.
     """
-    return f"layer {row}" if layers is None else f"row {row} (layer {layers[row]})"
+
+    numbers: tuple[int, ...] | None = None
+
+    @property
+    def differ(self) -> bool:
+        """Whether the model is known to number its layers otherwise than by row."""
+        return self.numbers is not None and self.numbers != tuple(range(len(self.numbers)))
+
+    def short(self, row: int) -> str:
+        """Return a row in a list of layers: ``0``, or ``row 0 (layer 3)``."""
+        return (
+            f"row {row} (layer {self.numbers[row]})" if self.numbers is not None and self.differ else str(row)
+        )
+
+    def one(self, row: int) -> str:
+        """Name a row: ``layer 0``, or ``row 0 (layer 3)``."""
+        return self.short(row) if self.differ else f"layer {row}"
+
+    def several(self, rows: Sequence[int]) -> str:
+        """Name rows: ``layers 0-2,5``, or ``rows 0-2 (layers 3-5)``."""
+        if len(rows) == 1:
+            return self.one(rows[0])
+        if self.numbers is None or not self.differ:
+            return f"layers {_short(rows)}"
+        return f"rows {_short(rows)} (layers {_short([self.numbers[row] for row in rows])})"
+
+    @property
+    def columns(self) -> list[str]:
+        """The heads of a table's first columns."""
+        return ["row", "layer"] if self.differ else ["layer"]
+
+    def cells(self, row: int | None) -> list[str]:
+        """Return a row's cells under `columns`; of the total for None."""
+        if row is None:
+            return ["total", ""] if self.differ else ["total"]
+        return [str(row), str(self.numbers[row])] if self.numbers is not None and self.differ else [str(row)]
+
+    @property
+    def listed(self) -> list[int] | None:
+        """What ``--json`` prints under ``layers``: the model's number of each row, null where unknown."""
+        return None if self.numbers is None else list(self.numbers)
+
+
+UNNUMBERED = LayerNames()
+"""Of layers that nobody has numbered."""
+
+
+def _short(numbers: Sequence[int]) -> str:
+    """Write ascending numbers as ranges; many of them are cut and counted."""
+    runs = layers_text(list(numbers)).split(",")
+    more = len(runs) - limits.MAX_LISTED
+    return ", ".join(runs[: limits.MAX_LISTED]) + (f" and {more} more" if more > 0 else "")

@@ -5,13 +5,12 @@
 from __future__ import annotations
 
 from collections import Counter
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
 
-from expert_maps._frozen import lazy
-from expert_maps.errors import Violation, Violations
+from expert_maps._broken_rules import Duplicate, Missing, OutOfRange, Slots, Uneven
+from expert_maps.errors import Violations
 from expert_maps.limits import MAX_TABLE
 from expert_maps.maps import rank_expert_keys
 
@@ -28,53 +27,6 @@ def split_evenly(total: int, ep_size: int) -> Int64Array:
     slots = np.full(ep_size, total // ep_size, dtype=np.int64)
     slots[: total % ep_size] += 1
     return slots
-
-
-@dataclass(frozen=True, eq=False)
-class Slots:
-    """Every slot of a placement, also of a ragged one.
-
-    Attributes:
-        expert: int64 [N], the logical expert in each slot, in (layer, rank, slot) order.
-        per_rank: int64 [L, R], how many slots each rank has.
-    """
-
-    expert: Int64Array
-    per_rank: Int64Array
-
-    @classmethod
-    def from_flat(cls, expert: Int64Array, per_rank: Int64Array) -> Slots:
-        """Build from the experts in (layer, rank, slot) order and the slots per layer and rank."""
-        return cls(expert, per_rank)
-
-    @property
-    def num_layers(self) -> int:
-        """L."""
-        return int(self.per_rank.shape[0])
-
-    @property
-    def ep_size(self) -> int:
-        """R."""
-        return int(self.per_rank.shape[1])
-
-    @lazy
-    def ends(self) -> Int64Array:
-        """int64 [L · R]: where each rank's slots end."""
-        return np.cumsum(self.per_rank.ravel())
-
-    def owners(self) -> Int64Array:
-        """Return layer · R + rank of each slot, int64 [N]."""
-        return np.repeat(np.arange(self.per_rank.size), self.per_rank.ravel())
-
-    def layers(self) -> Int64Array:
-        """Return the layer of each slot, int64 [N]."""
-        return np.repeat(np.arange(self.num_layers), self.per_rank.sum(axis=1))
-
-    def place(self, index: int) -> tuple[int, int, int]:
-        """Return the layer, rank and local slot of one of the N slots."""
-        owner = int(np.searchsorted(self.ends, index, side="right"))
-        first = int(self.ends[owner]) - int(self.per_rank.flat[owner])
-        return owner // self.ep_size, owner % self.ep_size, index - first
 
 
 def infer_num_logical_experts(experts: NDArray[np.integer], most: int) -> int:
@@ -170,14 +122,14 @@ def find_violations(
         usual = _usual(slots.per_rank, num_logical_experts)
         if usual is not None:  # then this names every rank that differs, in whichever layer
             every = np.full(slots.num_layers, usual)
-            groups.append(_Uneven(slots.per_rank, np.flatnonzero(slots.per_rank != usual), every))
+            groups.append(Uneven(slots.per_rank, np.flatnonzero(slots.per_rank != usual), every))
     else:
         groups.append(differing_layers(slots.per_rank))
     is_known = (slots.expert >= 0) & (slots.expert < num_logical_experts)
-    groups.append(_OutOfRange(slots, np.flatnonzero(~is_known), num_logical_experts))
-    groups.append(_Missing(_absent(slots, is_known, num_logical_experts), num_logical_experts))
+    groups.append(OutOfRange(slots, np.flatnonzero(~is_known), num_logical_experts))
+    groups.append(Missing(_absent(slots, is_known, num_logical_experts), num_logical_experts))
     if not allow_duplicates:
-        groups.append(_Duplicate(slots, *_repeated(slots, is_known, num_logical_experts)))
+        groups.append(Duplicate(slots, *_repeated(slots, is_known, num_logical_experts)))
     return Violations(groups)
 
 
@@ -187,7 +139,7 @@ def differing_layers(per_rank: Int64Array) -> ViolationGroup:
     Args:
         per_rank: int64 [L, R].
     """
-    return _Uneven(per_rank, np.flatnonzero(per_rank != per_rank[0]), None)
+    return Uneven(per_rank, np.flatnonzero(per_rank != per_rank[0]), None)
 
 
 def _uneven_by_layer(per_rank: Int64Array, num_logical_experts: int) -> ViolationGroup:
@@ -198,7 +150,7 @@ def _uneven_by_layer(per_rank: Int64Array, num_logical_experts: int) -> Violatio
         found = _usual(row[None], num_logical_experts)
         usual[layer] = row[0] if found is None else found
         wrong[layer] = found is not None and row != found
-    return _Uneven(per_rank, np.flatnonzero(wrong), usual)
+    return Uneven(per_rank, np.flatnonzero(wrong), usual)
 
 
 def _usual(per_rank: Int64Array, num_logical_experts: int) -> int | None:
@@ -227,80 +179,3 @@ def _repeated(
     again, before = known[order[twice + 1]], known[order[twice]]
     by_slot = np.argsort(again)
     return again[by_slot], before[by_slot]
-
-
-@dataclass(frozen=True, eq=False)
-class _Uneven:
-    """Ranks with another number of slots than meant, or, where none is given, than in layer 0."""
-
-    per_rank: Int64Array  # [L, R]
-    cells: NDArray[np.intp]  # layer · R + rank
-    usual: Int64Array | None  # [L]
-
-    def __len__(self) -> int:
-        return len(self.cells)
-
-    def __getitem__(self, index: int) -> Violation:
-        layer, rank = divmod(int(self.cells[index]), self.per_rank.shape[1])
-        slots = int(self.per_rank[layer, rank])
-        found = f"layer {layer}, rank {rank}: {slots} slots"
-        if self.usual is None:
-            expected = int(self.per_rank[0, rank])
-            text = f"{found}, but layer 0 has {expected} on that rank; expected the same in every layer"
-        else:
-            expected = int(self.usual[layer])
-            text = f"{found}; expected {expected}, equally many on every rank"
-        return Violation("uneven", text, layer, rank, found=slots, expected=expected)
-
-
-@dataclass(frozen=True, eq=False)
-class _OutOfRange:
-    slots: Slots
-    which: NDArray[np.intp]
-    num_logical_experts: int
-
-    def __len__(self) -> int:
-        return len(self.which)
-
-    def __getitem__(self, index: int) -> Violation:
-        place = int(self.which[index])
-        layer, rank, slot = self.slots.place(place)
-        expert = int(self.slots.expert[place])
-        known = f"0 … {self.num_logical_experts - 1}"
-        text = f"layer {layer}, rank {rank}, slot {slot}: expert {expert} is out of range; expected {known}"
-        return Violation("out_of_range", text, layer, rank, slot, expert, expert, known)
-
-
-@dataclass(frozen=True, eq=False)
-class _Missing:
-    keys: Int64Array  # layer · E + expert
-    num_logical_experts: int
-
-    def __len__(self) -> int:
-        return len(self.keys)
-
-    def __getitem__(self, index: int) -> Violation:
-        layer, expert = divmod(int(self.keys[index]), self.num_logical_experts)
-        text = f"layer {layer}: expert {expert} is missing; expected on at least one rank"
-        return Violation("missing", text, layer, expert=expert)
-
-
-@dataclass(frozen=True, eq=False)
-class _Duplicate:
-    slots: Slots
-    again: Int64Array
-    before: Int64Array
-
-    def __len__(self) -> int:
-        return len(self.again)
-
-    def __getitem__(self, index: int) -> Violation:
-        place = int(self.again[index])
-        layer, rank, slot = self.slots.place(place)
-        expert = int(self.slots.expert[place])
-        first = self.slots.place(int(self.before[index]))[2]
-        text = (
-            f"layer {layer}, rank {rank}, slot {slot}: expert {expert} stands twice on this rank "
-            f"(also in slot {first})"
-        )
-        return Violation("duplicate", text, layer, rank, slot, expert)

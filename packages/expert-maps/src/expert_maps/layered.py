@@ -1,270 +1,155 @@
 # SPDX-FileCopyrightText: The expert-maps authors
 # SPDX-License-Identifier: Apache-2.0
-"""`LayeredPlacement`: ranks whose slots are not as many in every layer.
-
-Such maps are in use: an omni-infer pattern may give copies to some layers only. They can be read, checked, shown and
-evaluated; planners and servers want a `Placement`, whose ranks own the same slots in every layer.
-"""
+"""What is done alike with a `Placement` and with a `LayeredPlacement`, whose slots differ by layer."""
 
 from __future__ import annotations
 
-import hashlib
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeAlias
 
 import numpy as np
 
-from expert_maps import limits, metrics
-from expert_maps._input import count_rank_lists, flatten_rank_lists
-from expert_maps._rules import Slots, differing_layers, find_violations, infer_num_logical_experts
-from expert_maps.errors import ExpertMapsError, PlacementError, Violations
-from expert_maps.load import as_load
+from expert_maps._frozen import freeze
+from expert_maps._input import count_rank_lists
+from expert_maps.errors import PlacementError, Violation
+from expert_maps.layered_placement import LayeredPlacement
 from expert_maps.placement import Placement
-from expert_maps.validation import as_count, as_index
+from expert_maps.validation import INT32_MAX, as_index
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from numpy.typing import ArrayLike, NDArray
+    from numpy.typing import NDArray
 
-    from expert_maps.load import ExpertLoad
+    from expert_maps.layered_placement import RankLists
 
-    Int32Array = NDArray[np.int32]
-    RankLists = Sequence[Sequence[Sequence[int]]]
+AnyPlacement: TypeAlias = Placement | LayeredPlacement
+
+TAKEN_BY = "`check --allow-uneven`, `show`, `evaluate` and `convert` take such a map, in Python `expert_maps.formats.read_any_placement`"
 
 
-@dataclass(frozen=True, eq=False, repr=False)
-class LayeredPlacement:
-    """A placement of one layer after the other, each with slots of its own.
+def from_rank_lists(
+    layers: RankLists,
+    *,
+    num_logical_experts: int | None = None,
+    allow_uneven: bool = False,
+    allow_duplicates: bool = False,
+) -> AnyPlacement:
+    """Build a `Placement` where every layer has the same slots, else a `LayeredPlacement`; arguments as there."""
+    per_rank = count_rank_lists(layers)
+    kind = Placement if is_alike(per_rank) else LayeredPlacement
+    return kind.from_rank_lists(
+        layers,
+        num_logical_experts=num_logical_experts,
+        allow_uneven=allow_uneven,
+        allow_duplicates=allow_duplicates,
+    )
 
-    Attributes:
-        layers: L placements of one layer each, of the same experts and ranks.
+
+def from_flat(
+    experts: NDArray[np.int64],
+    per_rank: NDArray[np.int64],
+    *,
+    num_logical_experts: int | None = None,
+    allow_uneven: bool = False,
+    allow_duplicates: bool = False,
+) -> AnyPlacement:
+    """Build as `from_rank_lists` from the experts of all slots; arguments as `LayeredPlacement.from_flat`."""
+    flags = {"allow_uneven": allow_uneven, "allow_duplicates": allow_duplicates}
+    if not is_alike(per_rank):
+        return LayeredPlacement.from_flat(experts, per_rank, num_logical_experts=num_logical_experts, **flags)
+    return Placement(
+        experts.reshape(len(per_rank), -1),
+        per_rank.shape[1],
+        num_logical_experts=num_logical_experts,
+        slots_per_rank=per_rank[0],
+        **flags,
+    )
+
+
+def as_found(
+    experts: NDArray[np.int64], per_rank: NDArray[np.int64], num_logical_experts: int
+) -> AnyPlacement:
+    """Return slots as they were found, whatever rules they break: to count them, and to compare them with others.
+
+    What follows from the slots may be asked of a layer only where each id is of an expert; see `is_derivable`.
+
+    Args:
+        experts: int64 [slots of all layers], in the order of layers, ranks and local slots.
+        per_rank: int64 [L, R].
+        num_logical_experts: E.
     """
-
-    layers: tuple[Placement, ...]
-
-    def __post_init__(self) -> None:
-        """Check that the layers belong together.
-
-        Raises:
-            ExpertMapsError: there are none, one has several layers, or they differ in experts or ranks.
-        """
-        if not self.layers:
-            msg = "layers are empty; expected at least one placement of one layer"
-            raise ExpertMapsError(msg)
-        first = self.layers[0]
-        for index, layer in enumerate(self.layers):
-            found = (layer.num_layers, layer.num_logical_experts, layer.ep_size)
-            expected = (1, first.num_logical_experts, first.ep_size)
-            if found != expected:
-                msg = (
-                    f"layer {index} has {found[0]} layers, {found[1]} experts and {found[2]} ranks; expected "
-                    f"{expected[0]}, {expected[1]} and {expected[2]}"
-                )
-                raise ExpertMapsError(msg)
-
-    @classmethod
-    def from_rank_lists(
-        cls,
-        layers: RankLists,
-        *,
-        num_logical_experts: int | None = None,
-        allow_uneven: bool = False,
-        allow_duplicates: bool = False,
-    ) -> LayeredPlacement:
-        """Build from nested lists: ``layers[layer][rank]`` holds that rank's logical experts in slot order.
-
-        Args:
-            layers: at least one layer; every layer names the same number of ranks.
-            num_logical_experts: E; if None, one more than the largest id.
-            allow_uneven: accept ranks with unequally many slots within a layer.
-            allow_duplicates: accept an expert twice on a rank.
-
-        Raises:
-            ExpertMapsError: no layers, no ranks, no slots, layers of different rank counts, or too many of them.
-            PlacementError: a rule of placements is broken; every violation is listed.
-        """
-        per_rank = count_rank_lists(layers)
-        if not per_rank.sum(axis=1).all():
-            msg = f"layer {int(np.argmin(per_rank.sum(axis=1)))} has no slots; expected at least one"
-            raise ExpertMapsError(msg)
-        return cls.from_flat(
-            flatten_rank_lists(layers),
-            per_rank,
-            num_logical_experts=num_logical_experts,
-            allow_uneven=allow_uneven,
-            allow_duplicates=allow_duplicates,
+    ids, slots = np.clip(experts, -1, INT32_MAX).astype(np.int32), per_rank.astype(np.int32)
+    if is_alike(per_rank):
+        return _unchecked(ids.reshape(len(slots), -1), num_logical_experts, slots[0])
+    rows = np.split(ids, np.cumsum(per_rank.sum(axis=1))[:-1])
+    return LayeredPlacement(
+        tuple(
+            _unchecked(row[None], num_logical_experts, of_layer)
+            for row, of_layer in zip(rows, slots, strict=True)
         )
+    )
 
-    @classmethod
-    def from_flat(
-        cls,
-        experts: NDArray[np.int64],
-        per_rank: NDArray[np.int64],
-        *,
-        num_logical_experts: int | None = None,
-        allow_uneven: bool = False,
-        allow_duplicates: bool = False,
-    ) -> LayeredPlacement:
-        """Build from the experts of all slots, in the order of layers, ranks and local slots.
 
-        Args:
-            experts: int64 [slots of all layers].
-            per_rank: int64 [L, R], how many slots each rank has in each layer.
-            num_logical_experts: as `from_rank_lists`.
-            allow_uneven: as `from_rank_lists`.
-            allow_duplicates: as `from_rank_lists`.
+def is_derivable(layer: Placement) -> bool:
+    """Whether maps follow from the slots of a layer, also where it breaks rules: each id is of an expert."""
+    row = layer.physical_to_logical
+    return bool(row.size) and int(row.min()) >= 0 and int(row.max()) < layer.num_logical_experts
 
-        Raises:
-            ExpertMapsError: a layer without slots.
-            PlacementError: as `from_rank_lists`.
-        """
-        totals = per_rank.sum(axis=1)
-        if not totals.all():
-            msg = f"layer {int(np.argmin(totals))} has no slots; expected at least one"
-            raise ExpertMapsError(msg)
-        count = (
-            infer_num_logical_experts(experts, int(totals.max()))
-            if num_logical_experts is None
-            else as_count("num_logical_experts", num_logical_experts, 1, limits.MAX_EXPERTS)
-        )
-        violations = find_violations(
-            Slots.from_flat(experts, per_rank),
-            count,
-            allow_uneven=allow_uneven,
-            allow_duplicates=allow_duplicates,
-            layers_may_differ=True,
-        )
-        if violations:
-            # Whoever repairs them ought to know that the layers differ, too; those within a layer are named by then.
-            named = allow_uneven or violations[0].kind == "uneven"
-            raise PlacementError(violations if named else violations.after(differing_layers(per_rank)))
-        rows = np.split(experts, np.cumsum(totals)[:-1])
-        return cls(
-            tuple(
-                Placement(
-                    row[None],
-                    per_rank.shape[1],
-                    num_logical_experts=count,
-                    slots_per_rank=of_layer,
-                    allow_uneven=True,
-                    allow_duplicates=True,
-                )
-                for row, of_layer in zip(rows, per_rank, strict=True)
-            )
-        )
 
-    # Counts.
+def is_alike(per_rank: NDArray[np.integer]) -> bool:
+    """Whether ranks own as many slots in every layer: int [L, R]."""
+    return bool((per_rank == per_rank[0]).all())
 
-    @property
-    def num_layers(self) -> int:
-        """L, the number of MoE layers."""
-        return len(self.layers)
 
-    @property
-    def num_logical_experts(self) -> int:
-        """E."""
-        return self.layers[0].num_logical_experts
+def layers_of(placement: AnyPlacement) -> Sequence[Placement]:
+    """Return the placement of each layer."""
+    if isinstance(placement, LayeredPlacement):
+        return placement.layers
+    return [layer_of(placement, layer) for layer in range(placement.num_layers)]
 
-    @property
-    def ep_size(self) -> int:
-        """R."""
-        return self.layers[0].ep_size
 
-    @property
-    def slots_per_rank(self) -> Int32Array:
-        """int32 [L, R], how many slots each rank owns in each layer."""
-        return np.stack([layer.slots_per_rank for layer in self.layers])
+def layer_of(placement: AnyPlacement, layer: int) -> Placement:
+    """Return the placement of one layer, whose index is 0 in it.
 
-    @property
-    def num_physical_experts(self) -> Int32Array:
-        """int32 [L], slots of each layer."""
-        return self.slots_per_rank.sum(axis=1, dtype=np.int32)
+    Raises:
+        ExpertMapsError: there is no such layer.
+    """
+    if isinstance(placement, LayeredPlacement):
+        return placement.layer(layer)
+    row = as_index("layer", layer, placement.num_layers)
+    return _unchecked(
+        placement.physical_to_logical[row : row + 1], placement.num_logical_experts, placement.slots_per_rank
+    )
 
-    @property
-    def num_redundant_experts(self) -> Int32Array:
-        """int32 [L], P − E of each layer."""
-        return self.num_physical_experts - np.int32(self.num_logical_experts)
 
-    @property
-    def replica_count(self) -> Int32Array:
-        """int32 [L, E]: how many copies each logical expert has."""
-        return np.concatenate([layer.replica_count for layer in self.layers])
+def refuse_layered(placement: AnyPlacement) -> Placement:
+    """Return a `Placement` as it is.
 
-    # Slots and maps.
+    Raises:
+        PlacementError: it has other slots in some layers; each is named, and what takes such a map.
+    """
+    if isinstance(placement, Placement):
+        return placement
+    found = placement.differing_layers()  # all of one kind, and perhaps millions
+    first = found[0]
+    hint = Violation(first.kind, f"{first.message}; {TAKEN_BY}", first.layer, first.rank)
+    raise PlacementError(found.with_first(hint))
 
-    def layer(self, layer: int) -> Placement:
-        """Return the placement of one layer.
 
-        Raises:
-            ExpertMapsError: there is no such layer.
-        """
-        return self.layers[as_index("layer", layer, self.num_layers)]
+def _unchecked(rows: NDArray[np.int32], num_logical_experts: int, slots: NDArray[np.int32]) -> Placement:
+    return Placement._from_checked(freeze(rows), num_logical_experts, freeze(slots))  # noqa: SLF001 - its rules are the caller's
 
-    def local_experts(self, layer: int, ep_rank: int) -> Int32Array:
-        """Return the logical experts on a rank in slot order; see `Placement.local_experts`."""
-        return self.layer(layer).local_experts(0, ep_rank)
 
-    def expert_map(self, layer: int, ep_rank: int) -> Int32Array:
-        """Return logical id → local slot; see `Placement.expert_map`."""
-        return self.layer(layer).expert_map(0, ep_rank)
-
-    def log2phy(self, layer: int, ep_rank: int, *, tp_size: int = 1) -> Int32Array:
-        """Return logical id → the physical id that the rank sends to; see `Placement.log2phy`."""
-        return self.layer(layer).log2phy(0, ep_rank, tp_size=tp_size)
-
-    def differing_layers(self) -> Violations:
-        """Name each rank whose slots are not as many as in layer 0; empty where a `Placement` could say the same."""
-        return Violations([differing_layers(self.slots_per_rank.astype(np.int64))])
-
-    # Under a load.
-
-    def rank_load(self, load: ArrayLike | ExpertLoad) -> NDArray[np.float64]:
-        """Return the tokens that each rank computes: float64 [L, R]; see `expert_maps.rank_load`.
-
-        Raises:
-            LoadError: the load is invalid, or not of these layers and experts.
-        """
-        trace = as_load(load)
-        metrics.check_counts(self.num_layers, self.num_logical_experts, trace)
-        total = trace.total
-        return np.concatenate(
-            [metrics.rank_load(layer, total[index : index + 1]) for index, layer in enumerate(self.layers)]
-        )
-
-    def balancedness(self, load: ArrayLike | ExpertLoad) -> NDArray[np.float64]:
-        """Return mean / max rank load per layer: float64 [L]; see `expert_maps.balancedness`."""
-        return metrics.balancedness_of(self.rank_load(load))
-
-    def overall_balancedness(self, load: ArrayLike | ExpertLoad) -> float:
-        """Return the ratio of the sums over layers of mean and max rank load."""
-        return metrics.overall_of(self.rank_load(load))
-
-    # Identity.
-
-    @property
-    def digest(self) -> str:
-        """SHA-256 in hex over counts, slots per layer and rank, and slots."""
-        content = hashlib.sha256(b"expert-maps layered placement 1\n")
-        counts = np.array([self.num_layers, self.num_logical_experts, self.ep_size])
-        slots = [layer.physical_to_logical.ravel() for layer in self.layers]
-        for array in (counts, self.slots_per_rank, *slots):
-            content.update(np.ascontiguousarray(array, dtype="<i8").tobytes())
-        return content.hexdigest()
-
-    def __eq__(self, other: object) -> bool:
-        """Compare layer by layer."""
-        return self.layers == other.layers if isinstance(other, LayeredPlacement) else NotImplemented
-
-    def __hash__(self) -> int:
-        """Hash the digest."""
-        return hash(self.digest)
-
-    def __repr__(self) -> str:
-        """Name the counts."""
-        copies = self.num_redundant_experts
-        return (
-            f"LayeredPlacement(num_layers={self.num_layers}, num_logical_experts={self.num_logical_experts}, "
-            f"num_redundant_experts={copies.min()}…{copies.max()}, ep_size={self.ep_size}, "
-            f"digest={self.digest[:12]})"
-        )
+__all__ = [
+    "TAKEN_BY",
+    "AnyPlacement",
+    "LayeredPlacement",
+    "as_found",
+    "from_flat",
+    "from_rank_lists",
+    "is_alike",
+    "is_derivable",
+    "layer_of",
+    "layers_of",
+    "refuse_layered",
+]

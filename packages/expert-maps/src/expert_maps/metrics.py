@@ -2,7 +2,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """How good a placement is for a load, and what it costs to get there.
 
-An expert's load is split evenly over its replicas. Where a placement is taken, a result that has one is taken too.
+An expert's load is split evenly over its replicas. Where a placement is taken, a result that has one is taken too, and,
+but for `moves`, one whose slots differ by layer. Arrays are read-only.
 """
 
 from __future__ import annotations
@@ -12,22 +13,21 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from expert_maps._frozen import Frozen
+from expert_maps._frozen import Frozen, freeze
 from expert_maps.errors import ExpertMapsError, LoadError
-from expert_maps.load import as_load
-from expert_maps.placement import as_placement
+from expert_maps.load import ExpertLoad, as_load
+from expert_maps.placement import as_evaluated, as_placement
 from expert_maps.validation import as_count
 
 if TYPE_CHECKING:
     from numpy.typing import ArrayLike, NDArray
 
-    from expert_maps.load import ExpertLoad
-    from expert_maps.placement import Placement, PlacementLike
+    from expert_maps.placement import Evaluated, Placement, PlacementLike
 
     Float64Array = NDArray[np.float64]
 
 
-def rank_load(placement: PlacementLike, load: ArrayLike | ExpertLoad) -> Float64Array:
+def rank_load(placement: Evaluated, load: ArrayLike | ExpertLoad) -> Float64Array:
     """Return the tokens that each rank computes.
 
     Args:
@@ -40,9 +40,21 @@ def rank_load(placement: PlacementLike, load: ArrayLike | ExpertLoad) -> Float64
     Raises:
         LoadError: the load is invalid, or not of the placement's layers and experts.
     """
-    plain, trace = as_placement(placement), as_load(load)
-    check_shape(plain, trace)
-    return _rank_load(plain, trace.total)
+    parts = parts_of(placement, as_load(load))
+    return freeze(np.concatenate([_rank_load(part, of_part.total) for part, of_part in parts]))
+
+
+def parts_of(placement: Evaluated, load: ExpertLoad) -> list[tuple[Placement, ExpertLoad]]:
+    """Return a placement with its load; one whose slots differ by layer in its layers, each with its part of the load.
+
+    Raises:
+        LoadError: the load is not of the placement's layers and experts.
+    """
+    parts = as_evaluated(placement)[1]
+    check_counts(sum(part.num_layers for part in parts), parts[0].num_logical_experts, load)
+    if len(parts) == 1:
+        return [(parts[0], load)]
+    return [(part, ExpertLoad(load[:, row : row + 1])) for row, part in enumerate(parts)]
 
 
 def _rank_load(placement: Placement, tokens: Float64Array) -> Float64Array:
@@ -83,7 +95,7 @@ def sum_ranks(placement: Placement, per_slot: Float64Array) -> Float64Array:
     return np.diff(running[:, placement.rank_offsets], axis=1)
 
 
-def balancedness(placement: PlacementLike, load: ArrayLike | ExpertLoad) -> Float64Array:
+def balancedness(placement: Evaluated, load: ArrayLike | ExpertLoad) -> Float64Array:
     """Return mean / max rank load per layer: float64 [L], at most 1; 1 for a layer without load."""
     return balancedness_of(rank_load(placement, load))
 
@@ -91,7 +103,7 @@ def balancedness(placement: PlacementLike, load: ArrayLike | ExpertLoad) -> Floa
 def balancedness_of(loads: Float64Array) -> Float64Array:
     """Return mean / max per layer, float64 [L], from what `rank_load` returned."""
     peak = loads.max(axis=1)
-    return np.divide(loads.mean(axis=1), peak, out=np.ones_like(peak), where=peak > 0)
+    return freeze(np.divide(loads.mean(axis=1), peak, out=np.ones_like(peak), where=peak > 0))
 
 
 def gap_of(peak: Float64Array, bound: Float64Array) -> Float64Array:
@@ -100,7 +112,7 @@ def gap_of(peak: Float64Array, bound: Float64Array) -> Float64Array:
     return np.maximum(ratio - 1.0, 0.0)
 
 
-def overall_balancedness(placement: PlacementLike, load: ArrayLike | ExpertLoad) -> float:
+def overall_balancedness(placement: Evaluated, load: ArrayLike | ExpertLoad) -> float:
     """Return the ratio of the sums over layers of mean and max rank load, as vLLM logs it."""
     return overall_of(rank_load(placement, load))
 
@@ -111,7 +123,7 @@ def overall_of(loads: Float64Array) -> float:
     return float(loads.mean(axis=1).sum()) / peak if peak > 0 else 1.0
 
 
-def over_steps(placement: PlacementLike, load: ArrayLike | ExpertLoad) -> float:
+def over_steps(placement: Evaluated, load: ArrayLike | ExpertLoad) -> float:
     """Return the ratio of the sums over steps and layers of mean and hottest rank: at most 1; 1 without load.
 
     In each step the ranks wait for the hottest one of that step. Of a load of one step it is `overall_balancedness`.
@@ -119,8 +131,8 @@ def over_steps(placement: PlacementLike, load: ArrayLike | ExpertLoad) -> float:
     Raises:
         LoadError: as `rank_load`.
     """
-    plain, trace = as_placement(placement), as_load(load)
-    return over_steps_of(step_peaks(plain, trace), trace, plain.ep_size)
+    trace = as_load(load)
+    return over_steps_of(step_peaks(placement, trace), trace, as_evaluated(placement)[1][0].ep_size)
 
 
 def over_steps_of(peaks: Float64Array, load: ExpertLoad, ep_size: int) -> float:
@@ -129,7 +141,7 @@ def over_steps_of(peaks: Float64Array, load: ExpertLoad, ep_size: int) -> float:
     return float(load.total.sum()) / ep_size / peak if peak > 0 else 1.0
 
 
-def step_peaks(placement: PlacementLike, load: ArrayLike | ExpertLoad) -> Float64Array:
+def step_peaks(placement: Evaluated, load: ArrayLike | ExpertLoad) -> Float64Array:
     """Return the tokens of the hottest rank in each step: float64 [steps, L].
 
     Their sum over steps is what serving waits for; it is at least the peak of the summed load.
@@ -141,14 +153,14 @@ def step_peaks(placement: PlacementLike, load: ArrayLike | ExpertLoad) -> Float6
     Raises:
         LoadError: as `rank_load`.
     """
-    plain, trace = as_placement(placement), as_load(load)
-    check_shape(plain, trace)
-    return np.stack([_rank_load(plain, step).max(axis=1) for step in trace])
+    parts = parts_of(placement, as_load(load))
+    peaks = [np.stack([_rank_load(part, step).max(axis=1) for step in of_part]) for part, of_part in parts]
+    return freeze(np.concatenate(peaks, axis=1))
 
 
-def peak_to_mean(placement: PlacementLike, load: ArrayLike | ExpertLoad) -> Float64Array:
+def peak_to_mean(placement: Evaluated, load: ArrayLike | ExpertLoad) -> Float64Array:
     """Return max / mean rank load per layer: float64 [L], at least 1; 1 for a layer without load."""
-    return 1.0 / balancedness(placement, load)
+    return freeze(1.0 / balancedness(placement, load))
 
 
 @dataclass(frozen=True, eq=False, repr=False)

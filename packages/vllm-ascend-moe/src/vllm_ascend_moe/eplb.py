@@ -18,9 +18,9 @@ from typing import TYPE_CHECKING
 import torch
 
 from expert_maps import ExpertMapsError, FormatError, Placement, PlacementError, generate_placement
-from expert_maps.any_placement import refuse_layered
 from expert_maps.formats import inspect_map
 from expert_maps.formats.mapfile import RanksUnsaidError
+from expert_maps.layered import refuse_layered
 from expert_maps.validation import as_count, as_index
 from vllm_ascend_moe._log import logger
 

@@ -10,8 +10,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from expert_maps._layers import as_layers, layers_text, name_row
-from expert_maps.any_placement import layers_of
+from expert_maps._layers import LayerNames, as_layers, layers_text
 from expert_maps.cli.mapping import MapOptions, read_any_map
 from expert_maps.cli.model import read_model
 from expert_maps.cli.output import warn
@@ -20,6 +19,7 @@ from expert_maps.errors import Violation, Violations
 from expert_maps.files import describe
 from expert_maps.formats.examining import examine_map
 from expert_maps.formats.mapfile import RanksUnsaidError
+from expert_maps.layered import layers_of
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -28,11 +28,11 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from expert_maps._layers import Layers
-    from expert_maps.any_placement import AnyPlacement
     from expert_maps.errors import ViolationGroup
     from expert_maps.files import AnyPath
     from expert_maps.formats.examining import Examined
     from expert_maps.formats.mapfile import Asked
+    from expert_maps.layered import AnyPlacement
     from expert_maps.placement import Placement
 
 JSON_VERSION = 1
@@ -248,7 +248,7 @@ def explain(violation: Violation, layers: tuple[int, ...] | None) -> str:
     """Return the message, with the model's number of the layer where it is known."""
     if layers is None or violation.layer is None or violation.layer >= len(layers):
         return violation.message
-    named = name_row(violation.layer, layers)
+    named = LayerNames(layers).one(violation.layer)
     return re.sub(rf"\blayer {violation.layer}\b", lambda _: named, violation.message, count=1)
 
 

@@ -21,7 +21,7 @@ from expert_maps.cli.options import (
 from expert_maps.errors import ExpertMapsError, LayoutError
 
 if TYPE_CHECKING:
-    from expert_maps.evaluate import ComparisonRow
+    from expert_maps.comparison import ComparisonRow
 
 _PROPOSED = 3
 
@@ -53,7 +53,7 @@ def compare(
     from expert_maps.cli.loading import read_loads
     from expert_maps.cli.output import plural, print_json, say
     from expert_maps.cli.work import work
-    from expert_maps.evaluate import compare as compare_plans
+    from expert_maps.comparison import compare as compare_plans
 
     names = [name.strip() for name in policies.split(",") if name.strip()]
     if not names:

@@ -151,7 +151,7 @@ def read_slot_map(path: str | os.PathLike[str]) -> Placement:
 
 
 def _alike(found: MapFile, path: str | os.PathLike[str]) -> Placement:
-    from expert_maps.any_placement import refuse_layered
+    from expert_maps.layered import refuse_layered
 
     try:
         return refuse_layered(found.placement)

@@ -18,8 +18,8 @@ from expert_maps.layouts import generate_placement
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-    from expert_maps.any_placement import AnyPlacement
     from expert_maps.cli.writing import Output
+    from expert_maps.layered import AnyPlacement
     from expert_maps.load import ExpertLoad
     from expert_maps.metrics import Moves
     from expert_maps.placement import Placement

@@ -42,9 +42,9 @@ def show(
     expert_map is logical expert → local slot, −1 where the expert is not on the rank; log2phy is logical
     expert → the physical expert that the rank sends to.
     """
-    from expert_maps.any_placement import layer_of
     from expert_maps.cli.mapping import read_any_map
     from expert_maps.cli.output import print_json, say
+    from expert_maps.layered import layer_of
 
     refuse_two_stdins({"MAP": file, "--model": said.model})
     # Of one layer: where slots differ by layer, counts and physical ids are those of this one.

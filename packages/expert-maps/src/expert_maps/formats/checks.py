@@ -10,15 +10,16 @@ from typing import TYPE_CHECKING, cast
 import numpy as np
 
 from expert_maps import limits
-from expert_maps.errors import FormatError
+from expert_maps.errors import FormatError, printable
 from expert_maps.validation import array_of_lists
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Collection, Iterable, Sequence
 
     from numpy.typing import NDArray
 
 _SHOWN = 40
+_FEW = 8
 
 
 def show(value: object) -> str:
@@ -51,6 +52,16 @@ def as_int(value: object, what: str, minimum: int = 0, maximum: int = 2**31 - 1)
         msg = f"{what} is {show(value)}; expected an integer from {minimum} to {maximum}"
         raise FormatError(msg)
     return cast("int", value)
+
+
+def warn_of_unknown(found: Iterable[object], known: Collection[str]) -> tuple[str, ...]:
+    """Return a warning where an object has other keys than those that are read: one of them may be a slip of the pen."""
+    others = [str(key) for key in found if key not in known]
+    if not others:
+        return ()
+    shown = ", ".join(f"'{printable(key, _SHOWN)}'" for key in others[:_FEW])
+    more = f" and {len(others) - _FEW} more" if len(others) > _FEW else ""
+    return (f"not known, and not looked at: {shown}{more}",)
 
 
 def int_table(value: object, what: str) -> NDArray[np.int64]:

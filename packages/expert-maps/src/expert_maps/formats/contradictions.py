@@ -10,9 +10,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from expert_maps import limits
-from expert_maps._rules import Slots, differing_layers, find_violations, infer_num_logical_experts
-from expert_maps.any_placement import as_found, is_alike
+from expert_maps._broken_rules import Slots
+from expert_maps._rules import differing_layers, find_violations, infer_num_logical_experts
 from expert_maps.errors import Violation, Violations
+from expert_maps.layered import as_found, is_alike
 from expert_maps.validation import as_count, check_counts
 
 if TYPE_CHECKING:
@@ -20,8 +21,8 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-    from expert_maps.any_placement import AnyPlacement
     from expert_maps.errors import ViolationGroup
+    from expert_maps.layered import AnyPlacement
 
 _FEW = 8
 
@@ -181,7 +182,9 @@ def _ascending(copies: NDArray[np.integer[Any]], width: int) -> NDArray[np.int64
     """Return each expert's slots in ascending order and then −1, all of one width: int64 [E, width]."""
     padded = np.pad(copies, [(0, 0), (0, width - copies.shape[1])], constant_values=-1).astype(np.int64)
     last = np.iinfo(np.int64).max
-    ordered = np.sort(np.where(padded == -1, last, padded), axis=1)
+    # What stands for the padding is itself the number of no slot.
+    numbers = np.where(padded == last, np.iinfo(np.int64).min, padded)
+    ordered = np.sort(np.where(padded == -1, last, numbers), axis=1)
     return np.where(ordered == last, -1, ordered)
 
 

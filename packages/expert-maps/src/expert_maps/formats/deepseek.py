@@ -52,8 +52,8 @@ def parse(content: Content, asked: Asked) -> MapFile:
     if is_tuple(value) and isinstance(value, list):
         value = dict(zip(NAMES, value, strict=True))
     found = value if isinstance(value, dict) else {NAMES[0]: value}
-    placement, text = phy2log.parse_arrays(found, asked, "DeepSeek EPLB arrays")
-    return MapFile(placement, "deepseek", text, layers=asked.name_rows(placement.num_layers))
+    placement, text, warnings = phy2log.parse_arrays(found, asked, "DeepSeek EPLB arrays")
+    return MapFile(placement, "deepseek", text, warnings, layers=asked.name_rows(placement.num_layers))
 
 
 def arrays(placement: Placement) -> dict[str, NDArray[np.int64]]:

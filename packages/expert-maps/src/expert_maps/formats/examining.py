@@ -95,4 +95,6 @@ def _examine_each(content: Content, asked: Asked, forms: tuple[Form, ...], text:
     for form, one in examined[1:]:
         if one.found is not None and kept.found is not None and one.found.placement != kept.found.placement:
             listing.add((contradiction(f"as {form}: other slots than as {first}"),))
-    return Examined(kept.found, listing.violations, kept.breaks_rules)
+    # That each form does not know the keys of the others is said already.
+    found = None if kept.found is None else replace(kept.found, warnings=())
+    return Examined(found, listing.violations, kept.breaks_rules)

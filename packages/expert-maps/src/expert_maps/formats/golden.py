@@ -15,19 +15,19 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from expert_maps import limits
-from expert_maps.any_placement import is_derivable, layer_of, refuse_layered
 from expert_maps.errors import FormatError
-from expert_maps.formats.checks import as_int, int_array, int_table, show
+from expert_maps.formats.checks import as_int, int_array, int_table, show, warn_of_unknown
 from expert_maps.formats.contradictions import Cells, contradiction
 from expert_maps.formats.mapfile import Asked, MapFile, counts_text
+from expert_maps.layered import is_derivable, layer_of, refuse_layered
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from numpy.typing import NDArray
 
-    from expert_maps.any_placement import AnyPlacement
     from expert_maps.formats.contents import Content
+    from expert_maps.layered import AnyPlacement
     from expert_maps.placement import Placement
 
 _KEYS = ("num_layers", "num_logical_experts", "slots_per_rank", "physical_to_logical")
@@ -102,7 +102,8 @@ def parse_file(content: Content, asked: Asked) -> MapFile:
     placement = _parse(content.value, asked)
     asked.check_ranks(placement.ep_size)
     layers = asked.name_rows(placement.num_layers)
-    return MapFile(placement, "golden", f"golden map, {counts_text(placement)}", layers=layers)
+    warnings = warn_of_unknown(content.mapping(), (*_KEYS, *_DERIVED))
+    return MapFile(placement, "golden", f"golden map, {counts_text(placement)}", warnings, layers=layers)
 
 
 def _parse(document: object, asked: Asked) -> AnyPlacement:

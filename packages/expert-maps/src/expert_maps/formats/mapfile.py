@@ -11,8 +11,8 @@ import numpy as np
 
 from expert_maps import limits
 from expert_maps._layers import layers_text
-from expert_maps.any_placement import AnyPlacement, from_flat
 from expert_maps.errors import FormatError
+from expert_maps.layered import AnyPlacement, from_flat
 from expert_maps.placement import Placement
 
 if TYPE_CHECKING:

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from dataclasses import replace
 from importlib import resources
 from typing import TYPE_CHECKING, Any, cast
 
@@ -20,20 +21,19 @@ from expert_maps._layers import as_layers, layers_text
 from expert_maps.errors import FormatError
 from expert_maps.files import write_text
 from expert_maps.formats import vllm_ascend
-from expert_maps.formats.checks import as_int, show
+from expert_maps.formats.checks import as_int, show, warn_of_unknown
 from expert_maps.formats.contradictions import contradiction
 from expert_maps.formats.mapfile import MapFile, counts_text
-from expert_maps.layered import LayeredPlacement
-from expert_maps.placement import as_placement
+from expert_maps.placement import as_evaluated
 
 if TYPE_CHECKING:
     import os
     from collections.abc import Mapping, Sequence
 
-    from expert_maps.any_placement import AnyPlacement
     from expert_maps.formats.contents import Content
     from expert_maps.formats.mapfile import Asked
     from expert_maps.formats.vllm_ascend import RankListsFound
+    from expert_maps.layered import AnyPlacement
     from expert_maps.placement import HasPlacement
 
 OBJECT = "expert_maps"
@@ -110,7 +110,7 @@ def write_placement(
     """
     vllm_ascend.check_output_name(path)
     text = dumps(
-        placement if isinstance(placement, LayeredPlacement) else as_placement(placement),
+        as_evaluated(placement)[0],
         model=model,
         layers=layers,
         num_hidden_layers=num_hidden_layers,
@@ -142,6 +142,7 @@ def parse_file(content: Content, asked: Asked) -> MapFile:
         asked, experts if asked.num_logical_experts is None else asked.num_logical_experts
     )
     described = _describe(facts, found, placement, asked)
+    described = replace(described, warnings=warn_of_unknown(content.mapping(), (*vllm_ascend.KEYS, OBJECT)))
     if not asked.ignore_digest:
         _check(facts, placement, version, asked)
     return described

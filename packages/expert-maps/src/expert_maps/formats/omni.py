@@ -13,17 +13,17 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from expert_maps import limits
-from expert_maps.any_placement import layers_of
 from expert_maps.errors import FormatError
 from expert_maps.formats.mapfile import MapFile, counts_text
+from expert_maps.layered import layers_of
 from expert_maps.validation import first_true
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-    from expert_maps.any_placement import AnyPlacement
     from expert_maps.formats.contents import Content
     from expert_maps.formats.mapfile import Asked
+    from expert_maps.layered import AnyPlacement
 
 _AXES = 3
 

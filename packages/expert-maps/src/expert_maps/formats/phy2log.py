@@ -13,19 +13,19 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from expert_maps.any_placement import is_derivable, layers_of
 from expert_maps.errors import FormatError
-from expert_maps.formats.checks import int_array, int_table
+from expert_maps.formats.checks import int_array, int_table, warn_of_unknown
 from expert_maps.formats.contradictions import Cells, Copies, contradiction
 from expert_maps.formats.mapfile import counts_text
+from expert_maps.layered import is_derivable, layers_of
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from numpy.typing import NDArray
 
-    from expert_maps.any_placement import AnyPlacement
     from expert_maps.formats.mapfile import Asked
+    from expert_maps.layered import AnyPlacement
     from expert_maps.placement import Placement
 
 SLOTS = ("phy2log", "physical_to_logical_map", "physical_to_logical")
@@ -33,7 +33,9 @@ COPIES = ("log2phy", "logical_to_physical_map", "logical_to_physical")
 COUNTS = ("logcnt", "replica_count", "logical_replica_count")
 
 
-def parse_arrays(found: Mapping[str, object], asked: Asked, what: str) -> tuple[AnyPlacement, str]:
+def parse_arrays(
+    found: Mapping[str, object], asked: Asked, what: str
+) -> tuple[AnyPlacement, str, tuple[str, ...]]:
     """Make a placement of named arrays and compare those that follow from it.
 
     Args:
@@ -42,7 +44,7 @@ def parse_arrays(found: Mapping[str, object], asked: Asked, what: str) -> tuple[
         what: the format, for the description.
 
     Returns:
-        The placement, and a description.
+        The placement, a description, and warnings.
 
     Raises:
         FormatError: an array is missing, malformed, or contradicts the first one; layer and expert are named.
@@ -71,7 +73,8 @@ def parse_arrays(found: Mapping[str, object], asked: Asked, what: str) -> tuple[
         if is_derivable(part):  # else its slots are among the violations
             for name, array in follow.items():
                 _compare(array[layer], part, layer, name, slots, asked)
-    return placement, f"{what}, {counts_text(placement)}"
+    warnings = warn_of_unknown(found, SLOTS + COPIES + COUNTS)
+    return placement, f"{what}, {counts_text(placement)}", warnings
 
 
 def _present(found: Mapping[str, object], names: tuple[str, ...], asked: Asked) -> list[str]:

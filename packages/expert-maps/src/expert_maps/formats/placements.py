@@ -8,7 +8,6 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from expert_maps._layers import as_layers
-from expert_maps.any_placement import AnyPlacement, refuse_layered
 from expert_maps.errors import ExpertMapsError, FormatError, PlacementError
 from expert_maps.files import describe
 from expert_maps.formats import (
@@ -25,6 +24,7 @@ from expert_maps.formats import (
 from expert_maps.formats.contents import Content, read_content
 from expert_maps.formats.mapfile import Asked, Form, MapFile, RanksUnsaidError
 from expert_maps.formats.recognising import FORM_NAMES, recognise
+from expert_maps.layered import AnyPlacement, refuse_layered
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence

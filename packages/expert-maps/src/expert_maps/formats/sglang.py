@@ -58,6 +58,14 @@ def parse(content: Content, asked: Asked) -> MapFile:
             "MoE by --model, --layers 3-60 or --layers all"
         )
     placement = asked.place(table[chosen])
+    if left_out:
+        dense = np.delete(table, chosen, axis=0)
+        strange = (dense < 0) | (dense >= placement.num_logical_experts)
+        if strange.any():
+            named = layers_text([layer for layer, row in zip(left_out, strange, strict=True) if row.any()])
+            warnings.append(
+                f"the rows of the dense layers {named} hold experts that do not exist: SGLang reads all rows, and may fail"
+            )
     text = f"SGLang expert location of {rows} layers, {counts_text(placement)}"
     if left_out:
         text += f"; dense layers left out: {layers_text(left_out)}"

@@ -32,8 +32,8 @@ def parse(content: Content, asked: Asked) -> MapFile:
         PlacementError: the slots are no valid placement.
     """
     found = content.value if isinstance(content.value, dict) else {NAMES[0]: content.value}
-    placement, text = phy2log.parse_arrays(found, asked, "vLLM EPLB arrays")
-    return MapFile(placement, "vllm", text, layers=asked.name_rows(placement.num_layers))
+    placement, text, warnings = phy2log.parse_arrays(found, asked, "vLLM EPLB arrays")
+    return MapFile(placement, "vllm", text, warnings, layers=asked.name_rows(placement.num_layers))
 
 
 def arrays(placement: Placement) -> dict[str, NDArray[np.int64]]:

@@ -21,18 +21,20 @@ from typing import TYPE_CHECKING, TypeAlias, cast
 
 from expert_maps import limits
 from expert_maps._input import count_rank_lists, flatten_rank_lists
-from expert_maps.any_placement import refuse_layered
 from expert_maps.errors import FormatError
-from expert_maps.formats.checks import is_int, show
+from expert_maps.formats.checks import is_int, show, warn_of_unknown
 from expert_maps.formats.contradictions import contradiction
 from expert_maps.formats.mapfile import Asked, MapFile, counts_text
+from expert_maps.layered import refuse_layered
 
 if TYPE_CHECKING:
     import os
 
-    from expert_maps.any_placement import AnyPlacement
     from expert_maps.formats.contents import Content
+    from expert_maps.layered import AnyPlacement
     from expert_maps.placement import Placement
+
+KEYS = ("moe_layer_count", "layer_list")
 
 RankLists: TypeAlias = list[list[list[int]]]
 
@@ -110,6 +112,7 @@ def parse_file(content: Content, asked: Asked) -> MapFile:
         placement,
         "vllm-ascend",
         f"vllm-ascend expert map, {counts_text(placement)}",
+        warn_of_unknown(cast("dict[str, object]", content.value), KEYS),
         layers=asked.name_rows(len(found.layers), found.absolute),
         num_hidden_layers=asked.num_hidden_layers,
     )

@@ -11,7 +11,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from expert_maps.errors import FormatError
-from expert_maps.formats.checks import int_table, show
+from expert_maps.formats.checks import int_table, show, warn_of_unknown
 from expert_maps.formats.mapfile import MapFile, counts_text
 
 if TYPE_CHECKING:
@@ -31,9 +31,9 @@ def parse(content: Content, asked: Asked) -> MapFile:
         PlacementError: the slots are no valid placement.
     """
     found = content.mapping()
-    warnings: tuple[str, ...] = ()
+    warnings = warn_of_unknown(found, ("version", KEY))
     if found.get("version", _VERSION) != _VERSION:
-        warnings = (f"version is {show(found['version'])}; files of version {_VERSION} are known",)
+        warnings += (f"version is {show(found['version'])}; files of version {_VERSION} are known",)
     maps = found.get(KEY)
     if not isinstance(maps, dict) or not maps:
         msg = f"{KEY} is {show(maps)}; expected an object with a map for each model"
@@ -51,6 +51,7 @@ def parse(content: Content, asked: Asked) -> MapFile:
     if len(present) != 1:
         msg = f"{KEY}[{key!r}] is {show(entry)}; expected an object with {_ROWS[0]}"
         raise FormatError(msg)
+    warnings += warn_of_unknown(entry, _ROWS)
     placement = asked.place(int_table(entry[present[0]], f"{key}: {present[0]}"))
     text = f"vllm-plugin-das map {key!r}, {counts_text(placement)}"
     return MapFile(
