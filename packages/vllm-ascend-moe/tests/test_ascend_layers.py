@@ -91,6 +91,26 @@ def test_what_is_served_is_the_map_and_is_reported(
             assert len({*sums[layer, row == expert].tolist()}) == 1
 
 
+def test_what_the_checkpoint_has_nothing_of_is_not_compared(
+    planned: tuple[str, Placement], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path, placement = planned
+
+    def leave_unread(rank: int, model: Model, _: AscendV1) -> None:
+        # As vllm-ascend makes offsets for weights that are symmetric: whatever the memory held.
+        for index in range(LAYERS):
+            held = model[index].held
+            offset = torch.arange(len(held.w2_weight) * 3.0).reshape(-1, 3) + 100 * rank
+            held.w13_weight_offset = torch.nn.Parameter(offset, requires_grad=False)
+
+    found = serve(
+        monkeypatch, Settings(expert_map_path=path), eplb(expert_map_path=path), spoil=leave_unread
+    )
+    sums = np.array([report["slot_checksums"] for report in found]).transpose(1, 0, 2).reshape(LAYERS, -1)
+    for layer, row in enumerate(placement.physical_to_logical):
+        assert [len({*sums[layer, row == expert].tolist()}) for expert in range(E)] == [1] * E
+
+
 @pytest.mark.parametrize(
     "layout",
     ["ring", "append"],

@@ -12,6 +12,9 @@ import torch
 from torch_npu._registry import CUSTOM, NPU, given
 from vllm_ascend_moe.npu_ops import ops as twins
 
+# Number of torch's ScalarType, which schemas take for a dtype.
+_INT8 = 1
+
 given(NPU, "npu_moe_gating_top_k")(twins.npu_moe_gating_top_k.twin)
 given(NPU, "npu_moe_token_unpermute", ignored=("restore_shape",))(twins.npu_moe_token_unpermute.twin)
 given(NPU, "npu_swiglu")(twins.npu_swiglu.twin)
@@ -57,9 +60,13 @@ def npu_moe_init_routing(
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
     """Do what the twin does; ids that no expert has are refused, also −1, which the twin takes.
 
+    ``x_dtype`` may say that ``x`` is int8, which it is: it is for those whose elements torch has no type for.
+
     Raises:
         IndexError: an id is out of range.
     """
+    if x.dtype == torch.int8 and options.get("x_dtype") in {_INT8, torch.int8}:
+        del options["x_dtype"]
     check_ids("npu_moe_init_routing", expert_idx, options.get("expert_num", -1))
     return twins.npu_moe_init_routing_v2.twin(x, expert_idx, **options)
 

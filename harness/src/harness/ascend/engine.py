@@ -112,7 +112,7 @@ class Served:
 
 
 def options(model: Path, ranks: int, config: Mapping[str, Any] | None, **engine: object) -> dict[str, Any]:
-    """Return the engine's arguments: greedy, float32, eager, expert-parallel over the ranks.
+    """Return the engine's arguments: greedy, eager, expert-parallel over the ranks; float32, or what quantised models take.
 
     Args:
         model: a checkpoint's folder.
@@ -122,7 +122,8 @@ def options(model: Path, ranks: int, config: Mapping[str, Any] | None, **engine:
     """
     return {
         "model": str(model.absolute()),
-        "dtype": "float32",
+        # vllm-ascend takes no float32 beside int8.
+        "dtype": "float16" if is_quantised(model) else "float32",
         "enforce_eager": True,
         "max_model_len": 512,
         "max_num_seqs": 64,
@@ -137,6 +138,12 @@ def options(model: Path, ranks: int, config: Mapping[str, Any] | None, **engine:
         **({} if config is None else {"additional_config": dict(config)}),
         **engine,
     }
+
+
+def is_quantised(model: Path) -> bool:
+    """Say whether a checkpoint is quantised, by its configuration."""
+    path = model / "config.json"
+    return path.is_file() and "quantization_config" in json.loads(path.read_text(encoding="utf-8"))
 
 
 def environment(

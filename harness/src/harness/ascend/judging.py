@@ -4,10 +4,12 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from expert_maps import ExpertMapsError, read_load, read_placement
+from expert_maps import ExpertMapsError, read_load, read_placement, write_placement
+from harness.ascend.cases import SIZES
 from harness.ascend.engine import compare_tokens
 from harness.ascend.tables import InspectionError, live_rows, slot_faults
 
@@ -94,7 +96,7 @@ def judge(case: Case, served: Served, reference: Reference | None) -> Judged:
         for mutant in case.mutants:
             _judge_mutant(mutant, served.mutants.get(mutant), reference, found)
         if case.record is not None:
-            _judge_record(case.record, found)
+            _judge_record(case, case.record, found)
         if case.load is not None:
             _judge_load(case.load, served.routes, found)
     return found
@@ -231,8 +233,21 @@ def _judge_load(path: Path, routes: list[list[int]] | None, found: Judged) -> No
         )
 
 
-def _judge_record(path: Path, found: Judged) -> None:
+def _judge_record(case: Case, path: Path, found: Judged) -> None:
+    """Read the placement that vllm-ascend wrote, and write it in its form: it must be the same document."""
+    layers, experts = SIZES[case.model]
     try:
-        read_placement(path)
+        placement = read_placement(path, format="vllm-ascend")
     except ExpertMapsError as error:
         found.problems.append(f"what vllm-ascend recorded is no placement: {error}")
+        return
+    counts = (placement.num_layers, placement.num_logical_experts, placement.ep_size)
+    if counts != (layers, experts, case.ranks):
+        found.problems.append(
+            f"vllm-ascend recorded {counts} layers, experts and ranks; expected {(layers, experts, case.ranks)}"
+        )
+    again = path.with_suffix(".again.json")
+    write_placement(placement, again, format="vllm-ascend")
+    theirs, ours = (json.loads(each.read_text(encoding="utf-8")) for each in (path, again))
+    if theirs != ours:
+        found.problems.append("the placement that vllm-ascend recorded is another when it is written again")

@@ -99,6 +99,8 @@ class LoadWatch:
         self._written: list[Contents] = []
         self._unlike: list[list[int]] = []
         self._unwritten: list[list[tuple[int, str]]] = []
+        # Parameters that the loader was asked to write, whether by expert or whole.
+        self._touched: set[tuple[int, str]] = set()
         for index, layer in enumerate(layers):
             self._follow_layer(index, layer)
         if hasattr(model, "load_weights"):
@@ -137,6 +139,8 @@ class LoadWatch:
         result = original(*args, **kwargs)
         given = dict(zip(ARGUMENTS, args, strict=False)) | kwargs
         name = names.get(id(given.get("param")))
+        if name is not None:
+            self._touched.add((index, name))
         if name is None or given.get("expert_id") is None:
             return result
         slot = int(self._layers[index].weights._map_global_expert_id_to_local_expert_id(given["expert_id"]))  # noqa: SLF001 - vLLM's loader asks it
@@ -185,6 +189,14 @@ class LoadWatch:
                 "MoE layer %d: which experts were loaded is not to be seen; only bytes were compared", index
             )
         return found
+
+    def unread(self, index: int) -> frozenset[str]:
+        """Return a layer's parameters of which the checkpoint has nothing, as of the offsets where weights are symmetric.
+
+        Their slots hold what the memory happened to hold, another thing on every rank.
+        """
+        read = {name for at, name in self._touched if at == index}
+        return frozenset(self._written[index]) - read if self.has_read and read else frozenset()
 
     def _left_out(self, index: int, written: Contents) -> list[tuple[int, str]]:
         """Return the slots that were not written, of parameters that others were written of."""

@@ -75,7 +75,12 @@ class Proof:
 
         def read() -> list[SlotState]:
             return [
-                read_state(layer, made.watch.problems(index, layer.row()) if checks else [], sums=checks)
+                read_state(
+                    layer,
+                    made.watch.problems(index, layer.row()) if checks else [],
+                    sums=checks,
+                    without=made.watch.unread(index),
+                )
                 for index, layer in enumerate(made.layers)
             ]
 
@@ -191,7 +196,8 @@ class Proof:
 
     def _served_sums(self, index: int) -> dict[str, list[int]]:
         if self._adaptor is None:
-            return slot_sums(self._made.layers[index].slots())
+            slots, unread = self._made.layers[index].slots(), self._made.watch.unread(index)
+            return slot_sums({name: held for name, held in slots.items() if name not in unread})
         return self._moved_sums(index, self._key(index))
 
     def _key(self, index: int) -> int:

@@ -16,7 +16,7 @@ import torch
 from vllm_ascend_moe.core.checksums import checksum
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Collection, Iterator, Sequence
 
     from vllm_ascend_moe.backends.ascend.layers import MoELayer
 
@@ -47,6 +47,7 @@ def read_state(
     *,
     row: list[int] | None = None,
     sums: bool = True,
+    without: Collection[str] = (),
 ) -> SlotState:
     """Read one layer of this rank.
 
@@ -55,13 +56,15 @@ def read_state(
         problems: what is known to be wrong already.
         row: the expert in each local slot, where the layer's own map does not say it.
         sums: whether checksums are read.
+        without: parameters that are not read.
     """
     log2phy = layer.log2phy
+    slots = {name: held for name, held in layer.slots().items() if name not in without} if sums else {}
     return SlotState(
         layer.row() if row is None else row,
         None if log2phy is None else log2phy.tolist(),
         list(problems),
-        slot_sums(layer.slots()) if sums else {},
+        slot_sums(slots),
     )
 
 
