@@ -17,7 +17,7 @@ from expert_maps.files import read_bytes
 MODELS = Path("accuracy/models")
 # The key under which the plugin finds its options in vLLM's additional config.
 EXPERT_MAPS = "expert_maps"
-BASELINE = "baseline"
+BASELINE, REPEAT = "baseline", "repeat"
 _WORK = "work"
 # Only the harness knows these paths, so a file may not set them.
 _OWN_OPTIONS = {"record_load": "record_path", "plan": "expert_map_path"}
@@ -56,11 +56,13 @@ class Expected(_Strict):
         accuracy: in percent; None where nothing fitting is published.
         source: where it is published.
         reason: why there is none, or how that measurement differs from this task.
+        chance: accuracy of guesses, in percent; a baseline that is no better is not judged by.
     """
 
     accuracy: Annotated[float, Field(ge=0, le=100)] | None = None
     source: str | None = None
     reason: str | None = None
+    chance: Annotated[float, Field(ge=0, le=100)] = 0.0
 
     @model_validator(mode="after")
     def _is_founded(self) -> Expected:
@@ -209,7 +211,8 @@ class Arm(Serving):
     """One side of the comparison.
 
     Attributes:
-        role: what must be proven of its server: that EPLB is active, or that it is not.
+        role: what must be proven of its server: that EPLB is active, or that it is not; a ``repeat`` is the baseline once
+            more, asked in another order, for what rounding does by itself.
         additional_config: vLLM's, as an object; the plugin's options stand under ``expert_maps``.
         record_load: whether the plugin records the expert load.
         plan: the placement to serve, where it is planned here.
@@ -217,7 +220,7 @@ class Arm(Serving):
         dynamic: whether experts must have moved while serving.
     """
 
-    role: Literal["baseline", "eplb"]
+    role: Literal["baseline", "eplb", "repeat"]
     additional_config: dict[str, Any] = {}
     record_load: bool = False
     plan: Plan | None = None
@@ -235,8 +238,8 @@ class Arm(Serving):
                 msg = f"{option} is set in {EXPERT_MAPS}; use {field}, for which the harness finds a path"
                 raise ValueError(msg)
         check_options(options)
-        if self.role == "baseline" and (self.plan or self.dynamic or self.num_redundant_experts):
-            msg = "a baseline has a plan, moving or redundant experts; expected none of them"
+        if self.role != "eplb" and (self.plan or self.dynamic or self.num_redundant_experts):
+            msg = f"a {self.role} has a plan, moving or redundant experts; expected none of them"
             raise ValueError(msg)
         return self
 
@@ -295,11 +298,22 @@ class ModelConfig(_Strict):
             msg = f"arm {others[0]!r} has the role {BASELINE!r} too; expected one baseline"
             raise ValueError(msg)
         for name, arm in self.arms.items():
+            if (name == REPEAT) != (arm.role == REPEAT):
+                msg = f"arm {name!r} has the role {arm.role!r}; expected {REPEAT!r} for one of that name, and for no other"
+                raise ValueError(msg)
             source = arm.plan.load_of if arm.plan else None
             if source is not None and not (source in self.arms and self.arms[source].record_load):
                 msg = f"arm {name!r} is planned from the load of {source!r}; expected an arm with record_load"
                 raise ValueError(msg)
         return self
+
+    def with_repeat(self) -> ModelConfig:
+        """Return the configuration with the baseline once more, right after it; itself where it has one."""
+        if REPEAT in self.arms:
+            return self
+        again = self.arms[BASELINE].model_copy(update={"role": REPEAT, "record_load": False})
+        rest = {name: arm for name, arm in self.arms.items() if name != BASELINE}
+        return self.model_copy(update={"arms": {BASELINE: self.arms[BASELINE], REPEAT: again, **rest}})
 
     def choose(self, names: list[str] | None) -> list[str]:
         """Return the arms to run, in the file's order.

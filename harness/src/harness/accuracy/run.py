@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import contextlib
 import signal
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -15,7 +16,7 @@ from rich.console import Console
 from expert_maps import ExpertMapsError, FormatError
 from harness.accuracy import resume as resuming
 from harness.accuracy.compare import Options, compare_records, notes
-from harness.accuracy.config import BASELINE, DTYPES, ConfigError, load_config
+from harness.accuracy.config import BASELINE, DTYPES, REPEAT, ConfigError, Expected, load_config
 from harness.accuracy.limits import limits_for
 from harness.accuracy.records import SUMMARY, read_record, texts_digest
 from harness.accuracy.server import check_url
@@ -73,6 +74,14 @@ def run_command(
     mean: Annotated[
         float | None, typer.Option("--mean", help="Limit of its mean; by dtype without it.")
     ] = None,
+    identical: Annotated[
+        float | None,
+        typer.Option("--identical", help="Share of texts that must stay the same; by dtype without it."),
+    ] = None,
+    waive: Annotated[
+        list[str] | None,
+        typer.Option("--waive", help="A criterion that need not be measured; may be repeated."),
+    ] = None,
     dtype: Annotated[str | None, typer.Option("--dtype", help="Of weights and activations.")] = None,
     resume: Annotated[
         bool, typer.Option("--resume/--no-resume", help="Go on with a run that was cut off.")
@@ -89,6 +98,9 @@ def run_command(
     """
     try:
         config = load_config(model)
+        if data is not None:
+            # What others measured is of the model's own questions.
+            config = config.model_copy(update={"expected": Expected(reason="other questions, by --data")})
         count = SHORT_QUESTIONS if short and questions is None else questions
         settings = RunSettings(
             config=config,
@@ -115,8 +127,10 @@ def run_command(
         if not 0 < accepted < 100:  # noqa: PLR2004 - percent
             msg = f"margin is {accepted:g} points; expected more than 0 and less than 100"
             raise ConfigError(msg)
-        limits_for(settings.dtype, largest=largest, mean=mean)
-        options = Options(margin=accepted, largest=largest, mean=mean)
+        limits = limits_for(settings.dtype, largest=largest, mean=mean, identical=identical)
+        options = Options(accepted, largest, mean, identical, waived=tuple(waive or ()))
+        if limits.needs_floor and BASELINE in names and any(config.arms[one].role == "eplb" for one in names):
+            settings, names = _with_repeat(settings, names)
         _require_lm_eval()
     except (ExpertMapsError, ValueError) as error:
         typer.echo(f"error: {error}", err=True)
@@ -135,6 +149,15 @@ def run_command(
     finally:
         signal.signal(signal.SIGTERM, previous)
     raise typer.Exit(code)
+
+
+def _with_repeat(settings: RunSettings, names: list[str]) -> tuple[RunSettings, list[str]]:
+    """Add the baseline once more, right after it, and at its server where that runs already."""
+    config, urls = settings.config.with_repeat(), dict(settings.base_urls)
+    if BASELINE in urls:
+        urls.setdefault(REPEAT, urls[BASELINE])
+    names = config.choose([*names, REPEAT])
+    return replace(settings, config=config, base_urls=urls), names
 
 
 def _enter(stack: contextlib.ExitStack, settings: RunSettings) -> None:
