@@ -13,7 +13,8 @@ import yaml
 from fake_server import reports
 
 from expert_maps import ExpertMapsError, generate_placement
-from harness.accuracy.config import BASELINE, EXPERT_MAPS, ConfigError, load_config, parse_config
+from harness.accuracy.config import BASELINE, EXPERT_MAPS, ConfigError
+from harness.accuracy.loading import load_config, parse_config
 from harness.accuracy.proof import agree, require_arm
 from harness.accuracy.run import find_data, parse_base_urls
 

@@ -49,7 +49,7 @@ def refuse_unlike(baseline: Record, arm: Record) -> None:
     first, second = (one.task.model_dump(exclude={"configuration"}) for one in (before, after))
     fields = [(f"task.{name}", first.get(name), second.get(name)) for name in first | second]
     fields += [(name, getattr(before, name), getattr(after, name)) for name in ("model", "dtype")]
-    fields.append(("checkpoint", *(_digest(one) for one in (before, after))))
+    fields.append(("checkpoint", _digest(before), _digest(after)))
     options = [_model_options(one.server.arguments) for one in (before, after)]
     fields += [(name, options[0].get(name), options[1].get(name)) for name in _MODEL_OPTIONS]
     for name, expected, found in fields:
