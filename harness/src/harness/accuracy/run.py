@@ -200,7 +200,11 @@ def validate_command(
         bool, typer.Option("--trust", help="Let the file set what can run code, such as --trust-remote-code.")
     ] = False,
 ) -> None:
-    """Check a configuration and its local data, and start no server. Exit code 0: it can be run. 2: it cannot."""
+    """Check a configuration and its local data, and start no server. Exit code 0: it can be run. 2: it cannot.
+
+    Without --trust a .yaml file sets arguments and variables of the lists in `harness.accuracy.trust` only: sizes, ranks,
+    seeds, switches, and names of a quantisation, a dtype or a back end. A file of accuracy/models, by its name, is trusted.
+    """
     try:
         config = load_config(model, trusted=trust)
         data = find_data(config, config.model, None)

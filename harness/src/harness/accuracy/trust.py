@@ -78,7 +78,7 @@ def refuse_arguments(arguments: Sequence[str]) -> None:
         name, equals, value = word.partition("=")
         pattern = ARGUMENTS.get(name)
         if pattern is None:
-            msg = f"arguments hold {word!r:.80}, which may run code or read files; expected one of {', '.join(sorted(ARGUMENTS))}, or --trust"
+            msg = f"arguments hold {word!r:.80}, which may run code or read files; expected one of the list in harness.accuracy.trust, or --trust"
             raise ValueError(msg)
         if pattern and not equals:
             value = words.pop(0) if words else ""
@@ -95,7 +95,7 @@ def refuse_environment(environment: Mapping[str, str]) -> None:
     """
     for name, value in environment.items():
         if name not in VARIABLES or re.fullmatch(_PLAIN, value) is None:
-            msg = f"environment sets {name} to {value!r:.80}; expected one of {', '.join(sorted(VARIABLES))} and no path, or --trust"
+            msg = f"environment sets {name} to {value!r:.80}; expected one of the list in harness.accuracy.trust, with no path, or --trust"
             raise ValueError(msg)
 
 
