@@ -17,7 +17,7 @@ import pytest
 
 from expert_maps import read_placement
 from harness.accuracy import proof
-from harness.accuracy.config import load_config
+from harness.accuracy.loading import load_config
 from harness.accuracy.records import read_record
 from harness.accuracy.run import SHORT_QUESTIONS as QUESTIONS
 from harness.accuracy.server import serve

@@ -32,6 +32,7 @@ class Arm:
         questions: how many.
         wrong: indices that it has wrong.
         changed: indices whose text is another than the baseline's.
+        cut: indices whose text the limit of tokens ended.
         shift: added to every log-probability; None for no log-probabilities.
         changes: of the summary, by dotted name.
     """
@@ -40,6 +41,7 @@ class Arm:
     questions: int = 400
     wrong: Collection[int] = ()
     changed: Collection[int] = ()
+    cut: Collection[int] = ()
     shift: float | None = 0.0
     changes: dict[str, Any] = field(default_factory=dict)
 
@@ -97,6 +99,7 @@ def summary_of(arm: Arm) -> dict[str, Any]:
         },
         "environment": {"machine": "x86_64", "cores": 2},
         "load": {"rank_load": [[4.0, 1.0, 2.0, 1.0], [3.0, 2.0, 2.0, 1.0]], "balancedness": 4 / 7},
+        "checkpoint": {"name": "made-up", "sha256": "d" * 64},
         "seconds": 12.5,
         "started": f"2025-01-01T00:00:0{0 if arm.name == 'baseline' else 1}+00:00",
     }
@@ -119,7 +122,7 @@ def questions_of(arm: Arm) -> list[Question]:
             text=f"#### {index}" + (" or so" if index in arm.changed else ""),
             answer=None if index in arm.wrong else str(index),
             correct=0 if index in arm.wrong else 1,
-            finish_reason="stop",
+            finish_reason="length" if index in arm.cut else "stop",
         )
         for index in range(arm.questions)
     ]

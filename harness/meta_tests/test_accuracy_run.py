@@ -87,7 +87,7 @@ class Bench:
         self.config["server"] = {"environment": {ENVIRONMENT: json.dumps(self.orders), **self.environment}}
         path = self.folder / "small.yaml"
         path.write_text(yaml.safe_dump(self.config, sort_keys=False), encoding="utf-8")
-        words = ["--model", str(path), "--output", str(self.output), *map(str, arguments)]
+        words = ["--model", str(path), "--trust", "--output", str(self.output), *map(str, arguments)]
         return [sys.executable, "-m", "harness.accuracy", "run", *words]
 
     def start(self, *arguments: object) -> Forked:

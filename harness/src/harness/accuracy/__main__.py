@@ -11,7 +11,7 @@ import importlib
 import importlib.util
 import json
 import sys
-from pathlib import Path  # noqa: TC003 - typer reads annotations at run time
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -36,15 +36,27 @@ Identical = Annotated[
     typer.Option("--identical", help="Share of texts that must stay the same; by dtype without it."),
 ]
 
+Waive = Annotated[
+    list[str] | None, typer.Option("--waive", help="A criterion that need not be measured; may be repeated.")
+]
+Floor = Annotated[
+    Path | None,
+    typer.Option(
+        "--floor", help="Record of the baseline once more; `repeat` beside the baseline without it."
+    ),
+]
+
 
 @app.command("compare")
-def compare_command(
+def compare_command(  # noqa: PLR0913 - an option each
     first: Annotated[Path, typer.Argument(help="Record of the baseline.")],
     second: Annotated[Path, typer.Argument(help="Record of the arm.")],
     margin: Margin = MARGIN_POINTS,
     largest: Largest = None,
     mean: Mean = None,
     identical: Identical = None,
+    waive: Waive = None,
+    floor: Floor = None,
     *,
     repeat: Annotated[
         bool, typer.Option("--repeat", help="The second is the baseline once more: what rounding does alone.")
@@ -52,7 +64,7 @@ def compare_command(
     as_object: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
 ) -> None:
     """Judge two records of the same questions: is the second no worse than the first?"""
-    options = Options(margin, largest, mean, identical, repeat)
+    options = Options(margin, largest, mean, identical, repeat, floor, tuple(waive or ()))
     try:
         found = compare(first, second, options)
     except (ExpertMapsError, ValueError, OSError) as error:
@@ -70,9 +82,11 @@ def report_command(
     largest: Largest = None,
     mean: Mean = None,
     identical: Identical = None,
+    waive: Waive = None,
+    floor: Floor = None,
 ) -> None:
     """Write report.md and report.png into the folder of each model."""
-    options = Options(margin, largest, mean, identical)
+    options = Options(margin, largest, mean, identical, floor=floor, waived=tuple(waive or ()))
     try:
         gathered = [(folder, gather(folder, options)) for folder in folders]
         drawable = importlib.util.find_spec("matplotlib") is not None
@@ -123,6 +137,7 @@ def _refuse(error: Exception) -> typer.Exit:
 # Commands that need more than this module: vLLM, lm-eval. Their modules are imported for them and for the list.
 _HEAVY = {
     "run": ("harness.accuracy.run", "run_command"),
+    "validate": ("harness.accuracy.run", "validate_command"),
     "sensitivity": ("harness.accuracy.sensitivity", "sensitivity_command"),
     "false-alarms": ("harness.accuracy.false_alarms", "false_alarms_command"),
 }

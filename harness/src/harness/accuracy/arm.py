@@ -23,6 +23,8 @@ from harness.accuracy.records import texts_digest, write_record
 from harness.accuracy.resume import JOURNAL, MOVES_FILE, fingerprint, server_key
 from harness.accuracy.schema import Forced, Summary, task_version
 from harness.accuracy.server import ServerError, attach, serve
+from harness.record.provenance import checkpoint_of
+from harness.record.schema import Checkpoint
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -56,6 +58,7 @@ class ArmRun:
         forced: log-probabilities of the baseline's texts; None where they were not measured.
         load: the part `load` of a record.
         questions_load: of the questions; None where the arm records none, or another's server is asked.
+        checkpoint: what is served; None until there is a server.
     """
 
     settings: RunSettings
@@ -68,6 +71,7 @@ class ArmRun:
     forced: list[Forced] | None = None
     load: dict[str, Any] = field(default_factory=lambda: dict(NOT_RECORDED))
     questions_load: QuestionLoad | None = None
+    checkpoint: Checkpoint | None = None
     _started: float = field(default_factory=time.monotonic)
     _started_at: str = field(default_factory=lambda: datetime.now(timezone.utc).isoformat(timespec="seconds"))
 
@@ -131,6 +135,7 @@ class ArmRun:
             "seconds": round(time.monotonic() - self._started, 1),
             "started": self._started_at,
             "expected": config.expected.model_dump(),
+            "checkpoint": None if self.checkpoint is None else self.checkpoint.model_dump(),
         }
         checked = Summary.model_validate_json(json.dumps(summary))
         forced = self.forced if status == "complete" else None
@@ -193,9 +198,10 @@ def _measure(run: ArmRun, baseline: Record | None) -> None:
                 settings.say(f"{run.name}: the load of the last seconds before the cut may be missing")
         with _server(run) as server, _last_words(server):
             run.found = versions.versions(server)
+            run.checkpoint = checkpoint_of(settings.model)
             if not server.is_own:
-                _compare_served(run, server)
-            needed = run.arm.role != "baseline"
+                run.checkpoint = _compare_served(run, server)
+            needed = run.arm.role == "eplb"
             before = proof.read_state(server, needed=needed)
             run.evidence = proof.Evidence(before, None)
             _require(run, before)
@@ -265,14 +271,15 @@ def _earlier_moves(kept: Path, asker: Asker) -> int:
         return 0
 
 
-def _compare_served(run: ArmRun, server: Server) -> None:
-    """Say what another's server serves, where it is not what the record will say.
+def _compare_served(run: ArmRun, server: Server) -> Checkpoint:
+    """Return what another's server serves, whose files are not here, and say where it is not what was asked for.
 
     Raises:
         ProofError: its dtype is another.
     """
     settings = run.settings
-    names = {Path(text).name for one in server.describe() for text in one[:2] if isinstance(text, str)}
+    described = server.describe()
+    names = {Path(text).name for one in described for text in one[:2] if isinstance(text, str)}
     wanted = {settings.config.name, Path(settings.config.model).name, Path(settings.model).name}
     if not names & wanted:
         settings.say(
@@ -282,6 +289,8 @@ def _compare_served(run: ArmRun, server: Server) -> None:
     if found not in {None, settings.dtype}:
         msg = f"arm {run.name} was not asked anything: the server computes in {found}; expected {settings.dtype}"
         raise proof.ProofError(msg)
+    roots = {Path(text).name for one in described if isinstance(text := one[1] or one[0], str)}
+    return Checkpoint(name=", ".join(sorted(roots)))
 
 
 def _require(run: ArmRun, before: proof.State | None) -> None:

@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+import random
 from typing import TYPE_CHECKING, Any
 
 from harness.accuracy import versions
@@ -39,6 +40,7 @@ class Asker:
         self._server: Server | None = None
         self._context = ""
         self._label = ""
+        self._shuffles = False
         self.taken = 0
 
     def close(self) -> None:
@@ -71,6 +73,7 @@ class Asker:
         settings = self._settings
         self._server = server
         self._label = arm
+        self._shuffles = settings.config.arms[arm].role == "repeat"
         self._context = key_of(
             arm=arm,
             model=settings.identity,
@@ -141,16 +144,21 @@ class Asker:
         old = sum(self._journal.get(job.key) is not None for job in jobs)
         if old:
             settings.say(f"{label}: {old} of {len(jobs)} are there from a run that was cut off")
+        order = list(range(len(jobs)))
+        if self._shuffles:
+            # Other batches, so that sums are rounded otherwise.
+            random.Random(0).shuffle(order)  # noqa: S311 - no secret
         limits = Limits(settings.concurrency, settings.attempts, settings.config.request_seconds)
         with progress(settings.console, label, len(jobs)) as advance:
-            return ask_all(
+            found = ask_all(
                 server.url,
-                jobs,
+                [jobs[place] for place in order],
                 self._journal,
                 limits,
                 on_answer=advance,
                 require_alive=server.require_alive,
             )
+        return [one for _, one in sorted(zip(order, found, strict=True), key=lambda pair: pair[0])]
 
 
 def cut(answer: dict[str, Any], stops: Sequence[str]) -> dict[str, Any]:

@@ -7,7 +7,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import email.utils
-import json
 import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -16,6 +15,7 @@ import aiohttp
 import tenacity
 
 from expert_maps import ExpertMapsError
+from expert_maps.files import parse_json
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Mapping, Sequence
@@ -28,6 +28,9 @@ _BUSY = {408, 425, 429, 500, 502, 503, 504}
 _MAX_WAIT_SECONDS = 60.0
 _CONNECT_SECONDS = 20.0
 _MAX_ERROR = 300
+# Of an answer: the log-probabilities of a long text take some megabytes.
+MAX_BODY = 2**26
+_PIECE = 2**16
 
 
 class AskError(ExpertMapsError):
@@ -174,7 +177,7 @@ async def _post_once(session: aiohttp.ClientSession, url: str, body: Mapping[str
     try:
         # A question goes to the server that was proven, wherever that one would send it.
         async with session.post(url, json=body, allow_redirects=False) as response:
-            received = await response.read()
+            received = await read_body(response)
     except asyncio.TimeoutError as error:
         msg = f"{url} gave no answer in time"
         raise _BusyError(msg) from error
@@ -189,14 +192,29 @@ async def _post_once(session: aiohttp.ClientSession, url: str, body: Mapping[str
         msg = f"{url} answered {response.status}: {said}"
         raise AskError(msg)
     try:
-        answer = json.loads(received.decode())
-    except (ValueError, RecursionError) as error:
+        answer = parse_json(received, url)
+    except ExpertMapsError as error:
         msg = f"{url} answered with broken JSON: {said}"
         raise _BusyError(msg) from error
     if not isinstance(answer, dict):
         msg = f"{url} answered with {said}; expected a JSON object"
         raise AskError(msg)
     return answer
+
+
+async def read_body(response: aiohttp.ClientResponse, most: int = MAX_BODY) -> bytes:
+    """Return the body of an answer.
+
+    Raises:
+        AskError: it has more bytes than that.
+    """
+    received = bytearray()
+    async for piece in response.content.iter_chunked(_PIECE):
+        received += piece
+        if len(received) > most:
+            msg = f"{response.url} answers with more than {most:,} bytes; expected at most so many"
+            raise AskError(msg)
+    return bytes(received)
 
 
 def _retry_after(value: str | None) -> float | None:

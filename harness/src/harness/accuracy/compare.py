@@ -4,24 +4,22 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING
 
+from harness.accuracy.config import REPEAT
+from harness.accuracy.kind import differences
 from harness.accuracy.limits import limits_for
-from harness.accuracy.records import read_record
+from harness.accuracy.records import SUMMARY, read_record
 from harness.accuracy.table import field_table
 from harness.accuracy.verdict import MARGIN_POINTS, criteria_table, judge
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
     from pathlib import Path
 
     from harness.accuracy.records import Record
-    from harness.accuracy.schema import Summary
     from harness.accuracy.verdict import Verdict
 
-_CONFIG = "--additional-config"
 # The first of them are enough to look into what happened.
 _SHOWN_LOST = 10
 
@@ -36,6 +34,8 @@ class Options:
         mean: limit of its mean, likewise.
         identical: share of identical texts, likewise.
         repeat: the second record is the baseline once more.
+        floor: folder of the baseline once more, beside which 16 bits are judged; None for `repeat` beside the baseline.
+        waived: names of criteria that need not be measured.
     """
 
     margin: float = MARGIN_POINTS
@@ -43,6 +43,8 @@ class Options:
     mean: float | None = None
     identical: float | None = None
     repeat: bool = False
+    floor: Path | None = None
+    waived: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -75,8 +77,34 @@ def compare_records(baseline: Record, arm: Record, options: Options | None = Non
     limits = limits_for(
         baseline.summary.dtype, largest=options.largest, mean=options.mean, identical=options.identical
     )
-    verdict = judge(baseline, arm, margin=options.margin, limits=limits, repeat=options.repeat)
+    verdict = judge(
+        baseline,
+        arm,
+        margin=options.margin,
+        limits=limits,
+        floor=_floor(baseline, options) if limits.needs_floor else None,
+        waived=options.waived,
+        repeat=options.repeat,
+    )
     return Comparison(baseline, arm, verdict)
+
+
+def _floor(baseline: Record, options: Options) -> Record | None:
+    """Return the repeat of the baseline; None where there is no complete one of the same texts.
+
+    Raises:
+        RecordError: the folder that was named holds no record.
+    """
+    folder = options.floor or baseline.folder.parent / REPEAT
+    if options.floor is None and not (folder / SUMMARY).exists():
+        return None
+    record = read_record(folder)
+    if options.floor is None and (
+        record.summary.status != "complete"
+        or [one.doc_hash for one in record.questions] != [one.doc_hash for one in baseline.questions]
+    ):
+        return None
+    return record
 
 
 def render(comparison: Comparison) -> str:
@@ -111,42 +139,13 @@ def _lost(comparison: Comparison) -> list[str]:
 
 def notes(comparison: Comparison) -> list[str]:
     """Return what else differs between the runs, and what makes them hard to repeat."""
-    before, after = comparison.baseline.summary, comparison.arm.summary
-    versions = {name: (old, getattr(after.versions, name, None)) for name, old in before.versions}
-    found = [f"{name} is {old} and {new}" for name, (old, new) in versions.items() if old != new]
-    if before.role != "baseline":
-        found.append(f"{before.arm} is no baseline: its role is {before.role}")
-    if before.git.commit != after.git.commit:
-        found.append(f"commit is {before.git.commit} and {after.git.commit}")
-    found += _serving(before, after)
+    found = differences(comparison.baseline.summary, comparison.arm.summary)
     rescored = comparison.verdict.pairs.rescored
     if rescored:
         found.append(
             f"{rescored} questions have the same text and another outcome: they were scored differently"
         )
-    dirty = [one.arm for one in (before, after) if one.git.dirty]
-    if dirty:
-        found.append(f"uncommitted changes: {', '.join(dirty)}")
     return found
-
-
-def _serving(before: Summary, after: Summary) -> list[str]:
-    """Return what differs in how the arms were served, but for the additional config, in which arms do differ."""
-    found = []
-    arguments = [Counter(_without_config(one.server.arguments)) for one in (before, after)]
-    sides = [sorted((arguments[i] - arguments[1 - i]).elements()) for i in range(2)]
-    if any(sides):
-        found.append(f"arguments differ: {' '.join(sides[0]) or 'none'} and {' '.join(sides[1]) or 'none'}")
-    variables = [one.server.environment for one in (before, after)]
-    names = [name for name in variables[0] | variables[1] if variables[0].get(name) != variables[1].get(name)]
-    if names:
-        found.append(f"variables differ: {', '.join(sorted(names))}")
-    return found
-
-
-def _without_config(arguments: Sequence[str]) -> list[str]:
-    skipped = {place + step for place, word in enumerate(arguments) if word == _CONFIG for step in (0, 1)}
-    return [word for place, word in enumerate(arguments) if place not in skipped]
 
 
 def as_json(comparison: Comparison) -> dict[str, object]:

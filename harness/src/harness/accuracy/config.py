@@ -4,7 +4,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -12,12 +11,11 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from expert_maps import ExpertMapsError, Placement, generate_placement
-from expert_maps.files import read_bytes
 
 MODELS = Path("accuracy/models")
 # The key under which the plugin finds its options in vLLM's additional config.
 EXPERT_MAPS = "expert_maps"
-BASELINE = "baseline"
+BASELINE, REPEAT = "baseline", "repeat"
 _WORK = "work"
 # Only the harness knows these paths, so a file may not set them.
 _OWN_OPTIONS = {"record_load": "record_path", "plan": "expert_map_path"}
@@ -56,11 +54,13 @@ class Expected(_Strict):
         accuracy: in percent; None where nothing fitting is published.
         source: where it is published.
         reason: why there is none, or how that measurement differs from this task.
+        chance: accuracy of guesses, in percent; a baseline that is no better is not judged by.
     """
 
     accuracy: Annotated[float, Field(ge=0, le=100)] | None = None
     source: str | None = None
     reason: str | None = None
+    chance: Annotated[float, Field(ge=0, le=100)] = 0.0
 
     @model_validator(mode="after")
     def _is_founded(self) -> Expected:
@@ -184,17 +184,33 @@ class Serving(_Strict):
 
 
 def check_options(options: dict[str, Any]) -> None:
-    """Check the plugin's options before a server is started; only where the plugin is installed.
+    """Check the plugin's options before a server is started, one by one and together; only where the plugin is installed.
 
     Raises:
-        ValueError: one is unknown, or has a wrong value.
+        ValueError: one is unknown or has a wrong value, or no platform takes them together.
     """
     try:
+        from vllm_ascend_moe import releases
+        from vllm_ascend_moe.backends.ascend.front import AscendFront
+        from vllm_ascend_moe.backends.ascend.front_v2 import AscendV2Front
+        from vllm_ascend_moe.backends.cpu_front import CpuFront
+        from vllm_ascend_moe.backends.eplb_front import EplbFront
         from vllm_ascend_moe.core.settings import Settings
     except ImportError:
         return
+    fronts = [CpuFront(), EplbFront(), *map(AscendFront, releases.RELEASES)]
+    fronts += [AscendV2Front(release) for release in releases.RELEASES if release.serves_v2]
+    refused = []
     try:
-        Settings(**options)
+        settings = Settings(**options)
+        for front in fronts:
+            try:
+                front.settle(settings)
+            except ExpertMapsError as error:
+                refused.append(str(error))
+        if len(refused) == len(fronts):
+            msg = f"additional_config.{EXPERT_MAPS}: no platform takes these options: {refused[0]}"
+            raise ValueError(msg)
     except ValidationError as error:
         first = error.errors()[0]
         place = ".".join(map(str, (EXPERT_MAPS, *first["loc"])))
@@ -209,7 +225,8 @@ class Arm(Serving):
     """One side of the comparison.
 
     Attributes:
-        role: what must be proven of its server: that EPLB is active, or that it is not.
+        role: what must be proven of its server: that EPLB is active, or that it is not; a ``repeat`` is the baseline once
+            more, asked in another order, for what rounding does by itself.
         additional_config: vLLM's, as an object; the plugin's options stand under ``expert_maps``.
         record_load: whether the plugin records the expert load.
         plan: the placement to serve, where it is planned here.
@@ -217,7 +234,7 @@ class Arm(Serving):
         dynamic: whether experts must have moved while serving.
     """
 
-    role: Literal["baseline", "eplb"]
+    role: Literal["baseline", "eplb", "repeat"]
     additional_config: dict[str, Any] = {}
     record_load: bool = False
     plan: Plan | None = None
@@ -234,9 +251,15 @@ class Arm(Serving):
             if option in options:
                 msg = f"{option} is set in {EXPERT_MAPS}; use {field}, for which the harness finds a path"
                 raise ValueError(msg)
-        check_options(options)
-        if self.role == "baseline" and (self.plan or self.dynamic or self.num_redundant_experts):
-            msg = "a baseline has a plan, moving or redundant experts; expected none of them"
+        # With the paths that the harness will add.
+        paths = {
+            _OWN_OPTIONS[name]: path
+            for name, path in (("record_load", "load.npz"), ("plan", "map.json"))
+            if getattr(self, name)
+        }
+        check_options({**options, **paths})
+        if self.role != "eplb" and (self.plan or self.dynamic or self.num_redundant_experts):
+            msg = f"a {self.role} has a plan, moving or redundant experts; expected none of them"
             raise ValueError(msg)
         return self
 
@@ -295,11 +318,22 @@ class ModelConfig(_Strict):
             msg = f"arm {others[0]!r} has the role {BASELINE!r} too; expected one baseline"
             raise ValueError(msg)
         for name, arm in self.arms.items():
+            if (name == REPEAT) != (arm.role == REPEAT):
+                msg = f"arm {name!r} has the role {arm.role!r}; expected {REPEAT!r} for one of that name, and for no other"
+                raise ValueError(msg)
             source = arm.plan.load_of if arm.plan else None
             if source is not None and not (source in self.arms and self.arms[source].record_load):
                 msg = f"arm {name!r} is planned from the load of {source!r}; expected an arm with record_load"
                 raise ValueError(msg)
         return self
+
+    def with_repeat(self) -> ModelConfig:
+        """Return the configuration with the baseline once more, right after it; itself where it has one."""
+        if REPEAT in self.arms:
+            return self
+        again = self.arms[BASELINE].model_copy(update={"role": REPEAT, "record_load": False})
+        rest = {name: arm for name, arm in self.arms.items() if name != BASELINE}
+        return self.model_copy(update={"arms": {BASELINE: self.arms[BASELINE], REPEAT: again, **rest}})
 
     def choose(self, names: list[str] | None) -> list[str]:
         """Return the arms to run, in the file's order.
@@ -321,71 +355,3 @@ class ModelConfig(_Strict):
             msg = f"arm is {name!r}; expected one of {', '.join(self.arms)}"
             raise ConfigError(msg)
         return self.arms[name]
-
-
-def load_config(model: str) -> ModelConfig:
-    """Read a configuration.
-
-    Args:
-        model: the name of a file of `accuracy/models`, or a path that ends in .yaml or .yml.
-
-    Raises:
-        ConfigError: see the class.
-        FormatError: the file cannot be read.
-    """
-    import yaml
-
-    path = Path(model)
-    if path.suffix not in {".yaml", ".yml"}:
-        path = MODELS / f"{model}.yaml"
-        if not path.exists():
-            known = ", ".join(sorted(found.stem for found in MODELS.glob("*.yaml"))) or "none"
-            msg = f"model is {model!r}; expected a .yaml file or one of {MODELS}: {known}"
-            raise ConfigError(msg)
-    try:
-        document = yaml.load(read_bytes(path), _loader())  # noqa: S506 - it is the safe one
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        msg = f"{path}: not valid YAML: {' '.join(str(error).split())}"
-        raise ConfigError(msg) from error
-    if not isinstance(document, dict):
-        msg = f"{path}: holds {type(document).__name__}; expected a mapping"
-        raise ConfigError(msg)
-    return parse_config(document, str(path))
-
-
-def _loader() -> Any:  # noqa: ANN401 - a class of yaml's, which is imported late
-    """Return YAML's safe loader, which here refuses a key that stands twice."""
-    import yaml
-
-    class Loader(yaml.SafeLoader):  # type: ignore[misc] # PyYAML has no types
-        def compose_mapping_node(self, anchor: Any) -> Any:  # noqa: ANN401
-            node = super().compose_mapping_node(anchor)
-            keys = [(key.tag, str(key.value)) for key, _ in node.value]
-            for key in keys:
-                if keys.count(key) > 1:
-                    msg = f"the key {key[1]!r} stands twice"
-                    raise yaml.constructor.ConstructorError(None, None, msg, node.start_mark)
-            return node
-
-    return Loader
-
-
-def parse_config(document: dict[str, Any], source: str) -> ModelConfig:
-    """Validate what a file holds.
-
-    Raises:
-        ConfigError: see the class.
-    """
-    try:
-        # By way of JSON: YAML's lists are pydantic's tuples there, and dates or other objects are refused.
-        return ModelConfig.model_validate_json(json.dumps(document), strict=True)
-    except TypeError as error:
-        msg = f"{source}: {error}; expected plain text and numbers"
-        raise ConfigError(msg) from error
-    except ValidationError as error:
-        first = error.errors()[0]
-        place = ".".join(map(str, first["loc"])) or "the file"
-        reason = str(first.get("ctx", {}).get("error") or first["msg"])
-        found = "" if first["type"] in {"missing", "value_error"} else f" is {first['input']!r}"
-        msg = f"{source}: {place}{found}: {reason}"
-        raise ConfigError(msg) from error

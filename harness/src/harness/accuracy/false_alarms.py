@@ -104,14 +104,18 @@ def false_alarms_command(
         Path, typer.Option("--output", help="Folder of results; the model's name is added.")
     ] = RESULTS,
     scratch: Annotated[Path, typer.Option("--scratch", help="Folder for the records of each arm.")] = SCRATCH,
+    *,
+    trust: Annotated[bool, typer.Option("--trust", help="Let the .yaml file set what can run code.")] = False,
 ) -> None:
     """Judge harmless changes: order, batches, placements, replica choice and ranks must not raise an alarm."""
     try:
-        settings = trials.settings_for(model, scratch / NAME, questions)
+        settings = trials.settings_for(model, scratch / NAME, questions, trusted=trust)
         with settings.locked():
             baseline, judged = examine(settings, seeds)
             if bfloat16_seeds:
-                half = trials.settings_for(model, scratch / f"{NAME}-bfloat16", questions, "bfloat16")
+                half = trials.settings_for(
+                    model, scratch / f"{NAME}-bfloat16", questions, "bfloat16", trusted=trust
+                )
                 judged += examine(half, bfloat16_seeds)[1]
         folder = output / settings.config.name
         trials.write_both(folder, NAME, page(baseline, judged), as_json(baseline, judged))

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from harness.accuracy.kind import refuse_unlike
 from harness.accuracy.records import texts_digest
 from harness.accuracy.schema import RecordError
 from harness.accuracy.statistics import Paired
@@ -45,6 +46,8 @@ class Pairs:
         identical: questions with the same text.
         lost: indices of questions that only the baseline has right.
         improved: questions that only the arm has right, with another text.
+        cut: answers of either that the limit of tokens ended; they count as wrong.
+        right: questions that the baseline has right.
         rescored: questions whose text is the same and whose outcome is not; a scorer does not do that.
         differences: None where log-probabilities cannot be compared.
         why_not: the reason for that.
@@ -57,15 +60,17 @@ class Pairs:
     why_not: str | None
     improved: int = 0
     rescored: int = 0
+    cut: tuple[int, int] = (0, 0)
+    right: int = 0
 
 
 def pair(baseline: Record, arm: Record) -> Pairs:
     """Pair two complete records on the hash of the question.
 
     Raises:
-        RecordError: a record is not complete, or they differ in task, dtype, questions or prompts.
+        RecordError: a record is not complete, they are not of one kind, or differ in questions or prompts.
     """
-    _refuse_unlike(baseline, arm)
+    refuse_unlike(baseline, arm)
     others = {question.doc_hash: question for question in arm.questions}
     own = {question.doc_hash for question in baseline.questions}
     if own != others.keys():
@@ -90,32 +95,21 @@ def pair(baseline: Record, arm: Record) -> Pairs:
                 f"{question.target!r:.40}, as in {baseline.folder}"
             )
             raise RecordError(msg)
-        losses += question.correct > other.correct
-        gains += question.correct < other.correct
+        losses += question.is_right > other.is_right
+        gains += question.is_right < other.is_right
         same = question.text == other.text
         identical += same
-        improved += question.correct < other.correct and not same
+        improved += question.is_right < other.is_right and not same
         rescored += question.correct != other.correct and same
-        if question.correct > other.correct:
+        if question.is_right > other.is_right:
             lost.append(question.index)
     differences, why_not = _differences(baseline, arm)
     counts = Paired(len(own), losses, gains)
-    return Pairs(counts, identical, tuple(lost), differences, why_not, improved, rescored)
-
-
-def _refuse_unlike(baseline: Record, arm: Record) -> None:
-    for record in (baseline, arm):
-        if record.summary.status != "complete":
-            msg = f"{record.folder}: status is {record.summary.status} ({record.summary.reason}); expected a complete record"
-            raise RecordError(msg)
-    before, after = baseline.summary, arm.summary
-    first, second = (one.task.model_dump(exclude={"configuration"}) for one in (before, after))
-    fields = [(f"task.{name}", first.get(name), second.get(name)) for name in first | second]
-    fields += [(name, getattr(before, name), getattr(after, name)) for name in ("model", "dtype")]
-    for name, expected, found in fields:
-        if found != expected:
-            msg = f"{arm.folder}: {name} is {found!r:.60}; expected {expected!r:.60}, as in {baseline.folder}"
-            raise RecordError(msg)
+    cut = tuple(sum(one.is_cut for one in record.questions) for record in (baseline, arm))
+    right = sum(one.is_right for one in baseline.questions)
+    return Pairs(
+        counts, identical, tuple(lost), differences, why_not, improved, rescored, (cut[0], cut[1]), right
+    )
 
 
 def _differences(baseline: Record, arm: Record) -> tuple[Differences | None, str | None]:

@@ -210,7 +210,7 @@ def require_arm(arm: Arm, state: State | None, planned: Placement | None = None)
     Raises:
         ProofError: it is something else.
     """
-    if arm.role == "baseline":
+    if arm.role != "eplb":
         if state is not None and state.is_eplb:
             assert state.digest is not None
             msg = (
@@ -326,7 +326,7 @@ def find_faults(
         )
     elif before is not None and after is not None and moved:
         faults.append(f"experts moved {moved} times in a static arm")
-    elif arm.role == "baseline" and after is not None and after.is_eplb:
+    elif arm.role != "eplb" and after is not None and after.is_eplb:
         faults.append(f"the baseline serves with EPLB at the end: digest {after.digest!s:.12}")
     difference = compare_replicas(after)[1]
     return [*faults, difference] if difference else faults

@@ -23,8 +23,8 @@ from lm_eval.api.model import LM
 from lm_eval.tasks import TaskManager
 
 from expert_maps import ExpertMapsError
-from expert_maps.files import read_bytes
 from harness.accuracy.config import ConfigError
+from harness.accuracy.data import check_data
 from harness.accuracy.schema import Question, task_version
 
 if TYPE_CHECKING:
@@ -38,9 +38,7 @@ _METRIC = "exact_match"
 # What lm-eval's filters return where they find nothing.
 _INVALID = "[invalid]"
 _GROUP = "harness_accuracy"
-_MAX_ERROR, _SHOWN = 300, 80
-# What stands before the number in an answer of GSM8K.
-_FINAL = "####"
+_MAX_ERROR = 300
 
 
 @dataclass(frozen=True)
@@ -189,48 +187,6 @@ def preview(task: Task, *, count: int | None, paths: Mapping[str, Path] | None, 
         raise ConfigError(msg) from error
     msg = f"{task.name} has no questions; expected at least one"
     raise ConfigError(msg)
-
-
-def check_data(split: str, path: Path, num_fewshot: int) -> None:
-    """Check a file of questions.
-
-    Args:
-        split: ``train``, of which examples are taken, or ``test``.
-        path: JSONL.
-        num_fewshot: examples before a question.
-
-    Raises:
-        ConfigError: a line is no question, a question stands twice, or there are too few.
-        FormatError: the file cannot be read.
-    """
-    try:
-        lines = read_bytes(path).decode().split("\n")  # other separators may stand in a text
-    except UnicodeDecodeError as error:
-        msg = f"{path}: not UTF-8 text at byte {error.start}"
-        raise ConfigError(msg) from error
-    seen: dict[tuple[str, str], int] = {}
-    for number, line in enumerate(lines, 1):
-        if not line.strip():
-            continue
-        try:
-            row = json.loads(line)
-            fields = row["question"], row["answer"]
-        except (ValueError, LookupError, TypeError, RecursionError):
-            fields = None, None
-        if not all(isinstance(text, str) and text.strip() for text in fields):
-            msg = f"{path}, line {number}: {line[:_SHOWN]!r}; expected a JSON object with question and answer, both text"
-            raise ConfigError(msg)
-        if _FINAL not in fields[1]:
-            msg = f"{path}, line {number}: the answer ends with {fields[1][-_SHOWN:]!r}; expected '{_FINAL} NUMBER' in it"
-            raise ConfigError(msg)
-        first = seen.setdefault(fields, number)
-        if split == "test" and first != number:
-            msg = f"{path}, line {number}: the same question as in line {first}; expected each once"
-            raise ConfigError(msg)
-    needed = num_fewshot if split == "train" else 1
-    if len(seen) < needed:
-        msg = f"{path}: {len(seen)} different questions; expected at least {needed}"
-        raise ConfigError(msg)
 
 
 def evaluate(

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, TypeVar
 from pydantic import BaseModel, ValidationError
 
 from expert_maps.errors import FormatError
-from expert_maps.files import describe, read_bytes, read_json, write_text
+from expert_maps.files import describe, parse_json, read_bytes, write_text
 from harness.accuracy.schema import Forced, Question, RecordError, Summary
 
 if TYPE_CHECKING:
@@ -94,7 +94,7 @@ def read_record(folder: Path) -> Record:
     if not (folder / SUMMARY).exists():
         msg = f"{describe(folder)}: holds no {SUMMARY}; expected the record of an arm"
         raise RecordError(msg)
-    summary = _parse(Summary, json.dumps(read_json(folder / SUMMARY)), str(folder / SUMMARY))
+    summary = _parse(Summary, _text(folder / SUMMARY), str(folder / SUMMARY))
     questions = _read_lines(Question, folder / QUESTIONS)
     logprobs = _read_lines(Forced, folder / LOGPROBS) if (folder / LOGPROBS).exists() else None
     record = Record(folder, summary, questions, logprobs)
@@ -106,17 +106,27 @@ _Row = TypeVar("_Row", bound=BaseModel)
 
 
 def _read_lines(kind: type[_Row], path: Path) -> tuple[_Row, ...]:
-    try:
-        lines = read_bytes(path).decode().split("\n")
-    except UnicodeDecodeError as error:
-        msg = f"{path}: not UTF-8 text at byte {error.start}; expected a line of JSON for each question"
-        raise RecordError(msg) from error
+    lines = _text(path).split("\n")
     if lines and not lines[-1]:
         lines.pop()
     return tuple(_parse(kind, line, f"{path}, line {number}") for number, line in enumerate(lines, start=1))
 
 
+def _text(path: Path) -> str:
+    try:
+        return read_bytes(path).decode()
+    except UnicodeDecodeError as error:
+        msg = f"{path}: not UTF-8 text at byte {error.start}; expected JSON"
+        raise RecordError(msg) from error
+
+
 def _parse(kind: type[_Row], text: str, place: str) -> _Row:
+    try:
+        # No key twice, no NaN, nothing deep; and no number that is too large for one.
+        json.dumps(parse_json(text.encode(), place), allow_nan=False)
+    except ValueError as error:
+        reason = str(error) if isinstance(error, FormatError) else f"{place}: a number is out of range"
+        raise RecordError(reason) from error
     try:
         return kind.model_validate_json(text)
     except ValidationError as error:

@@ -5,7 +5,10 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import signal
+import tempfile
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -15,8 +18,10 @@ from rich.console import Console
 from expert_maps import ExpertMapsError, FormatError
 from harness.accuracy import resume as resuming
 from harness.accuracy.compare import Options, compare_records, notes
-from harness.accuracy.config import BASELINE, DTYPES, ConfigError, load_config
+from harness.accuracy.config import BASELINE, DTYPES, REPEAT, ConfigError, Expected
+from harness.accuracy.data import check_data
 from harness.accuracy.limits import limits_for
+from harness.accuracy.loading import load_config
 from harness.accuracy.records import SUMMARY, read_record, texts_digest
 from harness.accuracy.server import check_url
 from harness.accuracy.settings import RunSettings
@@ -73,6 +78,23 @@ def run_command(
     mean: Annotated[
         float | None, typer.Option("--mean", help="Limit of its mean; by dtype without it.")
     ] = None,
+    identical: Annotated[
+        float | None,
+        typer.Option("--identical", help="Share of texts that must stay the same; by dtype without it."),
+    ] = None,
+    waive: Annotated[
+        list[str] | None,
+        typer.Option("--waive", help="A criterion that need not be measured; may be repeated."),
+    ] = None,
+    trust: Annotated[
+        bool,
+        typer.Option(
+            "--trust", help="Let the .yaml file set what can run code, such as --trust-remote-code."
+        ),
+    ] = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Say what would be run, and start no server.")
+    ] = False,
     dtype: Annotated[str | None, typer.Option("--dtype", help="Of weights and activations.")] = None,
     resume: Annotated[
         bool, typer.Option("--resume/--no-resume", help="Go on with a run that was cut off.")
@@ -88,7 +110,10 @@ def run_command(
     3: undecided, or an arm was not judged for want of a baseline.
     """
     try:
-        config = load_config(model)
+        config = load_config(model, trusted=trust)
+        if data is not None:
+            # What others measured is of the model's own questions.
+            config = config.model_copy(update={"expected": Expected(reason="other questions, by --data")})
         count = SHORT_QUESTIONS if short and questions is None else questions
         settings = RunSettings(
             config=config,
@@ -115,12 +140,16 @@ def run_command(
         if not 0 < accepted < 100:  # noqa: PLR2004 - percent
             msg = f"margin is {accepted:g} points; expected more than 0 and less than 100"
             raise ConfigError(msg)
-        limits_for(settings.dtype, largest=largest, mean=mean)
-        options = Options(margin=accepted, largest=largest, mean=mean)
+        limits = limits_for(settings.dtype, largest=largest, mean=mean, identical=identical)
+        options = Options(accepted, largest, mean, identical, waived=tuple(waive or ()))
+        if limits.needs_floor and BASELINE in names and any(config.arms[one].role == "eplb" for one in names):
+            settings, names = _with_repeat(settings, names)
         _require_lm_eval()
     except (ExpertMapsError, ValueError) as error:
-        typer.echo(f"error: {error}", err=True)
+        typer.echo(f"error: {' '.join(str(error).split())}", err=True)
         raise typer.Exit(_BAD_INPUT) from error
+    if dry_run:
+        raise typer.Exit(show_plan(settings, names))
     previous = signal.signal(signal.SIGTERM, _interrupt)
     try:
         with contextlib.ExitStack() as stack:
@@ -135,6 +164,68 @@ def run_command(
     finally:
         signal.signal(signal.SIGTERM, previous)
     raise typer.Exit(code)
+
+
+def show_plan(settings: RunSettings, names: list[str]) -> int:
+    """Check the questions and print what a run would do; the exit code."""
+    from harness.accuracy.questions import preview
+
+    config, task = settings.config, settings.config.task
+    with tempfile.TemporaryDirectory() as cache:
+        try:
+            prompts = preview(task, count=settings.count, paths=settings.data, cache=Path(cache))
+        except ExpertMapsError as error:
+            typer.echo(f"error: {error}", err=True)
+            return _BAD_INPUT
+    typer.echo(
+        f"{config.name}: {settings.model} in {settings.dtype}, {len(prompts)} questions of {task.dataset}"
+    )
+    for name in names:
+        arm, url = config.arms[name], settings.base_urls.get(name)
+        words = [*config.server.arguments, *arm.arguments, "--dtype", settings.dtype]
+        options = json.dumps(arm.additional_config)
+        served = (
+            f"asked at {url}"
+            if url
+            else f"vllm serve {settings.model} {' '.join(words)} --additional-config '{options}'"
+        )
+        planned = f", planned from {arm.plan.load_of or arm.plan.load or arm.plan.layout}" if arm.plan else ""
+        typer.echo(f"{name} ({arm.role}{planned}): {served}")
+    return 0
+
+
+def validate_command(
+    model: Annotated[str, typer.Argument(help="A name in accuracy/models, or a .yaml file.")],
+    trust: Annotated[
+        bool, typer.Option("--trust", help="Let the file set what can run code, such as --trust-remote-code.")
+    ] = False,
+) -> None:
+    """Check a configuration and its local data, and start no server. Exit code 0: it can be run. 2: it cannot.
+
+    Without --trust a .yaml file sets arguments and variables of the lists in `harness.accuracy.trust` only: sizes, ranks,
+    seeds, switches, and names of a quantisation, a dtype or a back end. A file of accuracy/models, by its name, is trusted.
+    """
+    try:
+        config = load_config(model, trusted=trust)
+        data = find_data(config, config.model, None)
+        for split, path in (data or {}).items():
+            check_data(split, path, config.task.num_fewshot)
+    except (ExpertMapsError, ValueError) as error:
+        typer.echo(f"error: {' '.join(str(error).split())}", err=True)
+        raise typer.Exit(_BAD_INPUT) from error
+    arms = ", ".join(f"{name} ({arm.role})" for name, arm in config.arms.items())
+    typer.echo(
+        f"{config.name}: {arms}; the data is {'checked' if data else 'on the hub, and was not looked at'}"
+    )
+
+
+def _with_repeat(settings: RunSettings, names: list[str]) -> tuple[RunSettings, list[str]]:
+    """Add the baseline once more, right after it, and at its server where that runs already."""
+    config, urls = settings.config.with_repeat(), dict(settings.base_urls)
+    if BASELINE in urls:
+        urls.setdefault(REPEAT, urls[BASELINE])
+    names = config.choose([*names, REPEAT])
+    return replace(settings, config=config, base_urls=urls), names
 
 
 def _enter(stack: contextlib.ExitStack, settings: RunSettings) -> None:

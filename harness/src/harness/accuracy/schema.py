@@ -12,6 +12,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 from expert_maps import ExpertMapsError
+from harness.record.schema import Checkpoint  # noqa: TC001 - pydantic reads annotations at run time
 
 _VERSION_DIGITS = 6
 # What no logarithm of a probability reaches, and what can be subtracted and added up.
@@ -114,6 +115,18 @@ class PlacementRecord(_Model):
     dynamic: bool | None = None
 
 
+class ExpectedRecord(_Model):
+    """What a baseline should reach, in percent; None where nobody knows.
+
+    Attributes:
+        accuracy: that others have measured.
+        chance: of an answer that is guessed.
+    """
+
+    accuracy: Annotated[float, Field(ge=0, le=100)] | None = None
+    chance: Annotated[float, Field(ge=0, le=100)] = 0.0
+
+
 class LoadRecord(_Model):
     """Load of the ranks: float [L, R], and mean / max; None where it was not recorded."""
 
@@ -139,7 +152,7 @@ class Summary(_Model):
         reason: why it is not complete.
         model: what was served.
         arm: name of the arm.
-        role: `baseline` or `eplb`.
+        role: `baseline`, `eplb`, or `repeat`: the baseline once more, for what rounding does by itself.
         task: what was asked.
         value: accuracy in percent; None where the run is not complete.
         num_questions: answered.
@@ -153,6 +166,8 @@ class Summary(_Model):
         load: of the ranks.
         seconds: of the run.
         started: ISO time.
+        checkpoint: None in records that do not say it.
+        expected: of the baseline.
     """
 
     format: Literal[1]
@@ -160,7 +175,7 @@ class Summary(_Model):
     reason: str | None
     model: Text
     arm: Text
-    role: Literal["baseline", "eplb"]
+    role: Literal["baseline", "eplb", "repeat"]
     task: TaskRecord
     value: Annotated[float, Field(ge=0, le=100)] | None
     num_questions: Count
@@ -174,6 +189,8 @@ class Summary(_Model):
     load: LoadRecord
     seconds: Annotated[float, Field(ge=0)]
     started: str
+    checkpoint: Checkpoint | None = None
+    expected: ExpectedRecord = ExpectedRecord()
 
     @field_validator("started")
     @classmethod
@@ -225,6 +242,16 @@ class Question(_Model):
     answer: str | None
     correct: Annotated[int, Field(ge=0, le=1)]
     finish_reason: str | None
+
+    @property
+    def is_cut(self) -> bool:
+        """Whether the limit of tokens ended the text."""
+        return self.finish_reason == "length"
+
+    @property
+    def is_right(self) -> bool:
+        """Whether the judge takes it as right: a number found in a text that was cut short is no answer."""
+        return self.correct == 1 and not self.is_cut
 
 
 class Forced(_Model):

@@ -155,12 +155,14 @@ def sensitivity_command(
         Path, typer.Option("--output", help="Folder of results; the model's name is added.")
     ] = RESULTS,
     scratch: Annotated[Path, typer.Option("--scratch", help="Folder for the records of each arm.")] = SCRATCH,
+    *,
+    trust: Annotated[bool, typer.Option("--trust", help="Let the .yaml file set what can run code.")] = False,
 ) -> None:
     """Inject faults into a running model: the gate must fail for each, and a table says which criterion did."""
     try:
         kinds = _kinds(fault)
         plan = Plan(kinds, layers, replicas)
-        settings = trials.settings_for(model, scratch / NAME, questions)
+        settings = trials.settings_for(model, scratch / NAME, questions, trusted=trust)
         parts = []
         with settings.locked():
             whole = tuple(kind for kind in kinds if kind not in {_SCALES, _FATAL}) + plan.only(_FATAL)

@@ -22,9 +22,10 @@ from harness.accuracy.trials import (
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from harness.accuracy.criteria import Criterion
     from harness.accuracy.faults import Fault
     from harness.accuracy.records import Record
-    from harness.accuracy.verdict import Criterion, Verdict
+    from harness.accuracy.verdict import Verdict
 
 _LARGEST, _MEAN, _TEXTS, _MCNEMAR, _LOSS = OUTPUTS
 

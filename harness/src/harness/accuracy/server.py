@@ -4,8 +4,8 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
-import http.client
 import importlib.metadata
 import json
 import os
@@ -16,14 +16,16 @@ import socket
 import subprocess
 import sys
 import time
-import urllib.error
 import urllib.parse
-import urllib.request
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import aiohttp
+
 from expert_maps import ExpertMapsError
+from expert_maps.files import parse_json
+from harness.accuracy.client import AskError, read_body
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
@@ -31,6 +33,7 @@ if TYPE_CHECKING:
 LOOPBACK = "127.0.0.1"
 SHOWN_LINES = 20
 _STOP_SECONDS = 60.0
+_GUARD_SECONDS = 30.0
 _POLL_SECONDS = 0.5
 _HEALTH_SECONDS = 5.0
 # Of another process's server: it should be there.
@@ -41,8 +44,6 @@ _NOT_YET = 500
 # In vLLM's own words of its configuration.
 _DTYPE = re.compile(r"\bdtype=torch\.(\w+)")
 _HOST = re.compile(r"[A-Za-z0-9._:%-]+")
-# As the questions are asked: without the proxies that the environment names, which do not reach loopback.
-_OPENER = urllib.request.build_opener(urllib.request.ProxyHandler({}))
 
 
 class ServerError(ExpertMapsError):
@@ -129,26 +130,44 @@ class Server:
 def fetch(url: str, body: object = None, seconds: float = 60) -> Any:  # noqa: ANN401 - JSON
     """Get, or with a body post, JSON; None for an empty answer.
 
+    Args:
+        url: of the server; neither proxies of the environment nor redirects stand between.
+        body: what is posted.
+        seconds: most in all, however slowly the answer comes.
+
     Raises:
-        RefusedError: the answer is an error, or no JSON.
+        RefusedError: the answer is an error, no JSON, or has too many bytes.
         ServerError: there is no answer.
     """
-    content = None if body is None else json.dumps(body).encode()
-    request = urllib.request.Request(url, data=content, headers={"Content-Type": "application/json"})  # noqa: S310 - see check_url
     try:
-        with _OPENER.open(request, timeout=seconds) as response:
-            answer = response.read()
-            return json.loads(answer) if answer.strip() else None
-    except urllib.error.HTTPError as error:
-        said = " ".join(error.read(4 * _MAX_ERROR).decode(errors="replace").split())[:_MAX_ERROR]
-        msg = f"{url} answered {error.code}: {said}"
-        raise RefusedError(error.code, msg) from error
-    except (ValueError, RecursionError) as error:
+        status, answer = asyncio.run(_fetch(url, body, seconds))
+    except asyncio.TimeoutError as error:
+        msg = f"{url} does not answer: no whole answer in {seconds:g} s"
+        raise ServerError(msg) from error
+    except AskError as error:
+        raise RefusedError(200, str(error)) from error
+    except (aiohttp.ClientError, OSError, ValueError) as error:
+        msg = f"{url} does not answer: {error}"
+        raise ServerError(msg) from error
+    if status != 200:  # noqa: PLR2004 - HTTP's "OK"
+        said = " ".join(answer[: 4 * _MAX_ERROR].decode(errors="replace").split())[:_MAX_ERROR]
+        msg = f"{url} answered {status}: {said}"
+        raise RefusedError(status, msg)
+    try:
+        return parse_json(answer, url) if answer.strip() else None
+    except ExpertMapsError as error:
         msg = f"{url} answered with something that is no JSON"
         raise RefusedError(200, msg) from error
-    except (OSError, http.client.HTTPException) as error:
-        msg = f"{url} does not answer: {getattr(error, 'reason', None) or error}"
-        raise ServerError(msg) from error
+
+
+async def _fetch(url: str, body: object, seconds: float) -> tuple[int, bytes]:
+    timeout = aiohttp.ClientTimeout(total=seconds)
+    method = "GET" if body is None else "POST"
+    async with (
+        aiohttp.ClientSession(timeout=timeout) as session,
+        session.request(method, url, json=body, allow_redirects=False) as response,
+    ):
+        return response.status, await read_body(response)
 
 
 def check_url(text: str) -> str:
@@ -275,8 +294,12 @@ def start(
     finally:
         assert process.stdin is not None
         process.stdin.close()
-        # The guard kills what does not stop by itself, and then ends.
-        process.wait()
+        # The guard kills what does not stop by itself, and then ends; and if it is stuck, so does its own guard.
+        try:
+            process.wait(stop_seconds + _GUARD_SECONDS)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait(_GUARD_SECONDS)
 
 
 def _wait_for_health(

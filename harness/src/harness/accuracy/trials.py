@@ -13,8 +13,9 @@ from rich.console import Console
 from expert_maps import plan, read_load
 from expert_maps.files import write_text
 from harness.accuracy import offline
-from harness.accuracy.config import BASELINE, EXPERT_MAPS, ConfigError, load_config
+from harness.accuracy.config import BASELINE, EXPERT_MAPS, ConfigError
 from harness.accuracy.limits import limits_for
+from harness.accuracy.loading import load_config
 from harness.accuracy.loads import QuestionLoad
 from harness.accuracy.run import find_data
 from harness.accuracy.settings import RunSettings
@@ -24,8 +25,8 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from expert_maps import Placement
+    from harness.accuracy.criteria import Criterion
     from harness.accuracy.records import Record
-    from harness.accuracy.verdict import Criterion
 
 # With 299 and no question lost, an arm is no worse by 1 point: 0.05 ** (1 / 299) = 1 − 0.00997.
 QUESTIONS = 300
@@ -34,7 +35,9 @@ OUTPUTS = ("log-probabilities, largest", "log-probabilities, mean", "identical t
 CHECKSUMS = ("replicas equal", "as declared")
 
 
-def settings_for(model: str, scratch: Path, questions: int, dtype: str | None = None) -> RunSettings:
+def settings_for(
+    model: str, scratch: Path, questions: int, dtype: str | None = None, *, trusted: bool = False
+) -> RunSettings:
     """Return settings whose records are not kept.
 
     Args:
@@ -42,11 +45,12 @@ def settings_for(model: str, scratch: Path, questions: int, dtype: str | None = 
         scratch: folder of the records of each arm.
         questions: the first so many.
         dtype: of weights and activations; the model's where it is None.
+        trusted: whether a .yaml file may set what can run code.
 
     Raises:
         ConfigError: the configuration or its data is absent or malformed.
     """
-    config = load_config(model)
+    config = load_config(model, trusted=trusted)
     if config.task.chat_template:
         msg = f"{config.name} is asked by a chat template; expected plain prompts, as vLLM gets them here"
         raise ConfigError(msg)
