@@ -61,3 +61,61 @@ EXPORTED int expert_maps_part_pack(const Part *part) {
     write_slots(&p, part);
     return end(&p, part);
 }
+
+/* Take the slots that are given, an expert's ranks in order. */
+static int begin_placed(Layer *p, const Part *part) {
+    const int32_t *slot = part->slot;
+    if (begin(p, part)) return OUT_OF_MEMORY;
+    memset(p->count, 0, sizeof *p->count * (size_t)part->experts);
+    layer_clear(p);
+    for (int32_t r = 0; r < p->num_ranks; r++)
+        for (int32_t i = 0; i < p->capacity[r]; i++, slot++) {
+            holders_of(p, *slot)[p->count[*slot]++] = r;
+            insert_copy(p, r, *slot);
+        }
+    sort_ranks(p);
+    return PLANNED;
+}
+
+EXPORTED int expert_maps_part_descend(Part *part) {
+    Layer p, saved;
+    Goal goal = {part->target, part->least, part->steps, (int)part->recount};
+    if (begin_placed(&p, part)) return OUT_OF_MEMORY;
+    int reached = descend(&p, &goal);
+    if (!reached && part->kicks) {
+        if (begin(&saved, part)) return OUT_OF_MEMORY;
+        reached = kick_and_descend(&p, &goal, &saved, (int32_t)part->kicks);
+        layer_free(&saved);
+    }
+    part->answer = reached;
+    write_slots(&p, part);
+    return end(&p, part);
+}
+
+EXPORTED int expert_maps_part_mean_bound(Part *part) {
+    Layer p;
+    if (begin(&p, part)) return OUT_OF_MEMORY;
+    part->answer = mean_bound(&p);
+    return end(&p, part);
+}
+
+EXPORTED int expert_maps_part_replica_bound(Part *part) {
+    Layer p;
+    if (begin(&p, part)) return OUT_OF_MEMORY;
+    part->answer = replica_bound(&p, part->low);
+    return end(&p, part);
+}
+
+EXPORTED int expert_maps_part_search_counts(Part *part) {
+    Layer p;
+    if (begin(&p, part)) return OUT_OF_MEMORY;
+    search_counts(&p, part->low, part->tolerance);
+    return end(&p, part);
+}
+
+EXPORTED int expert_maps_part_two_slot_bound(Part *part) {
+    Layer p;
+    if (begin(&p, part)) return OUT_OF_MEMORY;
+    part->answer = two_slot_bound(&p, part->low, part->high, part->tolerance);
+    return end(&p, part);
+}

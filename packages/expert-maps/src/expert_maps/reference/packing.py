@@ -50,7 +50,8 @@ def pack(layer: Layer) -> None:
                 served.append(waiting.pop(0))
     # 5. On each rank the smallest share first.
     for slots in layer.slots:
-        slots[:] = sorted(reversed(slots), key=layer.share)
+        slots.reverse()
+        slots.sort(key=layer.share)
     layer.sort_ranks()
 
 
