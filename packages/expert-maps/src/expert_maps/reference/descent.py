@@ -162,12 +162,19 @@ def nearest(
 
 @dataclass
 class _Reassignment:
-    """``rank`` holds ``added`` in place of ``dropped``; ``value`` is the hottest rank that this touches."""
+    """The best so far: ``rank`` holds ``added`` in place of ``dropped``; the hottest rank that this touches is ``value``."""
 
     value: float
     rank: int = -1
     dropped: int = -1
     added: int = -1
+    weighed: bool = False  # whether any was looked at
+
+    def take(self, value: float, rank: int, dropped: int, added: int) -> None:
+        """Weigh another one, and keep it where it is cooler."""
+        self.weighed = True
+        if value < self.value:
+            self.value, self.rank, self.dropped, self.added = value, rank, dropped, added
 
 
 def reassign_once(layer: Layer, goal: Goal) -> bool:
@@ -205,21 +212,27 @@ def _relieve(layer: Layer, target: float, best: _Reassignment) -> None:
         if cooled >= best.value:
             continue
         for dropped in range(layer.num_experts):
-            if layer.count[dropped] < 2 or dropped == added:  # noqa: PLR2004 - the last copy stays
-                continue
-            own = cooled
-            if hot in layer.holders[dropped]:
-                own += layer.share(dropped, -1) - layer.share(dropped)
-            for rank in layer.holders[dropped]:
-                if own >= best.value:
-                    break
-                if rank == hot or rank in layer.holders[added]:
-                    continue
-                value = max(own, _hottest_touched(layer, rank, dropped, added))
-                if value < best.value:
-                    best.value, best.rank, best.dropped, best.added = value, rank, dropped, added
-                if best.value <= target:
+            if layer.count[dropped] > 1 and dropped != added:
+                _consider_copies(layer, (dropped, added), cooled, target, best)
+                if best.value <= target and best.weighed:
                     return
+
+
+def _consider_copies(
+    layer: Layer, step: tuple[int, int], cooled: float, target: float, best: _Reassignment
+) -> None:
+    """Weigh ``added`` in place of each copy of ``dropped`` outside of the hottest rank, which then carries ``cooled``."""
+    hot, (dropped, added) = layer.hottest, step
+    if hot in layer.holders[dropped]:  # its copy there gets heavier
+        cooled += layer.share(dropped, -1) - layer.share(dropped)
+    for rank in layer.holders[dropped]:
+        if cooled >= best.value:
+            return
+        if rank == hot or rank in layer.holders[added]:
+            continue
+        best.take(max(cooled, _hottest_touched(layer, rank, dropped, added)), rank, dropped, added)
+        if best.value <= target:
+            return
 
 
 def _exchange(layer: Layer, target: float, best: _Reassignment) -> None:
@@ -233,8 +246,6 @@ def _exchange(layer: Layer, target: float, best: _Reassignment) -> None:
                 continue
             if hot in layer.holders[added]:
                 continue
-            value = _hottest_touched(layer, hot, dropped, added)
-            if value < best.value:
-                best.value, best.rank, best.dropped, best.added = value, hot, dropped, added
+            best.take(_hottest_touched(layer, hot, dropped, added), hot, dropped, added)
             if best.value <= target:
                 return
