@@ -521,6 +521,13 @@ def _build_for(session: nox.Session, machine: str, dist: Path, builder: Sequence
 
 
 @nox.session
+def docs(session: nox.Session) -> None:
+    """Build the site below `build/site`; fails on links and references that lead to nothing. `-- serve` shows it."""
+    install(session, "docs", CORE)
+    session.run("mkdocs", *(session.posargs or ["build", "--quiet"]), env={**ENV, "NO_MKDOCS_2_WARNING": "1"})
+
+
+@nox.session
 def lock(session: nox.Session) -> None:
     """Write the pinned requirement files anew; installs uv for it."""
     session.install("--require-hashes", "-r", "requirements/tools.txt")
@@ -537,6 +544,7 @@ def lock(session: nox.Session) -> None:
         ("pythons", "3.10", ["--constraints", "requirements/dev.txt"]),
         ("minimums", "3.10", lowest),
         ("tools", "3.10", []),
+        ("docs", "3.10", ["--constraints", "requirements/run.txt"]),
         ("zig", "3.10", []),
         ("vllm", "3.11", without_torch),
     ):

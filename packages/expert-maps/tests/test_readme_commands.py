@@ -15,13 +15,16 @@ ROOT = Path(__file__).resolve().parents[3]
 PAGES = {
     "README.md": "## From a load to a map",
     "docs/commands.md": "# The command line",
+    "docs/tutorial.md": "# Tutorial: from a load to a checked map, and a better one later",
     "packages/expert-maps/README.md": "# expert-maps",
 }
 
 
 def commands_of(page: str, section: str) -> list[tuple[str, list[str]]]:
     """Return the commands of a section's consoles with the lines that are shown after each."""
-    text = (ROOT / page).read_text(encoding="utf-8").split(f"{section}\n", 1)[1].split("\n## ", 1)[0]
+    text = (ROOT / page).read_text(encoding="utf-8").split(f"{section}\n", 1)[1]
+    if section.startswith("## "):
+        text = text.split("\n## ", 1)[0]
     found: list[tuple[str, list[str]]] = []
     for console in re.findall(r"```console\n(.*?)```", text, flags=re.DOTALL):
         for line in console.splitlines():
