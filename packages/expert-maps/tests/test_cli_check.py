@@ -124,6 +124,15 @@ def test_check_lists_so_many_and_counts_the_rest(tmp_path: Path) -> None:
     assert len(json.loads(run("check", path, "--json").stdout)["violations"]) == 57
 
 
+def test_a_format_that_is_not_there_or_unknown_is_one_line(tmp_path: Path) -> None:
+    path = generate(tmp_path)
+    assert run("check", path, "--from", "expert-maps").exit_code == 0
+    assert_one_line_error(
+        run("check", path, "--from", "nosuch"), "'nosuch'", "expected one of expert-maps, vllm"
+    )
+    assert_one_line_error(run("check", path, "--from", "sglang"), "there is no physical_to_logical_map")
+
+
 def test_check_reads_standard_input(tmp_path: Path) -> None:
     content = generate(tmp_path).read_bytes()
     assert run("check", "-", given=content).stdout.startswith("-: ok, 1 layers, 8 experts")

@@ -6,14 +6,18 @@ from __future__ import annotations
 
 import copy
 import json
+import random
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
 from cli_runs import assert_one_line_error, run
 
-from expert_maps import Placement
-from expert_maps.formats import deepseek, golden, native, vllm_ascend
+from expert_maps import ExpertMapsError, Placement
+from expert_maps.files import Source
+from expert_maps.formats import deepseek, golden, inspect_map, native, vllm_ascend
+from expert_maps.formats.examining import examine_map
+from expert_maps.formats.mapfile import Asked
 from expert_maps.layered import LayeredPlacement
 
 if TYPE_CHECKING:
@@ -368,3 +372,68 @@ def test_an_omni_pattern_with_an_empty_layer_names_the_experts(tmp_path: Path) -
     assert told["kinds"] == {"missing": 2, "uneven": 2}
     np.save(tmp_path / "map.npy", np.zeros((2, 2, 2), dtype=np.int32))
     assert_one_line_error(run("check", tmp_path / "map.npy"), "layer 0 of the pattern has no experts")
+
+
+ODD: tuple[object, ...] = (
+    None,
+    True,
+    0,
+    -1,
+    7,
+    2**31,
+    2**63,
+    1.5,
+    "",
+    "x",
+    [],
+    {},
+    [0],
+    [[0]],
+    [[[0]]],
+    {"a": 1},
+)
+
+
+def nodes(node: Any, path: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:  # noqa: ANN401
+    entries = node.items() if isinstance(node, dict) else enumerate(node) if isinstance(node, list) else ()
+    below = [place for key, value in entries for place in nodes(value, (*path, key))]
+    return [path, *below] if path else below
+
+
+@pytest.mark.parametrize(
+    "make", [ascend, own, with_maps, arrays, load_balancer, lambda: with_maps() | ascend()]
+)
+def test_check_lists_something_exactly_where_readers_refuse(make: Callable[[], Document]) -> None:
+    chance = random.Random(str(sorted(make())))  # noqa: S311 - no secret
+    listed = 0
+    for _ in range(150):
+        document = make()
+        for place in chance.choices(nodes(document), k=chance.choice((1, 1, 2))):
+            node: Any = document
+            try:
+                for key in place[:-1]:
+                    node = node[key]
+                was = node[place[-1]]
+            except (IndexError, KeyError, TypeError):
+                continue  # gone with the first change
+            if chance.random() < 0.2:
+                del node[place[-1]]
+            elif chance.random() < 0.4 and type(was) is int:
+                node[place[-1]] = was + chance.choice((1, -1))
+            else:
+                node[place[-1]] = copy.deepcopy(chance.choice(ODD))
+        source = Source("map.json", json.dumps(document).encode())
+        try:
+            inspect_map(source, ep_size=2)
+            is_refused = False
+        except ExpertMapsError:
+            is_refused = True
+        try:
+            violations = examine_map(source, Asked(ep_size=2)).violations
+        except ExpertMapsError:
+            assert is_refused
+            continue
+        assert bool(violations) == is_refused, document
+        assert sum(violations.count_kinds().values()) == len(list(violations))
+        listed += bool(violations)
+    assert listed > 20

@@ -5,7 +5,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Literal, Protocol, overload
 
 from expert_maps.limits import MAX_LISTED
@@ -96,7 +96,7 @@ class Violation:
 
     def to_dict(self) -> dict[str, str | int | None]:
         """Return the attributes by name, for JSON."""
-        return asdict(self)
+        return dict(vars(self))
 
 
 class ViolationGroup(Protocol):

@@ -5,7 +5,7 @@
 from __future__ import annotations
 
 import re
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -260,7 +260,7 @@ def document(file: str, checked: Checked, violations: Violations, most: int | No
         "file": file,
         "ok": not violations,
         "num_violations": len(violations),
-        "violations": [asdict(violation) for violation in violations[:most]],
+        "violations": [violation.to_dict() for violation in violations[:most]],
         "kinds": {str(kind): count for kind, count in violations.count_kinds().items()},
         "counts": placement and {name: _listed(getattr(placement, name)) for name in _COUNTS},
         "layers": None if checked.layers is None else list(checked.layers),

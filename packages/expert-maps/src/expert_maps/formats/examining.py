@@ -13,7 +13,7 @@ from expert_maps.formats.contents import read_content
 from expert_maps.formats.contradictions import Listing, contradiction
 from expert_maps.formats.mapfile import RanksUnsaidError
 from expert_maps.formats.placements import READERS
-from expert_maps.formats.recognising import form_of, kinds_in, name_kinds, recognise
+from expert_maps.formats.recognising import check_form, form_of, kinds_in, name_kinds, recognise
 
 if TYPE_CHECKING:
     from expert_maps.errors import Violations
@@ -48,6 +48,7 @@ def examine_map(path: AnyPath, asked: Asked, form: str | None = None) -> Examine
     Raises:
         FormatError: it cannot be read as a map at all, or not without what it does not say.
     """
+    check_form(form)
     content = read_content(path, as_yaml=form == "tensorrt-llm")
     try:
         kinds = kinds_in(content)

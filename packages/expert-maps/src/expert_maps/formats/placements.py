@@ -23,7 +23,7 @@ from expert_maps.formats import (
 )
 from expert_maps.formats.contents import Content, read_content
 from expert_maps.formats.mapfile import Asked, Form, MapFile, RanksUnsaidError
-from expert_maps.formats.recognising import FORM_NAMES, recognise
+from expert_maps.formats.recognising import check_form, recognise
 from expert_maps.layered import AnyPlacement, refuse_layered
 
 if TYPE_CHECKING:
@@ -153,9 +153,7 @@ def inspect_map(  # noqa: PLR0913 - options by keyword
         FormatError: as `read_placement`.
         PlacementError: as `read_any_placement`.
     """
-    if format is not None and format not in FORM_NAMES:
-        msg = f"format is {format!r}; expected one of {', '.join(FORM_NAMES)}"
-        raise FormatError(msg)
+    check_form(format)
     asked = Asked(
         num_logical_experts=num_logical_experts,
         ep_size=ep_size,

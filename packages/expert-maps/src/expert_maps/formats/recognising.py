@@ -42,6 +42,17 @@ _SIGNS: dict[str, tuple[str, ...]] = {
 }
 
 
+def check_form(form: str | None) -> None:
+    """Refuse what is no format.
+
+    Raises:
+        FormatError: as said; the known ones are listed.
+    """
+    if form is not None and form not in FORM_NAMES:
+        msg = f"format is '{printable(form)}'; expected one of {', '.join(FORM_NAMES)}"
+        raise FormatError(msg)
+
+
 def recognise(content: Content, asked: str | None = None) -> Form:
     """Return the format of a file's content.
 
