@@ -41,8 +41,10 @@ def test_sglang_layers_by_the_model(tmp_path: Path) -> None:
     found = inspect_load(path, model=model((1, 3, 5), 6))
     assert found.load.total.tolist() == [*ROWS[:2], [0] * 4]
     assert found.layers == (1, 3, 5)
-    assert any("layer 5 has no tokens" in text for text in found.warnings)
-    with pytest.raises(LoadError, match=r"layers 3 have tokens; expected none, as they are dense in tiny"):
+    assert any("row 2 (layer 5) has no tokens" in text for text in found.warnings)
+    with pytest.raises(
+        LoadError, match=r"layer 3 has tokens; expected none of a layer that is dense in tiny"
+    ):
         read_load(path, model=model((1, 5), 6))
     with pytest.raises(LoadError, match="load has 2 layers; expected 3, as tiny has"):
         read_load(path, model=model((1, 3, 9), 10))

@@ -69,7 +69,7 @@ class Origin:
     """
 
     cluster: Cluster
-    again: Callable[[PlanResult, Origin], PlanResult]
+    again: Callable[[PlanResult, Origin, Callable[[int, int], object] | None], PlanResult]
     tolerance: float | None = None
     start: Start | None = None
 
@@ -140,15 +140,18 @@ class PlanResult(Balance, Frozen):
             and self.policy != "deepseek_global"
         )
 
-    def without_groups(self) -> PlanResult:
+    def without_groups(self, progress: Callable[[int, int], object] | None = None) -> PlanResult:
         """Plan the same again as if experts had no groups and ranks no nodes; this result where it is so already.
+
+        Args:
+            progress: as for `plan`.
 
         Raises:
             LayoutError: the counts allow no such plan.
         """
-        return (
-            self._origin.again(self, self._origin) if self.keeps_groups and self._origin is not None else self
-        )
+        if self._origin is None or not self.keeps_groups:
+            return self
+        return self._origin.again(self, self._origin, progress)
 
     def cost_of_groups(self) -> float:
         """Return what it costs that groups stay on nodes: how much more the hottest ranks carry, as a fraction.

@@ -17,6 +17,7 @@ from expert_maps.cli.options import (
     OutputOption,
     PhysicalOption,
     RedundantOption,
+    as_choice,
 )
 from expert_maps.errors import LayoutError
 
@@ -66,7 +67,7 @@ def generate(
     from expert_maps.cli.sizing import slots_of_layer
     from expert_maps.cli.writing import Output, check_output
     from expert_maps.formats.native import dumps
-    from expert_maps.layouts import generate_placement
+    from expert_maps.layouts import LAYOUT_NAMES, generate_placement
     from expert_maps.validation import as_count
 
     target = check_output(output, {"--model": model}, json=json)
@@ -81,7 +82,7 @@ def generate(
         slots_of_layer(redundant, physical, experts, None)
         redundant = as_count("--physical", physical, experts, error=LayoutError) - experts
     placement = generate_placement(
-        layout,
+        as_choice("--layout", layout, LAYOUT_NAMES),
         num_experts=experts,
         ep_size=ep_size,
         num_redundant_experts=0 if redundant is None else redundant,

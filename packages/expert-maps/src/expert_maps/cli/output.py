@@ -12,6 +12,7 @@ import textwrap
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from expert_maps._words import counted as plural
 from expert_maps.cli.notes import hold, release_notes
 from expert_maps.errors import printable
 
@@ -50,6 +51,20 @@ _PLAIN = {
     "─": "-",
 }
 _HANDLER = "expert-maps-plain"
+
+__all__ = [
+    "accept_every_character",
+    "as_count",
+    "as_size",
+    "error_line",
+    "note",
+    "plural",
+    "print_json",
+    "say",
+    "warn",
+    "width_of",
+    "wrapped",
+]
 
 
 def accept_every_character() -> None:
@@ -152,8 +167,3 @@ def as_size(count: int) -> str:
 def as_count(value: float) -> str:
     """Write a number of tokens with separators: whole where it is whole or large."""
     return f"{value:,.0f}" if value == int(value) or value >= 1000 else f"{value:,.2f}"  # noqa: PLR2004
-
-
-def plural(count: int, word: str) -> str:
-    """Write a count with its word, like ``1 step`` and ``2 steps``."""
-    return f"{count} {word}{'s' * (count != 1)}"

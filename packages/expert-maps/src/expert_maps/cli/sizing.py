@@ -49,6 +49,32 @@ def slots_of_layer(
     return num_experts + copies
 
 
+def slots_or_proposal(
+    redundant: int | None,
+    physical: int | None,
+    num_experts: int,
+    ep_size: int,
+    current: Placement | None,
+    *,
+    allow_uneven: bool,
+) -> tuple[int, str | None]:
+    """Return P, and why that many where nobody has said it; arguments and errors as of the two functions below.
+
+    Args:
+        redundant: what `--redundant` says.
+        physical: what `--physical` says.
+        num_experts: E.
+        ep_size: R.
+        current: the map in use, or None.
+        allow_uneven: whether the slots need not divide by the ranks.
+
+    Raises:
+        LayoutError: as said.
+    """
+    slots = slots_of_layer(redundant, physical, num_experts, ep_size, allow_uneven=allow_uneven)
+    return proposed_slots(num_experts, ep_size, current) if slots is None else (slots, None)
+
+
 def proposed_slots(num_experts: int, ep_size: int, current: Placement | None) -> tuple[int, str]:
     """Return P where nobody has said it, and why that many.
 

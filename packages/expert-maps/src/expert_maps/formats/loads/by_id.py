@@ -10,7 +10,7 @@ import numpy as np
 
 from expert_maps import limits
 from expert_maps.errors import LoadError
-from expert_maps.formats.loads.values import spans
+from expert_maps.formats.loads.values import layers_named
 from expert_maps.load import refuse_bad
 from expert_maps.validation import check_counts
 
@@ -86,4 +86,4 @@ def tabulate(
 def missing_layers(labels: tuple[int, ...]) -> tuple[str, ...]:
     """Return a warning where layers between others are missing."""
     holes = sorted(set(range(labels[0], labels[-1] + 1)) - set(labels))
-    return (f"there are no counts for layer {spans(holes)}, between others that have some",) if holes else ()
+    return (f"there are no counts for {layers_named(holes)}, between others that have some",) if holes else ()

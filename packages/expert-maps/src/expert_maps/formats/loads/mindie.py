@@ -14,10 +14,11 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from expert_maps._words import counted
 from expert_maps.errors import LoadError
 from expert_maps.formats.loads.counts import Counts, Form
 from expert_maps.formats.loads.csv_tables import text_of
-from expert_maps.formats.loads.values import check_table, counted, listed, naming
+from expert_maps.formats.loads.values import check_table, listed, naming
 from expert_maps.load import refuse_bad
 
 if TYPE_CHECKING:

@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from expert_maps._words import counted
 from expert_maps.errors import LoadError
-from expert_maps.formats.loads.values import check_table, counted
+from expert_maps.formats.loads.values import check_table
 
 if TYPE_CHECKING:
     from expert_maps.formats.loads.counts import Counts
