@@ -5,6 +5,6 @@
 from __future__ import annotations
 
 
-def counted(count: int, word: str) -> str:
-    """Return a count with its word: ``1 step``, ``2 steps``."""
-    return f"{count} {word}{'' if count == 1 else 's'}"
+def counted(count: int | str, word: str) -> str:
+    """Return a count, or one as it is shown, with its word: ``1 step``, ``2 steps``, ``5/6 slots``."""
+    return f"{count} {word}{'' if str(count) == '1' else 's'}"

@@ -11,6 +11,7 @@ import numpy as np
 
 from expert_maps import metrics
 from expert_maps._frozen import Frozen, lazy
+from expert_maps._words import counted
 from expert_maps.policies._broken import broken_layers
 
 if TYPE_CHECKING:
@@ -171,7 +172,7 @@ class PlanResult(Balance, Frozen):
                 f"{self.policy}: {describe_counts(self.placement)}",
                 *describe_balance(self.balancedness, self.overall_balancedness),
                 *(
-                    [f"balancedness over {self.load.num_steps} steps {self.over_steps:.4f}"]
+                    [f"balancedness over {counted(self.load.num_steps, 'step')} {self.over_steps:.4f}"]
                     * (len(self.load) > 1)
                 ),
                 *self._proof(),
@@ -220,8 +221,8 @@ def describe_counts(placement: Placement) -> str:
     low, high = int(placement.slots_per_rank.min()), int(placement.slots_per_rank.max())
     slots = str(low) if low == high else f"{low} to {high}"
     return (
-        f"{placement.num_layers} layers, {placement.num_logical_experts} experts + "
-        f"{placement.num_redundant_experts} redundant on {placement.ep_size} ranks of {slots} slots"
+        f"{counted(placement.num_layers, 'layer')}, {counted(placement.num_logical_experts, 'expert')} + "
+        f"{placement.num_redundant_experts} redundant on {counted(placement.ep_size, 'rank')} of {counted(slots, 'slot')}"
     )
 
 

@@ -104,7 +104,7 @@ def compare(
         )
         return
     say(
-        f"{counted(trace.num_layers, 'layer')} of {trace.num_experts} experts on {ep_size} ranks, "
+        f"{counted(trace.num_layers, 'layer')} of {counted(trace.num_experts, 'expert')} on {counted(ep_size, 'rank')}, "
         f"{counted(trace.num_steps, 'step')} of load",
         wrap=True,
     )

@@ -89,7 +89,7 @@ def _most_changed(moved: Moves, names: LayerNames) -> list[str]:
         return []
     most = [index for index in np.argsort(-changed, kind="stable")[:_MOST] if changed[index]]
     named = named_values([(int(layer), counted(int(changed[layer]), "slot")) for layer in most], names)
-    return [f"{np.count_nonzero(changed)} of {len(changed)} layers change, most of all: {named}"]
+    return [f"{np.count_nonzero(changed)} of {counted(len(changed), 'layer')} change, most of all: {named}"]
 
 
 def _moves_of(old: Placement, new: Placement, moved: Moves, layer: int) -> list[dict[str, int | bool]]:

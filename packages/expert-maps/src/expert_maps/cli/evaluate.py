@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from expert_maps._words import counted
 from expert_maps.cli.loading import LoadOptions, LoadsArgument
 from expert_maps.cli.mapping import FromOption, RanksOption
 from expert_maps.cli.options import (
@@ -135,7 +136,7 @@ def _hottest(found: Evaluation, names: LayerNames) -> list[str]:
             if ratio[layer, index] <= 0:
                 continue
             copies = found.placement.replica_count[layer, index] if what == "expert" else 0
-            tokens = f"{ratio[layer, index]:.3f} × mean, {as_count(loads[layer, index])} tokens"
+            tokens = f"{ratio[layer, index]:.3f} × mean, {counted(as_count(loads[layer, index]), 'token')}"
             more = f", {copies} copies" if copies > 1 else ""
             named.append(f"{index} in {names.one(int(layer))} ({tokens}{more})")
         lines.append(f"hottest {what}s: {', '.join(named) or 'none'}")

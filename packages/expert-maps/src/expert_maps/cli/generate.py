@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from expert_maps._words import counted
 from expert_maps.cli.model import MODEL_HELP, read_model
 from expert_maps.cli.options import (
     AllowDuplicatesOption,
@@ -121,7 +122,7 @@ def _print(placement: Placement, layout: str, target: Output, *, json: bool) -> 
         return
     slots = "/".join(map(str, sorted(set(placement.slots_per_rank.tolist()))))
     line = (
-        f"{target.where}: {layout}, {placement.num_layers} layers, {placement.num_logical_experts} experts, "
-        f"{placement.num_redundant_experts} redundant, {placement.ep_size} ranks of {slots} slots"
+        f"{target.where}: {layout}, {counted(placement.num_layers, 'layer')}, {counted(placement.num_logical_experts, 'expert')}, "
+        f"{placement.num_redundant_experts} redundant, {counted(placement.ep_size, 'rank')} of {counted(slots, 'slot')}"
     )
     say([line, target.line] if target.replaces else line, err=target.is_stdout, wrap=True)

@@ -94,7 +94,7 @@ def _lines(found: LoadFile) -> list[str]:
         shape,
         f"tokens of a layer: {_number(totals.min())} to {_number(totals.max())}, {_number(totals.sum())} in all",
         f"hottest expert over mean: {ratios.min():.3f} to {ratios.max():.3f}, mean {ratios.mean():.3f}",
-        f"hottest of all: {LayerNames(found.layers).one(worst)}, expert {expert}, {_number(trace.total[worst, expert])} tokens",
+        f"hottest of all: {LayerNames(found.layers).one(worst)}, expert {expert}, {counted(_number(trace.total[worst, expert]), 'token')}",
         f"experts without a token: {idle} of {trace.total.size}",
     ]
 

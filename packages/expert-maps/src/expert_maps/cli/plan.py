@@ -94,6 +94,7 @@ def plan(
     inputs: Inputs = {"LOAD": loads, "--map": said.map, "--current": current, "--model": said.model}
     refuse_two_stdins(inputs)
     target = check_output(output, inputs, json=json)
+    as_choice("--policy", policy, POLICY_NAMES)
     moves = as_max_moves(max_moves, None)
     _refuse_without(current, {"--expert-bytes": expert_bytes, "--max-moves": max_moves, "--from": source})
     loaded = inspect_loads(loads, said)
@@ -110,7 +111,7 @@ def plan(
         trace,
         num_physical_experts=slots,
         ep_size=ep_size,
-        policy=as_choice("--policy", policy, POLICY_NAMES),
+        policy=policy,
         tolerance=tolerance,
         current=before,
         max_moves=moves,

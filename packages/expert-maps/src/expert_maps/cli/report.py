@@ -215,8 +215,8 @@ def title_of(placement: AnyPlacement, trace: ExpertLoad, name: str) -> str:
     slots = "/".join(map(str, np.unique(placement.slots_per_rank).tolist()))
     redundant = "/".join(map(str, np.unique(placement.num_redundant_experts).tolist()))
     return (
-        f"{name}: {placement.num_logical_experts} experts + {redundant} redundant on "
-        f"{placement.ep_size} ranks of {slots} slots, {counted(placement.num_layers, 'layer')}, "
+        f"{name}: {counted(placement.num_logical_experts, 'expert')} + {redundant} redundant on "
+        f"{counted(placement.ep_size, 'rank')} of {counted(slots, 'slot')}, {counted(placement.num_layers, 'layer')}, "
         f"{counted(trace.num_steps, 'step')} of load"
     )
 
@@ -240,7 +240,7 @@ def moved_line(moves: Moves, moved_bytes: int | None) -> str:
     """Return how many slots change, and what that sends."""
     changed, fetched = moves.changed, moves.fetched
     return (
-        f"{int(changed.sum())} of {changed.size} slots change ({changed.mean():.1%}); "
+        f"{int(changed.sum())} of {counted(changed.size, 'slot')} change ({changed.mean():.1%}); "
         f"{int(fetched.sum())} are fetched from another rank"
         + (f", {as_size(moved_bytes)}" if moved_bytes is not None else "")
     )

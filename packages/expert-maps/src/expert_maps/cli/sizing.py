@@ -6,6 +6,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from expert_maps._words import counted
 from expert_maps.counts import check_divides, least_redundancy
 from expert_maps.errors import LayoutError
 from expert_maps.validation import as_count
@@ -41,7 +42,7 @@ def slots_of_layer(
     if physical is not None and physical != num_experts + copies:
         msg = (
             f"--physical is {physical} and --redundant {copies}; expected --physical {num_experts + copies}, the "
-            f"{num_experts} experts and {copies} redundant ones, or only one of the two"
+            f"{counted(num_experts, 'expert')} and {copies} redundant ones, or only one of the two"
         )
         raise LayoutError(msg)
     if ep_size is not None and not allow_uneven:
@@ -94,5 +95,5 @@ def proposed_slots(num_experts: int, ep_size: int, current: Placement | None) ->
     more = f"; --redundant {copies + ranks} gives each rank one slot more"
     return (
         num_experts + copies,
-        f"--redundant {copies} taken, the least with which {num_experts} experts divide by {ranks} ranks{more}",
+        f"--redundant {copies} taken, the least with which {counted(num_experts, 'expert')} divide by {counted(ranks, 'rank')}{more}",
     )

@@ -78,7 +78,10 @@ OPTION_WORDS: dict[str, tuple[str, ...]] = {
     **dict.fromkeys(
         ("eprank", "rankid", "card", "npu", "gpu", "device", "deviceid"), ("--rank", "--ep-size")
     ),
-    **dict.fromkeys(("tp", "tensorparallelsize"), ("--tp-size",)),
+    **dict.fromkeys(("tp", "tensorparallelsize", "tensorparallel", "numtp"), ("--tp-size", "--ep-size")),
+    **dict.fromkeys(
+        ("dp", "dpsize", "dataparallelsize", "tpsize", "worldranks", "numgpu", "numnpu"), ("--ep-size",)
+    ),
     **dict.fromkeys(
         ("algorithm", "algo", "eplbpolicy", "eplbpolicytype", "strategy"), ("--policy", "--policies")
     ),
@@ -155,8 +158,9 @@ def meant_options(word: str, known: Collection[str]) -> list[str]:
     plain = _plain(word)
     spelled = [option for option in known if _plain(option) == plain]
     translated = [option for option in OPTION_WORDS.get(plain, ()) if option in known]
-    # Of the words that mean one thing the first is the best; the second stands in where a command lacks the first.
-    return spelled or translated[:1] or _similar(word, known)
+    # Of the words that mean one thing the first is the best; the second stands in where a command lacks the first. Where it
+    # lacks both, what is spelled alike means something else.
+    return spelled or (translated[:1] if plain in OPTION_WORDS else _similar(word, known))
 
 
 def meant_commands(word: str, known: Collection[str]) -> list[str]:

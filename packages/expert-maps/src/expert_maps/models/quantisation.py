@@ -14,6 +14,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import NoReturn
 
+from expert_maps._words import counted
 from expert_maps.models.values import Config, shown
 
 DTYPE_BYTES = {"bfloat16": 2, "float16": 2, "float32": 4, "float8": 1, "int8": 1}
@@ -67,7 +68,7 @@ class Shape:
         """The projections in a few words."""
         outputs, inputs = self.projections[0]
         biased = " and biases" if self.biases else ""
-        return f"{len(self.projections)} projections of {inputs} x {outputs}{biased}"
+        return f"{counted(len(self.projections), 'projection')} of {inputs} x {outputs}{biased}"
 
 
 def quantised_bytes(config: Config, shape: Shape) -> tuple[int, str]:
@@ -243,7 +244,9 @@ def _compressed(quant: Config, shape: Shape, config: Config) -> tuple[int, str]:
         or not isinstance(found[0], Mapping)
         or not isinstance(found[0].get("weights"), Mapping)
     ):
-        untold(f"config_groups of the quantisation has {len(found)} groups; expected one that says experts'")
+        untold(
+            f"config_groups of the quantisation has {counted(len(found), 'group')}; expected one that says experts'"
+        )
     weights = Config(config.name, found[0]["weights"])
     layout = found[0].get("format") or quant.get("format")
     kind, bits, strategy = weights.get("type"), weights.get("num_bits"), weights.get("strategy")

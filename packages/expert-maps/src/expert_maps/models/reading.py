@@ -9,6 +9,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Literal, TypeAlias
 
 from expert_maps import limits
+from expert_maps._words import counted
 from expert_maps.errors import FormatError
 from expert_maps.models import experts, keys, sizes, telling
 from expert_maps.models.architectures import ALL_LAYERS, DEFAULTS, NOT_WITHOUT, SILENT_KEYS, STATED
@@ -129,7 +130,7 @@ def _moe_layers(
     if deciding:
         _, layers, words = deciding[0]
         if not layers:
-            msg = f"{config.name}: not an MoE model: {words} leaves none of {count} layers with experts"
+            msg = f"{config.name}: not an MoE model: {words} leaves none of {counted(count, 'layer')} with experts"
             raise FormatError(msg)
         return layers, words, False
     default = _default(config, count, drafts)

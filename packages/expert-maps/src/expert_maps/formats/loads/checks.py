@@ -76,7 +76,7 @@ def suspicions(load: ExpertLoad, options: LoadOptions, labels: Sequence[int] | N
         yield f"{what} no tokens{'' if chosen else '; leave dense layers out with --layers or --model'}"
     still = int((load.counts.sum(axis=(1, 2)) == 0).sum())
     if still:
-        yield f"{still} of {load.num_steps} steps have no tokens, as of a buffer that was not full; --steps leaves them out"
+        yield f"{still} of {counted(load.num_steps, 'step')} have no tokens, as of a buffer that was not full; --steps leaves them out"
     if np.isin(load.counts, (0, 1)).all():
         yield "every count is 0 or 1: a mask or a placement rather than a load"
     if options.known_experts is None and options.placement is None:
@@ -100,7 +100,7 @@ def _shape(load: ExpertLoad) -> Iterator[str]:
     columns, rows = load.total.sum(axis=0), load.total.sum(axis=1)
     if min(layers, experts) > 1 and not differ(columns) and differ(rows):
         yield (
-            f"{layers} layers of {experts} experts: it looks transposed, because the columns have equal totals and the rows "
+            f"{counted(layers, 'layer')} of {counted(experts, 'expert')}: it looks transposed, because the columns have equal totals and the rows "
             "have not; say --experts to be sure"
         )
     elif layers > _MOST_LAYERS:
@@ -108,6 +108,6 @@ def _shape(load: ExpertLoad) -> Iterator[str]:
     base = max((number for number in _REDUNDANT_FROM if number < experts), default=experts)
     if experts not in _EXPERTS and base < experts <= base * (1 + _MAX_REDUNDANCY):
         yield (
-            f"{experts} columns may be physical slots, {base} experts and {experts - base} redundant; give --map MAP if "
+            f"{counted(experts, 'column')} may be physical slots, {counted(base, 'expert')} and {experts - base} redundant; give --map MAP if "
             f"they are, or --experts {experts}"
         )

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from expert_maps import limits
+from expert_maps._words import counted
 from expert_maps.errors import LoadError
 from expert_maps.formats.loads.by_id import missing_layers
 from expert_maps.formats.loads.counts import Counts, Form, combine
@@ -225,7 +226,7 @@ def _table(text: CsvText, layout: Layout) -> Counts:
 def _counts_of(text: CsvText, layout: Layout) -> Float64Array:
     counts = text.table(layout.header, len(layout.names))
     if layout.order is not None and counts.shape[1] != len(layout.order):
-        msg = f"lines have {counts.shape[1]} counts and the header names {len(layout.order)} experts; expected as many"
+        msg = f"lines have {counted(counts.shape[1], 'count')} and the header names {counted(len(layout.order), 'expert')}; expected as many"
         raise LoadError(msg)
     return counts
 

@@ -105,7 +105,7 @@ def _steps(document: Document, options: LoadOptions, layers: int) -> Float64Arra
     numbers = text.table()
     if len(numbers) % layers:
         msg = (
-            f"has {len(numbers)} lines; expected a multiple of {layers} layers (with a draft layer there is a line more "
+            f"has {counted(len(numbers), 'line')}; expected a multiple of {counted(layers, 'layer')} (with a draft layer there is a line more "
             "in each step: give --moe-layers with it, and --layers to leave it out)"
         )
         raise LoadError(msg)
