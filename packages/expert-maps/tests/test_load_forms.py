@@ -106,9 +106,9 @@ def test_sglang_csv_files_of_ranks_are_added(tmp_path: Path) -> None:
         ("0,0,-1\n", "expected a number from 0"),
         ("0,99999999,1\n", "expert id is 99999999"),
         ("9999999,0,1\n", "layer id is 9999999"),
-        ("0,x,1\n", "line 2 is no layer_id"),
-        ("0,0,1\n1,0\n", "line 3 is no layer_id"),
-        ("0,0,x\n", "line 2 is no layer_id"),
+        ("0,x,1\n", "not numbers: line 2 has 'x'; expected layer_id"),
+        ("0,0,1\n1,0\n", "line 3 has 2 cells; expected layer_id"),
+        ("0,0,x\n", "not numbers: line 2 has 'x'; expected layer_id"),
     ):
         with pytest.raises(LoadError, match=message):
             read_load(write(tmp_path / "bad.csv", header + text))

@@ -60,7 +60,7 @@ def tabulate(
         msg = "there are no counts; expected some for each layer and expert"
         raise LoadError(msg)
     check_ids(layers, experts)
-    refuse_bad(counts, ("line",))
+    refuse_bad(counts, ("layer", "expert"), (layers, experts))
     labels, rows = np.unique(layers, return_inverse=True)
     said = options.known_experts
     num_experts = int(experts.max()) + 1 if said is None else said
