@@ -72,6 +72,28 @@ def test_a_model_is_read_once_also_from_standard_input(
         assert by_input.stdout == by_file.stdout
 
 
+def test_bytes_that_a_model_does_not_tell_are_asked_for(write: Callable[[dict[str, Any]], None]) -> None:
+    write(
+        {**DENSE_FIRST, "hidden_size": 8, "moe_intermediate_size": 4, "dtype": "bfloat16", "quantize": "w4a8"}
+    )
+    plan = (
+        "plan",
+        "rows.npy",
+        "--ep-size",
+        2,
+        "--current",
+        "sglang.json",
+        "--physical",
+        6,
+        "--model",
+        "config.json",
+    )
+    assert (
+        "bytes that are fetched are unknown (quantize is 'w4a8', which is not known here" in run(*plan).stdout
+    )
+    assert "are unknown" not in run(*plan, "--expert-bytes", 7).stdout
+
+
 def test_assumed_layers_are_warned_of_by_every_command(write: Callable[[dict[str, Any]], None]) -> None:
     write(ASSUMED)
     assert run("plan", "rows.npy", "--ep-size", 2, "--output", "map.json").exit_code == 0

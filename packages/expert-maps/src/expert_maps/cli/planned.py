@@ -76,6 +76,7 @@ class Making:
             self.proposed,
             ungrouped_balancedness(result),
             self.names,
+            "" if size is not None or model is None else model.expert_bytes_rule,
         )
         report.warn_of_mended()
         _ = report.moved_bytes  # refused before anything is written

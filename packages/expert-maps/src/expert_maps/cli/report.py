@@ -52,6 +52,7 @@ class PlanReport:
         proposed: why there are so many slots, where nobody said how many.
         ungrouped: overall balancedness of a plan without groups and nodes; None where there are none.
         names: how layers are named.
+        bytes_unknown: why an expert's bytes are not known, where a model was said to know them by.
     """
 
     result: PlanResult
@@ -62,6 +63,7 @@ class PlanReport:
     proposed: str | None = None
     ungrouped: float | None = None
     names: LayerNames = UNNUMBERED
+    bytes_unknown: str = ""
 
     @cached_property
     def before(self) -> Evaluation:
@@ -140,6 +142,10 @@ class PlanReport:
             )
         if result.moves is not None:
             lines.append(moved_line(result.moves, self.moved_bytes))
+            if self.bytes_unknown:
+                lines.append(
+                    f"bytes that are fetched are unknown ({self.bytes_unknown}): give --expert-bytes"
+                )
         return [*lines, self.output.line]
 
     @property

@@ -60,4 +60,4 @@ def model_counts(
         layers=layers,
         if_untold=if_untold,
     )
-    return counts if isinstance(model, Source) else sizes.without_other_files(counts, Path(model).parent)
+    return counts if isinstance(model, Source) else sizes.with_other_files(counts, config, Path(model).parent)
