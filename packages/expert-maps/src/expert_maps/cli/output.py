@@ -12,7 +12,6 @@ import textwrap
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from expert_maps._words import counted as plural
 from expert_maps.cli.notes import hold, release_notes
 from expert_maps.errors import printable
 
@@ -51,20 +50,6 @@ _PLAIN = {
     "─": "-",
 }
 _HANDLER = "expert-maps-plain"
-
-__all__ = [
-    "accept_every_character",
-    "as_count",
-    "as_size",
-    "error_line",
-    "note",
-    "plural",
-    "print_json",
-    "say",
-    "warn",
-    "width_of",
-    "wrapped",
-]
 
 
 def accept_every_character() -> None:
