@@ -28,7 +28,7 @@ def test_check_passes_good_maps(tmp_path: Path) -> None:
     path = generate(tmp_path)
     result = run("check", path, "--experts", 8, "--layers", 1, "--ep-size", 4, "--redundant", 4)
     assert result.exit_code == 0
-    assert ": ok, 1 layers, 8 experts, 4 redundant, 4 ranks" in result.stdout
+    assert ": ok, 1 layer, 8 experts, 4 redundant, 4 ranks" in result.stdout
     assert run("check", path, "--golden", path).exit_code == 0
     told = json.loads(run("check", path, "--json").stdout)
     assert told["ok"] is True
@@ -135,7 +135,7 @@ def test_a_format_that_is_not_there_or_unknown_is_one_line(tmp_path: Path) -> No
 
 def test_check_reads_standard_input(tmp_path: Path) -> None:
     content = generate(tmp_path).read_bytes()
-    assert run("check", "-", given=content).stdout.startswith("-: ok, 1 layers, 8 experts")
+    assert run("check", "-", given=content).stdout.startswith("-: ok, 1 layer, 8 experts")
     assert_one_line_error(run("check", "-", given=b"{"), "standard input: not valid JSON")
     assert_one_line_error(run("check", "-", "--golden", "-", given=content), "both '-'")
 

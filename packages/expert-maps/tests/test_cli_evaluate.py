@@ -100,7 +100,9 @@ def test_compare_proposes_redundancy_and_refuses_what_cannot_be() -> None:
     told = json.loads(run("compare", "load.npy", "--ep-size", 3, "--json").stdout)
     assert [row["num_redundant_experts"] for row in told["rows"]] == [2, 2, 5, 5, 8, 8]
     compare = ("compare", "load.npy", "--ep-size", 2)
-    assert_one_line_error(run(*compare, "--policies", "best"), "policy is 'best'; expected one of")
+    assert_one_line_error(
+        run(*compare, "--policies", "best"), "--policies is 'best'; expected one of", "did you mean balanced?"
+    )
     assert_one_line_error(run(*compare, "--policies", ","), "--policies is ','")
     assert_one_line_error(run(*compare, "--redundant", "x"), "--redundant is 'x'")
     assert_one_line_error(run(*compare, "--redundant", ","), "--redundant is ','")

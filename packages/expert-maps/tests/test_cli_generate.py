@@ -94,4 +94,4 @@ def test_generate_takes_physical_and_says_what_it_replaced(tmp_path: Path) -> No
 def test_generate_to_standard_output_prints_the_map_alone() -> None:
     result = run("generate", "--experts", 4, "--ep-size", 2, "--output", "-")
     assert result.stdout == run("generate", "--experts", 4, "--ep-size", 2).stdout
-    assert result.stderr == "standard output: ring, 1 layers, 4 experts, 0 redundant, 2 ranks of 2 slots\n"
+    assert result.stderr == "standard output: ring, 1 layer, 4 experts, 0 redundant, 2 ranks of 2 slots\n"

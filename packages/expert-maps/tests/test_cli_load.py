@@ -56,7 +56,7 @@ def test_what_was_recognised_is_said_on_standard_error() -> None:
         "shape: 1 step × 2 layers × 4 experts",
         "tokens of a layer: 40 to 40, 80 in all",
         "hottest expert over mean: 1.000 to 3.000, mean 2.000",
-        "hottest of all: layer 0 (the model's 1), expert 0, 30 tokens",
+        "hottest of all: row 0 (layer 1), expert 0, 30 tokens",
         "experts without a token: 0 of 8",
     ]
 
@@ -95,7 +95,7 @@ def test_standard_input_and_several_files(tmp_path: Path) -> None:
     assert "80 to 80, 160 in all" in result.stdout
     assert_one_line_error(run("load", "-", "-"), "LOAD and LOAD are both '-'")
     assert_one_line_error(
-        run("load", "dump.json", "--files", "cards"), "--files is 'cards'", "ranks or steps"
+        run("load", "dump.json", "--files", "cards"), "--files is 'cards'", "expected one of ranks, steps"
     )
 
 
@@ -163,7 +163,7 @@ def test_counts_by_slot_are_read_by_their_map(tmp_path: Path) -> None:
         (("--format", "csv"), ("not CSV but json",)),
         (("--key", "count"), ("there is no array 'count'",)),
         (("--steps", "1-2"), ("the file has 1",)),
-        (("--layers", "9"), ("layers 9 are not in the file; it has 0-2",)),
+        (("--layers", "9"), ("layer 9 is not in the file; it has 0-2",)),
         (("--map", "none.json"), ("none.json", "no such file")),
     ],
 )
@@ -183,7 +183,7 @@ def test_plan_reads_the_same_and_says_it(tmp_path: Path) -> None:
     )
 
 
-def test_warnings_number_layers_as_the_file_does(tmp_path: Path) -> None:
+def test_warnings_name_layers_by_row_and_as_the_file_does(tmp_path: Path) -> None:
     rows = [[0] * 4, *ROWS, [0] * 4, ROWS[0]]
     (tmp_path / "hole.json").write_text(json.dumps({"logical_count": rows}))
     config = {
@@ -195,4 +195,4 @@ def test_warnings_number_layers_as_the_file_does(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text(json.dumps(config))
     for said in (("--model", "config.json"), ("--layers", "1-4")):
         told = run("load", "hole.json", *said).stderr
-        assert "warning: hole.json: layer 3 has no tokens" in told
+        assert "warning: hole.json: row 2 (layer 3) has no tokens" in told

@@ -110,10 +110,10 @@ def test_a_map_in_use_that_breaks_a_rule_is_named_with_what_it_costs(tmp_path: P
     assert result.exit_code == 0
     assert json.loads(result.stdout)["mended_layers"] == [0]
     assert "breaks a rule that the plan keeps" in result.stderr
-    assert "in 1 of 1 layers, the first of them 0" in result.stderr
+    assert "in 1 of 1 layer, the first of them layer 0" in result.stderr
     assert "the hottest rank carries more than before in 1 of them" in result.stderr
     result = run("rescale", "now.json", "load.npy", *counts, "--ep-size", 2, "--max-moves", "any")
-    assert "in 1 of 1 layers" in result.stderr
+    assert "in 1 of 1 layer" in result.stderr
     flat = run("plan", "load.npy", "--physical", 4, "--ep-size", 2, "--current", "now.json", "--json")
     assert (json.loads(flat.stdout)["mended_layers"], flat.stderr) == (
         [],

@@ -150,3 +150,46 @@ def test_completion_answers_without_numpy(shell: str) -> None:
     )
     assert "plan" in done.stdout, done.stderr
     assert "check" not in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said", "meant"),
+    [
+        (("plan", "load.npy", "--ep-size", 2, "--policy", "deepsek"), "--policy is 'deepsek'", "deepseek"),
+        (("plan", "load.npy", "--ep-size", 2, "--policy", "global"), "--policy is 'global'", "deepseek_global?"),
+        (("load", "load.npy", "--format", "tensorrtllm"), "--format is 'tensorrtllm'", "tensorrt-llm?"),
+        (("load", "load.npy", "--format", "trt-llm"), "--format is 'trt-llm'", "tensorrt-llm?"),
+        (("load", "load.npy", "--files", "rank"), "expected one of ranks, steps", "ranks?"),
+        (("show", "map.json", "--from", "expert_maps"), "--from is 'expert_maps'", "expert-maps?"),
+        (("convert", "map.json", "out.json", "--to", "native"), "--to is 'native'", "expert-maps?"),
+        (("generate", "--experts", 4, "--ep-size", 2, "--layout", "round-robin"), "--layout", "round_robin?"),
+        (("compare", "load.npy", "--ep-size", 2, "--policies", "deepseek,ballanced"), "--policies", "balanced?"),
+    ],
+)  # fmt: skip
+def test_an_unknown_value_names_the_one_that_is_meant(
+    arguments: tuple[object, ...], said: str, meant: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "load.npy").write_bytes(b"")
+    (tmp_path / "map.json").write_text("{}")
+    assert_one_line_error(run(*arguments), said, f"; did you mean {meant}")
+
+
+@pytest.mark.parametrize(
+    ("command", "option", "meant"),
+    [
+        ("show", "--tp", "--tp-size"),
+        ("plan", "--tp", "--ep-size"),
+        ("plan", "--tensor-parallel-size", "--ep-size"),
+        ("plan", "--dp-size", "--ep-size"),
+        ("load", "--tp", None),
+        ("generate", "--max-swaps", None),
+    ],
+)
+def test_a_word_that_a_command_has_nothing_for_names_nothing_else(
+    command: str, option: str, meant: str | None
+) -> None:
+    said = run(command, option, 2).stderr
+    assert (
+        (f"did you mean {meant}?" in said) if meant else ("did you mean" not in said and "--help)" in said)
+    ), said

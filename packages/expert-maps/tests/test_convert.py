@@ -226,7 +226,7 @@ def test_standard_input_and_output() -> None:
         (("map.json", "out.yaml", "--to", "tensorrt-llm"), "give --model or --layers"),
         (("map.json", "out.json", "--to", "sglang"), "give --model or --layers"),
         (("map.json", "out.json", "--to", "golden", "--layers", "3-9"), "has 2 rows"),
-        (("map.json", "out.json", "--to", "golden", "--from", "x"), "format is 'x'"),
+        (("map.json", "out.json", "--to", "golden", "--from", "x"), "--from is 'x'"),
         (("map.json", "out.json", "--to", "golden", "--ep-size", "8"), "has 2 ranks; expected 8"),
         (("map.json", "no/out.json", "--to", "golden"), "there is no folder"),
         (("absent.json", "out.json", "--to", "golden"), "absent.json"),
@@ -314,5 +314,7 @@ def test_commands_read_maps_by_their_options(tmp_path: Path, capsys: pytest.Capt
     assert capsys.readouterr().err == ""
     np.save("omni.npy", omni.pattern(LAYERED))
     assert mapping.read_any_map("omni.npy").placement == LAYERED
-    with pytest.raises(ValueError, match=r"omni.npy: invalid placement: layer 1, rank 0: 3 slots.*evaluate"):
+    with pytest.raises(
+        ValueError, match=r"omni.npy \(in .*\): invalid placement: layer 1, rank 0: 3 slots.*evaluate"
+    ):
         mapping.read_map("omni.npy")

@@ -106,7 +106,7 @@ def test_slots_may_differ_by_layer() -> None:
 
 
 def test_a_load_of_other_counts_is_refused() -> None:
-    with pytest.raises(LoadError, match="load has 1 layers and 3 experts; expected 1 and 2"):
+    with pytest.raises(LoadError, match="load has 1 layer and 3 experts; expected 1 and 2"):
         evaluate(Placement([[0, 1]], 2), [[1, 2, 3]])
 
 

@@ -138,7 +138,7 @@ def test_metrics_take_one_whose_slots_differ_by_layer_and_its_evaluation(tmp_pat
         assert read_any_placement(tmp_path / "map.json") == placement
     by_layer = [rank_load(layer, load[:, row : row + 1]) for row, layer in enumerate(placement.layers)]
     np.testing.assert_array_equal(rank_load(placement, load), np.concatenate(by_layer))
-    with pytest.raises(LoadError, match="load has 1 layers"):
+    with pytest.raises(LoadError, match="load has 1 layer "):
         rank_load(placement, load[0, :1])
     one = LayeredPlacement.from_rank_lists(TWO[:1])
     assert "slots differ by layer" in evaluate(one, load[:, :1]).summary()

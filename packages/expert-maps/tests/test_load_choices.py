@@ -66,7 +66,7 @@ def test_layers_and_steps_are_chosen(tmp_path: Path) -> None:
     assert inspect_load(idle, layers="all").layers == (0, 1)
     assert inspect_load(idle).layers == (1,)
     for choice, message in (
-        ({"layers": "2-4"}, "layers 4 are not in the file; it has 0-3"),
+        ({"layers": "2-4"}, "layer 4 is not in the file; it has 0-3"),
         ({"layers": "3-1"}, "expected absolute layer numbers like 3-60"),
         ({"layers": "1,1"}, "layers have 1 after 1; expected each once, in ascending order"),
         ({"layers": "0-99999999"}, "expected absolute"),

@@ -41,8 +41,10 @@ def test_sglang_layers_by_the_model(tmp_path: Path) -> None:
     found = inspect_load(path, model=model((1, 3, 5), 6))
     assert found.load.total.tolist() == [*ROWS[:2], [0] * 4]
     assert found.layers == (1, 3, 5)
-    assert any("layer 5 has no tokens" in text for text in found.warnings)
-    with pytest.raises(LoadError, match=r"layers 3 have tokens; expected none, as they are dense in tiny"):
+    assert any("row 2 (layer 5) has no tokens" in text for text in found.warnings)
+    with pytest.raises(
+        LoadError, match=r"layer 3 has tokens; expected none of a layer that is dense in tiny"
+    ):
         read_load(path, model=model((1, 5), 6))
     with pytest.raises(LoadError, match="load has 2 layers; expected 3, as tiny has"):
         read_load(path, model=model((1, 3, 9), 10))
@@ -104,9 +106,9 @@ def test_sglang_csv_files_of_ranks_are_added(tmp_path: Path) -> None:
         ("0,0,-1\n", "expected a number from 0"),
         ("0,99999999,1\n", "expert id is 99999999"),
         ("9999999,0,1\n", "layer id is 9999999"),
-        ("0,x,1\n", "line 2 is no layer_id"),
-        ("0,0,1\n1,0\n", "line 3 is no layer_id"),
-        ("0,0,x\n", "line 2 is no layer_id"),
+        ("0,x,1\n", "not numbers: line 2 has 'x'; expected layer_id"),
+        ("0,0,1\n1,0\n", "line 3 has 2 cells; expected layer_id"),
+        ("0,0,x\n", "not numbers: line 2 has 'x'; expected layer_id"),
     ):
         with pytest.raises(LoadError, match=message):
             read_load(write(tmp_path / "bad.csv", header + text))

@@ -52,7 +52,7 @@ def test_balancedness_is_per_layer_and_overall_as_vllm_logs_it() -> None:
 
 
 def test_a_load_of_other_counts_is_refused() -> None:
-    with pytest.raises(LoadError, match="load has 1 layers and 3 experts; expected 1 and 2"):
+    with pytest.raises(LoadError, match="load has 1 layer and 3 experts; expected 1 and 2"):
         rank_load(Placement([[0, 1]], 2), [[1, 2, 3]])
 
 
@@ -64,7 +64,7 @@ def test_over_steps_waits_for_the_hottest_rank_of_each_step() -> None:
     assert overall_balancedness(placement, load) == 7 / (5 + 3)
     assert over_steps(placement, load[0]) == overall_balancedness(placement, load[0])
     assert over_steps(placement, np.zeros((3, 2, 2))) == 1
-    with pytest.raises(LoadError, match="load has 1 layers and 2 experts; expected 2 and 2"):
+    with pytest.raises(LoadError, match="load has 1 layer and 2 experts; expected 2 and 2"):
         step_peaks(placement, [[1, 2]])
 
 

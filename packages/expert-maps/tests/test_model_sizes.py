@@ -28,6 +28,8 @@ def compressed(form: str, **weights: object) -> dict[str, Any]:
     return {"quant_method": "compressed-tensors", "format": form, "config_groups": {"group_0": group}}
 
 
+TINY = {"hidden_size": 8, "moe_intermediate_size": 4, "dtype": "bfloat16"}
+INT8_ROWS = compressed("int-quantized", num_bits=8, type="int", strategy="channel")
 INT4_GROUPS = NUMBERS // 2 + NUMBERS // 128 * 2
 
 
@@ -154,6 +156,29 @@ def test_what_is_not_known_is_none_with_the_reason(quant: object, reason: str) -
         ),
         ({"model_type": "mixtral", "hidden_size": 8, "intermediate_size": 4, "dtype": "bfloat16"}, 192),
         ({"model_type": "gpt_oss", "hidden_size": 8, "intermediate_size": 4, "dtype": "bfloat16"}, 192 + 32),
+        # As published: no type of what is not quantised. Two projections of 4 x 8 and one of 8 x 4 in four bits, a byte of
+        # scale for up to 32 inputs, and biases in bfloat16.
+        (
+            {
+                "model_type": "gpt_oss",
+                "hidden_size": 8,
+                "intermediate_size": 4,
+                "quantization_config": {
+                    "quant_method": "mxfp4",
+                    "modules_to_not_convert": [
+                        "model.layers.*.self_attn",
+                        "model.layers.*.mlp.router",
+                        "lm_head",
+                    ],
+                },
+            },
+            2 * 4 * (4 + 1) + 8 * (2 + 1) + 2 * 16,
+        ),
+        # MindIE: int8, and of each of 4 + 4 + 8 outputs a scale and an offset in bfloat16.
+        ({**TINY, "quantize": "w8a8_dynamic"}, 96 + 64),
+        ({**TINY, "quantize": "w8a8_dynamic", "quantization_config": {}}, 96 + 64),
+        ({**TINY, "quantize": "float"}, 192),
+        ({**TINY, "quantize": "w8a8_dynamic", "quantization_config": INT8_ROWS}, 96 + 16 * 4),
         ({"model_type": "dbrx", "d_model": 8, "ffn_config": {"ffn_hidden_size": 4}, "dtype": "float16"}, 192),
         (
             {"model_type": "nemotron_h", "hidden_size": 8, "moe_intermediate_size": 4, "dtype": "bfloat16"},
@@ -189,7 +214,15 @@ def test_bytes_by_shape(config: dict[str, Any], expected: int) -> None:
         ),
         ({"hidden_size": 8, "moe_intermediate_size": [4, 5]}, "differs between layers"),
         ({"hidden_size": 8, "moe_intermediate_size": 4, "model_type": "jetmoe"}, "no plain MLPs"),
-        ({**V3, "quantize": "w8a8_dynamic"}, "quantize is 'w8a8_dynamic'"),
+        (
+            {**V3, "quantize": "w4a8_dynamic"},
+            "quantize is 'w4a8_dynamic', which is not known here; known are W8A8_DYNAMIC",
+        ),
+        ({**V3, "quantize": "w8a8_dynamic", "torch_dtype": None}, "neither dtype nor torch_dtype"),
+        (
+            {**V3, "quantize": "w8a8_dynamic", "quantization_config": {"quant_method": "fp8"}},
+            "quantize is 'w8a8_dynamic', but quant_method fp8 says float8",
+        ),
         ({**V3, "expert_dtype": "fp4"}, "expert_dtype is 'fp4'"),
     ],
 )
@@ -208,7 +241,7 @@ def test_a_type_by_hand_is_without_scales() -> None:
         expert_bytes({**V3, "hidden_size": "x"})
 
 
-def test_counts_carry_the_bytes(tmp_path: Path) -> None:
+def test_counts_carry_the_bytes() -> None:
     config = {**V3, "num_hidden_layers": 2, "num_experts": 8}
     counts = counts_from_config("m", config)
     assert (counts.expert_bytes, counts.expert_bytes_rule) == (
@@ -218,7 +251,10 @@ def test_counts_carry_the_bytes(tmp_path: Path) -> None:
     assert MODELS["deepseek-v3"].expert_bytes == 44_050_944
     # Three times 2880 x 2880 in four bits, a byte for 32, and biases in bfloat16.
     assert MODELS["gpt-oss-20b"].expert_bytes == 13_219_200 + 3 * 2880 * 2
-    # ModelSlim and older ModelOpt state their quantisation in a file of their own.
+
+
+def test_files_beside_a_configuration_state_the_quantisation(tmp_path: Path) -> None:
+    config = {**V3, "num_hidden_layers": 2, "num_experts": 8}
     (tmp_path / "config.json").write_text(json.dumps(config))
     assert model_counts(tmp_path).expert_bytes == 88_080_384
     for name in ("quant_model_description.json", "hf_quant_config.json"):
@@ -226,3 +262,29 @@ def test_counts_carry_the_bytes(tmp_path: Path) -> None:
         counts = model_counts(tmp_path)
         assert (counts.expert_bytes, name in counts.expert_bytes_rule) == (None, True)
         (tmp_path / name).unlink()
+    weights = {f"model.layers.1.mlp.experts.{expert}.up_proj.weight": "W8A8_DYNAMIC" for expert in range(2)}
+    others = {"model_quant_type": "W8A8", "model.layers.1.mlp.shared_experts.up_proj.weight": "FLOAT"}
+    path = tmp_path / "quant_model_description_w8a8_dynamic.json"
+    rows = 2048 + 2048 + 7168
+    for kinds, expected, words in (
+        (weights, 44_040_192 + 2 * rows * 2, "says W8A8_DYNAMIC of the experts"),
+        (dict.fromkeys(weights, "FLOAT"), 88_080_384, "bfloat16"),
+        (
+            dict.fromkeys(weights, "W4A8_DYNAMIC"),
+            None,
+            "says W4A8_DYNAMIC of the experts, which is not known here",
+        ),
+        (
+            {**weights, "m.experts.7.w.weight": "FLOAT"},
+            None,
+            "says 'FLOAT' and 'W8A8_DYNAMIC' of the experts' weights",
+        ),
+    ):
+        path.write_text(json.dumps({**others, **kinds}))
+        counts = model_counts(tmp_path)
+        assert (counts.expert_bytes, words in counts.expert_bytes_rule) == (expected, True), (
+            counts.expert_bytes_rule
+        )
+    path.write_text("[1]")
+    with pytest.raises(FormatError, match="expected a JSON object that names the quantisation"):
+        model_counts(tmp_path)

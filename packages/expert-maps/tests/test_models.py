@@ -440,7 +440,9 @@ TELLING: list[dict[str, Any]] = [
 ]
 
 
-@pytest.mark.parametrize("extra", TELLING, ids=lambda extra: f"{next(iter(extra))}={next(iter(extra.values()))}"[:40])
+@pytest.mark.parametrize(
+    "extra", TELLING, ids=lambda extra: f"{next(iter(extra))}={next(iter(extra.values()))}"[:40]
+)
 def test_of_an_unknown_architecture_whatever_may_tell_layers_apart_is_refused(extra: dict[str, Any]) -> None:
     config = {"num_hidden_layers": 8, "num_experts": 4, **extra}
     # Also where a step of 1, or dense layers at the start, say something; and in a model's outer configuration.
@@ -450,7 +452,9 @@ def test_of_an_unknown_architecture_whatever_may_tell_layers_apart_is_refused(ex
         {**config, "first_k_dense_replace": 1},
         {"text_config": config},
     ):
-        with pytest.raises(FormatError, match="cannot tell the MoE layers of this model from .*; give --layers"):
+        with pytest.raises(
+            FormatError, match=r"cannot tell the MoE layers of this model from .*; give --layers"
+        ):
             counts_from_config("m", whole)
     assert counts_from_config("m", config, layers=[1, 3]).moe_layers == (1, 3)
     # A list of the layers leaves nothing open, and of a known architecture its other keys are known.
@@ -465,10 +469,21 @@ def test_of_an_unknown_architecture_whatever_may_tell_layers_apart_is_refused(ex
     [
         {"layer_types": ["linear_attention", "full_attention"] * 4},
         {"layers_block_type": ["mamba", "attention"] * 4},
-        {"max_window_layers": 3, "sliding_window_pattern": 4, "full_attention_interval": 4, "attn_layer_period": 2},
+        {
+            "max_window_layers": 3,
+            "sliding_window_pattern": 4,
+            "full_attention_interval": 4,
+            "attn_layer_period": 2,
+        },
         {"no_rope_layers": [1, 0] * 4, "no_rope_layer_interval": 4, "attn_type_list": [0, 1] * 4},
         {"layer_norm_eps": 1e-6, "decoder_layerdrop": 0.1, "chunk_size_feed_forward": 0, "mlp_bias": True},
-        {"block_size": 16, "ffn_dim": 9, "intermediate_size_mlp": 9, "mlp_hidden_act": "silu", "mlp_ratio": 4},
+        {
+            "block_size": 16,
+            "ffn_dim": 9,
+            "intermediate_size_mlp": 9,
+            "mlp_hidden_act": "silu",
+            "mlp_ratio": 4,
+        },
         {"num_kv_shared_layers": 2, "mamba_block_size": 4, "eos_token_id": [1, 2], "layer_pattern": None},
         {"mlp_layers": [], "interval": 0, "alternating": False, "num_blocks": 8, "swa_layers": [1, 2]},
         {"vision_config": {"layer_pattern": "AB"}, "rope_parameters": {"layers": [1]}, "is_layered": True},

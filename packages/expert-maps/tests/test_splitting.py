@@ -215,7 +215,7 @@ def test_a_table_of_what_does_not_exist_is_refused() -> None:
 
 def test_a_bad_load_is_refused() -> None:
     placement = Placement([[0, 1, 0, 2]], 2)
-    with pytest.raises(LoadError, match="load has 1 layers and 2 experts; expected 1 and 3"):
+    with pytest.raises(LoadError, match="load has 1 layer and 2 experts; expected 1 and 3"):
         split_replicas(placement, [[1, 2]])
     with pytest.raises(LoadError, match="load at layer 0, expert 2 is -1"):
         split_replicas(placement, [[1, 2, -1]])

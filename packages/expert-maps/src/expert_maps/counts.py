@@ -5,6 +5,7 @@
 from __future__ import annotations
 
 from expert_maps import limits
+from expert_maps._words import counted
 from expert_maps.errors import LayoutError
 from expert_maps.policies.base import Cluster
 from expert_maps.validation import as_count, check_counts, nearest_multiples
@@ -73,7 +74,7 @@ def check_divides(num_experts: int, num_redundant_experts: int, ep_size: int) ->
         nearest = nearest_multiples(total, num_experts, ep_size)
         msg = (
             f"num_redundant_experts is {num_redundant_experts}: {num_experts} + {num_redundant_experts} = "
-            f"{total} slots do not divide by ep_size {ep_size}; nearest that work: "
+            f"{counted(total, 'slot')} do not divide by ep_size {ep_size}; nearest that work: "
             f"{' and '.join(map(str, nearest))}"
         )
         raise LayoutError(msg)
@@ -105,7 +106,7 @@ def check_cluster(num_layers: int, num_experts: int, cluster: Cluster) -> Cluste
     if not num_experts <= slots <= most:
         msg = (
             f"num_physical_experts is {slots}; expected {num_experts} … {most}: each of "
-            f"{num_experts} experts at least once, and at most once on each of {ep_size} ranks"
+            f"{counted(num_experts, 'expert')} at least once, and at most once on each of {counted(ep_size, 'rank')}"
         )
         raise LayoutError(msg)
     if slots % ep_size and not cluster.allow_uneven:
@@ -117,7 +118,7 @@ def check_cluster(num_layers: int, num_experts: int, cluster: Cluster) -> Cluste
         )
         raise LayoutError(msg)
     if num_experts % groups:
-        msg = f"num_groups is {groups}; expected a divisor of the {num_experts} experts"
+        msg = f"num_groups is {groups}; expected a divisor of the {counted(num_experts, 'expert')}"
         raise LayoutError(msg)
     if ep_size % nodes:
         msg = f"num_nodes is {nodes}; expected a divisor of ep_size {ep_size}"

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from expert_maps import metrics
+from expert_maps._words import counted
 from expert_maps.counts import as_physical, check_cluster, check_groups
 from expert_maps.errors import LayoutError
 from expert_maps.load import as_load
@@ -118,7 +119,7 @@ def _same_slots(current: Placement, kept: NDArray[np.intp], ranks: int) -> int:
     if total < current.num_logical_experts:
         needed = -(-current.num_logical_experts // ranks)
         msg = (
-            f"ep_size is {ranks} with {per_rank} slots a rank, {total} in all; expected at least "
+            f"ep_size is {ranks} with {counted(per_rank, 'slot')} a rank, {total} in all; expected at least "
             f"{current.num_logical_experts}, one for each expert: give num_physical_experts, {needed * ranks} or more"
         )
         raise LayoutError(msg)

@@ -11,6 +11,7 @@ import numpy as np
 
 from expert_maps import metrics
 from expert_maps._frozen import Frozen, lazy
+from expert_maps._words import counted
 from expert_maps.load import as_load
 from expert_maps.placement import Placement, as_evaluated
 from expert_maps.results import Balance, describe_balance, describe_counts
@@ -85,14 +86,17 @@ class Evaluation(Balance, Frozen):
         Args:
             layers: of how many of the worst layers the hottest rank and expert are named.
         """
-        counts = f"{self.load.num_layers} layers, {self.load.num_experts} experts on {self.ep_size} ranks"
+        counts = (
+            f"{counted(self.load.num_layers, 'layer')}, {counted(self.load.num_experts, 'expert')} on "
+            f"{counted(self.ep_size, 'rank')}"
+        )
         is_plain = as_evaluated(self.placement)[1][0] is self.placement
         counts = describe_counts(self.placement) if is_plain else f"{counts}, slots differ by layer"
         lines = [counts, *describe_balance(self.balancedness, self.overall_balancedness)]
         if self.load.num_steps > 1:
             worst = int(self.step_balancedness.argmin())
             lines.append(
-                f"balancedness over {self.load.num_steps} steps {self.over_steps:.4f}, worst step {worst} with "
+                f"balancedness over {counted(self.load.num_steps, 'step')} {self.over_steps:.4f}, worst step {worst} with "
                 f"{self.step_balancedness[worst]:.4f}"
             )
         lines += [

@@ -194,12 +194,15 @@ def _refuse_bad_values(array: NDArray[Any]) -> None:
     refuse_bad(numbers, _AXES[-array.ndim :])
 
 
-def refuse_bad(array: NDArray[Any], axes: Sequence[str]) -> None:
+def refuse_bad(
+    array: NDArray[Any], axes: Sequence[str], ids: Sequence[NDArray[np.int64]] | None = None
+) -> None:
     """Refuse counts that are none, and name the first.
 
     Args:
         array: numbers of any shape.
-        axes: what its axes are called in the message.
+        axes: what its axes are called in the message; of `ids` what those are.
+        ids: of counts that are told one by one, int64 [n] each: what names a count instead of its place.
 
     Raises:
         LoadError: one is negative, NaN, infinite or absurd.
@@ -209,7 +212,8 @@ def refuse_bad(array: NDArray[Any], axes: Sequence[str]) -> None:
     bad = first_true(~good)
     if bad is not None:
         place, count = bad
-        where = ", ".join(f"{axis} {index}" for axis, index in zip(axes, place, strict=True))
+        named = place if ids is None else [int(each[place]) for each in ids]
+        where = ", ".join(f"{axis} {index}" for axis, index in zip(axes, named, strict=True))
         more = f" (and {count - 1} more)" if count > 1 else ""
         msg = f"load at {where} is {float(array[place]):g}; expected a number from 0 to {MAX_LOAD:g}{more}"
         raise LoadError(msg)

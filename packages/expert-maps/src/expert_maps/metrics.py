@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from expert_maps._frozen import Frozen, freeze
+from expert_maps._words import counted
 from expert_maps.errors import ExpertMapsError, LoadError
 from expert_maps.load import ExpertLoad, as_load
 from expert_maps.placement import as_evaluated, as_placement
@@ -80,7 +81,7 @@ def check_counts(num_layers: int, num_experts: int, load: ExpertLoad) -> None:
     """
     if (load.num_layers, load.num_experts) != (num_layers, num_experts):
         msg = (
-            f"load has {load.num_layers} layers and {load.num_experts} experts; expected "
+            f"load has {counted(load.num_layers, 'layer')} and {counted(load.num_experts, 'expert')}; expected "
             f"{num_layers} and {num_experts}, as the placement has"
         )
         raise LoadError(msg)
@@ -189,7 +190,7 @@ class Moves(Frozen):
     def summary(self) -> str:
         """Return one line: how many slots change, and how many of them are fetched."""
         return (
-            f"{self.num_changed} of {self.changed.size} slots change ({self.changed.mean():.1%}); "
+            f"{self.num_changed} of {counted(self.changed.size, 'slot')} change ({self.changed.mean():.1%}); "
             f"{self.num_fetched} are fetched from another rank"
         )
 

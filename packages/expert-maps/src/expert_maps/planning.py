@@ -154,13 +154,13 @@ def plan_balanced(
     )
 
 
-def _plan_anew(result: PlanResult, origin: Origin) -> PlanResult:
+def _plan_anew(result: PlanResult, origin: Origin, progress: Progress | None) -> PlanResult:
     """Plan as a result was, without groups and nodes; see `PlanResult.without_groups`."""
     cluster = replace(origin.cluster, num_groups=1, num_nodes=1)
     if result.policy == "balanced":
-        return plan_balanced(result.load, cluster, origin.tolerance, origin.start)
+        return plan_balanced(result.load, cluster, origin.tolerance, origin.start, progress)
     name: PolicyName = "deepseek_global" if result.policy == "deepseek_hierarchical" else result.policy
-    return _plan_by_sum(name, result.load, cluster, None)
+    return _plan_by_sum(name, result.load, cluster, progress)
 
 
 def _plan_by_sum(

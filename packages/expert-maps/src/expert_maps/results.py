@@ -11,6 +11,7 @@ import numpy as np
 
 from expert_maps import metrics
 from expert_maps._frozen import Frozen, lazy
+from expert_maps._words import counted
 from expert_maps.policies._broken import broken_layers
 
 if TYPE_CHECKING:
@@ -69,7 +70,7 @@ class Origin:
     """
 
     cluster: Cluster
-    again: Callable[[PlanResult, Origin], PlanResult]
+    again: Callable[[PlanResult, Origin, Callable[[int, int], object] | None], PlanResult]
     tolerance: float | None = None
     start: Start | None = None
 
@@ -140,15 +141,18 @@ class PlanResult(Balance, Frozen):
             and self.policy != "deepseek_global"
         )
 
-    def without_groups(self) -> PlanResult:
+    def without_groups(self, progress: Callable[[int, int], object] | None = None) -> PlanResult:
         """Plan the same again as if experts had no groups and ranks no nodes; this result where it is so already.
+
+        Args:
+            progress: as for `plan`.
 
         Raises:
             LayoutError: the counts allow no such plan.
         """
-        return (
-            self._origin.again(self, self._origin) if self.keeps_groups and self._origin is not None else self
-        )
+        if self._origin is None or not self.keeps_groups:
+            return self
+        return self._origin.again(self, self._origin, progress)
 
     def cost_of_groups(self) -> float:
         """Return what it costs that groups stay on nodes: how much more the hottest ranks carry, as a fraction.
@@ -168,7 +172,7 @@ class PlanResult(Balance, Frozen):
                 f"{self.policy}: {describe_counts(self.placement)}",
                 *describe_balance(self.balancedness, self.overall_balancedness),
                 *(
-                    [f"balancedness over {self.load.num_steps} steps {self.over_steps:.4f}"]
+                    [f"balancedness over {counted(self.load.num_steps, 'step')} {self.over_steps:.4f}"]
                     * (len(self.load) > 1)
                 ),
                 *self._proof(),
@@ -217,8 +221,8 @@ def describe_counts(placement: Placement) -> str:
     low, high = int(placement.slots_per_rank.min()), int(placement.slots_per_rank.max())
     slots = str(low) if low == high else f"{low} to {high}"
     return (
-        f"{placement.num_layers} layers, {placement.num_logical_experts} experts + "
-        f"{placement.num_redundant_experts} redundant on {placement.ep_size} ranks of {slots} slots"
+        f"{counted(placement.num_layers, 'layer')}, {counted(placement.num_logical_experts, 'expert')} + "
+        f"{placement.num_redundant_experts} redundant on {counted(placement.ep_size, 'rank')} of {counted(slots, 'slot')}"
     )
 
 

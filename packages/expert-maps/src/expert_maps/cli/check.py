@@ -114,13 +114,14 @@ def check(
 
 
 def _report(file: Path, checked: Checked, violations: Violations, *, show_all: bool, json: bool) -> None:
+    from expert_maps._words import counted
     from expert_maps.cli.checking import count_of, document, explain
-    from expert_maps.cli.output import plural, print_json, say
+    from expert_maps.cli.output import print_json, say
 
     if json:
         print_json(document(str(file), checked, violations, None if show_all else _MOST_IN_JSON))
     elif violations:
-        say(f"{file}: {plural(len(violations), 'violation')}", err=True)
+        say(f"{file}: {counted(len(violations), 'violation')}", err=True)
         shown = violations if show_all else violations[: limits.MAX_LISTED]
         say((f"  {explain(violation, checked.layers)}" for violation in shown), err=True)
         if len(shown) < len(violations):
@@ -128,8 +129,8 @@ def _report(file: Path, checked: Checked, violations: Violations, *, show_all: b
     elif checked.placement is not None:
         placement = checked.placement
         say(
-            f"{file}: ok, {placement.num_layers} layers, {placement.num_logical_experts} experts, "
-            f"{count_of(placement, 'num_redundant_experts')} redundant, {placement.ep_size} ranks, "
+            f"{file}: ok, {counted(placement.num_layers, 'layer')}, {counted(placement.num_logical_experts, 'expert')}, "
+            f"{count_of(placement, 'num_redundant_experts')} redundant, {counted(placement.ep_size, 'rank')}, "
             f"digest {placement.digest[:12]}",
             wrap=True,
         )

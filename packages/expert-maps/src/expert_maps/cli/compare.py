@@ -15,12 +15,14 @@ from expert_maps.cli.options import (
     GroupsOption,
     JsonOption,
     NodesOption,
+    as_choice,
     as_numbers,
     refuse_two_stdins,
 )
 from expert_maps.errors import ExpertMapsError, LayoutError
 
 if TYPE_CHECKING:
+    from expert_maps._layers import LayerNames
     from expert_maps.comparison import ComparisonRow
 
 _PROPOSED = 3
@@ -50,17 +52,22 @@ def compare(
     Worst is the lowest balancedness of a layer, and which layer has it. Over steps is what a load of several steps is
     planned for by the policy balanced; the others plan for the sum. Seconds are those of this run.
     """
-    from expert_maps.cli.loading import read_loads
-    from expert_maps.cli.output import plural, print_json, say
+    from expert_maps._words import counted
+    from expert_maps.cli.loading import inspect_loads
+    from expert_maps.cli.output import print_json, say
     from expert_maps.cli.work import work
     from expert_maps.comparison import compare as compare_plans
+    from expert_maps.layouts import LAYOUT_NAMES
+    from expert_maps.policies import POLICY_NAMES
 
-    names = [name.strip() for name in policies.split(",") if name.strip()]
+    known = (*POLICY_NAMES, *LAYOUT_NAMES)
+    names = [as_choice("--policies", name.strip(), known) for name in policies.split(",") if name.strip()]
     if not names:
         msg = f"--policies is {policies!r}; expected names separated by commas, like balanced,deepseek"
         raise ExpertMapsError(msg)
     refuse_two_stdins({"LOAD": loads, "--map": said.map, "--model": said.model})
-    trace = read_loads(loads, said)
+    loaded = inspect_loads(loads, said)
+    trace = loaded.load
     if redundant is None:
         copies = _proposed(trace.num_experts, ep_size)
     else:
@@ -88,6 +95,7 @@ def compare(
         print_json(
             {
                 "num_layers": trace.num_layers,
+                "layers": loaded.layers.listed,
                 "num_logical_experts": trace.num_experts,
                 "ep_size": ep_size,
                 "num_steps": trace.num_steps,
@@ -96,11 +104,11 @@ def compare(
         )
         return
     say(
-        f"{plural(trace.num_layers, 'layer')} of {trace.num_experts} experts on {ep_size} ranks, "
-        f"{plural(trace.num_steps, 'step')} of load",
+        f"{counted(trace.num_layers, 'layer')} of {counted(trace.num_experts, 'expert')} on {counted(ep_size, 'rank')}, "
+        f"{counted(trace.num_steps, 'step')} of load",
         wrap=True,
     )
-    _print(rows, ep_size)
+    _print(rows, ep_size, loaded.layers)
 
 
 def _proposed(num_experts: int, ep_size: int) -> list[int]:
@@ -111,7 +119,7 @@ def _proposed(num_experts: int, ep_size: int) -> list[int]:
     return [copies for more in range(_PROPOSED) if (copies := least + more * ep_size) <= most] or [least]
 
 
-def _print(rows: list[ComparisonRow], ep_size: int) -> None:
+def _print(rows: list[ComparisonRow], ep_size: int, names: LayerNames) -> None:
     from expert_maps.cli.output import say
     from expert_maps.cli.tables import print_table
 
@@ -133,7 +141,7 @@ def _print(rows: list[ComparisonRow], ep_size: int) -> None:
             _slots(row.num_physical_experts, ep_size),
             f"{row.overall_balancedness:.4f}",
             f"{row.worst_balancedness:.4f}",
-            str(row.worst_layer),
+            names.short(row.worst_layer or 0),
             f"{row.over_steps:.4f}",
             f"{row.seconds:.3f}",
         ]

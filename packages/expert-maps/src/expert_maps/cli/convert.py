@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from expert_maps.cli.mapping import MapOptions
-from expert_maps.cli.options import JsonOption, refuse_two_stdins
+from expert_maps.cli.options import JsonOption, as_choice, refuse_two_stdins
 
 if TYPE_CHECKING:
     from expert_maps.cli.writing import Output
@@ -63,10 +63,10 @@ def convert(
     from expert_maps.cli.mapping import read_any_map
     from expert_maps.cli.output import note, warn
     from expert_maps.cli.writing import check_output
-    from expert_maps.formats.writing import check_target, encode
+    from expert_maps.formats.writing import TARGET_NAMES, check_target, encode
 
     refuse_two_stdins({"IN": file, "--model": said.model})
-    form, ending = check_target(to, str(output))
+    form, ending = check_target(as_choice("--to", to, TARGET_NAMES), str(output))
     target = check_output(output, {"IN": file, "--model": said.model}, endings=("",), json=json, name="OUT")
     found = read_any_map(file, said)
     note(f"{'standard input' if str(file) == '-' else file}: {found.description}")

@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from expert_maps._layers import LayerNames
+from expert_maps._words import counted
 from expert_maps.cli.mapping import MapOptions
 from expert_maps.cli.options import (
     ExpertBytesOption,
@@ -29,7 +31,8 @@ def diff(
     before: Annotated[Path, typer.Argument(metavar="A", help="The map in use; - for standard input.")],
     after: Annotated[Path, typer.Argument(metavar="B", help="The map to change to.")],
     layer: Annotated[
-        int | None, typer.Option("--layer", help="List the slots of this layer that change.")
+        int | None,
+        typer.Option("--layer", help="List the slots of this MoE layer that change, by row from 0."),
     ] = None,
     expert_bytes: ExpertBytesOption = None,
     table: TableOption = False,
@@ -42,13 +45,16 @@ def diff(
     that are fetched.
     """
     from expert_maps import metrics
-    from expert_maps.cli.mapping import read_map
+    from expert_maps.cli.mapping import MapOfModel, alike, names_of_both, read_any_map
     from expert_maps.cli.output import print_json, say
     from expert_maps.cli.report import moved_line
     from expert_maps.validation import as_index
 
     refuse_two_stdins({"A": before, "B": after, "--model": said.model})
-    old, new = (read_map(path, said) for path in (before, after))
+    of_both = MapOfModel.of(said)
+    was, becomes = (read_any_map(path, of_both) for path in (before, after))
+    old, new = alike(was, before), alike(becomes, after)
+    names = names_of_both(was.layers, "A", becomes.layers, "B")
     moved = metrics.moves(old, new)
     size = None if expert_bytes is None else moved.bytes(expert_bytes)
     chosen = range(old.num_layers) if layer is None else [as_index("layer", layer, old.num_layers)]
@@ -56,6 +62,7 @@ def diff(
         print_json(
             {
                 "num_layers": old.num_layers,
+                "layers": names.listed,
                 "slots": moved.changed.size,
                 "changed": int(moved.changed.sum()),
                 "fetched": int(moved.fetched.sum()),
@@ -66,21 +73,23 @@ def diff(
         )
         return
     if layer is not None:
-        _print_slots(old, new, moved, layer)
+        _print_slots(old, new, moved, layer, names)
     elif table:
-        _print_layers(moved)
-    say([moved_line(moved, size), *_most_changed(moved)], wrap=True)
+        _print_layers(moved, names)
+    say([moved_line(moved, size), *_most_changed(moved, names)], wrap=True)
 
 
-def _most_changed(moved: Moves) -> list[str]:
+def _most_changed(moved: Moves, names: LayerNames) -> list[str]:
     import numpy as np
+
+    from expert_maps.cli.report import named_values
 
     changed = moved.changed.sum(axis=1)
     if len(changed) == 1 or not changed.any():
         return []
     most = [index for index in np.argsort(-changed, kind="stable")[:_MOST] if changed[index]]
-    named = ", ".join(f"{layer} ({changed[layer]} slots)" for layer in most)
-    return [f"{np.count_nonzero(changed)} of {len(changed)} layers change, most of all: {named}"]
+    named = named_values([(int(layer), counted(int(changed[layer]), "slot")) for layer in most], names)
+    return [f"{np.count_nonzero(changed)} of {counted(len(changed), 'layer')} change, most of all: {named}"]
 
 
 def _moves_of(old: Placement, new: Placement, moved: Moves, layer: int) -> list[dict[str, int | bool]]:
@@ -99,17 +108,19 @@ def _moves_of(old: Placement, new: Placement, moved: Moves, layer: int) -> list[
     ]
 
 
-def _print_layers(moved: Moves) -> None:
+def _print_layers(moved: Moves, names: LayerNames) -> None:
     from expert_maps.cli.tables import print_table
 
     changed, fetched = moved.changed.sum(axis=1), moved.fetched.sum(axis=1)
-    rows = [[str(layer), str(count), str(fetched[layer])] for layer, count in enumerate(changed) if count]
+    rows = [
+        [*names.cells(layer), str(count), str(fetched[layer])] for layer, count in enumerate(changed) if count
+    ]
     if rows:
-        total = ["total", str(changed.sum()), str(fetched.sum())]
-        print_table("layers that change", ["layer", "changed slots", "fetched"], rows, total=total)
+        total = [*names.cells(None), str(changed.sum()), str(fetched.sum())]
+        print_table("layers that change", [*names.columns, "changed slots", "fetched"], rows, total=total)
 
 
-def _print_slots(old: Placement, new: Placement, moved: Moves, layer: int) -> None:
+def _print_slots(old: Placement, new: Placement, moved: Moves, layer: int, names: LayerNames) -> None:
     from expert_maps.cli.tables import print_table
 
     keys = ("ep_rank", "slot", "before", "after")
@@ -119,4 +130,4 @@ def _print_slots(old: Placement, new: Placement, moved: Moves, layer: int) -> No
     ]
     if rows:
         columns = ["rank", "slot", "before", "after", "fetched"]
-        print_table(f"slots of layer {layer} that change", columns, rows)
+        print_table(f"slots of {names.one(layer)} that change", columns, rows)

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from expert_maps._words import counted
 from expert_maps.cli.loading import LoadOptions, LoadsArgument
 from expert_maps.cli.mapping import FromOption, RanksOption
 from expert_maps.cli.options import (
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
+    from expert_maps._layers import LayerNames
     from expert_maps.evaluate import Evaluation
 
 _HOTTEST = 3
@@ -32,7 +34,7 @@ def evaluate(
     file: MapArgument,
     loads: LoadsArgument,
     layer: Annotated[
-        int | None, typer.Option("--layer", help="Print every rank of this MoE layer, from 0.")
+        int | None, typer.Option("--layer", help="Print every rank of this MoE layer, by row from 0.")
     ] = None,
     source: FromOption = None,
     ep_size: RanksOption = None,
@@ -48,8 +50,9 @@ def evaluate(
     the ratio of the sums over steps, each step with its own hottest rank. An expert's tokens are split evenly over its
     copies.
     """
+    from expert_maps.cli.carrying import read_map_for
     from expert_maps.cli.loading import inspect_loads
-    from expert_maps.cli.mapping import MapOptions, of_load, read_any_map
+    from expert_maps.cli.mapping import MapOptions
     from expert_maps.cli.output import print_json, say
     from expert_maps.cli.report import title_of
     from expert_maps.evaluate import evaluate as evaluate_placement
@@ -61,24 +64,26 @@ def evaluate(
     of_map = MapOptions(
         source, ep_size, said.experts, allow_uneven=allow_uneven, allow_duplicates=allow_duplicates
     )
-    placement = read_any_map(file, of_map, of_load(of_map, loaded, said.model)).placement
+    read, names = read_map_for(file, of_map, loaded)
+    placement = read.placement
     found = evaluate_placement(placement, trace)
     chosen = None if layer is None else as_index("layer", layer, placement.num_layers)
     if json:
-        print_json(_document(found))
+        print_json(_document(found, names))
         return
     say(title_of(placement, trace, str(file)), wrap=True)
     if table:
-        _print_layers(found)
+        _print_layers(found, names)
     if chosen is not None:
-        _print_ranks(found, chosen)
-    say(_lines(found), wrap=True)
+        _print_ranks(found, chosen, names)
+    say(_lines(found, names), wrap=True)
 
 
-def _document(found: Evaluation) -> dict[str, object]:
+def _document(found: Evaluation, names: LayerNames) -> dict[str, object]:
     placement, trace = found.placement, found.load
     document: dict[str, object] = {
         "num_layers": placement.num_layers,
+        "layers": names.listed,
         "num_logical_experts": placement.num_logical_experts,
         "num_redundant_experts": placement.num_redundant_experts,
         "ep_size": placement.ep_size,
@@ -105,17 +110,17 @@ def _over_steps(found: Evaluation) -> NDArray[np.float64]:
     return np.divide(mean, peak, out=np.ones_like(mean), where=peak > 0)
 
 
-def _lines(found: Evaluation) -> list[str]:
+def _lines(found: Evaluation, names: LayerNames) -> list[str]:
     from expert_maps.cli.report import worst_layers
 
     lines = [f"balancedness: {found.overall_balancedness:.4f} (1 is perfect)"]
     if found.load.num_steps > 1:
         lines.append(f"balancedness over steps: {found.over_steps:.4f}")
     lines.append(f"hottest rank / mean: {1 / found.overall_balancedness:.3f}")
-    return [*lines, *worst_layers(found.balancedness), *_hottest(found)]
+    return [*lines, *worst_layers(found.balancedness, names), *_hottest(found, names)]
 
 
-def _hottest(found: Evaluation) -> list[str]:
+def _hottest(found: Evaluation, names: LayerNames) -> list[str]:
     """The ranks and experts furthest above their layer's mean; none of a layer without tokens."""
     import numpy as np
 
@@ -131,14 +136,14 @@ def _hottest(found: Evaluation) -> list[str]:
             if ratio[layer, index] <= 0:
                 continue
             copies = found.placement.replica_count[layer, index] if what == "expert" else 0
-            tokens = f"{ratio[layer, index]:.3f} × mean, {as_count(loads[layer, index])} tokens"
+            tokens = f"{ratio[layer, index]:.3f} × mean, {counted(as_count(loads[layer, index]), 'token')}"
             more = f", {copies} copies" if copies > 1 else ""
-            named.append(f"{index} in layer {layer} ({tokens}{more})")
+            named.append(f"{index} in {names.one(int(layer))} ({tokens}{more})")
         lines.append(f"hottest {what}s: {', '.join(named) or 'none'}")
     return lines
 
 
-def _print_layers(found: Evaluation) -> None:
+def _print_layers(found: Evaluation, names: LayerNames) -> None:
     from expert_maps.cli.output import as_count
     from expert_maps.cli.tables import print_table
 
@@ -146,7 +151,7 @@ def _print_layers(found: Evaluation) -> None:
     by_step = _over_steps(found)
     rows = [
         [
-            str(layer),
+            *names.cells(layer),
             f"{value:.4f}",
             f"{by_step[layer]:.4f}",
             f"{1 / value:.3f}",
@@ -157,7 +162,7 @@ def _print_layers(found: Evaluation) -> None:
         for layer, value in enumerate(found.balancedness)
     ]
     columns = [
-        "layer",
+        *names.columns,
         "balancedness",
         "over steps",
         "max/mean",
@@ -166,11 +171,11 @@ def _print_layers(found: Evaluation) -> None:
         "hottest expert",
     ]
     overall = found.overall_balancedness
-    last = ["total", f"{overall:.4f}", f"{found.over_steps:.4f}", f"{1 / overall:.3f}", "", "", ""]
+    last = [*names.cells(None), f"{overall:.4f}", f"{found.over_steps:.4f}", f"{1 / overall:.3f}", "", "", ""]
     print_table("", columns, rows, total=last)
 
 
-def _print_ranks(found: Evaluation, layer: int) -> None:
+def _print_ranks(found: Evaluation, layer: int, names: LayerNames) -> None:
     import numpy as np
 
     from expert_maps.cli.output import as_count
@@ -195,4 +200,4 @@ def _print_ranks(found: Evaluation, layer: int) -> None:
             ]
         )
     columns = ["rank", "slots", "tokens", "of mean", "hottest expert", "its tokens"]
-    print_table(f"ranks of layer {layer}", columns, rows)
+    print_table(f"ranks of {names.one(layer)}", columns, rows)

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from expert_maps._words import counted
 from expert_maps.cli.model import MODEL_HELP, read_model
 from expert_maps.cli.options import (
     AllowDuplicatesOption,
@@ -17,6 +18,7 @@ from expert_maps.cli.options import (
     OutputOption,
     PhysicalOption,
     RedundantOption,
+    as_choice,
 )
 from expert_maps.errors import LayoutError
 
@@ -66,7 +68,7 @@ def generate(
     from expert_maps.cli.sizing import slots_of_layer
     from expert_maps.cli.writing import Output, check_output
     from expert_maps.formats.native import dumps
-    from expert_maps.layouts import generate_placement
+    from expert_maps.layouts import LAYOUT_NAMES, generate_placement
     from expert_maps.validation import as_count
 
     target = check_output(output, {"--model": model}, json=json)
@@ -81,7 +83,7 @@ def generate(
         slots_of_layer(redundant, physical, experts, None)
         redundant = as_count("--physical", physical, experts, error=LayoutError) - experts
     placement = generate_placement(
-        layout,
+        as_choice("--layout", layout, LAYOUT_NAMES),
         num_experts=experts,
         ep_size=ep_size,
         num_redundant_experts=0 if redundant is None else redundant,
@@ -120,7 +122,7 @@ def _print(placement: Placement, layout: str, target: Output, *, json: bool) -> 
         return
     slots = "/".join(map(str, sorted(set(placement.slots_per_rank.tolist()))))
     line = (
-        f"{target.where}: {layout}, {placement.num_layers} layers, {placement.num_logical_experts} experts, "
-        f"{placement.num_redundant_experts} redundant, {placement.ep_size} ranks of {slots} slots"
+        f"{target.where}: {layout}, {counted(placement.num_layers, 'layer')}, {counted(placement.num_logical_experts, 'expert')}, "
+        f"{placement.num_redundant_experts} redundant, {counted(placement.ep_size, 'rank')} of {counted(slots, 'slot')}"
     )
     say([line, target.line] if target.replaces else line, err=target.is_stdout, wrap=True)

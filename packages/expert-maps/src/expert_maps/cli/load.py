@@ -45,7 +45,7 @@ def load(
     inputs: Inputs = {"LOAD": loads, "--map": said.map, "--model": said.model}
     refuse_two_stdins(inputs)
     target = check_output(output, inputs, endings=EXPORT_SUFFIXES, json=json)
-    found = inspect_loads(loads, said)
+    found = inspect_loads(loads, said).file
     if target.path is not None:
         suffix = ".npz" if target.is_stdout else target.path.suffix
         target.write(content_of(found.load, suffix, found.layers))
@@ -79,15 +79,13 @@ def _document(found: LoadFile, loads: Sequence[Path], output: Output) -> dict[st
 def _lines(found: LoadFile) -> list[str]:
     import numpy as np
 
-    from expert_maps.formats.loads.values import counted
+    from expert_maps._layers import LayerNames
+    from expert_maps._words import counted
 
     trace = found.load
     totals = trace.total.sum(axis=1)
     ratios = trace.peak_to_mean()
     worst = int(np.argmax(ratios))
-    # Counted from 0 as everywhere; its number in the model beside it, where that is another.
-    number = worst if found.layers is None else found.layers[worst]
-    name = "" if number == worst else f" (the model's {number})"
     expert = int(trace.total[worst].argmax())
     idle = int((trace.total == 0).sum())
     axes = ((trace.num_steps, "step"), (trace.num_layers, "layer"), (trace.num_experts, "expert"))
@@ -96,7 +94,7 @@ def _lines(found: LoadFile) -> list[str]:
         shape,
         f"tokens of a layer: {_number(totals.min())} to {_number(totals.max())}, {_number(totals.sum())} in all",
         f"hottest expert over mean: {ratios.min():.3f} to {ratios.max():.3f}, mean {ratios.mean():.3f}",
-        f"hottest of all: layer {worst}{name}, expert {expert}, {_number(trace.total[worst, expert])} tokens",
+        f"hottest of all: {LayerNames(found.layers).one(worst)}, expert {expert}, {counted(_number(trace.total[worst, expert]), 'token')}",
         f"experts without a token: {idle} of {trace.total.size}",
     ]
 

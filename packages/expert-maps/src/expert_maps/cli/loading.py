@@ -11,13 +11,16 @@ from typing import TYPE_CHECKING, Annotated, Literal, cast
 
 import typer
 
-from expert_maps.errors import ExpertMapsError
+from expert_maps._layers import LayerNames
+from expert_maps.cli.options import as_choice
+from expert_maps.errors import LoadError
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from expert_maps.formats.loads import LoadFile
     from expert_maps.load import ExpertLoad
+    from expert_maps.models import ModelCounts
 
 # Kept here, so that help needs no reader; a test compares them.
 FORMS = [
@@ -64,7 +67,7 @@ LayersOption = Annotated[
     typer.Option(
         "--layers",
         metavar="LIST",
-        help="The layers to take, like 3-60, 3,5,7-9 or all, as the file numbers them, else by row from 0.",
+        help="The layers to take, like 3-60, 3,5,7-9 or all, as the file numbers them, else by row from 0; rows of the result are counted from 0 again.",
     ),
 ]
 SlotMapOption = Annotated[
@@ -137,30 +140,60 @@ class LoadOptions:
     moe_layers: MoeLayersOption = None
 
 
-def inspect_loads(paths: Sequence[Path], said: LoadOptions) -> LoadFile:
+@dataclass(frozen=True)
+class Loaded:
+    """A load as the command line said it, with the model that was said beside it.
+
+    Attributes:
+        file: what was read.
+        model: what `--model` names, read once; None where it was not given.
+    """
+
+    file: LoadFile
+    model: ModelCounts | None
+
+    @property
+    def load(self) -> ExpertLoad:
+        """The counts."""
+        return self.file.load
+
+    @property
+    def layers(self) -> LayerNames:
+        """How its layers are named."""
+        return LayerNames(self.file.layers)
+
+
+def inspect_loads(paths: Sequence[Path], said: LoadOptions) -> Loaded:
     """Read load files as the options say; what they were recognised as, and warnings, go to standard error.
 
     Raises:
         ExpertMapsError: unreadable, ambiguous, or not as the options say.
     """
+    from expert_maps._layers import as_layers
     from expert_maps.cli.mapping import read_slot_map
+    from expert_maps.cli.model import read_model
     from expert_maps.cli.output import note, warn
     from expert_maps.cli.reading import as_input
     from expert_maps.formats.loads import inspect_load
+    from expert_maps.formats.loads.options import layers_if_untold
     from expert_maps.formats.loads.values import shown
 
-    if said.files not in {None, "ranks", "steps"}:
-        msg = f"--files is {said.files!r}; expected ranks or steps"
-        raise ExpertMapsError(msg)
+    if said.files is not None:
+        as_choice("--files", said.files, ("ranks", "steps"))
+    if said.format is not None:
+        as_choice("--format", said.format, FORMS)
+    taken = None if said.layers is None else as_layers(said.layers, LoadError)
+    model = said.model
+    counts = None if model is None else read_model(model, if_untold=layers_if_untold(taken, said.moe_layers))
     found = inspect_load(
         [as_input(path) for path in paths],
         said.key,
         format=said.format,
         layers=said.layers,
-        placement=None if said.map is None else read_slot_map(said.map),
+        placement=None if said.map is None else read_slot_map(said.map, counts, taken),
         files=cast('Literal["ranks", "steps"] | None', said.files),
         steps=said.steps,
-        model=None if said.model is None else as_input(said.model),
+        model=counts,
         num_experts=said.experts,
         num_layers=said.moe_layers,
         window=said.window,
@@ -170,13 +203,4 @@ def inspect_loads(paths: Sequence[Path], said: LoadOptions) -> LoadFile:
     note(f"{name}{more}: {found.description}")
     for warning in found.warnings:
         warn(f"{name}: {warning}")
-    return found
-
-
-def read_loads(paths: Sequence[Path], said: LoadOptions) -> ExpertLoad:
-    """Read load files as `inspect_loads` does, and return just the load.
-
-    Raises:
-        ExpertMapsError: as `inspect_loads`.
-    """
-    return inspect_loads(paths, said).load
+    return Loaded(found, counts)

@@ -4,24 +4,26 @@
 
 from __future__ import annotations
 
-import os
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
+from expert_maps._layers import LayerNames, layers_text
 from expert_maps.cli.model import MODEL_HELP, read_model
-from expert_maps.cli.options import AllowDuplicatesOption, AllowUnevenOption
+from expert_maps.cli.options import AllowDuplicatesOption, AllowUnevenOption, as_choice
 from expert_maps.cli.output import warn
 from expert_maps.cli.reading import as_input
 from expert_maps.errors import ExpertMapsError, FormatError, PlacementError
+from expert_maps.files import describe
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from expert_maps._layers import Layers
     from expert_maps.files import AnyPath
-    from expert_maps.formats.loads import LoadFile
     from expert_maps.formats.mapfile import MapFile
+    from expert_maps.models import ModelCounts
     from expert_maps.placement import Placement
 
 # Kept here, so that help needs no reader; a test compares them.
@@ -92,43 +94,67 @@ class MapOptions:
     ignore_digest: IgnoreDigestOption = False
 
 
-def read_map(
-    path: str | os.PathLike[str], options: MapOptions | None = None, if_dense: MapOptions | None = None
-) -> Placement:
-    """Read a map of any format, ``-`` for standard input; its warnings go to standard error.
+@dataclass(frozen=True)
+class MapOfModel(MapOptions):
+    """What is said of a map, with a model that has been read already.
 
-    Args:
-        path: the map.
-        options: what is said of it.
-        if_dense: what is said of it instead where its rows are all layers, and nobody said which are MoE.
+    Attributes:
+        counts: what `model` names; None where none was given.
+    """
+
+    counts: ModelCounts | None = None
+
+    @classmethod
+    def of(cls, said: MapOptions, counts: ModelCounts | None = None) -> MapOfModel:
+        """Take over options, and read the model that they name, if it has not been read."""
+        if isinstance(said, cls):
+            return said
+        if counts is None and said.model is not None:
+            counts = read_model(
+                said.model, if_untold=None if said.layers is None else _layers_of(said.layers)
+            )
+        return cls(**{name: getattr(said, name) for name in said.__dataclass_fields__}, counts=counts)
+
+
+def read_map(path: AnyPath, options: MapOptions | None = None) -> Placement:
+    """Read a map of any format, ``-`` for standard input; its warnings go to standard error.
 
     Raises:
         ExpertMapsError: it cannot be read, is no valid placement, or has other slots in some layers; the file is named.
     """
-    return _alike(read_any_map(path, options, if_dense), path)
+    return alike(read_any_map(path, options), path)
 
 
-def of_load(options: MapOptions, load: LoadFile, model: str | os.PathLike[str] | None) -> MapOptions | None:
-    """Say which rows of a map are MoE layers, for where its rows are all layers of the model: those of the load.
-
-    SGLang numbers the rows of its maps and of its loads alike, by all layers of the model.
+def names_of_both(
+    first: tuple[int, ...] | None, what: str, second: tuple[int, ...] | None, other: str
+) -> LayerNames:
+    """Say how the layers of two are named that are taken together row by row; a warning where they differ.
 
     Args:
-        options: what is said of the map.
-        load: the load that it is to carry, as it was read.
-        model: the model that was said for the load; what standard input said is used up.
+        first: the model's number of each row; None where unknown.
+        what: whose they are.
+        second: as first, of the other.
+        other: whose those are.
     """
-    from expert_maps._layers import layers_text
+    if first is None or second is None:
+        return LayerNames(second if first is None else first)
+    if len(first) == len(second) and first != second:
+        warn(
+            f"{what} is of layers {layers_text(first)}, {other} of layers {layers_text(second)}: they are taken together "
+            "row by row"
+        )
+    return LayerNames(first)
 
-    if load.form in {"sglang", "sglang-csv"} and load.layers is not None:
-        return replace(options, layers=layers_text(load.layers))
-    if model is None or os.fspath(model) == "-":
-        return None
-    return replace(options, model=os.fspath(model))
 
-
-def read_slot_map(path: str | os.PathLike[str]) -> Placement:
+def read_slot_map(
+    path: AnyPath, counts: ModelCounts | None = None, layers: Layers | None = None
+) -> Placement:
     """Read the map whose slots were counted: on which rank a slot is does not matter, which of them it is does.
+
+    Args:
+        path: the map.
+        counts: the model, whose MoE layers are taken of a map whose rows are all layers.
+        layers: the rows of the load that are taken; without a model the same are taken of such a map.
 
     Raises:
         ExpertMapsError: as `read_map`, or its format does not keep the order of slots.
@@ -136,27 +162,38 @@ def read_slot_map(path: str | os.PathLike[str]) -> Placement:
     from expert_maps.formats.mapfile import RanksUnsaidError
 
     by_slot = MapOptions(allow_uneven=True, allow_duplicates=True)
+    chosen: MapOptions | None = None
+    if counts is not None and counts.moe_layers:
+        chosen = MapOfModel.of(by_slot, counts)
+    elif layers is not None:
+        chosen = replace(by_slot, layers=layers_text(layers))
     source = as_input(path)
     try:
-        found = read_any_map(source, by_slot)
+        found = read_any_map(source, by_slot, chosen)
     except RanksUnsaidError:
-        found = read_any_map(source, replace(by_slot, ep_size=1))
+        on_one = None if chosen is None else replace(chosen, ep_size=1)
+        found = read_any_map(source, replace(by_slot, ep_size=1), on_one)
     if found.form == "omni":
         msg = (
-            f"--map {os.fspath(path)}: an omni-infer pattern does not keep the order of slots, so that it cannot say "
-            "whose a count is; expected the map in another format"
+            f"--map {describe(source)}: an omni-infer pattern does not keep the "
+            "order of slots, so that it cannot say whose a count is; expected the map in another format"
         )
         raise ExpertMapsError(msg)
-    return _alike(found, path)
+    return alike(found, path)
 
 
-def _alike(found: MapFile, path: str | os.PathLike[str]) -> Placement:
+def alike(found: MapFile, path: AnyPath) -> Placement:
+    """Return the placement of a map whose ranks have the same slots in every layer.
+
+    Raises:
+        ExpertMapsError: they have other slots in some layers; the file is named.
+    """
     from expert_maps.layered import refuse_layered
 
     try:
         return refuse_layered(found.placement)
     except PlacementError as error:
-        msg = f"{os.fspath(path)}: invalid placement: {error.summary}"
+        msg = f"{describe(path)}: invalid placement: {error.summary}"
         raise ExpertMapsError(msg) from error
 
 
@@ -165,12 +202,16 @@ def read_any_map(
 ) -> MapFile:
     """Read a map as `read_map`, also with other slots in some layers, and keep what the file says beside it.
 
+    Args:
+        path: the map.
+        options: what is said of it.
+        if_dense: what is said of it instead where its rows are all layers, and nobody said which are MoE.
+
     Raises:
         ExpertMapsError: it cannot be read, or is no valid placement; the file is named.
     """
-    from expert_maps.files import describe
-
     source = as_input(path)
+    options = None if options is None else MapOfModel.of(options)
     try:
         found = find_map(source, options)
         if found.has_dense_rows and if_dense is not None:
@@ -193,6 +234,8 @@ def find_map(source: AnyPath, options: MapOptions | None = None) -> MapFile:
     from expert_maps.formats.placements import inspect_map
 
     said = options or MapOptions()
+    if said.source is not None:
+        as_choice("--from", said.source, FORMS)
     experts, layers, total = _of_model(said)
     return inspect_map(
         source,
@@ -208,22 +251,26 @@ def find_map(source: AnyPath, options: MapOptions | None = None) -> MapFile:
     )
 
 
-def _of_model(said: MapOptions) -> tuple[int | None, Sequence[int] | str | None, int | None]:
-    """Return the experts, MoE layers and all layers that the options say, by name or by numbers."""
+def _layers_of(text: str) -> tuple[int, ...] | Literal["all"]:
     from expert_maps._layers import as_layers
 
-    layers = None if said.layers is None else as_layers(said.layers)
-    if said.model is None:
+    return as_layers(text)
+
+
+def _of_model(said: MapOptions) -> tuple[int | None, Sequence[int] | str | None, int | None]:
+    """Return the experts, MoE layers and all layers that the options say, by name or by numbers."""
+    layers = None if said.layers is None else _layers_of(said.layers)
+    counts = MapOfModel.of(said).counts
+    if counts is None:
         return said.experts, layers, None
-    counts = read_model(said.model)
     if said.experts is not None and said.experts != counts.num_experts:
-        msg = f"--experts is {said.experts}; expected {counts.num_experts}, as --model {said.model} has"
+        msg = f"--experts is {said.experts}; expected {counts.num_experts}, as --model {counts.name} has"
         raise FormatError(msg)
     found = counts.moe_layers or None
     if found is None and layers is None:
-        msg = f"--model {said.model}: only the number of its MoE layers is known, {counts.num_layers}; give --layers too"
+        msg = f"--model {counts.name}: only the number of its MoE layers is known, {counts.num_layers}; give --layers too"
         raise FormatError(msg)
     if layers is not None and found is not None and layers != found:
-        msg = f"--layers is {said.layers}; --model {said.model} has other MoE layers: leave one of them out"
+        msg = f"--layers is {said.layers}; --model {counts.name} has other MoE layers: leave one of them out"
         raise FormatError(msg)
     return counts.num_experts, layers or found, counts.num_hidden_layers or None

@@ -99,6 +99,22 @@ def as_max_moves(text: str | None, default: int | None) -> int | None:
     return int(text)
 
 
+def as_choice(option: str, text: str, known: Sequence[str]) -> str:
+    """Return a value that is one of some.
+
+    Raises:
+        ExpertMapsError: it is none of them; those that may be meant are named.
+    """
+    from expert_maps.cli.words import hint, meant_values
+
+    if text not in known:
+        msg = (
+            f"{option} is {text[:60]!r}; expected one of {', '.join(known)}{hint(meant_values(text, known))}"
+        )
+        raise ExpertMapsError(msg)
+    return text
+
+
 def as_numbers(option: str, text: str) -> list[int]:
     """Return numbers that are separated by commas.
 

@@ -152,8 +152,3 @@ def as_size(count: int) -> str:
 def as_count(value: float) -> str:
     """Write a number of tokens with separators: whole where it is whole or large."""
     return f"{value:,.0f}" if value == int(value) or value >= 1000 else f"{value:,.2f}"  # noqa: PLR2004
-
-
-def plural(count: int, word: str) -> str:
-    """Write a count with its word, like ``1 step`` and ``2 steps``."""
-    return f"{count} {word}{'s' * (count != 1)}"

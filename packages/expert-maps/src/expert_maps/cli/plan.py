@@ -6,7 +6,7 @@ from __future__ import annotations
 
 from functools import partial
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -27,10 +27,19 @@ from expert_maps.cli.options import (
     RedundantOption,
     TableOption,
     ToleranceOption,
+    as_choice,
     as_max_moves,
     refuse_two_stdins,
 )
 from expert_maps.errors import ExpertMapsError
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from expert_maps._layers import LayerNames
+    from expert_maps.cli.loading import Loaded
+    from expert_maps.cli.mapping import MapOptions
+    from expert_maps.placement import Placement
 
 
 def plan(
@@ -75,30 +84,28 @@ def plan(
     which can make a rank hotter than before; a warning says so.
     """
     from expert_maps.cli.loading import inspect_loads
-    from expert_maps.cli.mapping import MapOptions, of_load, read_map
+    from expert_maps.cli.mapping import MapOptions
     from expert_maps.cli.planned import Making
-    from expert_maps.cli.sizing import proposed_slots, slots_of_layer
+    from expert_maps.cli.sizing import slots_or_proposal
     from expert_maps.cli.writing import check_output
     from expert_maps.planning import plan as plan_placement
+    from expert_maps.policies import POLICY_NAMES
 
     inputs: Inputs = {"LOAD": loads, "--map": said.map, "--current": current, "--model": said.model}
     refuse_two_stdins(inputs)
     target = check_output(output, inputs, json=json)
+    as_choice("--policy", policy, POLICY_NAMES)
     moves = as_max_moves(max_moves, None)
-    if current is None and (expert_bytes is not None or max_moves is not None):
-        name = "--expert-bytes" if expert_bytes is not None else "--max-moves"
-        msg = f"{name} is given; expected it with --current, the map that is moved from"
-        raise ExpertMapsError(msg)
-    found = inspect_loads(loads, said)
-    trace = found.load
-    in_use = MapOptions(
+    _refuse_without(current, {"--expert-bytes": expert_bytes, "--max-moves": max_moves, "--from": source})
+    loaded = inspect_loads(loads, said)
+    trace = loaded.load
+    of_map = MapOptions(
         source, ep_size, said.experts, allow_uneven=allow_uneven, allow_duplicates=allow_duplicates
     )
-    before = None if current is None else read_map(current, in_use, of_load(in_use, found, said.model))
-    slots = slots_of_layer(redundant, physical, trace.num_experts, ep_size, allow_uneven=allow_uneven)
-    proposed = None
-    if slots is None:
-        slots, proposed = proposed_slots(trace.num_experts, ep_size, before)
+    before, names = _in_use(current, of_map, loaded)
+    slots, proposed = slots_or_proposal(
+        redundant, physical, trace.num_experts, ep_size, before, allow_uneven=allow_uneven
+    )
     plans = partial(
         plan_placement,
         trace,
@@ -111,5 +118,24 @@ def plan(
         allow_uneven=allow_uneven,
         allow_duplicates=allow_duplicates,
     )
-    made = Making("plan", plans, found, said, target, groups, nodes, before, expert_bytes, proposed)
+    made = Making("plan", plans, loaded, said, target, groups, nodes, before, expert_bytes, proposed, names)
     made.run(table=table, json=json)
+
+
+def _refuse_without(current: Path | None, given: Mapping[str, object]) -> None:
+    """Refuse options that are about a map in use, where none is given."""
+    for name, value in given.items():
+        if current is None and value is not None:
+            msg = f"{name} is given; expected it with --current, the map that is moved from"
+            raise ExpertMapsError(msg)
+
+
+def _in_use(current: Path | None, of_map: MapOptions, loaded: Loaded) -> tuple[Placement | None, LayerNames]:
+    """Return the map in use, if there is one, and how layers are named."""
+    from expert_maps.cli.carrying import read_map_for
+    from expert_maps.cli.mapping import alike
+
+    if current is None:
+        return None, loaded.layers
+    found, names = read_map_for(current, of_map, loaded)
+    return alike(found, current), names

@@ -11,16 +11,14 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from expert_maps import metrics
+from expert_maps._layers import UNNUMBERED, LayerNames
 from expert_maps.cli.work import work
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from expert_maps.cli.loading import LoadOptions
+    from expert_maps.cli.loading import Loaded, LoadOptions
     from expert_maps.cli.writing import Output
-    from expert_maps.formats.loads import LoadFile
-    from expert_maps.load import ExpertLoad
     from expert_maps.placement import Placement
     from expert_maps.planning import PlanResult
 
@@ -32,7 +30,7 @@ class Making:
     Attributes:
         command: which of them it is.
         plans: the planner's call, without groups, nodes and progress.
-        found: the load that is planned for.
+        loaded: the load that is planned for, and the model that was said.
         said: how it was read.
         target: where the map goes.
         groups: the router's expert groups.
@@ -40,11 +38,12 @@ class Making:
         current: the map in use, where it is on as many ranks as the plan.
         expert_bytes: as it was given.
         proposed: why there are so many slots, where nobody said how many.
+        names: how layers are named.
     """
 
     command: str
     plans: Callable[..., PlanResult]
-    found: LoadFile
+    loaded: Loaded
     said: LoadOptions
     target: Output
     groups: int
@@ -52,6 +51,7 @@ class Making:
     current: Placement | None = None
     expert_bytes: int | None = None
     proposed: str | None = None
+    names: LayerNames = UNNUMBERED
 
     def run(self, *, table: bool, json: bool) -> None:
         """Plan, write the map and print what it is worth.
@@ -65,57 +65,43 @@ class Making:
             "planning layers",
             lambda progress: self.plans(num_groups=self.groups, num_nodes=self.nodes, progress=progress),
         )
-        nodes = 1 if result.policy == "deepseek_global" else self.nodes
-        ungrouped = ungrouped_balancedness(self.plans, self.found.load, nodes)
-        size = bytes_of_expert(self.expert_bytes, self.said.model)
+        model = self.loaded.model
+        size = model.expert_bytes if self.expert_bytes is None and model is not None else self.expert_bytes
         report = PlanReport(
-            result, self.found.load, self.current, self.target, size, self.proposed, ungrouped
+            result,
+            self.loaded.load,
+            self.current,
+            self.target,
+            size,
+            self.proposed,
+            ungrouped_balancedness(result),
+            self.names,
+            "" if size is not None or model is None else model.expert_bytes_rule,
         )
         report.warn_of_mended()
         _ = report.moved_bytes  # refused before anything is written
-        self.target.write(map_text(result, self.found, self.said, self.command))
+        self.target.write(self._map_text(result))
         report.print(table=table, json=json)
 
+    def _map_text(self, result: PlanResult) -> str:
+        """Return the map that the command writes, with how it was made."""
+        from expert_maps.formats.native import dumps
 
-def map_text(result: PlanResult, found: LoadFile, said: LoadOptions, command: str) -> str:
-    """Return the map that a command writes, with how it was made.
-
-    Args:
-        result: the plan.
-        found: the load that was planned for.
-        said: how it was read.
-        command: which command it is.
-    """
-    from expert_maps.formats.native import dumps
-
-    counts = np.ascontiguousarray(found.load.counts, dtype="<f8")
-    made = {
-        "command": command,
-        "policy": result.policy,
-        "load": f"{found.form}, SHA-256 of its counts {hashlib.sha256(counts.tobytes()).hexdigest()}",
-    }
-    name = None if said.model in {None, "-"} else Path(str(said.model)).name
-    return dumps(result.placement, model=name, layers=found.layers, provenance=made)
+        file = self.loaded.file
+        counts = np.ascontiguousarray(file.load.counts, dtype="<f8")
+        made = {
+            "command": self.command,
+            "policy": result.policy,
+            "load": f"{file.form}, SHA-256 of its counts {hashlib.sha256(counts.tobytes()).hexdigest()}",
+        }
+        model = self.said.model
+        name = None if model in {None, "-"} else Path(str(model)).name
+        return dumps(result.placement, model=name, layers=self.names.numbers, provenance=made)
 
 
-def bytes_of_expert(expert_bytes: int | None, model: str | None) -> int | None:
-    """Return what `--expert-bytes` says, else what the model's configuration does; None where neither can."""
-    if expert_bytes is not None or model in {None, "-"}:
-        return expert_bytes
-    from expert_maps.models import model_counts
-
-    return model_counts(str(model)).expert_bytes
-
-
-def ungrouped_balancedness(plans: Callable[..., PlanResult], trace: ExpertLoad, nodes: int) -> float | None:
-    """Return the overall balancedness of the same plan without groups; None on one node, where they bind nothing.
-
-    Args:
-        plans: the planner's call, without groups, nodes and progress.
-        trace: what is planned for.
-        nodes: servers.
-    """
-    if nodes == 1:
+def ungrouped_balancedness(result: PlanResult) -> float | None:
+    """Return the overall balancedness of the same plan without groups; None where none were kept together."""
+    if not result.keeps_groups:
         return None
-    result = work("planning without groups", lambda progress: plans(progress=progress))
-    return metrics.overall_balancedness(result.placement, trace)
+    free = work("planning without groups", result.without_groups)
+    return free.overall_balancedness

@@ -10,12 +10,16 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from expert_maps.cli.output import as_size, plural, print_json, say, warn
+from expert_maps._layers import UNNUMBERED, LayerNames
+from expert_maps._words import counted
+from expert_maps.cli.output import as_size, print_json, say, warn
 from expert_maps.cli.tables import print_table
 from expert_maps.evaluate import Evaluation, evaluate
 from expert_maps.layouts import generate_placement
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
+
     from numpy.typing import NDArray
 
     from expert_maps.cli.writing import Output
@@ -47,6 +51,8 @@ class PlanReport:
         expert_bytes: bytes of an expert, to add up what is moved; None if unknown.
         proposed: why there are so many slots, where nobody said how many.
         ungrouped: overall balancedness of a plan without groups and nodes; None where there are none.
+        names: how layers are named.
+        bytes_unknown: why an expert's bytes are not known, where a model was said to know them by.
     """
 
     result: PlanResult
@@ -56,6 +62,8 @@ class PlanReport:
     expert_bytes: int | None = None
     proposed: str | None = None
     ungrouped: float | None = None
+    names: LayerNames = UNNUMBERED
+    bytes_unknown: str = ""
 
     @cached_property
     def before(self) -> Evaluation:
@@ -85,7 +93,7 @@ class PlanReport:
             return
         text = (
             f"the map in use breaks a rule that the plan keeps (no expert twice on a rank, groups on nodes) in "
-            f"{layers.size} of {self.result.placement.num_layers} layers, the first of them {layers[0]}; they are "
+            f"{layers.size} of {counted(self.result.placement.num_layers, 'layer')}, the first of them {self.names.one(int(layers[0]))}; they are "
             "put right"
         )
         if self.current is not None:
@@ -125,13 +133,19 @@ class PlanReport:
             lines.append(
                 f"groups on nodes: balancedness {now:.4f}; {self.ungrouped:.4f} without --groups and --nodes"
             )
-        lines += worst_layers(after.balancedness)
+        lines += worst_layers(after.balancedness, self.names)
         copies = result.placement.replica_count
         layer, expert = (int(index) for index in np.unravel_index(int(copies.argmax()), copies.shape))
         if copies[layer, expert] > 1:
-            lines.append(f"most copies: {copies[layer, expert]}, of expert {expert} in layer {layer}")
+            lines.append(
+                f"most copies: {copies[layer, expert]}, of expert {expert} in {self.names.one(layer)}"
+            )
         if result.moves is not None:
             lines.append(moved_line(result.moves, self.moved_bytes))
+            if self.bytes_unknown:
+                lines.append(
+                    f"bytes that are fetched are unknown ({self.bytes_unknown}): give --expert-bytes"
+                )
         return [*lines, self.output.line]
 
     @property
@@ -142,12 +156,12 @@ class PlanReport:
     def _print_table(self, *, err: bool) -> None:
         """Print a line for each layer, and what holds for all of them."""
         result, moves = self.result, self.result.moves
-        columns = ["layer", "before", "after", "max/mean before", "max/mean after"]
+        columns = [*self.names.columns, "before", "after", "max/mean before", "max/mean after"]
         columns += ["gap"] * self._shows_gap + ["most copies"] + ["moved slots"] * (moves is not None)
         copies = result.placement.replica_count.max(axis=1)
 
-        def cells(name: str, was: float, now: float, gap: float, most: int, moved: int) -> list[str]:
-            row = [name, f"{was:.4f}", f"{now:.4f}", f"{1 / was:.3f}", f"{1 / now:.3f}"]
+        def cells(layer: int | None, was: float, now: float, gap: float, most: int, moved: int) -> list[str]:
+            row = [*self.names.cells(layer), f"{was:.4f}", f"{now:.4f}", f"{1 / was:.3f}", f"{1 / now:.3f}"]
             row += [f"{gap:.3%}"] * self._shows_gap + [str(most)]
             return [*row, str(moved)] if moves is not None else row
 
@@ -155,9 +169,9 @@ class PlanReport:
         each = zip(
             self.before.balancedness, self.after.balancedness, result.gap, copies, changed, strict=True
         )
-        rows = [cells(str(layer), *values) for layer, values in enumerate(each)]
+        rows = [cells(layer, *values) for layer, values in enumerate(each)]
         total = cells(
-            "total",
+            None,
             self.before.overall_balancedness,
             self.after.overall_balancedness,
             self._overall_gap,
@@ -172,6 +186,7 @@ class PlanReport:
         document: dict[str, object] = {
             "policy": result.policy,
             "num_layers": placement.num_layers,
+            "layers": self.names.listed,
             "num_logical_experts": placement.num_logical_experts,
             "num_physical_experts": placement.num_physical_experts,
             "num_redundant_experts": placement.num_redundant_experts,
@@ -206,26 +221,32 @@ def title_of(placement: AnyPlacement, trace: ExpertLoad, name: str) -> str:
     slots = "/".join(map(str, np.unique(placement.slots_per_rank).tolist()))
     redundant = "/".join(map(str, np.unique(placement.num_redundant_experts).tolist()))
     return (
-        f"{name}: {placement.num_logical_experts} experts + {redundant} redundant on "
-        f"{placement.ep_size} ranks of {slots} slots, {plural(placement.num_layers, 'layer')}, "
-        f"{plural(trace.num_steps, 'step')} of load"
+        f"{name}: {counted(placement.num_logical_experts, 'expert')} + {redundant} redundant on "
+        f"{counted(placement.ep_size, 'rank')} of {counted(slots, 'slot')}, {counted(placement.num_layers, 'layer')}, "
+        f"{counted(trace.num_steps, 'step')} of load"
     )
 
 
-def worst_layers(balancedness: NDArray[np.float64]) -> list[str]:
+def worst_layers(balancedness: NDArray[np.float64], names: LayerNames) -> list[str]:
     """Return a line with the layers of the lowest balancedness; none for a single layer."""
     if len(balancedness) == 1:
         return []
     worst = np.argsort(balancedness, kind="stable")[:_WORST]
-    named = ", ".join(f"{layer} ({balancedness[layer]:.4f})" for layer in worst)
-    return [f"worst layers: {named}"]
+    return [f"worst layers: {named_values([(int(row), f'{balancedness[row]:.4f}') for row in worst], names)}"]
+
+
+def named_values(values: Iterable[tuple[int, str]], names: LayerNames) -> str:
+    """Return layers each with a value, like ``1 (0.98), 2 (0.99)`` or ``row 1 (layer 4): 0.98, …``."""
+    return ", ".join(
+        f"{names.short(row)}: {value}" if names.differ else f"{row} ({value})" for row, value in values
+    )
 
 
 def moved_line(moves: Moves, moved_bytes: int | None) -> str:
     """Return how many slots change, and what that sends."""
     changed, fetched = moves.changed, moves.fetched
     return (
-        f"{int(changed.sum())} of {changed.size} slots change ({changed.mean():.1%}); "
+        f"{int(changed.sum())} of {counted(changed.size, 'slot')} change ({changed.mean():.1%}); "
         f"{int(fetched.sum())} are fetched from another rank"
         + (f", {as_size(moved_bytes)}" if moved_bytes is not None else "")
     )

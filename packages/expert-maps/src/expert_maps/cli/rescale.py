@@ -66,8 +66,9 @@ def rescale(
     Ranks that stay keep their order and their copies, and are numbered anew from 0; new ranks come after them. Before
     is the linear layout on the new ranks. Without --redundant and --physical every rank has as many slots as now.
     """
+    from expert_maps.cli.carrying import read_map_for
     from expert_maps.cli.loading import inspect_loads
-    from expert_maps.cli.mapping import MapOptions, of_load, read_map
+    from expert_maps.cli.mapping import MapOptions, alike
     from expert_maps.cli.planned import Making
     from expert_maps.cli.sizing import slots_of_layer
     from expert_maps.cli.writing import check_output
@@ -83,10 +84,11 @@ def rescale(
     trace = found.load
     of_map = MapOptions(source, ranks_now, said.experts, allow_uneven=allow_uneven)
     try:
-        current = read_map(file, of_map, of_load(of_map, found, said.model))
+        read, names = read_map_for(file, of_map, found)
     except RanksUnsaidError as error:  # --ep-size are the ranks afterwards
         msg = str(error).replace("ep_size (--ep-size)", "--ranks-now")
         raise ExpertMapsError(msg) from error
+    current = alike(read, file)
     left = current.ep_size - len(set(failed)) if ep_size is None else ep_size
     slots = slots_of_layer(
         redundant, physical, trace.num_experts, left if left > 0 else None, allow_uneven=allow_uneven
@@ -102,5 +104,7 @@ def rescale(
         max_moves=moves,
         allow_uneven=allow_uneven,
     )
-    made = Making("rescale", plans, found, said, target, groups, nodes, expert_bytes=expert_bytes)
+    made = Making(
+        "rescale", plans, found, said, target, groups, nodes, names=names, expert_bytes=expert_bytes
+    )
     made.run(table=table, json=json)

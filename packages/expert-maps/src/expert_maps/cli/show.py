@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from expert_maps._layers import LayerNames
+from expert_maps._words import counted
 from expert_maps.cli.mapping import MapOptions
 from expert_maps.cli.options import JsonOption, MapArgument, refuse_two_stdins
 
@@ -26,7 +28,7 @@ _FULL_WIDTH = 76
 
 def show(
     file: MapArgument,
-    layer: Annotated[int, typer.Option("--layer", help="MoE layer, from 0.")] = 0,
+    layer: Annotated[int, typer.Option("--layer", help="MoE layer, by row from 0.")] = 0,
     rank: Annotated[int, typer.Option("--rank", help="Expert-parallel rank, from 0.")] = 0,
     tp_size: Annotated[
         int, typer.Option("--tp-size", help="Tensor-parallel size, for the choice of replicas.")
@@ -48,7 +50,9 @@ def show(
 
     refuse_two_stdins({"MAP": file, "--model": said.model})
     # Of one layer: where slots differ by layer, counts and physical ids are those of this one.
-    placement = layer_of(read_any_map(file, said).placement, layer)
+    found = read_any_map(file, said)
+    placement = layer_of(found.placement, layer)
+    names = LayerNames(found.layers)
     expert_map = placement.expert_map(0, rank)
     log2phy = placement.log2phy(0, rank, tp_size=tp_size)
     local = placement.local_experts(0, rank)
@@ -56,6 +60,7 @@ def show(
         print_json(
             {
                 "layer": layer,
+                "model_layer": None if names.numbers is None else names.numbers[layer],
                 "ep_rank": rank,
                 "ep_size": placement.ep_size,
                 "num_logical_experts": placement.num_logical_experts,
@@ -66,12 +71,15 @@ def show(
             }
         )
         return
-    say(_lines(placement, layer, rank, compact=compact, maps=(local, expert_map, log2phy)), wrap=True)
+    say(
+        _lines(placement, names.one(layer), rank, compact=compact, maps=(local, expert_map, log2phy)),
+        wrap=True,
+    )
 
 
 def _lines(
     placement: Placement,
-    layer: int,
+    layer: str,
     rank: int,
     *,
     compact: bool,
@@ -91,7 +99,7 @@ def _lines(
     }
     lines = [
         ", ".join(f"{name}: {count}" for name, count in counts.items()),
-        f"layer {layer}, rank {rank}: {len(local)} slots, physical experts {physical}",
+        f"{layer}, rank {rank}: {counted(len(local), 'slot')}, physical experts {physical}",
         "",
         f"slots (local slot: logical expert): {ranges(slots, local, ': ')}",
         f"expert_map (logical → local slot): {ranges(experts, expert_map, ' → ')}",

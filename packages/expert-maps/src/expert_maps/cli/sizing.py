@@ -6,6 +6,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from expert_maps._words import counted
 from expert_maps.counts import check_divides, least_redundancy
 from expert_maps.errors import LayoutError
 from expert_maps.validation import as_count
@@ -41,12 +42,38 @@ def slots_of_layer(
     if physical is not None and physical != num_experts + copies:
         msg = (
             f"--physical is {physical} and --redundant {copies}; expected --physical {num_experts + copies}, the "
-            f"{num_experts} experts and {copies} redundant ones, or only one of the two"
+            f"{counted(num_experts, 'expert')} and {copies} redundant ones, or only one of the two"
         )
         raise LayoutError(msg)
     if ep_size is not None and not allow_uneven:
         check_divides(num_experts, copies, as_count("ep_size", ep_size, 1, error=LayoutError))
     return num_experts + copies
+
+
+def slots_or_proposal(
+    redundant: int | None,
+    physical: int | None,
+    num_experts: int,
+    ep_size: int,
+    current: Placement | None,
+    *,
+    allow_uneven: bool,
+) -> tuple[int, str | None]:
+    """Return P, and why that many where nobody has said it; arguments and errors as of the two functions below.
+
+    Args:
+        redundant: what `--redundant` says.
+        physical: what `--physical` says.
+        num_experts: E.
+        ep_size: R.
+        current: the map in use, or None.
+        allow_uneven: whether the slots need not divide by the ranks.
+
+    Raises:
+        LayoutError: as said.
+    """
+    slots = slots_of_layer(redundant, physical, num_experts, ep_size, allow_uneven=allow_uneven)
+    return proposed_slots(num_experts, ep_size, current) if slots is None else (slots, None)
 
 
 def proposed_slots(num_experts: int, ep_size: int, current: Placement | None) -> tuple[int, str]:
@@ -68,5 +95,5 @@ def proposed_slots(num_experts: int, ep_size: int, current: Placement | None) ->
     more = f"; --redundant {copies + ranks} gives each rank one slot more"
     return (
         num_experts + copies,
-        f"--redundant {copies} taken, the least with which {num_experts} experts divide by {ranks} ranks{more}",
+        f"--redundant {copies} taken, the least with which {counted(num_experts, 'expert')} divide by {counted(ranks, 'rank')}{more}",
     )

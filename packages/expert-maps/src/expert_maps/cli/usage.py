@@ -14,7 +14,7 @@ from typer.core import TyperGroup
 from expert_maps.cli.commands import COMMANDS, load_command
 from expert_maps.cli.notes import held_notes
 from expert_maps.cli.output import error_line, say
-from expert_maps.cli.words import meant_commands, meant_options
+from expert_maps.cli.words import hint, meant_commands, meant_options
 from expert_maps.errors import ExpertMapsError, PlacementError
 
 if TYPE_CHECKING:
@@ -68,7 +68,7 @@ class Commands(TyperGroup):
         """Find the command, or say which one may be meant."""
         name = args[0]
         if self.get_command(ctx, name) is None and not ctx.resilient_parsing:
-            ctx.fail(f"no such command: {name}{_hint(meant_commands(name, self.list_commands(ctx)))}")
+            ctx.fail(f"no such command: {name}{hint(meant_commands(name, self.list_commands(ctx)))}")
         return super().resolve_command(ctx, args)
 
 
@@ -108,7 +108,7 @@ def usage_text(error: Exception) -> str:
     option = getattr(error, "option_name", None)
     if isinstance(option, str) and context is not None and str(error).lower().startswith("no such option"):
         known = [name for each in context.command.params for name in each.opts if name.startswith("--")]
-        text = f"no such option: {option}{_hint(meant_options(option, [*known, '--help']))}"
+        text = f"no such option: {option}{hint(meant_options(option, [*known, '--help']))}"
     else:
         text = _wrong_value(error)
     return text if context is None or text.endswith("?") else f"{text} (see {context.command_path} --help)"
@@ -127,9 +127,3 @@ def _wrong_value(error: Exception) -> str:
         return f"{option} is {detail.get('input')!r}; expected {expected}"
     message: str = error.format_message()  # type: ignore[attr-defined]
     return message[:1].lower() + message[1:].rstrip().rstrip(".")
-
-
-def _hint(words: list[str]) -> str:
-    if not words:
-        return ""
-    return f"; did you mean {', '.join(words[:-1])}{' or ' * (len(words) > 1)}{words[-1]}?"

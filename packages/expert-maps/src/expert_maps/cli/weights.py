@@ -21,6 +21,7 @@ from expert_maps.cli.options import (
 )
 
 if TYPE_CHECKING:
+    from expert_maps._layers import LayerNames
     from expert_maps.cli.writing import Output
     from expert_maps.evaluate import Evaluation
     from expert_maps.splitting import ReplicaWeights
@@ -50,8 +51,9 @@ def weights(
     Even is what serving does without weights: copies take turns. The plugin serves with the file written here as its
     replica_weights_path, for this map and no other.
     """
+    from expert_maps.cli.carrying import read_map_for
     from expert_maps.cli.loading import inspect_loads
-    from expert_maps.cli.mapping import MapOptions, of_load, read_map
+    from expert_maps.cli.mapping import MapOptions, alike
     from expert_maps.cli.work import work
     from expert_maps.cli.writing import check_output
     from expert_maps.evaluate import evaluate
@@ -64,15 +66,18 @@ def weights(
     loaded = inspect_loads(loads, said)
     trace = loaded.load
     of_map = MapOptions(source, ep_size, said.experts, allow_uneven=allow_uneven)
-    placement = read_map(file, of_map, of_load(of_map, loaded, said.model))
+    read, names = read_map_for(file, of_map, loaded)
+    placement = alike(read, file)
     even = evaluate(placement, trace)
     found = work("splitting tokens", lambda _: split_replicas(placement, trace))
     if target.path is not None:
         target.write(content_of(found, ".npz" if target.is_stdout else target.path.suffix))
-    _print(even, found, target, table=table, json=json)
+    _print(even, found, target, names, table=table, json=json)
 
 
-def _print(even: Evaluation, found: ReplicaWeights, target: Output, *, table: bool, json: bool) -> None:
+def _print(
+    even: Evaluation, found: ReplicaWeights, target: Output, names: LayerNames, *, table: bool, json: bool
+) -> None:
     from expert_maps.cli.output import print_json, say
     from expert_maps.cli.report import title_of, worst_layers
     from expert_maps.cli.tables import print_table
@@ -83,6 +88,7 @@ def _print(even: Evaluation, found: ReplicaWeights, target: Output, *, table: bo
     if json:
         document = {
             "num_layers": found.placement.num_layers,
+            "layers": names.listed,
             "balancedness_even": was.tolist(),
             "balancedness": now.tolist(),
             "overall_balancedness_even": even.overall_balancedness,
@@ -98,18 +104,18 @@ def _print(even: Evaluation, found: ReplicaWeights, target: Output, *, table: bo
     say(title_of(found.placement, even.load, "weights"), err=err, wrap=True)
     if table:
         rows = [
-            [str(layer), f"{a:.4f}", f"{b:.4f}", f"{1 / a:.3f}", f"{1 / b:.3f}"]
+            [*names.cells(layer), f"{a:.4f}", f"{b:.4f}", f"{1 / a:.3f}", f"{1 / b:.3f}"]
             for layer, (a, b) in enumerate(zip(was, now, strict=True))
         ]
         a, b = even.overall_balancedness, overall
-        total = ["total", f"{a:.4f}", f"{b:.4f}", f"{1 / a:.3f}", f"{1 / b:.3f}"]
-        columns = ["layer", "even", "weighted", "max/mean even", "max/mean weighted"]
+        total = [*names.cells(None), f"{a:.4f}", f"{b:.4f}", f"{1 / a:.3f}", f"{1 / b:.3f}"]
+        columns = [*names.columns, "even", "weighted", "max/mean even", "max/mean weighted"]
         print_table("", columns, rows, total=total, err=err)
     even_now, weighted = even.overall_balancedness, overall
     lines = [
         f"balancedness: {even_now:.4f} where copies take turns, {weighted:.4f} weighted (1 is perfect)",
         f"hottest rank / mean: {1 / even_now:.3f} where copies take turns, {1 / weighted:.3f} weighted",
-        *worst_layers(now),
+        *worst_layers(now, names),
         target.line,
     ]
     say(lines, err=err, wrap=True)

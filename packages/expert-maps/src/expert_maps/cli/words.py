@@ -8,7 +8,7 @@ from difflib import get_close_matches
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Mapping
+    from collections.abc import Collection, Mapping, Sequence
 
 _EP_SIZE = ("--ep-size",)
 _PHYSICAL = ("--physical", "--redundant")
@@ -78,7 +78,10 @@ OPTION_WORDS: dict[str, tuple[str, ...]] = {
     **dict.fromkeys(
         ("eprank", "rankid", "card", "npu", "gpu", "device", "deviceid"), ("--rank", "--ep-size")
     ),
-    **dict.fromkeys(("tp", "tensorparallelsize"), ("--tp-size",)),
+    **dict.fromkeys(("tp", "tensorparallelsize", "tensorparallel", "numtp"), ("--tp-size", "--ep-size")),
+    **dict.fromkeys(
+        ("dp", "dpsize", "dataparallelsize", "tpsize", "worldranks", "numgpu", "numnpu"), ("--ep-size",)
+    ),
     **dict.fromkeys(
         ("algorithm", "algo", "eplbpolicy", "eplbpolicytype", "strategy"), ("--policy", "--policies")
     ),
@@ -111,6 +114,40 @@ COMMAND_WORDS: dict[str, tuple[str, ...]] = {
 }
 
 
+# Other names of formats, forms, policies and layouts.
+VALUE_WORDS: dict[str, tuple[str, ...]] = {
+    **dict.fromkeys(("native", "own", "expertmap", "expertmapsjson"), ("expert-maps",)),
+    **dict.fromkeys(("ascend", "vllmascendmap", "moeload", "msserviceprofiler"), ("vllm-ascend",)),
+    **dict.fromkeys(("trtllm", "trt", "tensorrt", "nvidia"), ("tensorrt-llm",)),
+    **dict.fromkeys(("omniinfer", "npy01"), ("omni",)),
+    **dict.fromkeys(("das", "vllmdas"), ("vllm-plugin-das",)),
+    **dict.fromkeys(("eplb", "deepseekeplb"), ("deepseek",)),
+    **dict.fromkeys(("mindspeedrl",), ("mindspeed",)),
+    **dict.fromkeys(("npy", "npz", "json", "numpy", "tensor", "safetensors"), ("array",)),
+    **dict.fromkeys(("rows", "plaincsv"), ("csv-rows",)),
+    **dict.fromkeys(("trace", "routing", "routed"), ("routed-experts",)),
+    **dict.fromkeys(("hierarchical",), ("deepseek_hierarchical",)),
+    **dict.fromkeys(("global",), ("deepseek_global",)),
+    **dict.fromkeys(("default", "balance", "auto", "best"), ("balanced",)),
+    **dict.fromkeys(("robin", "rr", "interleaved"), ("round_robin",)),
+}
+
+
+def meant_values(word: str, known: Collection[str]) -> list[str]:
+    """Return the values that an unknown one may stand for, likeliest first; at most three, perhaps none."""
+    plain = _plain(word)
+    spelled = [value for value in known if _plain(value) == plain]
+    translated = [value for value in VALUE_WORDS.get(plain, ()) if value in known]
+    return spelled or translated or _similar(word, known)
+
+
+def hint(words: Sequence[str]) -> str:
+    """Return the question that ends a message: which of some words is meant; nothing where there are none."""
+    if not words:
+        return ""
+    return f"; did you mean {', '.join(words[:-1])}{' or ' * (len(words) > 1)}{words[-1]}?"
+
+
 def meant_options(word: str, known: Collection[str]) -> list[str]:
     """Return the options that an unknown one may stand for, likeliest first; at most three, perhaps none.
 
@@ -121,8 +158,9 @@ def meant_options(word: str, known: Collection[str]) -> list[str]:
     plain = _plain(word)
     spelled = [option for option in known if _plain(option) == plain]
     translated = [option for option in OPTION_WORDS.get(plain, ()) if option in known]
-    # Of the words that mean one thing the first is the best; the second stands in where a command lacks the first.
-    return spelled or translated[:1] or _similar(word, known)
+    # Of the words that mean one thing the first is the best; the second stands in where a command lacks the first. Where it
+    # lacks both, what is spelled alike means something else.
+    return spelled or (translated[:1] if plain in OPTION_WORDS else _similar(word, known))
 
 
 def meant_commands(word: str, known: Collection[str]) -> list[str]:

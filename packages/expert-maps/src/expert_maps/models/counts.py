@@ -7,6 +7,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from itertools import pairwise
 
+from expert_maps._words import counted
+
 # More runs of layers than this are shown by their first and last.
 _MOST_RUNS = 6
 # Layers at equal distances are shown by the first two and the last, if there are so many.
@@ -54,7 +56,7 @@ class ModelCounts:
 
 def layers_text(counts: ModelCounts) -> str:
     """Say in a few words which layers are MoE, such as ``58 of 61 layers (3-60)`` or ``24 of 48 layers (1, 3, … 47)``."""
-    text = f"{counts.num_layers} of {counts.num_hidden_layers} layers"
+    text = f"{counts.num_layers} of {counted(counts.num_hidden_layers, 'layer')}"
     return f"{text} ({_indices_text(counts.moe_layers)})" if counts.moe_layers else text
 
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from expert_maps import limits
+from expert_maps._words import counted
 from expert_maps.errors import FormatError
 from expert_maps.models.nesting import EXPERT_KEYS, TEXT_AND_VISION
 from expert_maps.models.values import Config
@@ -94,7 +95,7 @@ def expert_groups(config: Config, experts: int) -> int:
         # Hunyuan states false for none.
         groups = 1 if config.get(key) is False else config.whole(key, 0, experts) or 1
         if experts % groups:
-            config.refuse(key, f"a number that divides the {experts} experts")
+            config.refuse(key, f"a number that divides the {counted(experts, 'expert')}")
         return groups
     return 1
 

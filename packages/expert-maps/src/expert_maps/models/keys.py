@@ -9,8 +9,8 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 from expert_maps import limits
-from expert_maps.errors import FormatError, printable
-from expert_maps.models.values import shown
+from expert_maps.errors import printable
+from expert_maps.models.values import UntoldLayersError, shown
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -76,15 +76,15 @@ def refuse_unknown(name: str, config: Mapping[str, object], known: frozenset[str
         known: keys that a rule reads, or that are known to say nothing here.
 
     Raises:
-        FormatError: there is one; the message names it.
+        UntoldLayersError: there is one; the message names it.
     """
     for key, value in _suspects(config, known, "", 0):
         raise cannot_tell(name, key, value)
 
 
-def cannot_tell(name: str, key: str, value: object) -> FormatError:
+def cannot_tell(name: str, key: str, value: object) -> UntoldLayersError:
     """Return the error that refuses to count by a key that no rule knows."""
-    return FormatError(
+    return UntoldLayersError(
         f"{name}: cannot tell the MoE layers of this model from {printable(key)} ({shown(value)}), a key that no rule here "
         "knows; give --layers"
     )

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from expert_maps.errors import FormatError
 from expert_maps.models.nesting import TEXT_AND_VISION
-from expert_maps.models.values import Config, shown
+from expert_maps.models.values import Config, UntoldLayersError, shown
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -107,7 +107,7 @@ def _refuse_strange_kinds(config: Config, key: str) -> None:
             f"{config.name}: cannot tell the MoE layers of this model from {key}, which has the kind "
             f"{shown(strange[0])} that no rule here knows; give --layers"
         )
-        raise FormatError(msg)
+        raise UntoldLayersError(msg)
 
 
 def mlp_types(config: Config, count: int, drafts: int) -> tuple[list[int], str]:

@@ -15,13 +15,16 @@ from expert_maps.models.known import find_known
 from expert_maps.models.reading import counts_from_config, with_layers
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from typing import Literal
 
     from expert_maps.files import AnyPath
     from expert_maps.models.counts import ModelCounts
+    from expert_maps.models.reading import LayersSaid
 
 
-def model_counts(model: AnyPath, *, layers: int | Sequence[int] | None = None) -> ModelCounts:
+def model_counts(
+    model: AnyPath, *, layers: LayersSaid | None = None, if_untold: LayersSaid | Literal["all"] | None = None
+) -> ModelCounts:
     """Read a model's ``config.json`` (or the folder that holds it), or look a model up by name.
 
     A file or folder of that name comes first. Names are found whatever their case, organisation and training
@@ -30,6 +33,7 @@ def model_counts(model: AnyPath, *, layers: int | Sequence[int] | None = None) -
     Args:
         model: a path, a source that has been read already, or a name.
         layers: the MoE layers, as the caller knows them: their indices, or only how many; None takes the model's.
+        if_untold: the same, or all, where nothing known here tells the model's, and they would be refused or assumed.
 
     Raises:
         FormatError: neither a known name nor a readable configuration of an MoE model.
@@ -51,6 +55,9 @@ def model_counts(model: AnyPath, *, layers: int | Sequence[int] | None = None) -
         msg = f"{describe(model)}: expected a JSON object with the model's configuration"
         raise FormatError(msg)
     counts = counts_from_config(
-        str(model) if not isinstance(model, Source) else model.name, config, layers=layers
+        str(model) if not isinstance(model, Source) else model.name,
+        config,
+        layers=layers,
+        if_untold=if_untold,
     )
-    return counts if isinstance(model, Source) else sizes.without_other_files(counts, Path(model).parent)
+    return counts if isinstance(model, Source) else sizes.with_other_files(counts, config, Path(model).parent)

@@ -11,21 +11,16 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import NoReturn
+from typing import TYPE_CHECKING
 
+from expert_maps._words import counted
+from expert_maps.models.modelslim import W8A8_DYNAMIC, modelslim_bytes
+from expert_maps.models.shapes import DTYPE_BYTES, UntoldError, plain_type, untold
 from expert_maps.models.values import Config, shown
 
-DTYPE_BYTES = {"bfloat16": 2, "float16": 2, "float32": 4, "float8": 1, "int8": 1}
-"""The types of plain numbers, and their bytes."""
+if TYPE_CHECKING:
+    from expert_maps.models.shapes import Shape
 
-_DTYPE_NAMES = {
-    "half": "float16",
-    "float": "float32",
-    "bf16": "bfloat16",
-    "fp16": "float16",
-    "fp32": "float32",
-}
 _SCALE = 4  # float32
 _BYTE = 8
 _NVFP4_GROUP = 16
@@ -36,52 +31,22 @@ _LONGEST_NAME = 200
 _EXCLUDED_KEYS = ("modules_to_not_convert", "ignored_layers", "ignore", "exclude_modules", "excluded_layers")
 
 
-class UntoldError(Exception):
-    """The bytes cannot be told; the message says why."""
-
-
-def untold(reason: str) -> NoReturn:
-    """Say why the bytes cannot be told."""
-    raise UntoldError(reason)
-
-
-@dataclass(frozen=True)
-class Shape:
-    """An expert's projections.
-
-    Attributes:
-        projections: of each its outputs and inputs.
-        biases: numbers beside the matrices, never quantised.
-    """
-
-    projections: tuple[tuple[int, int], ...]
-    biases: int
-
-    @property
-    def numbers(self) -> int:
-        """How many there are, biases included."""
-        return sum(outputs * inputs for outputs, inputs in self.projections) + self.biases
-
-    @property
-    def text(self) -> str:
-        """The projections in a few words."""
-        outputs, inputs = self.projections[0]
-        biased = " and biases" if self.biases else ""
-        return f"{len(self.projections)} projections of {inputs} x {outputs}{biased}"
-
-
 def quantised_bytes(config: Config, shape: Shape) -> tuple[int, str]:
     """Return the bytes of an expert, and how its numbers are stored.
 
     Raises:
         UntoldError: the configuration does not say, or says what is not known here.
     """
-    for key in ("quantize", "expert_dtype"):
-        if config.has(key):
-            untold(f"{key} is {shown(config.get(key))}, which is not known here")
+    if config.has("expert_dtype"):
+        untold(f"expert_dtype is {shown(config.get('expert_dtype'))}, which is not known here")
+    quantize = config.get("quantize")
     stated = [config.get(key) for key in ("quantization_config", "compression_config") if config.has(key)]
+    if quantize is not None:  # MindIE's replaces what is empty
+        stated = [settings for settings in stated if settings]
     if not stated:
-        name, width = _plain(config)
+        if quantize not in (None, "float"):
+            return modelslim_bytes(config, shape, str(quantize).upper(), f"quantize is {shown(quantize)}")
+        name, width = plain_type(config)
         return shape.numbers * width, name
     settings = stated[0]
     if not isinstance(settings, Mapping):
@@ -93,19 +58,14 @@ def quantised_bytes(config: Config, shape: Shape) -> tuple[int, str]:
     if count is None:
         untold(f"quant_method is {shown(method)}, which is not known here")
     weights, how = count(quant, shape, config)
-    biases = shape.biases * _plain(config)[1] if shape.biases else 0
+    if quantize is not None and not (quantize == W8A8_DYNAMIC.lower() and how.startswith("int8")):
+        untold(
+            f"quantize is {shown(quantize)}, but quant_method {method} says {how}: they contradict each other"
+        )
+    # vLLM holds biases beside MXFP4 in bfloat16, and gpt-oss' config.json states no type.
+    width = DTYPE_BYTES["bfloat16"] if method == "mxfp4" else plain_type(config)[1] if shape.biases else 0
+    biases = shape.biases * width
     return weights + biases, f"quant_method {method}: {how}"
-
-
-def _plain(config: Config) -> tuple[str, int]:
-    value = next((config.get(key) for key in ("dtype", "torch_dtype") if config.has(key)), None)
-    if value is None:
-        untold("neither dtype nor torch_dtype says how numbers are stored")
-    name = value.removeprefix("torch.") if isinstance(value, str) else ""
-    name = _DTYPE_NAMES.get(name, name)
-    if name not in ("bfloat16", "float16", "float32"):
-        untold(f"dtype is {shown(value)}, which is not known here")
-    return name, DTYPE_BYTES[name]
 
 
 def _refuse_excluded(quant: Config) -> None:
@@ -225,7 +185,8 @@ def _modelopt(quant: Config, shape: Shape, config: Config) -> tuple[int, str]:
             shape.numbers - shape.biases + scales * _SCALE,
             "float8 with a scale a projection and its input",
         )
-    untold(f"quant_algo is {shown(algorithm)}, which is not known here")
+    msg = f"quant_algo is {shown(algorithm)}, which is not known here"
+    raise UntoldError(msg)
 
 
 def _compressed(quant: Config, shape: Shape, config: Config) -> tuple[int, str]:
@@ -243,7 +204,9 @@ def _compressed(quant: Config, shape: Shape, config: Config) -> tuple[int, str]:
         or not isinstance(found[0], Mapping)
         or not isinstance(found[0].get("weights"), Mapping)
     ):
-        untold(f"config_groups of the quantisation has {len(found)} groups; expected one that says experts'")
+        untold(
+            f"config_groups of the quantisation has {counted(len(found), 'group')}; expected one that says experts'"
+        )
     weights = Config(config.name, found[0]["weights"])
     layout = found[0].get("format") or quant.get("format")
     kind, bits, strategy = weights.get("type"), weights.get("num_bits"), weights.get("strategy")
@@ -252,7 +215,7 @@ def _compressed(quant: Config, shape: Shape, config: Config) -> tuple[int, str]:
         group = -1 if strategy == "channel" else _size(weights, "group_size", 1)
         asymmetric = weights.get("symmetric") is False
         order = weights.get("actorder") in ("group", "dynamic")
-        scale_bytes = _plain(config)[1]
+        scale_bytes = plain_type(config)[1]
         return _packed(
             shape,
             _size(weights, "num_bits", 1),
@@ -276,9 +239,8 @@ def _compressed(quant: Config, shape: Shape, config: Config) -> tuple[int, str]:
     if bits == _BYTE and kind == "float" and strategy == "block":
         block = Config(config.name, {"weight_block_size": weights.get("block_structure")})
         return _fp8(block, shape, config)
-    untold(
-        f"weights of {shown(bits)} bits, type {shown(kind)}, strategy {shown(strategy)} are not known here"
-    )
+    msg = f"weights of {shown(bits)} bits, type {shown(kind)}, strategy {shown(strategy)} are not known here"
+    raise UntoldError(msg)
 
 
 _METHODS = {

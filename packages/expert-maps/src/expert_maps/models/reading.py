@@ -6,9 +6,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal, TypeAlias
 
 from expert_maps import limits
+from expert_maps._words import counted
 from expert_maps.errors import FormatError
 from expert_maps.models import experts, keys, sizes, telling
 from expert_maps.models.architectures import ALL_LAYERS, DEFAULTS, NOT_WITHOUT, SILENT_KEYS, STATED
@@ -16,19 +17,25 @@ from expert_maps.models.counts import ModelCounts
 from expert_maps.models.layer_lists import listed_layers
 from expert_maps.models.nesting import language_model
 from expert_maps.models.rules import RULE_KEYS, RULES
-from expert_maps.models.values import Config
+from expert_maps.models.values import Config, UntoldLayersError
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from expert_maps.models.rules import Rule
 
+    LayersSaid: TypeAlias = int | Sequence[int]
+
 _LAYER_KEYS = ("num_hidden_layers", "n_layers", "num_layers", "n_layer")
 _KNOWN_KEYS = RULE_KEYS | experts.EXPERT_COUNT_KEYS | frozenset(_LAYER_KEYS) | frozenset({"topk_group"})
 
 
 def counts_from_config(
-    name: str, config: Mapping[str, object], *, layers: int | Sequence[int] | None = None
+    name: str,
+    config: Mapping[str, object],
+    *,
+    layers: LayersSaid | None = None,
+    if_untold: LayersSaid | Literal["all"] | None = None,
 ) -> ModelCounts:
     """Count a model's MoE layers and experts by its Hugging Face configuration.
 
@@ -36,6 +43,7 @@ def counts_from_config(
         name: what to call the model.
         config: keys and values as in its ``config.json``; a multimodal model's language model is found in it.
         layers: the MoE layers, as the caller knows them: their indices, or only how many; None goes by the rules.
+        if_untold: the same, or all, where no rule tells them and they would be refused or assumed.
 
     Raises:
         FormatError: it is no configuration of an MoE model, a value is wrong, or its MoE layers cannot be told.
@@ -47,10 +55,17 @@ def counts_from_config(
         msg = f"{name}: num_hidden_layers is missing; expected the number of layers"
         raise FormatError(msg)
     drafts = experts.draft_layers(flat)
+    found: list[int] = []
+    rule, is_assumed = "no rule", False
     if layers is None:
-        found, rule, is_assumed = _moe_layers(flat, config, count, drafts)
-    else:
-        found, rule, is_assumed = [], "no rule", False
+        said = range(count) if if_untold == "all" else if_untold
+        try:
+            found, rule, is_assumed = _moe_layers(flat, config, count, drafts)
+        except UntoldLayersError:
+            if said is None:
+                raise
+            layers = said
+        layers = said if is_assumed else layers
     size = sizes.size_of(flat)
     counts = ModelCounts(
         name,
@@ -102,19 +117,7 @@ def _moe_layers(
 ) -> tuple[list[int], str, bool]:
     """Return the MoE layers, what says so, and whether nothing does."""
     verdicts = _verdicts(config, count, drafts)
-    is_listed = any(rule.keys[0] in SILENT_KEYS["beside"] for rule, _, _ in verdicts)
-    known = _KNOWN_KEYS | (SILENT_KEYS["silent"] if is_listed else frozenset())
-    keys.refuse_unknown(config.name, config.values, known)
-    outside = {
-        key: value
-        for key, value in whole.items()
-        if key not in config.values and not isinstance(value, Mapping)
-    }
-    keys.refuse_unknown(config.name, outside, known)
-    if not _is_known(config.model_type) and not any(rule.is_list for rule, _, _ in verdicts):
-        for part in (config.values, outside):
-            for key, value in telling.suspects(part, known, telling.Layers(count, drafts)):
-                raise keys.cannot_tell(config.name, key, value)
+    _refuse_unknown(config, whole, [rule for rule, _, _ in verdicts], telling.Layers(count, drafts))
     # A number that makes every layer MoE, such as a step of 1, says nothing against another key.
     deciding = [verdict for verdict in verdicts if verdict[0].is_list or len(verdict[1]) < count]
     for _, layers, words in deciding[1:]:
@@ -123,11 +126,11 @@ def _moe_layers(
                 f"{config.name}: cannot tell the MoE layers of this model: {deciding[0][2]} makes them "
                 f"{len(deciding[0][1])}, but {words} {len(layers)}, or others; give --layers"
             )
-            raise FormatError(msg)
+            raise UntoldLayersError(msg)
     if deciding:
         _, layers, words = deciding[0]
         if not layers:
-            msg = f"{config.name}: not an MoE model: {words} leaves none of {count} layers with experts"
+            msg = f"{config.name}: not an MoE model: {words} leaves none of {counted(count, 'layer')} with experts"
             raise FormatError(msg)
         return layers, words, False
     default = _default(config, count, drafts)
@@ -144,10 +147,30 @@ def _moe_layers(
             f"{config.name}: cannot tell the MoE layers of this model: {needed} is missing, and {kind} models differ "
             "in it; give --layers"
         )
-        raise FormatError(msg)
+        raise UntoldLayersError(msg)
     if kind in ALL_LAYERS:
         return list(range(count)), f"{kind}: every layer has experts", False
     return list(range(count)), "no key says which layers are MoE: every layer taken", True
+
+
+def _refuse_unknown(
+    config: Config, whole: Mapping[str, object], rules: Sequence[Rule], layers: telling.Layers
+) -> None:
+    """Refuse keys that may say which layers are MoE and that no rule knows."""
+    is_listed = any(rule.keys[0] in SILENT_KEYS["beside"] for rule in rules)
+    known = _KNOWN_KEYS | (SILENT_KEYS["silent"] if is_listed else frozenset())
+    outside = {
+        key: value
+        for key, value in whole.items()
+        if key not in config.values and not isinstance(value, Mapping)
+    }
+    for part in (config.values, outside):
+        keys.refuse_unknown(config.name, part, known)
+    if _is_known(config.model_type) or any(rule.is_list for rule in rules):
+        return
+    for part in (config.values, outside):
+        for key, value in telling.suspects(part, known, layers):
+            raise keys.cannot_tell(config.name, key, value)
 
 
 def _is_known(kind: str) -> bool:
@@ -183,7 +206,7 @@ def _architecture(config: Config) -> str | None:
     return config.model_type or None
 
 
-def with_layers(counts: ModelCounts, layers: int | Sequence[int]) -> ModelCounts:
+def with_layers(counts: ModelCounts, layers: LayersSaid) -> ModelCounts:
     """Return a model with the MoE layers that the caller says: their indices, or only how many.
 
     Raises:

@@ -8,9 +8,9 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from expert_maps.errors import FormatError
-from expert_maps.models import experts, quantisation
+from expert_maps.models import experts, modelslim, quantisation
 from expert_maps.models.nesting import TEXT_AND_VISION, language_model
-from expert_maps.models.quantisation import DTYPE_BYTES, Shape, UntoldError, untold
+from expert_maps.models.shapes import DTYPE_BYTES, Shape, UntoldError, untold
 from expert_maps.models.values import Config
 
 if TYPE_CHECKING:
@@ -57,7 +57,7 @@ _TWO_PROJECTIONS = frozenset({"nemotron_h", "nemotron_h_puzzle"})
 _OTHER_EXPERTS = frozenset({"jetmoe", "doge"})
 _BIASED = frozenset({"gpt_oss", "openai_privacy_filter"})
 # Files beside config.json that state a quantisation which it does not: ModelSlim's and NVIDIA ModelOpt's.
-_OTHER_FILES = ("quant_model_description.json", "quant_model_weights.json", "hf_quant_config.json")
+_OTHER_FILES = ("quant_model_weights.json", "hf_quant_config.json")
 
 
 @dataclass(frozen=True)
@@ -109,16 +109,30 @@ def size_of(flat: Config, dtype: str | None = None) -> ExpertSize:
     return ExpertSize(num_bytes, f"{how}, {shape.text}")
 
 
-def without_other_files(counts: ModelCounts, folder: Path) -> ModelCounts:
-    """Return the counts without the bytes of an expert, where a file beside config.json states another quantisation."""
-    for name in _OTHER_FILES:
-        if (
-            counts.expert_bytes is not None
-            and (folder / name).is_file()
-            and "quant_method" not in counts.expert_bytes_rule
-        ):
-            rule = f"{name} lies beside config.json, and its quantisation is not read here"
-            return replace(counts, expert_bytes=None, expert_bytes_rule=rule)
+def with_other_files(counts: ModelCounts, config: Mapping[str, object], folder: Path) -> ModelCounts:
+    """Return the counts with an expert's bytes as a file beside config.json says that states another quantisation.
+
+    Args:
+        counts: by config.json alone.
+        config: what it holds.
+        folder: where it lies.
+
+    Raises:
+        FormatError: ModelSlim's description is no JSON object.
+    """
+    if "quant_method" in counts.expert_bytes_rule:
+        return counts
+    described = sorted(folder.glob(modelslim.DESCRIPTIONS))
+    for path in described or [folder / name for name in _OTHER_FILES if (folder / name).is_file()]:
+        flat = Config(counts.name, experts.flattened(counts.name, language_model(counts.name, config)))
+        try:
+            if not described:
+                untold(f"{path.name} lies beside config.json, and its quantisation is not read here")
+            shape = _shape(flat)
+            num_bytes, how = modelslim.modelslim_bytes(flat, shape, *modelslim.described(path))
+        except UntoldError as reason:
+            return replace(counts, expert_bytes=None, expert_bytes_rule=str(reason))
+        return replace(counts, expert_bytes=num_bytes, expert_bytes_rule=f"{how}, {shape.text}")
     return counts
 
 

@@ -11,7 +11,8 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, NamedTuple
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -22,7 +23,9 @@ _LAYERS = re.compile(
     r"|alternat[a-z]*|interleav[a-z]*|hybrid|mlp|mlps|ffn|ffns|ff|feed_forward|feedforward|layout)(_|$)"
 )
 # ... is a list of them by its name where its value is a text, ...
-_LISTED = re.compile(r"(^|_)(layers|blocks|pattern|schedule|order|sequence|layout|list|map|spec|types|kinds)(_|$)")
+_LISTED = re.compile(
+    r"(^|_)(layers|blocks|pattern|schedule|order|sequence|layout|list|map|spec|types|kinds)(_|$)"
+)
 # ... or may be switched on.
 _SWITCH = re.compile(r"alternat|interleav|every_other|every_second")
 # Attention and other parts without experts; sizes and ways of computing; words of tokens, training and generation.
@@ -58,7 +61,8 @@ _ATTENTION = re.compile(
 _LONGEST_KIND = 64
 
 
-class Layers(NamedTuple):
+@dataclass(frozen=True)
+class Layers:
     """How many there are.
 
     Attributes:
@@ -82,8 +86,9 @@ def suspects(
         path: of the keys around it, with a point behind each.
         depth: how many keys there are around it.
     """
-    for key, value in config.items():
-        if not isinstance(key, str) or key in known - _OF_KINDS or key in _IGNORED:
+    for name, value in config.items():
+        key = str(name)  # a caller's may be something else
+        if key in known - _OF_KINDS or key in _IGNORED:
             continue
         plain = re.sub(r"(?<=[a-z0-9])(?=[A-Z])", "_", key).lower().replace("-", "_")
         if isinstance(value, Mapping):
@@ -96,7 +101,7 @@ def suspects(
 def _suspects_inside(
     key: str, value: Mapping[str, object], layers: Layers, path: str, depth: int
 ) -> Iterator[tuple[str, object]]:
-    if all(isinstance(name, str) and name.isdecimal() for name in value):
+    if all(str(name).isdecimal() for name in value):
         yield f"{path}{key}", value  # an object for each layer
     else:
         # Inside a part of its own no key is read, so that a known one is as suspect there.
@@ -109,7 +114,7 @@ def _tells(name: str, value: object, layers: Layers) -> bool:
         return value and bool(_SWITCH.search(name))
     if isinstance(value, int):
         # As many as there are layers is all of them.
-        return is_named and 0 < value and value not in (layers.count, layers.count + layers.drafts)
+        return is_named and value > 0 and value not in (layers.count, layers.count + layers.drafts)
     if isinstance(value, str):
         return _is_pattern(value, layers) or (is_named and bool(value) and bool(_LISTED.search(name)))
     if isinstance(value, (list, tuple)):

@@ -19,6 +19,10 @@ _SHORT.maxlevel = 2
 _SHORT.maxstring = _SHORT.maxother = 60
 
 
+class UntoldLayersError(FormatError):
+    """Nothing that is known here tells which layers of the model are MoE."""
+
+
 @dataclass(frozen=True)
 class Config:
     """A language model's configuration.

@@ -10,7 +10,7 @@ import numpy as np
 
 from expert_maps import limits
 from expert_maps.errors import LoadError
-from expert_maps.formats.loads.values import spans
+from expert_maps.formats.loads.values import layers_named
 from expert_maps.load import refuse_bad
 from expert_maps.validation import check_counts
 
@@ -60,7 +60,7 @@ def tabulate(
         msg = "there are no counts; expected some for each layer and expert"
         raise LoadError(msg)
     check_ids(layers, experts)
-    refuse_bad(counts, ("line",))
+    refuse_bad(counts, ("layer", "expert"), (layers, experts))
     labels, rows = np.unique(layers, return_inverse=True)
     said = options.known_experts
     num_experts = int(experts.max()) + 1 if said is None else said
@@ -86,4 +86,4 @@ def tabulate(
 def missing_layers(labels: tuple[int, ...]) -> tuple[str, ...]:
     """Return a warning where layers between others are missing."""
     holes = sorted(set(range(labels[0], labels[-1] + 1)) - set(labels))
-    return (f"there are no counts for layer {spans(holes)}, between others that have some",) if holes else ()
+    return (f"there are no counts for {layers_named(holes)}, between others that have some",) if holes else ()

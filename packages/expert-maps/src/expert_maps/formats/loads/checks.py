@@ -8,9 +8,10 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from expert_maps._layers import LayerNames
+from expert_maps._words import counted
 from expert_maps.errors import LoadError
 from expert_maps.formats.loads.suspicion import EQUAL_WITHIN, differ
-from expert_maps.formats.loads.values import counted, spans
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -61,8 +62,8 @@ def _hint(layers: int, experts: int, expected_layers: int, expected_experts: int
 
 
 def suspicions(load: ExpertLoad, options: LoadOptions, labels: Sequence[int] | None = None) -> Iterator[str]:
-    """Yield what looks wrong, a line each; layers are named as the file numbers them, else by row."""
-    names = list(range(load.num_layers)) if labels is None else list(labels)
+    """Yield what looks wrong, a line each; layers are named by row, and as file or model number them."""
+    names = LayerNames(None if labels is None else tuple(labels))
     total = load.total
     if not total.any():
         yield "every count is 0, there is nothing to balance"
@@ -70,13 +71,12 @@ def suspicions(load: ExpertLoad, options: LoadOptions, labels: Sequence[int] | N
     layer_totals = total.sum(axis=1)
     idle = np.flatnonzero(layer_totals == 0).tolist()
     if idle:
-        named = spans([names[row] for row in idle])
-        what = f"layer {named} has" if len(idle) == 1 else f"layers {named} have"
+        what = f"{names.several(idle)} {'has' if len(idle) == 1 else 'have'}"
         chosen = options.known_layers is not None
         yield f"{what} no tokens{'' if chosen else '; leave dense layers out with --layers or --model'}"
     still = int((load.counts.sum(axis=(1, 2)) == 0).sum())
     if still:
-        yield f"{still} of {load.num_steps} steps have no tokens, as of a buffer that was not full; --steps leaves them out"
+        yield f"{still} of {counted(load.num_steps, 'step')} have no tokens, as of a buffer that was not full; --steps leaves them out"
     if np.isin(load.counts, (0, 1)).all():
         yield "every count is 0 or 1: a mask or a placement rather than a load"
     if options.known_experts is None and options.placement is None:
@@ -84,15 +84,15 @@ def suspicions(load: ExpertLoad, options: LoadOptions, labels: Sequence[int] | N
     busy = layer_totals[layer_totals > 0]
     if differ(busy):
         least, most = (
-            names[int(np.flatnonzero(layer_totals == value)[0])] for value in (busy.min(), busy.max())
+            names.one(int(np.flatnonzero(layer_totals == value)[0])) for value in (busy.min(), busy.max())
         )
         yield (
-            f"layers carry unequal tokens, layer {least} {busy.min():.15g} and layer {most} {busy.max():.15g}; MoE layers "
+            f"layers carry unequal tokens, {least} {busy.min():.15g} and {most} {busy.max():.15g}; MoE layers "
             f"of one trace carry the same within {EQUAL_WITHIN:.0%}"
         )
     alone = np.flatnonzero((total > 0).sum(axis=1) == 1).tolist() if load.num_experts > 1 else []
     if alone:
-        yield f"a single expert has every token in {'layer' if len(alone) == 1 else 'layers'} {spans([names[row] for row in alone])}"
+        yield f"a single expert has every token in {names.several(alone)}"
 
 
 def _shape(load: ExpertLoad) -> Iterator[str]:
@@ -100,7 +100,7 @@ def _shape(load: ExpertLoad) -> Iterator[str]:
     columns, rows = load.total.sum(axis=0), load.total.sum(axis=1)
     if min(layers, experts) > 1 and not differ(columns) and differ(rows):
         yield (
-            f"{layers} layers of {experts} experts: it looks transposed, because the columns have equal totals and the rows "
+            f"{counted(layers, 'layer')} of {counted(experts, 'expert')}: it looks transposed, because the columns have equal totals and the rows "
             "have not; say --experts to be sure"
         )
     elif layers > _MOST_LAYERS:
@@ -108,6 +108,6 @@ def _shape(load: ExpertLoad) -> Iterator[str]:
     base = max((number for number in _REDUNDANT_FROM if number < experts), default=experts)
     if experts not in _EXPERTS and base < experts <= base * (1 + _MAX_REDUNDANCY):
         yield (
-            f"{experts} columns may be physical slots, {base} experts and {experts - base} redundant; give --map MAP if "
+            f"{counted(experts, 'column')} may be physical slots, {counted(base, 'expert')} and {experts - base} redundant; give --map MAP if "
             f"they are, or --experts {experts}"
         )

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from expert_maps.errors import LoadError
-from expert_maps.formats.loads.values import spans
+from expert_maps.formats.loads.values import layers_named, spans
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -61,7 +61,8 @@ def choose_layers(counts: Counts, options: LoadOptions) -> Chosen:
 def _said(counts: Counts, layers: tuple[int, ...], labels: tuple[int, ...]) -> Chosen:
     missing = sorted(set(layers) - set(labels))
     if missing:
-        msg = f"layers {spans(missing)} are not in the file; it has {spans(labels)}"
+        are = "is" if len(missing) == 1 else "are"
+        msg = f"{layers_named(missing)} {are} not in the file; it has {spans(labels)}"
         raise LoadError(msg)
     rows = [labels.index(layer) for layer in layers]
     return Chosen(_take(counts, rows, layers), len(labels), is_said=True)
@@ -78,7 +79,8 @@ def _by_model(counts: Counts, model: ModelShape, labels: tuple[int, ...]) -> Cho
     busy = [label for label in dense if counts.values[:, labels.index(label)].any()]
     if busy:
         msg = (
-            f"layers {spans(busy)} have tokens; expected none, as they are dense in {model.name}: its MoE layers are "
+            f"{layers_named(busy)} {'has' if len(busy) == 1 else 'have'} tokens; expected none of a layer that is dense in "
+            f"{model.name}: its MoE layers are "
             f"{spans(layers)}; choose the layers with --layers if the file numbers them otherwise"
         )
         raise LoadError(msg)
@@ -98,8 +100,8 @@ def _without_zeros(counts: Counts, labels: tuple[int, ...], options: LoadOptions
     known = options.known_layers
     if inner and known is None:
         doubt = (
-            f"layers {spans(inner)} have no tokens and are left out as dense; give --model, or --layers, if they are "
-            "MoE layers"
+            f"{layers_named(inner)} {'has' if len(inner) == 1 else 'have'} no tokens and "
+            f"{'is' if len(inner) == 1 else 'are'} left out as dense; give --model, or --layers, if that is wrong"
         )
         chosen = replace(chosen, warnings=(*chosen.warnings, doubt))
     return Chosen(chosen, len(labels), dense)

@@ -14,10 +14,11 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from expert_maps._words import counted
 from expert_maps.errors import LoadError
 from expert_maps.formats.loads.counts import Counts, Form
 from expert_maps.formats.loads.csv_tables import text_of
-from expert_maps.formats.loads.values import check_table, counted, listed, naming
+from expert_maps.formats.loads.values import check_table, listed, naming
 from expert_maps.load import refuse_bad
 
 if TYPE_CHECKING:
@@ -104,7 +105,7 @@ def _steps(document: Document, options: LoadOptions, layers: int) -> Float64Arra
     numbers = text.table()
     if len(numbers) % layers:
         msg = (
-            f"has {len(numbers)} lines; expected a multiple of {layers} layers (with a draft layer there is a line more "
+            f"has {counted(len(numbers), 'line')}; expected a multiple of {counted(layers, 'layer')} (with a draft layer there is a line more "
             "in each step: give --moe-layers with it, and --layers to leave it out)"
         )
         raise LoadError(msg)

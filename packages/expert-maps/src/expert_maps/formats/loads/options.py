@@ -85,6 +85,18 @@ class LoadOptions:
         return self.num_layers or (self.model.num_layers if self.model else None)
 
 
+def layers_if_untold(layers: Layers | None, num_layers: int | None) -> int | Literal["all"] | None:
+    """Return how many MoE layers the caller says there are, for a model of which that cannot be told.
+
+    Args:
+        layers: the rows to take.
+        num_layers: L, if it was said.
+    """
+    if num_layers is not None or layers is None:
+        return num_layers
+    return "all" if layers == "all" else len(layers)
+
+
 def parse_steps(text: str | range | slice) -> slice:
     """Return the steps to take from ``all``, ``10-99``, ``10-`` or ``5``, or a range.
 

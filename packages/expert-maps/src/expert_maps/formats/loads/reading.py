@@ -7,18 +7,19 @@ from __future__ import annotations
 import os
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from expert_maps._layers import as_layers
+from expert_maps._words import counted
 from expert_maps.errors import LoadError
 from expert_maps.files import Source, describe
 from expert_maps.formats.loads.checks import check_counts, suspicions
 from expert_maps.formats.loads.choosing import Chosen, choose_layers, choose_steps
 from expert_maps.formats.loads.document import open_document
-from expert_maps.formats.loads.options import LoadOptions, ModelShape, parse_steps
+from expert_maps.formats.loads.options import LoadOptions, ModelShape, layers_if_untold, parse_steps
 from expert_maps.formats.loads.registry import form_of
 from expert_maps.formats.loads.slots import by_expert
-from expert_maps.formats.loads.values import check_axes, counted, naming, spans
+from expert_maps.formats.loads.values import check_axes, naming, spans
 from expert_maps.load import take
 from expert_maps.models import ModelCounts, model_counts
 from expert_maps.validation import as_count
@@ -144,15 +145,17 @@ def inspect_load(  # noqa: PLR0913 - as above
     if files not in {None, "ranks", "steps"}:
         msg = f"files is {files!r}; expected ranks or steps"
         raise LoadError(msg)
+    taken = None if layers is None else as_layers(layers, LoadError)
+    count = _as_said("num_layers", num_layers)
     options = LoadOptions(
         key=key,
-        layers=None if layers is None else as_layers(layers, LoadError),
+        layers=taken,
         steps=None if steps is None else parse_steps(steps),
         files=files,
         placement=placement,
-        model=_shape_of(model),
+        model=_shape_of(model, layers_if_untold(taken, count)),
         num_experts=_as_said("num_experts", num_experts),
-        num_layers=_as_said("num_layers", num_layers),
+        num_layers=count,
         window=_as_said("window", window),
     )
     return _inspect(paths, format, options)
@@ -162,10 +165,13 @@ def _as_said(name: str, value: int | None) -> int | None:
     return None if value is None else as_count(name, value, minimum=1, error=LoadError)
 
 
-def _shape_of(model: AnyPath | ModelCounts | None) -> ModelShape | None:
+def _shape_of(
+    model: AnyPath | ModelCounts | None, if_untold: int | Literal["all"] | None
+) -> ModelShape | None:
     if model is None:
         return None
-    return ModelShape.of(model if isinstance(model, ModelCounts) else model_counts(model))
+    counts = model if isinstance(model, ModelCounts) else model_counts(model, if_untold=if_untold)
+    return ModelShape.of(counts)
 
 
 def _inspect(paths: Sequence[AnyPath], name: str | None, options: LoadOptions) -> LoadFile:

@@ -13,11 +13,12 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from expert_maps import limits
+from expert_maps._words import counted
 from expert_maps.errors import LoadError
 from expert_maps.formats.loads.counts import Counts, Form
 from expert_maps.formats.loads.plain import member
 from expert_maps.formats.loads.suspicion import pieces
-from expert_maps.formats.loads.values import as_numbers, check_axes, check_table, counted, listed, naming
+from expert_maps.formats.loads.values import as_numbers, check_axes, check_table, listed, naming
 from expert_maps.validation import first_true
 
 if TYPE_CHECKING:

@@ -12,11 +12,13 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from expert_maps._words import counted
 from expert_maps.errors import LoadError
 from expert_maps.formats.loads import by_id
 from expert_maps.formats.loads.counts import Counts, Form
+from expert_maps.formats.loads.csv_tables import text_of
 from expert_maps.formats.loads.csv_text import CsvText, split
-from expert_maps.formats.loads.values import naming
+from expert_maps.formats.loads.values import naming, shown
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -94,18 +96,11 @@ def _read(documents: Sequence[Document], options: LoadOptions) -> Counts:
 
 
 def _triples(document: Document, options: LoadOptions) -> Float64Array:
-    if options.key is not None:
-        msg = f"key is {options.key!r}; expected none: a CSV file holds a single array"
-        raise LoadError(msg)
-    if document.kind != "csv":
-        msg = f"not CSV but {document.kind}; expected lines of layer_id,expert_id,count"
-        raise LoadError(msg)
-    text = split(document.text)
+    text = text_of(document, options, "lines of layer_id,expert_id,count")
     start = 1 if text.lines and _has_header(text.row(0)) else 0
     columns = _columns(text, start) if len(text.lines) > start else [[], [], []]
     if columns is None or not all(map(text.is_number, columns[2])):
-        msg = f"line {text.numbers[start + _first_strange(text, start)]} is no layer_id,expert_id,count"
-        raise LoadError(msg)
+        raise _strange(text, start)
     ids = np.array([list(map(int, column)) for column in columns[:2]], dtype=np.int64)
     lines = np.vstack([ids, [text.number(cell) for cell in columns[2]]]).T
     if _repeats(*ids):
@@ -120,14 +115,26 @@ def _repeats(layers: Int64Array, experts: Int64Array) -> bool:
     return bool((keys[1:] == keys[:-1]).any())
 
 
-def _first_strange(text: CsvText, start: int) -> int:
+def _strange(text: CsvText, start: int) -> LoadError:
+    """Return the error that names the first line that is no triple."""
     for index in range(start, len(text.lines)):
         row = text.row(index)
-        if len(row) != len(_HEADER) or not (
-            row[0].isdecimal() and row[1].isdecimal() and text.is_number(row[2])
-        ):
-            return index - start
-    return 0
+        if len(row) != len(_HEADER):
+            return LoadError(
+                f"line {text.numbers[index]} has {counted(len(row), 'cell')}; expected layer_id,expert_id,count"
+            )
+        cells = zip(row, (_is_id, _is_id, text.is_number), strict=True)
+        for cell in (cell for cell, is_good in cells if not is_good(cell)):
+            return LoadError(
+                f"not numbers: line {text.numbers[index]} has {shown(cell)!r}; expected layer_id,expert_id,count"
+            )
+    return LoadError(
+        "the lines are separated by blanks; expected layer_id,expert_id,count with commas between"
+    )
+
+
+def _is_id(cell: str) -> bool:
+    return cell.isdecimal() and len(cell) <= _ID_DIGITS
 
 
 SGLANG_CSV = Form("sglang-csv", "SGLang CSV (layer_id, expert_id, count)", _matches, _read)

@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from expert_maps._words import counted
 from expert_maps.errors import LoadError
-from expert_maps.formats.loads.values import check_table, counted
+from expert_maps.formats.loads.values import check_table
 
 if TYPE_CHECKING:
     from expert_maps.formats.loads.counts import Counts
@@ -31,7 +32,7 @@ def by_expert(counts: Counts, placement: Placement | None) -> Counts:
     if placement is None:
         if counts.by != "slot":
             return counts
-        ranks = f" ({counts.ranks[0]} ranks of {counts.ranks[1]})" if counts.ranks else ""
+        ranks = f" ({counted(counts.ranks[0], 'rank')} of {counts.ranks[1]})" if counts.ranks else ""
         shape = f"{counted(layers, 'layer')} of {columns} slots{ranks}"
         msg = f"counts by physical slot, {shape}; expected --map MAP, the map in use, which says whose slots they are"
         raise LoadError(msg)
@@ -42,12 +43,12 @@ def by_expert(counts: Counts, placement: Placement | None) -> Counts:
     if table.shape != (layers, columns):
         msg = (
             f"counts of {counted(layers, 'layer')} of {columns} slots; expected {counted(len(table), 'layer')} of "
-            f"{table.shape[1]} slots, as the map has (choose layers with --layers)"
+            f"{counted(table.shape[1], 'slot')}, as the map has (choose layers with --layers)"
         )
         raise LoadError(msg)
     # On one rank a placement only tells the slots in their order, as where its file does not say the ranks.
     if counts.ranks is not None and placement.ep_size not in {1, counts.ranks[0]}:
-        msg = f"counts of {counts.ranks[0]} ranks of {counts.ranks[1]} slots; expected {placement.ep_size}, as the map has"
+        msg = f"counts of {counted(counts.ranks[0], 'rank')} of {counted(counts.ranks[1], 'slot')}; expected {placement.ep_size}, as the map has"
         raise LoadError(msg)
     experts = placement.num_logical_experts
     check_table((steps, layers, experts))
@@ -55,5 +56,8 @@ def by_expert(counts: Counts, placement: Placement | None) -> Counts:
     for layer in range(layers):
         np.add.at(values[:, layer].T, table[layer], counts.values[:, layer].T)
     return replace(
-        counts, values=values, by="expert", details=(f"{columns} slots summed by the map", *counts.details)
+        counts,
+        values=values,
+        by="expert",
+        details=(f"{counted(columns, 'slot')} summed by the map", *counts.details),
     )

@@ -57,14 +57,14 @@ def listed(names: Collection[object]) -> str:
     return some + (f" and {len(names) - limits.MAX_LISTED} more" if len(names) > limits.MAX_LISTED else "")
 
 
-def counted(count: int, what: str) -> str:
-    """Return a count with its word: ``1 step``, ``2 steps``."""
-    return f"{count} {what}" + ("" if count == 1 else "s")
-
-
 def spans(numbers: Iterable[int]) -> str:
     """Return ascending numbers as ranges: ``0-2, 5``."""
     return listed(layers_text(list(numbers)).split(","))
+
+
+def layers_named(numbers: Sequence[int]) -> str:
+    """Name layers by the file's own numbers: ``layer 3``, or ``layers 0-2, 5``."""
+    return f"layer{'' if len(numbers) == 1 else 's'} {spans(numbers)}"
 
 
 def as_array(value: object) -> Float64Array:
