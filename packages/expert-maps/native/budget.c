@@ -234,19 +234,23 @@ static int32_t list_copies(Layer *p, const Choice *c, int32_t out, int32_t k) {
     return k;
 }
 
-/* Weigh swaps with a cold rank. `least` is what any taken expert costs at least beside the given one. What is given less what is
+/* Weigh swaps with a cold rank. `least` is what any taken expert costs at least beside the given one, and no swap costs less than
+ * `least_price`. What is given less what is
  * taken must be more than the bar, and not so much that the cold rank loses the gain. */
-static void swap_with(const Layer *p, Choice *c, int32_t cold, double room, int least) {
+static void swap_with(const Layer *p, Choice *c, int32_t cold, double room, int least, double least_price) {
     const int32_t hot = c->hot;
     const double *give = values_of(p, hot), *take = values_of(p, cold);
     const double target = c->target, rounding = 1e-12 * p->load[hot];
     Step *best = &c->best;
     int32_t first = p->fill[cold];
     for (int32_t i = p->fill[hot] - 1; i >= 0; i--) {
+        const double low = give[i] - (c->excess + room - best->worth * least_price) - rounding;
+        const double high = give[i] - best->worth * least_price + rounding;
+        if (take[0] > high) return; /* nor does any lighter slot differ enough */
+        while (first > 0 && take[first - 1] > low) first--;
+        if (first == p->fill[cold] || take[first] > high) continue;
         const int32_t given = slots_of(p, hot)[i];
         const double wanted = best->worth * price(least + arrival(p, cold, given) - arrival(p, hot, given)) - rounding;
-        const double low = give[i] - (c->excess + room - best->worth / 2) - rounding;
-        while (first > 0 && take[first - 1] > low) first--;
         for (int32_t j = first; j < p->fill[cold] && take[j] < give[i]; j++) {
             const double d = give[i] - take[j];
             if (d < wanted) break;
@@ -273,7 +277,7 @@ static void consider_swaps(const Layer *p, Choice *c) {
         const int least = !p->left_any[hot] - p->came_any[cold];
         const int least_moves = least + !p->left_any[cold] - p->came_any[hot];
         if (least_moves > p->moves_left || most <= c->best.worth * price(least_moves)) continue;
-        swap_with(p, c, cold, room, least);
+        swap_with(p, c, cold, room, least, price(least_moves));
     }
 }
 
