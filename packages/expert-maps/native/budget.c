@@ -36,6 +36,7 @@ static double reassignment_gain(const Layer *p, int32_t rank, int32_t out, int32
     return gain;
 }
 
+#define BLOCK BOUNDS_AT_ONCE
 #define MANY_SLOTS 65536 /* slots times slots of a rank: so many that not every step can be weighed */
 #define MOST_TRIES 20000 /* of those steps, each time */
 
@@ -44,9 +45,9 @@ typedef struct {
     double target, excess; /* the hot rank's */
     double enough;         /* a step of this worth is taken without weighing others */
     int64_t tries;         /* candidates that may still be weighed */
-    int32_t hot, from;     /* slot of the hot rank that `best` is about, as far as that is looked at */
+    int32_t hot;
+    int32_t from, place;   /* of the best, as far as it is no swap */
     int32_t spares;
-    Spare *spare;
     Step best;
 } Choice;
 
@@ -80,47 +81,110 @@ static inline int32_t meetings(const Layer *p, int32_t a, int32_t b) {
     return common;
 }
 
-/* Whether at most `most` less the loss of other holders cannot come up to the limit. Where a holder of the expert that leaves has
- * the one that gets a copy too, this falls there, by the same for each of its copies. */
-static inline int falls_short(const Layer *p, double most, double loss, int32_t out, int32_t in, double limit) {
-    if (most - loss >= limit) return 0;
-    if (most < limit) return 1;
-    const int32_t common = meetings(p, out, in);
-    return !common || most - loss + common * (p->share[in] - p->next_share[in]) < limit;
+/* What is weighed: `rank` takes `in` for `out`. Among equals the first slot of the hot rank wins, then the first place in the order
+ * of all candidates of that slot, in whatever order they are looked at. */
+typedef struct {
+    int32_t from, place;
+    int32_t rank, out, in;
+    double most; /* its gain, before the other holders of `out` lose what is theirs to lose */
+    double loss; /* at most that, as far as they do not hold `in` too */
+} Candidate;
+
+static void weigh(const Layer *p, Choice *c, const Candidate *k, double paid) {
+    const double worth = reassignment_gain(p, k->rank, k->out, k->in, c->target) / paid;
+    if (--c->tries <= 0) c->enough = 0; /* whatever there is */
+    if (worth < c->best.worth) return;
+    if (worth == c->best.worth && (!c->best.kind || (c->from == k->from && c->place < k->place))) return;
+    c->best = (Step){worth, 2, k->rank, k->out, k->in};
+    c->from = k->from;
+    c->place = k->place;
 }
 
-/* Weigh a candidate whose bound is not below the bar. */
-static void weigh(const Layer *p, Choice *c, int32_t from, int32_t rank, int32_t out, int32_t in, int moves) {
-    const double worth = reassignment_gain(p, rank, out, in, c->target) / price(moves);
-    if (--c->tries <= 0) c->enough = 0; /* whatever there is */
-    if (worth < c->best.worth || (worth == c->best.worth && (!c->best.kind || c->from == from))) return;
-    c->best = (Step){worth, 2, rank, out, in};
-    c->from = from;
+/* Weigh a candidate unless its bound says that it is not good enough. Where a holder of `out` has `in` too, this falls there, by
+ * the same for each of its copies. `seen` is the least price of those that change no other rank's excess: they are many, and
+ * the first of them stands for all. */
+static void try_one(const Layer *p, Choice *c, const Candidate *k, double *seen) {
+    if (k->out == k->in || p->count[k->in] >= p->most_copies || holds(p, k->rank, k->in)) return;
+    const int moves = arrival(p, k->rank, k->in) - arrival(p, k->rank, k->out);
+    const double paid = price(moves), wanted = bar(c, paid), least = k->most - k->loss;
+    if (moves > p->moves_left || k->most < wanted) return;
+    if (least < wanted &&
+        least + meetings(p, k->out, k->in) * (p->share[k->in] - p->next_share[k->in]) < wanted)
+        return;
+    if (k->loss == 0 && k->most == (k->rank == c->hot ? c->excess : p->relief[k->in])) {
+        if (*seen <= paid) return;
+        *seen = paid;
+    }
+    weigh(p, c, k, paid);
+}
+
+/* The same for experts that share a rank with the copies that stay: they lose less than that. */
+static void give_up_to_neighbours(const Layer *p, Choice *c, int32_t from, double without, double loss) {
+    const int32_t hot = c->hot, out = slots_of(p, hot)[from], copies = p->count[out];
+    const int many = (int64_t)copies * p->stride > p->num_experts; /* then nearly all do */
+    double seen = INFINITY;
+    for (int32_t k = 0; k < (many ? 1 : copies); k++) {
+        const int32_t r = holders_of(p, out)[k], n = many ? p->num_experts : r == hot ? 0 : p->fill[r];
+        for (int32_t i = 0; i < n && c->best.worth < c->enough; i++) {
+            const int32_t in = many ? i : slots_of(p, r)[i];
+            const double left = without + p->next_share[in], most = p->relief[in] - (left > 0 ? left : 0) + c->excess;
+            try_one(p, c, &(Candidate){from, in - p->num_experts, hot, out, in, most, loss}, &seen);
+        }
+    }
 }
 
 /* The hot rank gives up a copy for one of another expert. */
 static void give_up(const Layer *p, Choice *c, int32_t from) {
     const int32_t hot = c->hot, out = slots_of(p, hot)[from];
     if (p->count[out] < 2) return;
-    const int came = arrival(p, hot, out), least_moves = !p->left_any[hot] - came;
+    const int least_moves = !p->left_any[hot] - arrival(p, hot, out);
     if (least_moves > p->moves_left) return;
-    const double without = p->load[hot] - p->share[out] - c->target;
-    const double loss = loss_of_others(p, out, hot, c->target);
-    double seen = INFINITY, limit = bar(c, price(least_moves)) - c->excess;
-    for (int32_t in = 0; in < p->num_experts; in++) {
-        const double left = without + p->next_share[in], most = p->relief[in] - (left > 0 ? left : 0);
-        if (falls_short(p, most, loss, out, in, limit)) continue;
-        if (p->count[in] >= p->most_copies || holds(p, hot, in)) continue;
-        const int moves = arrival(p, hot, in) - came;
-        const double paid = price(moves);
-        if (moves > p->moves_left || falls_short(p, most, loss, out, in, bar(c, paid) - c->excess)) continue;
-        /* Many change no other rank's excess: the first of them at a price stands for all. */
-        const int flat = loss == 0 && most == 0;
-        if (flat && seen <= paid) continue;
-        if (flat) seen = paid;
-        weigh(p, c, from, hot, out, in, moves);
-        if (c->best.worth >= c->enough) return;
-        limit = bar(c, price(least_moves)) - c->excess;
+    const double without = p->load[hot] - p->share[out] - c->target, loss = loss_of_others(p, out, hot, c->target);
+    const double *next = p->next_share, *relief = p->relief;
+    double seen = INFINITY, most[BLOCK];
+    for (int32_t start = 0; start < p->num_experts && c->best.worth < c->enough; start += BLOCK) {
+        const double limit = bar(c, price(least_moves)) - c->excess + loss;
+        int any = 0;
+        for (int32_t i = 0; i < BLOCK; i++) {
+            const double left = without + next[start + i];
+            most[i] = relief[start + i] - (left > 0 ? left : 0);
+            any |= most[i] >= limit;
+        }
+        for (int32_t i = 0; any && i < BLOCK; i++) {
+            const int32_t in = start + i, place = in - p->num_experts; /* before all that copy_elsewhere weighs */
+            if (most[i] < limit) continue;
+            try_one(p, c, &(Candidate){from, place, hot, out, in, most[i] + c->excess, loss}, &seen);
+        }
+    }
+    if (loss > 0) give_up_to_neighbours(p, c, from, without, loss);
+}
+
+/* A copy of `in` in the place of a spare. */
+static Candidate in_place_of(const Layer *p, int32_t from, int32_t place, int32_t in) {
+    const double after = p->spare_without[place] + p->next_share[in];
+    const double most = p->relief[in] + (p->spare_above[place] - (after > 0 ? after : 0));
+    return (Candidate){from, place, p->spare[place].rank, p->spare[place].out, in, most, p->spare_loss[place]};
+}
+
+/* The same in place of what the holders of the expert have beside it: that loses less. */
+static void copy_beside_neighbours(const Layer *p, Choice *c, int32_t from) {
+    const int32_t in = slots_of(p, c->hot)[from], copies = p->count[in];
+    const int many = (int64_t)copies * p->stride > c->spares; /* then nearly all can be */
+    double seen = INFINITY;
+    for (int32_t k = 0; many && k < c->spares && c->best.worth < c->enough; k++) {
+        const Candidate candidate = in_place_of(p, from, k, in);
+        if (candidate.loss > 0) try_one(p, c, &candidate, &seen);
+    }
+    for (int32_t h = 0; !many && h < copies; h++) {
+        const int32_t r = holders_of(p, in)[h];
+        for (int32_t i = 0; i < p->fill[r]; i++) {
+            const int32_t out = slots_of(p, r)[i];
+            if (p->count[out] < 2) continue;
+            for (int32_t k = p->index[out]; k < c->spares && p->spare[k].out == out; k++) {
+                const Candidate candidate = in_place_of(p, from, k, in);
+                if (candidate.loss > 0 && c->best.worth < c->enough) try_one(p, c, &candidate, &seen);
+            }
+        }
     }
 }
 
@@ -129,63 +193,64 @@ static void copy_elsewhere(const Layer *p, Choice *c, int32_t from) {
     const int32_t in = slots_of(p, c->hot)[from];
     if (p->count[in] >= p->most_copies) return;
     const double fresh = p->next_share[in], relief = p->relief[in];
-    double seen = INFINITY, limit[2] = {bar(c, 0.5) - relief, bar(c, 1) - relief};
-    for (int32_t k = 0; k < c->spares; k++) {
-        const Spare *s = c->spare + k;
-        const double after = s->without + fresh, most = s->excess - (after > 0 ? after : 0);
-        if (falls_short(p, most, s->loss, s->out, in, limit[s->dear])) continue;
-        if (s->out == in || holds(p, s->rank, in)) continue;
-        const int moves = arrival(p, s->rank, in) - s->came;
-        const double paid = price(moves);
-        if (moves > p->moves_left || falls_short(p, most, s->loss, s->out, in, bar(c, paid) - relief)) continue;
-        const int flat = most == 0 && s->loss == 0;
-        if (flat && seen <= paid) continue;
-        if (flat) seen = paid;
-        weigh(p, c, from, s->rank, s->out, in, moves);
-        if (c->best.worth >= c->enough) return;
-        limit[0] = bar(c, 0.5) - relief;
-        limit[1] = bar(c, 1) - relief;
+    const double *without = p->spare_without, *above = p->spare_above, *loss = p->spare_loss, *paid = p->spare_price;
+    double seen = INFINITY, bound[BLOCK];
+    for (int32_t start = 0; start < c->spares && c->best.worth < c->enough; start += BLOCK) {
+        const double least = bar(c, 1);
+        int any = 0;
+        for (int32_t i = 0; i < BLOCK; i++) {
+            const double after = without[start + i] + fresh;
+            bound[i] = relief + (above[start + i] - (after > 0 ? after : 0)) - loss[start + i] - least * paid[start + i];
+            any |= bound[i] >= 0;
+        }
+        for (int32_t i = 0; any && i < BLOCK; i++) {
+            if (bound[i] < 0 || start + i >= c->spares) continue;
+            const Candidate candidate = in_place_of(p, from, start + i, in);
+            try_one(p, c, &candidate, &seen);
+        }
     }
+    copy_beside_neighbours(p, c, from);
 }
 
-/* List the copies of an expert that can be spared. */
-static Spare *list_copies(const Layer *p, const Choice *c, int32_t out, Spare *next) {
+/* List the copies of an expert that can be spared, from place k on; returns the next place. */
+static int32_t list_copies(Layer *p, const Choice *c, int32_t out, int32_t k) {
     const int32_t *holder = holders_of(p, out);
     const double share = p->share[out], rise = p->weight[out] / (p->count[out] - 1) - share;
     double sum = 0;
-    Spare *s = next;
-    for (int32_t k = 0; k < p->count[out]; k++) {
-        const int32_t r = holder[k];
+    p->index[out] = k;
+    for (int32_t i = 0; i < p->count[out]; i++) {
+        const int32_t r = holder[i];
         const double load = p->load[r] - c->target, above = load > 0 ? load : 0;
         const double loss = load + rise > 0 ? load + rise - above : 0;
         sum += loss;
         if (r == c->hot) continue;
-        s->rank = r;
-        s->out = out;
-        s->without = load - share;
-        s->excess = above;
-        s->came = arrival(p, r, out);
-        s->dear = !p->left_any[r] && !s->came;
-        s->loss = loss;
-        s++;
+        p->spare[k] = (Spare){r, out};
+        p->spare_without[k] = load - share;
+        p->spare_above[k] = above;
+        p->spare_loss[k] = loss;
+        p->spare_price[k++] = price(!p->left_any[r] - arrival(p, r, out));
     }
-    for (Spare *own = next; own < s; own++) own->loss = sum - own->loss; /* what the others lose */
-    return s;
+    for (int32_t own = p->index[out]; own < k; own++) p->spare_loss[own] = sum - p->spare_loss[own]; /* of the others */
+    return k;
 }
 
-/* Weigh swaps with a cold rank. `least` is what any taken expert costs at least beside the given one. What is given less what is
+/* Weigh swaps with a cold rank. `least` is what any taken expert costs at least beside the given one, and no swap costs less than
+ * `least_price`. What is given less what is
  * taken must be more than the bar, and not so much that the cold rank loses the gain. */
-static void swap_with(const Layer *p, Choice *c, int32_t cold, double room, int least) {
+static void swap_with(const Layer *p, Choice *c, int32_t cold, double room, int least, double least_price) {
     const int32_t hot = c->hot;
     const double *give = values_of(p, hot), *take = values_of(p, cold);
     const double target = c->target, rounding = 1e-12 * p->load[hot];
     Step *best = &c->best;
     int32_t first = p->fill[cold];
     for (int32_t i = p->fill[hot] - 1; i >= 0; i--) {
+        const double low = give[i] - (c->excess + room - best->worth * least_price) - rounding;
+        const double high = give[i] - best->worth * least_price + rounding;
+        if (take[0] > high) return; /* nor does any lighter slot differ enough */
+        while (first > 0 && take[first - 1] > low) first--;
+        if (first == p->fill[cold] || take[first] > high) continue;
         const int32_t given = slots_of(p, hot)[i];
         const double wanted = best->worth * price(least + arrival(p, cold, given) - arrival(p, hot, given)) - rounding;
-        const double low = give[i] - (c->excess + room - best->worth / 2) - rounding;
-        while (first > 0 && take[first - 1] > low) first--;
         for (int32_t j = first; j < p->fill[cold] && take[j] < give[i]; j++) {
             const double d = give[i] - take[j];
             if (d < wanted) break;
@@ -212,7 +277,7 @@ static void consider_swaps(const Layer *p, Choice *c) {
         const int least = !p->left_any[hot] - p->came_any[cold];
         const int least_moves = least + !p->left_any[cold] - p->came_any[hot];
         if (least_moves > p->moves_left || most <= c->best.worth * price(least_moves)) continue;
-        swap_with(p, c, cold, room, least);
+        swap_with(p, c, cold, room, least, price(least_moves));
     }
 }
 
@@ -256,14 +321,11 @@ static Step best_step(Layer *p, const Goal *goal) {
                 .excess = excess(p->load[hot], goal->target),
                 .hot = hot,
                 .from = -1,
-                .spare = p->spare,
                 .best = {goal->least, 0, -1, -1, -1}};
     c.enough = many ? c.excess * (1 - 1e-9) : INFINITY;
     c.tries = many ? MOST_TRIES : INT64_MAX;
-    Spare *end = c.spare;
     for (int32_t out = 0; out < p->num_experts; out++)
-        if (p->count[out] > 1) end = list_copies(p, &c, out, end);
-    c.spares = (int32_t)(end - c.spare);
+        if (p->count[out] > 1) c.spares = list_copies(p, &c, out, c.spares);
     for (int32_t i = p->fill[hot] - 1; i >= 0 && c.best.worth < c.enough; i--) {
         give_up(p, &c, i);
         if (c.best.worth < c.enough) copy_elsewhere(p, &c, i);
@@ -275,6 +337,7 @@ static Step best_step(Layer *p, const Goal *goal) {
 /* Bring all ranks to the target while moves are left; nonzero if that was possible. */
 int descend_by_excess(Layer *p, Goal *goal) {
     memset(p->changed, 1, (size_t)p->num_ranks);
+    for (int32_t i = 0; i < BLOCK; i++) p->relief[p->num_experts + i] = -INFINITY;
     while (goal->steps-- > 0 && peak(p) > goal->target) {
         const int32_t hot = hottest(p);
         note_changes(p, goal->target);

@@ -36,8 +36,15 @@ int layer_init(Layer *p, int32_t experts, int32_t ranks, int32_t stride) {
     p->changed = array(3 * r, 1, &failed);
     p->left_any = p->changed ? p->changed + r : NULL;
     p->came_any = p->changed ? p->changed + 2 * r : NULL;
-    p->relief = array(2 * e, sizeof(double), &failed);
-    p->next_share = p->relief ? p->relief + e : NULL;
+    const size_t experts_and_more = e + BOUNDS_AT_ONCE, slots_and_more = r * s + BOUNDS_AT_ONCE;
+    p->relief = array(2 * experts_and_more, sizeof(double), &failed);
+    p->next_share = p->relief ? p->relief + experts_and_more : NULL;
+    p->spare_without = array(4 * slots_and_more, sizeof(double), &failed);
+    if (p->spare_without) {
+        p->spare_above = p->spare_without + slots_and_more;
+        p->spare_loss = p->spare_above + slots_and_more;
+        p->spare_price = p->spare_loss + slots_and_more;
+    }
     p->places = array(e * ((r + 63) / 64), sizeof(uint64_t), &failed);
     p->spare = array(r * s, sizeof(Spare), &failed);
     p->index = array(3 * (e + r), sizeof(int32_t), &failed);
@@ -51,7 +58,8 @@ void layer_free(Layer *p) {
     void *const arrays[] = {p->capacity, p->weight, p->count, p->share,    p->holder, p->slot,
                             p->value,    p->fill,   p->load,  p->order,    p->position, p->on,
                             p->was,      p->pairs,  p->stale, p->index,    p->key,    p->radix,
-                            p->changed,  p->relief, p->places, p->spare};
+                            p->changed,  p->relief, p->places, p->spare,
+                            p->spare_without};
     for (size_t i = 0; i < sizeof arrays / sizeof *arrays; i++) free(arrays[i]);
     memset(p, 0, sizeof *p);
 }

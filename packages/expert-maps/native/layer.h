@@ -20,11 +20,9 @@ typedef struct {
 /* A slot whose copy can be spared. */
 typedef struct {
     int32_t rank, out;
-    int came, dear;  /* whether it was not there before; whether any other expert in its place costs a move */
-    double without;  /* the rank's load without it, less the target */
-    double excess;   /* what of the rank is above the target */
-    double loss;     /* what the other holders' excess grows by */
 } Spare;
+
+#define BOUNDS_AT_ONCE 16 /* room for so many beyond the end of what budget.c bounds */
 
 /* Ranks keep their slots sorted by share, ascending: so partners of a wanted size are found without sorting. */
 typedef struct {
@@ -54,7 +52,11 @@ typedef struct {
     double *relief;      /* [E], see budget.c */
     double *next_share;  /* [E], with one copy more */
     uint64_t *places;    /* [E, rank_words], its holders as a set */
-    Spare *spare;        /* scratch [R, stride] */
+    Spare *spare;        /* [R, stride], see budget.c */
+    double *spare_without; /* [R, stride], the rank's load without it, less the target */
+    double *spare_above;   /* what of the rank is above the target */
+    double *spare_loss;    /* what the other holders' excess grows by */
+    double *spare_price;   /* the least of another expert there */
     int32_t *index;      /* scratch [3 * (E + R)] */
     double *key;         /* scratch [E + R] */
     uint64_t *radix;     /* scratch [2 * (E + R)] */
