@@ -103,9 +103,7 @@ def test_what_the_checkpoint_has_nothing_of_is_not_compared(
             offset = torch.arange(len(held.w2_weight) * 3.0).reshape(-1, 3) + 100 * rank
             held.w13_weight_offset = torch.nn.Parameter(offset, requires_grad=False)
 
-    found = serve(
-        monkeypatch, Settings(expert_map_path=path), eplb(expert_map_path=path), spoil=leave_unread
-    )
+    found = serve(monkeypatch, Settings(expert_map_path=path), eplb(expert_map_path=path), spoil=leave_unread)
     sums = np.array([report["slot_checksums"] for report in found]).transpose(1, 0, 2).reshape(LAYERS, -1)
     for layer, row in enumerate(placement.physical_to_logical):
         assert [len({*sums[layer, row == expert].tolist()}) for expert in range(E)] == [1] * E

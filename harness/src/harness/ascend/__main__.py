@@ -21,7 +21,7 @@ from expert_maps import ExpertMapsError
 from expert_maps.files import write_text
 from harness.ascend import engine, page
 from harness.ascend import rehearse as rehearsal
-from harness.ascend.cases import TINY_MOE
+from harness.ascend.models import TINY_MOE
 from harness.ascend.prompts import read_prompts
 from harness.ascend.session import SessionError, run_releases, write_record
 from harness.ascend.stage import ROOT, stage

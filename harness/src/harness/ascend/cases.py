@@ -4,22 +4,24 @@
 
 from __future__ import annotations
 
-import zlib
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-import numpy as np
-
-from expert_maps import Placement, plan, write_placement
+from harness.ascend.models import (
+    QUANTISED,
+    REDUNDANT,
+    TINY_DEEPSEEK,
+    TINY_MOE,
+    write_broken,
+    write_map,
+    write_twice,
+)
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from vllm_ascend_moe.releases import Release
 
-TINY_MOE, TINY_DEEPSEEK = Path("accuracy/tiny-moe"), Path("accuracy/tiny-deepseek")
-# MoE layers and experts of the embedded models.
-SIZES = {TINY_MOE: (4, 16), TINY_DEEPSEEK: (3, 16)}
-REDUNDANT = 4
 MUTANTS = ("log2phy", "neighbour", "layer_shift")
 # A cycle of vllm-ascend: steps of load, steps to plan, a step a layer.
 _CYCLE = {"dynamic": True, "window_size": 3, "step_interval": 9}
@@ -72,45 +74,6 @@ class Case:
     kills: bool = False
     is_server: bool = False
     runner: int = 1
-
-
-def write_map(path: Path, model: Path, ep_size: int = 2, redundant: int = REDUNDANT) -> Placement:
-    """Plan a map that differs in each layer, for a load that was drawn, and write it."""
-    layers, experts = SIZES[model]
-    draw = np.random.default_rng(zlib.crc32(model.name.encode()))
-    load = draw.lognormal(sigma=1.2, size=(layers, experts))
-    placement = plan(load, num_physical_experts=experts + redundant, ep_size=ep_size).placement
-    rows = placement.physical_to_logical
-    assert len(np.unique(rows, axis=0)) == layers, "rows of a map are alike"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    write_placement(placement, path)
-    return placement
-
-
-def write_twice(path: Path, model: Path) -> Path:
-    """Write a map for two ranks on which each has two of its experts twice."""
-    layers, experts = SIZES[model]
-    halves = np.array_split(np.arange(experts), 2)
-    ranks = [[*half.tolist(), *half[:2].tolist()] for half in halves]
-    placement = Placement.from_rank_lists(
-        [ranks] * layers, num_logical_experts=experts, allow_duplicates=True
-    )
-    write_placement(placement, path)
-    return path
-
-
-def write_broken(folder: Path, model: Path) -> Path:
-    """Lay out a checkpoint whose weights end in the middle."""
-    folder.mkdir(parents=True, exist_ok=True)
-    for source in model.iterdir():
-        target = folder / source.name
-        target.unlink(missing_ok=True)
-        if source.suffix == ".safetensors":
-            content = source.read_bytes()
-            target.write_bytes(content[: len(content) // 2])
-        else:
-            target.symlink_to(source.absolute())
-    return folder
 
 
 def copies(release: Release, *, dynamic: bool) -> int:
@@ -167,6 +130,7 @@ def cases_for(release: Release, folder: Path, *, every: bool = True) -> list[Cas
             rows=deepseek,
         ),
         *_dynamic_cases(folder, start, moving, every=every),
+        *(_quantised_cases(folder, release, start) if every else []),
         Case(
             "static map, pipeline parallel 2",
             TINY_MOE,
@@ -219,6 +183,27 @@ def _runner_v2_cases(folder: Path, planned: Path, start: Path, *, every: bool) -
         case("dynamic from a map with experts twice on a rank", "A2", twice, moves=True),
         case("a worker is killed while experts move", "A3", copies_moved, expected="ends", kills=True),
     ]
+
+
+def _quantised_cases(folder: Path, release: Release, start: Path) -> list[Case]:
+    """Return the cases of W8A8, whose scales move with the weights: two ranks are compared with two."""
+    model = folder / QUANTISED
+    from_map = {"expert_map_path": str(start)}
+    cases = [
+        Case("W8A8, static map", model, "A3", config={"expert_maps": from_map}, rows=start),
+        Case(
+            "W8A8, dynamic from a map",
+            model,
+            "A3",
+            config={"expert_maps": {**from_map, **_DYNAMIC}},
+            moves=True,
+        ),
+    ]
+    if release.serves_v2:
+        config = {"expert_maps": {**from_map, **_V2_CYCLE}}
+        name = "runner V2, W8A8, dynamic from a map"
+        cases.append(Case(name, model, "A3", config=config, moves=True, runner=2))
+    return cases
 
 
 def _dynamic_cases(folder: Path, start: Path, redundant: int, *, every: bool) -> list[Case]:
