@@ -103,6 +103,7 @@ def cases_for(release: Release, folder: Path, *, every: bool = True) -> list[Cas
     return [
         # Those that take longest come first; another runner's import Triton, in environments of their own.
         Case("static map, API server, data parallel 2", TINY_MOE, "A3", config=with_map, is_server=True),
+        *(_parallel_cases(folder, moving) if every else []),
         *(_runner_v2_cases(folder, planned, start, every=every) if release.serves_v2 else []),
         Case("plugin inactive", TINY_MOE, "A2"),
         Case("`{}`", TINY_MOE, "A3", config={"expert_maps": {}}),
@@ -181,8 +182,19 @@ def _runner_v2_cases(folder: Path, planned: Path, start: Path, *, every: bool) -
         case("dynamic from a map, by vllm-ascend's policy", "A3", theirs, moves=True),
         # On the path where all ranks must choose the same copy.
         case("dynamic from a map with experts twice on a rank", "A2", twice, moves=True),
+        case("dynamic from a map, API server, data parallel 2", "A3", dynamic, moves=True, is_server=True),
         case("a worker is killed while experts move", "A3", copies_moved, expected="ends", kills=True),
     ]
+
+
+def _parallel_cases(folder: Path, redundant: int) -> list[Case]:
+    """Return the cases of four ranks, two by two."""
+    four = folder / "four.json"
+    # As many as each rank gets one of, where there are any.
+    write_map(four, TINY_MOE, ep_size=4, redundant=4 if redundant else 0)
+    config = {"expert_maps": {"expert_map_path": str(four), **_DYNAMIC}}
+    name = "dynamic from a map, API server, tensor × data parallel 2 × 2"
+    return [Case(name, TINY_MOE, "A3", 4, config, moves=True, is_server=True)]
 
 
 def _quantised_cases(folder: Path, release: Release, start: Path) -> list[Case]:

@@ -164,15 +164,16 @@ def _serve(staged: Staged, case: Case, folder: Path, servers: ForkServers) -> en
     if case.load is not None:
         # One that is there would be continued.
         case.load.unlink(missing_ok=True)
+    num_rounds = _ROUNDS_TO_MOVE if case.moves or case.record else 1
     if case.is_server:
-        return server.serve(case, folder, variables, prompts_for(case.model))
+        return server.serve(case, folder, variables, prompts_for(case.model), num_rounds)
     request = {
         "engine": engine.options(case.model, case.ranks, case.config, **case.engine),
         "prompts": prompts_for(case.model),
         "mutants": list(case.mutants),
         "counts": case.load is not None,
         "kills": case.kills,
-        "rounds": _ROUNDS_TO_MOVE if case.moves or case.record else 1,
+        "rounds": num_rounds,
     }
     return engine.serve(request, folder, variables, servers=servers)
 
