@@ -12,7 +12,7 @@ from typer.testing import CliRunner, Result
 
 from harness.ascend import __main__ as command
 from harness.ascend import engine
-from harness.ascend.cases import TINY_MOE
+from harness.ascend.models import TINY_MOE
 
 ROOT = Path(__file__).parents[2]
 

@@ -5,23 +5,23 @@
 from __future__ import annotations
 
 import copy
+import json
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
 
-from expert_maps import generate_placement, write_placement
+from expert_maps import Placement, generate_placement, write_placement
 from expert_maps.formats.loads import write_load
-from harness.ascend.cases import MUTANTS, TINY_MOE, Case, cases_for, write_map
+from harness.ascend.cases import MUTANTS, Case, cases_for
 from harness.ascend.engine import Served
 from harness.ascend.judging import Reference, judge
+from harness.ascend.models import TINY_MOE, write_map
 from vllm_ascend_moe import releases
 
 if TYPE_CHECKING:
     from pathlib import Path
-
-    from expert_maps import Placement
 
 EXPERTS, RANKS, REDUNDANT = 8, 2, 2
 TOKENS = [[1, 2, 3], [4, 5, 6]]
@@ -78,7 +78,7 @@ def test_what_is_right_has_no_problem(served: Served) -> None:
 
 def test_other_tokens_are_a_problem(served: Served) -> None:
     other = replace(served, rounds=[{**served.rounds[0], "tokens": [[1, 2, 3], [4, 5, 7]]}])
-    assert judge(CASE, other, REFERENCE).problems == ["1 of 2 texts differ from one rank without the plugin"]
+    assert judge(CASE, other, REFERENCE).problems == ["1 of 2 texts differ from those without the plugin"]
 
 
 def test_a_later_round_counts_too(served: Served) -> None:
@@ -183,11 +183,25 @@ def test_a_mutant_that_nobody_sees_is_a_problem(served: Served, ring: Placement)
     assert found.caught["log2phy"].startswith("2 of 2 texts")
 
 
-def test_a_record_must_be_a_placement(served: Served, ring: Placement, tmp_path: Path) -> None:
-    case = replace(CASE, record=tmp_path / "record.json")
+def test_a_record_must_be_a_placement_of_the_model(served: Served, ring: Placement, tmp_path: Path) -> None:
+    path = tmp_path / "record.json"
+    case = replace(CASE, record=path)
     assert "is no placement" in judge(case, served, REFERENCE).problems[0]
-    write_placement(ring, tmp_path / "record.json")
+    layers = len(REFERENCE.experts)
+    rows = ring.physical_to_logical.repeat(layers, axis=0)
+    write_placement(Placement(rows, RANKS, num_logical_experts=EXPERTS), path)
     assert judge(case, served, REFERENCE).problems == []
+    # As vllm-ascend writes it, and with another count.
+    document = json.loads(path.read_text(encoding="utf-8"))
+    theirs = {key: document[key] for key in ("moe_layer_count", "layer_list")}
+    path.write_text(json.dumps(theirs, indent=4), encoding="utf-8")
+    assert judge(case, served, REFERENCE).problems == []
+    theirs["layer_list"][0]["device_count"] += 1
+    path.write_text(json.dumps(theirs), encoding="utf-8")
+    assert judge(case, served, REFERENCE).problems != []
+    write_placement(Placement(rows.repeat(2, axis=0), RANKS, num_logical_experts=EXPERTS), path)
+    (problem,) = judge(case, served, REFERENCE).problems
+    assert problem.endswith(f"expected {(layers, EXPERTS, RANKS)}")
 
 
 def test_recorded_load_is_what_the_routers_chose(served: Served, tmp_path: Path) -> None:
@@ -250,6 +264,8 @@ def test_every_release_has_all_cases(release: releases.Release, tmp_path: Path) 
         "dynamic from a map, by vllm-ascend's policy",
         "dynamic, a worker is killed while experts move",
         "dynamic, a worker fails while loading",
+        "W8A8, static map",
+        "W8A8, dynamic from a map",
     ]
 
 
@@ -257,3 +273,16 @@ def test_a_planned_map_differs_in_each_layer(tmp_path: Path) -> None:
     placement = write_map(tmp_path / "map.json", TINY_MOE)
     assert len({tuple(row) for row in placement.physical_to_logical.tolist()}) == placement.num_layers
     assert placement.num_redundant_experts > 0
+
+
+def test_where_an_int8_rounds_the_other_way_a_tie_may_go_on_otherwise(served: Served, tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text('{"quantization_config": {}}', encoding="utf-8")
+    of_int8 = replace(CASE, model=tmp_path)
+    last = [*TOKENS[0][:-1], TOKENS[0][-1] + 1]
+    other = replace(served, rounds=[{**served.rounds[0], "tokens": [last, *TOKENS[1:]]}])
+    assert judge(of_int8, other, REFERENCE).problems == []
+    assert judge(CASE, other, REFERENCE).problems == ["1 of 2 texts differ from those without the plugin"]
+    # Not one that was less likely.
+    logprobs = [[*REFERENCE.logprobs[0][:-1], REFERENCE.logprobs[0][-1] - 1], *REFERENCE.logprobs[1:]]
+    worse = replace(other, rounds=[{**other.rounds[0], "logprobs": logprobs}])
+    assert judge(of_int8, worse, REFERENCE).problems == ["1 of 2 texts differ from those without the plugin"]

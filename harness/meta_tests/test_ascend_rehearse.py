@@ -15,9 +15,10 @@ from typer.testing import CliRunner
 from expert_maps import generate_placement, write_placement
 from harness.ascend import __main__ as command
 from harness.ascend import engine, page, rehearse
-from harness.ascend.cases import TINY_MOE, Case
+from harness.ascend.cases import Case
 from harness.ascend.engine import Served
 from harness.ascend.judging import Judged
+from harness.ascend.models import TINY_MOE
 from harness.ascend.prompts import PromptsError, prompts_for, read_prompts
 from harness.ascend.session import Row
 from vllm_ascend_moe import releases
@@ -250,8 +251,9 @@ CASE = Case("static map", TINY_MOE, "A3")
 
 
 def test_the_page_is_written_between_its_marks(tmp_path: Path) -> None:
-    path = tmp_path / "README.md"
-    path.write_text(f"before\n{page.BEGIN}\nold\n{page.END}\nafter\n", encoding="utf-8")
+    path = tmp_path / "page.md"
+    lacks = "The table is of a run before some cases: those of tomorrow.\n\n"
+    path.write_text(f"before\n\n{lacks}{page.BEGIN}\nold\n{page.END}\nafter\n", encoding="utf-8")
     right = Judged(equal=(16, 16), slots=160, paths=("MC2",), seconds=21.3)
     refused = Row("0.26.0rc1", replace(CASE, expected="refused"), Judged(refused="EplbConfigError: no"))
     other = Row("0.26.0rc1", replace(CASE, name="inactive", chip="A2"), Judged(equal=(16, 16), seconds=9))
@@ -259,13 +261,14 @@ def test_the_page_is_written_between_its_marks(tmp_path: Path) -> None:
     lines = path.read_text(encoding="utf-8").splitlines()
     assert lines[0] == "before"
     assert lines[-1] == "after"
-    assert lines[2:6] == [
+    assert lines[3:7] == [
         "| served | chip | model | 0.23.0 | 0.26.0rc1 |",
         "| --- | --- | --- | --- | --- |",
         "| static map | A3 | tiny-moe | 16 of 16; 160; 21 s (MC2) | refused; 0 s |",
         "| inactive | A2 | tiny-moe | – | 16 of 16; –; 9 s (–) |",
     ]
     assert "old" not in lines
+    assert not any("tomorrow" in line for line in lines)
     path.write_text("no marks", encoding="utf-8")
     with pytest.raises(ValueError, match="has no <!-- emulated: begin"):
         page.write([], path)
@@ -276,3 +279,8 @@ def test_a_failed_case_is_shown_as_failed() -> None:
     assert page.cells(failed)[5:7] == ("FAILED", "1 of 2 texts differ")
     refused = Row("0.23.0", replace(CASE, expected="refused"), Judged(refused="EplbConfigError: no"))
     assert page.cells(refused)[5] == "refused"
+
+
+def test_the_page_is_there_with_its_marks() -> None:
+    text = (Path(__file__).parents[2] / page.PAGE).read_text(encoding="utf-8")
+    assert text.index(page.BEGIN) < text.index(page.END)

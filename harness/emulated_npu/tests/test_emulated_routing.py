@@ -41,6 +41,11 @@ def test_ids_out_of_range_are_refused(bad: int) -> None:
     ids = torch.tensor([[0, 3], [1, bad]], dtype=torch.int32)
     with pytest.raises(IndexError, match=rf"expert ids {min(0, bad)} … {max(3, bad)}; expected 0 … 3"):
         routing.npu_moe_init_routing(torch.ones(2, 3), ids, expert_num=4)
+    # A dtype that torch has no type for is not emulated; int8 may be said of what is int8.
+    with pytest.raises(
+        NotImplementedError, match=r"x_dtype is 1 with x of torch\.float32; expected 1 with int8"
+    ):
+        routing.npu_moe_init_routing(torch.ones(2, 3), ids.clamp(0, 3), expert_num=4, x_dtype=1)
     rows, *_ = routing.npu_moe_init_routing(
         torch.ones(2, 3), ids.clamp(0, 3), expert_num=4, active_expert_range=[0, 1], quant_mode=-1
     )

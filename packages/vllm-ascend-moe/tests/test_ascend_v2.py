@@ -146,6 +146,16 @@ def test_tables_are_written_alike_where_all_ranks_have_all_tokens(
         assert routes(state, layer) is held[layer], "a captured graph reads the table where it is"
 
 
+def test_a_draft_model_whose_experts_would_move_is_refused() -> None:
+    made = backend()
+    model = SimpleNamespace(num_moe_layers=1)
+    with pytest.raises(
+        EplbConfigError, match=r"is a draft model with 1 MoE layers, .*; expected a draft model without"
+    ):
+        made.add_model(SimpleNamespace(model_states={}), model, SimpleNamespace())
+    assert made.state is None
+
+
 def test_a_layer_without_a_table_stops_the_start() -> None:
     made = backend()
     state = serve(made, PLACED)

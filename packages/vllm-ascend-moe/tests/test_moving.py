@@ -86,6 +86,27 @@ def test_a_row_of_another_length_is_refused() -> None:
         )
 
 
+def test_lists_that_are_moved_are_what_is_compared() -> None:
+    # As vllm-ascend has a quantised layer: lists in place of parameters, beside offsets that nobody reads or moves.
+    module = torch.nn.Module()
+    module.offset = torch.nn.Parameter(torch.randn(6, 2), requires_grad=False)
+    weights = [[torch.randn(3) for _ in range(6)], [torch.randn(1) for _ in range(6)]]
+    model = SimpleNamespace(
+        num_local_physical_experts=6,
+        num_redundant_experts=3,
+        num_physical_experts=12,
+        moe_layers=[SimpleNamespace(routed_experts=module)],
+        expert_weights=[weights],
+    )
+    before = moving.local_checksums(model)
+    module.offset.data += 1
+    assert moving.local_checksums(model).tolist() == before.tolist()
+    for place, held in enumerate(weights):
+        held[2 + place] += 1
+        assert np.flatnonzero(moving.local_checksums(model)[0] != before[0]).tolist() == [2, 3][: place + 1]
+    assert moving.redundant_bytes(model) == 6 * 4 * 4 * 3 // 12
+
+
 class Layer(torch.nn.Module):
     def __init__(self, weights: torch.Tensor) -> None:
         super().__init__()
@@ -100,7 +121,7 @@ def one_rank(monkeypatch: pytest.MonkeyPatch, *, leaves_scales: bool = False) ->
     model = SimpleNamespace(
         num_local_physical_experts=6,
         moe_layers=[SimpleNamespace(routed_experts=layer) for layer in layers],
-        expert_weights=None,
+        expert_weights=[(), ()],
     )
     state = model_state(np.stack([ROWS[0], ROWS[0]]), 4)
     state.expert_buffer = state.communicator = None

@@ -5,6 +5,7 @@
 from __future__ import annotations
 
 import functools
+import inspect
 from typing import Any
 
 import torch
@@ -50,8 +51,6 @@ def moe_gating_top_k(  # noqa: PLR0917 - vllm-ascend's signature
     )
 
 
-@given(NPU, "npu_moe_init_routing_v2")
-@given(CUSTOM, "npu_moe_init_routing_custom")
 @functools.wraps(twins.npu_moe_init_routing_v2.twin)
 def npu_moe_init_routing(
     x: torch.Tensor,
@@ -65,10 +64,24 @@ def npu_moe_init_routing(
     Raises:
         IndexError: an id is out of range.
     """
-    if x.dtype == torch.int8 and options.get("x_dtype") in {_INT8, torch.int8}:
-        del options["x_dtype"]
+    x_dtype = options.pop("x_dtype", None)
+    if x_dtype is not None and (x_dtype, x.dtype) != (_INT8, torch.int8):
+        msg = f"npu_moe_init_routing: x_dtype is {x_dtype} with x of {x.dtype}; expected {_INT8} with int8, or None"
+        raise NotImplementedError(msg)
     check_ids("npu_moe_init_routing", expert_idx, options.get("expert_num", -1))
     return twins.npu_moe_init_routing_v2.twin(x, expert_idx, **options)
+
+
+# The twin's signature, and what older versions of the op do not have.
+_twins = inspect.signature(npu_moe_init_routing)
+npu_moe_init_routing.__signature__ = _twins.replace(  # type: ignore[attr-defined]
+    parameters=[
+        *_twins.parameters.values(),
+        inspect.Parameter("x_dtype", inspect.Parameter.KEYWORD_ONLY, default=None),
+    ]
+)
+given(NPU, "npu_moe_init_routing_v2")(npu_moe_init_routing)
+given(CUSTOM, "npu_moe_init_routing_custom")(npu_moe_init_routing)
 
 
 def check_ids(name: str, ids: torch.Tensor, number: int) -> None:

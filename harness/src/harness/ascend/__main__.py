@@ -19,9 +19,9 @@ from rich.console import Console
 
 from expert_maps import ExpertMapsError
 from expert_maps.files import write_text
-from harness.ascend import engine, page
+from harness.ascend import accuracy, engine, page
 from harness.ascend import rehearse as rehearsal
-from harness.ascend.cases import TINY_MOE
+from harness.ascend.models import TINY_MOE
 from harness.ascend.prompts import read_prompts
 from harness.ascend.session import SessionError, run_releases, write_record
 from harness.ascend.stage import ROOT, stage
@@ -162,6 +162,21 @@ def collect(
         typer.echo(f"error: {said[-1]} (log: {folder / 'log.txt'})", err=True)
         raise typer.Exit(code)
     typer.echo(f"emulated, not hardware: vllm-ascend {found.vllm_ascend}, {chip}, {ranks} ranks: {output}")
+
+
+@app.command("accuracy", context_settings={"allow_extra_args": True, "ignore_unknown_options": True})
+def accuracy_command(
+    context: typer.Context,
+    release: Annotated[str, typer.Option("--release", help="Of vllm-ascend, or newest.")] = "0.23.0",
+    chip: Annotated[str, typer.Option("--chip", help="A2 (AllGather path) or A3 (ALLTOALL, MC2).")] = "A3",
+) -> None:
+    """Run `accuracy run` with vllm-ascend's servers, emulated; what follows is for it, such as --questions 16."""
+    try:
+        _check_chip(chip)
+        staged = stage(_release(release))
+    except (ContractError, ExpertMapsError) as error:
+        raise _refuse(error) from error
+    raise typer.Exit(accuracy.run(staged, chip, context.args))
 
 
 def _own_lines(log: Path) -> list[str]:

@@ -4,22 +4,24 @@
 
 from __future__ import annotations
 
-import zlib
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-import numpy as np
-
-from expert_maps import Placement, plan, write_placement
+from harness.ascend.models import (
+    QUANTISED,
+    REDUNDANT,
+    TINY_DEEPSEEK,
+    TINY_MOE,
+    write_broken,
+    write_map,
+    write_twice,
+)
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from vllm_ascend_moe.releases import Release
 
-TINY_MOE, TINY_DEEPSEEK = Path("accuracy/tiny-moe"), Path("accuracy/tiny-deepseek")
-# MoE layers and experts of the embedded models.
-SIZES = {TINY_MOE: (4, 16), TINY_DEEPSEEK: (3, 16)}
-REDUNDANT = 4
 MUTANTS = ("log2phy", "neighbour", "layer_shift")
 # A cycle of vllm-ascend: steps of load, steps to plan, a step a layer.
 _CYCLE = {"dynamic": True, "window_size": 3, "step_interval": 9}
@@ -74,45 +76,6 @@ class Case:
     runner: int = 1
 
 
-def write_map(path: Path, model: Path, ep_size: int = 2, redundant: int = REDUNDANT) -> Placement:
-    """Plan a map that differs in each layer, for a load that was drawn, and write it."""
-    layers, experts = SIZES[model]
-    draw = np.random.default_rng(zlib.crc32(model.name.encode()))
-    load = draw.lognormal(sigma=1.2, size=(layers, experts))
-    placement = plan(load, num_physical_experts=experts + redundant, ep_size=ep_size).placement
-    rows = placement.physical_to_logical
-    assert len(np.unique(rows, axis=0)) == layers, "rows of a map are alike"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    write_placement(placement, path)
-    return placement
-
-
-def write_twice(path: Path, model: Path) -> Path:
-    """Write a map for two ranks on which each has two of its experts twice."""
-    layers, experts = SIZES[model]
-    halves = np.array_split(np.arange(experts), 2)
-    ranks = [[*half.tolist(), *half[:2].tolist()] for half in halves]
-    placement = Placement.from_rank_lists(
-        [ranks] * layers, num_logical_experts=experts, allow_duplicates=True
-    )
-    write_placement(placement, path)
-    return path
-
-
-def write_broken(folder: Path, model: Path) -> Path:
-    """Lay out a checkpoint whose weights end in the middle."""
-    folder.mkdir(parents=True, exist_ok=True)
-    for source in model.iterdir():
-        target = folder / source.name
-        target.unlink(missing_ok=True)
-        if source.suffix == ".safetensors":
-            content = source.read_bytes()
-            target.write_bytes(content[: len(content) // 2])
-        else:
-            target.symlink_to(source.absolute())
-    return folder
-
-
 def copies(release: Release, *, dynamic: bool) -> int:
     """Return how many redundant experts the cases of a release have: as many as it serves on two ranks."""
     if release.profiles_slots:
@@ -140,6 +103,7 @@ def cases_for(release: Release, folder: Path, *, every: bool = True) -> list[Cas
     return [
         # Those that take longest come first; another runner's import Triton, in environments of their own.
         Case("static map, API server, data parallel 2", TINY_MOE, "A3", config=with_map, is_server=True),
+        *(_parallel_cases(folder, moving) if every else []),
         *(_runner_v2_cases(folder, planned, start, every=every) if release.serves_v2 else []),
         Case("plugin inactive", TINY_MOE, "A2"),
         Case("`{}`", TINY_MOE, "A3", config={"expert_maps": {}}),
@@ -167,6 +131,7 @@ def cases_for(release: Release, folder: Path, *, every: bool = True) -> list[Cas
             rows=deepseek,
         ),
         *_dynamic_cases(folder, start, moving, every=every),
+        *(_quantised_cases(folder, release, start) if every else []),
         Case(
             "static map, pipeline parallel 2",
             TINY_MOE,
@@ -217,8 +182,40 @@ def _runner_v2_cases(folder: Path, planned: Path, start: Path, *, every: bool) -
         case("dynamic from a map, by vllm-ascend's policy", "A3", theirs, moves=True),
         # On the path where all ranks must choose the same copy.
         case("dynamic from a map with experts twice on a rank", "A2", twice, moves=True),
+        case("dynamic from a map, API server, data parallel 2", "A3", dynamic, moves=True, is_server=True),
         case("a worker is killed while experts move", "A3", copies_moved, expected="ends", kills=True),
     ]
+
+
+def _parallel_cases(folder: Path, redundant: int) -> list[Case]:
+    """Return the cases of four ranks, two by two."""
+    four = folder / "four.json"
+    # As many as each rank gets one of, where there are any.
+    write_map(four, TINY_MOE, ep_size=4, redundant=4 if redundant else 0)
+    config = {"expert_maps": {"expert_map_path": str(four), **_DYNAMIC}}
+    name = "dynamic from a map, API server, tensor × data parallel 2 × 2"
+    return [Case(name, TINY_MOE, "A3", 4, config, moves=True, is_server=True)]
+
+
+def _quantised_cases(folder: Path, release: Release, start: Path) -> list[Case]:
+    """Return the cases of W8A8, whose scales move with the weights: two ranks are compared with two."""
+    model = folder / QUANTISED
+    from_map = {"expert_map_path": str(start)}
+    cases = [
+        Case("W8A8, static map", model, "A3", config={"expert_maps": from_map}, rows=start),
+        Case(
+            "W8A8, dynamic from a map",
+            model,
+            "A3",
+            config={"expert_maps": {**from_map, **_DYNAMIC}},
+            moves=True,
+        ),
+    ]
+    if release.serves_v2:
+        config = {"expert_maps": {**from_map, **_V2_CYCLE}}
+        name = "runner V2, W8A8, dynamic from a map"
+        cases.append(Case(name, model, "A3", config=config, moves=True, runner=2))
+    return cases
 
 
 def _dynamic_cases(folder: Path, start: Path, redundant: int, *, every: bool) -> list[Case]:

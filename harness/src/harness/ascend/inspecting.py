@@ -26,8 +26,10 @@ _GATE = re.compile(r"(?:^|\.)layers\.(\d+)\.mlp\.gate$")
 _LAYER = re.compile(r"(?:^|\.)layers\.(\d+)\.")
 # vllm-ascend's names for expert → local slot, newest first: vLLM's own map may stand beside it.
 _EXPERT_MAPS = ("ascend_expert_map", "_expert_map", "expert_map")
-# A layer's weights by slot: tensors, or lists of tensors where vllm-ascend moves experts.
-_WEIGHTS = re.compile(r"w(13|2)_weight(_scale\w*)?(_list)?")
+# A layer's weights by slot, and under which names a layer computes by them, the one that counts first: lists of tensors
+# where vllm-ascend moves experts, scales in float32 beside those of the checkpoint.
+_WEIGHTS = ("w13_weight", "w2_weight", "w13_weight_scale", "w2_weight_scale")
+_FORMS = ("_fp32_list", "_fp32", "_list", "")
 
 
 class Inspector(WorkerReport):
@@ -231,20 +233,24 @@ def _listed(tensor: torch.Tensor | None) -> list[int] | None:
 
 
 def _weights(module: Any) -> list[Any]:  # noqa: ANN401 - vllm-ascend's
-    """Return what has a row or an entry for each slot: weights and their scales."""
-    names = sorted(name for name in {*dir(module)} if _WEIGHTS.fullmatch(name))
-    values = [getattr(module, name) for name in names]
-    return [
-        value.data if isinstance(value, torch.nn.Parameter) else value
-        for value in values
-        if value is not None
-    ]
+    """Return what has a row or an entry for each slot: weights and their scales, as the layer computes by them."""
+    found = []
+    for stem in _WEIGHTS:
+        values = (getattr(module, f"{stem}{form}", None) for form in _FORMS)
+        value = next((value for value in values if value is not None), None)
+        if value is not None:
+            found.append(value.data if isinstance(value, torch.nn.Parameter) else value)
+    return found
 
 
 def _slots(module: Any) -> Iterator[bytes]:  # noqa: ANN401 - vllm-ascend's
     weights = [weight for weight in _weights(module) if len(weight)]
     for slot in range(len(weights[0])):
-        yield b"".join(
-            weight[slot].detach().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes()
-            for weight in weights
-        )
+        yield b"".join(_bytes(weight[slot]) for weight in weights)
+
+
+def _bytes(weight: torch.Tensor) -> bytes:
+    weight = weight.detach()
+    # Of a quantised model's the scales alone are no int8: in float32 in one mode, and as the checkpoint has them in another.
+    weight = weight.float() if weight.dtype == torch.float16 else weight
+    return bytes(weight.contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())

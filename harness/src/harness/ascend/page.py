@@ -1,6 +1,6 @@
 # SPDX-FileCopyrightText: The expert-maps authors
 # SPDX-License-Identifier: Apache-2.0
-"""The table release × chip × what, for the terminal and for the plugin's README."""
+"""The table release × chip × what, for the terminal and for the plugin's page."""
 
 from __future__ import annotations
 
@@ -16,8 +16,9 @@ if TYPE_CHECKING:
 
     from harness.ascend.session import Row
 
-README = Path("packages/vllm-ascend-moe/README.md")
+PAGE = Path("packages/vllm-ascend-moe/docs/emulated.md")
 BEGIN, END = "<!-- emulated: begin, written by nox -s ascend -- --all -->", "<!-- emulated: end -->"
+_LACKS = "The table is of a run before some cases"
 COLUMNS = ("vllm-ascend", "chip", "model", "what", "path", "tokens equal", "slots right", "seconds")
 
 
@@ -76,16 +77,17 @@ def _outcome(row: Row) -> str:
     return f"{equal}; {slots}; {seconds} s ({path})"
 
 
-def write(rows: Sequence[Row], readme: Path = README) -> None:
-    """Put the table between its marks in the README.
+def write(rows: Sequence[Row], page: Path = PAGE) -> None:
+    """Put the table between its marks in the page, and take away the line that says what it lacks.
 
     Raises:
         ValueError: the marks are not there.
     """
-    text = readme.read_text(encoding="utf-8")
+    text = page.read_text(encoding="utf-8")
     before, begin, rest = text.partition(BEGIN)
     _, end, after = rest.partition(END)
     if not begin or not end:
-        msg = f"{readme} has no {BEGIN if not begin else END}; expected both, around the table"
+        msg = f"{page} has no {BEGIN if not begin else END}; expected both, around the table"
         raise ValueError(msg)
-    write_text(readme, f"{before}{BEGIN}\n{markdown(rows)}{END}{after}")
+    before = "\n\n".join(part for part in before.split("\n\n") if not part.startswith(_LACKS))
+    write_text(page, f"{before}{BEGIN}\n{markdown(rows)}{END}{after}")

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from expert_maps import ExpertMapsError, read_placement
 from harness.ascend import engine
-from harness.ascend.cases import TINY_MOE, write_map
+from harness.ascend.models import TINY_MOE, write_map
 from harness.ascend.prompts import prompts_for
 from harness.ascend.stage import ROOT, stage
 from harness.ascend.tables import InspectionError, experts_of, slot_faults

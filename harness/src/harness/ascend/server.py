@@ -1,6 +1,9 @@
 # SPDX-FileCopyrightText: The expert-maps authors
 # SPDX-License-Identifier: Apache-2.0
-"""The OpenAI server beside a staged release, with data parallelism: asked over loopback, then stopped."""
+"""The OpenAI server beside a staged release, with data parallelism: asked over loopback, then stopped.
+
+Two engines share the case's ranks, each with its part as tensor-parallel ones.
+"""
 
 from __future__ import annotations
 
@@ -21,12 +24,15 @@ if TYPE_CHECKING:
     from harness.accuracy.server import Server
     from harness.ascend.cases import Case
 
+_DATA_PARALLEL = 2
 _AT_ONCE = 8
 _STOP_SECONDS = 20.0
 _ANSWER_SECONDS = 60.0
 
 
-def serve(case: Case, folder: Path, variables: Mapping[str, str], prompts: Sequence[str]) -> engine.Served:
+def serve(
+    case: Case, folder: Path, variables: Mapping[str, str], prompts: Sequence[str], num_rounds: int = 1
+) -> engine.Served:
     """Serve a case by the OpenAI server with data parallel 2, and inspect what its engines answer.
 
     Args:
@@ -34,6 +40,7 @@ def serve(case: Case, folder: Path, variables: Mapping[str, str], prompts: Seque
         folder: for the log.
         variables: environment variables.
         prompts: to complete.
+        num_rounds: how often.
     """
     folder = folder.absolute()
     folder.mkdir(parents=True, exist_ok=True)
@@ -49,7 +56,9 @@ def serve(case: Case, folder: Path, variables: Mapping[str, str], prompts: Seque
         "--seed",
         "0",
     ]
-    arguments += ["--data-parallel-size", "2", "--enable-expert-parallel"]
+    tensor_parallel = case.ranks // _DATA_PARALLEL
+    arguments += ["--data-parallel-size", str(_DATA_PARALLEL), "--enable-expert-parallel"]
+    arguments += ["--tensor-parallel-size", str(tensor_parallel)]
     arguments += ["--worker-extension-cls", engine.EXTENSION]
     if case.config is not None:
         arguments += ["--additional-config", json.dumps(case.config)]
@@ -65,8 +74,10 @@ def serve(case: Case, folder: Path, variables: Mapping[str, str], prompts: Seque
         ) as server:
             assert server.process is not None
             session = _session_below(server.process.pid)
-            rounds.append(_complete(server, prompts))
             inspections.append(_inspect(server, folder, case.ranks))
+            for _ in range(num_rounds):
+                rounds.append(_complete(server, prompts))
+                inspections.append(_inspect(server, folder, case.ranks))
     except ServerError as error:
         failed = str(error)
     refused = engine.own_error(log) if failed else None

@@ -10,10 +10,11 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING
 
-from harness.ascend import engine, server
-from harness.ascend.cases import SIZES, Case, cases_for
+from harness.ascend import engine, models, server
+from harness.ascend.cases import Case, cases_for
 from harness.ascend.forkserver import ForkServers
 from harness.ascend.judging import Judged, Reference, judge
+from harness.ascend.models import SIZES, size_of
 from harness.ascend.prompts import prompts_for
 from harness.ascend.stage import ROOT, Staged, stage
 from harness.ascend.tables import experts_of
@@ -86,6 +87,11 @@ def run_releases(
             alone = {model: pool.submit(_reference, staged, model, root, servers) for model in SIZES}
             runs = root.absolute() / "runs" / release.vllm_ascend
             cases = cases_for(release, runs, every=every or number == 0)
+            # What two ranks round otherwise than one is compared with two.
+            alone |= {
+                model: pool.submit(_reference, staged, model, root, servers, 2)
+                for model in models.make(case.model for case in cases)
+            }
             # In the order in which they are started, so that what one waits for has been started before it.
             rows += [
                 pool.submit(_one_rank, release.vllm_ascend, model, alone[model], plain[model])
@@ -120,17 +126,19 @@ def _outcome(judged: Judged) -> str:
     return f"{'refused' if judged.refused else 'as expected'} in {judged.seconds:.0f} s"
 
 
-def _reference(staged: Staged | None, model: Path, root: Path, servers: ForkServers) -> Reference:
-    """Serve a model on one rank without the plugin."""
+def _reference(
+    staged: Staged | None, model: Path, root: Path, servers: ForkServers, ranks: int = 1
+) -> Reference:
+    """Serve a model without the plugin, on one rank or on two in vLLM's linear layout."""
     where = "vllm" if staged is None else staged.release.vllm_ascend
-    folder = root / "runs" / where / f"one-rank-{model.name}"
-    request = {"engine": engine.options(model, 1, None), "prompts": prompts_for(model)}
-    variables = engine.environment(staged, "A2", folder, plugin=False)
+    folder = root / "runs" / where / f"{ranks}-rank-{model.name}"
+    request = {"engine": engine.options(model, ranks, None), "prompts": prompts_for(model)}
+    variables = engine.environment(staged, "A2" if ranks == 1 else "A3", folder, plugin=False)
     served = engine.serve(request, folder, variables, servers=servers)
     if served.tokens is None:
-        msg = f"{where}, one rank without the plugin: {served.failed}; expected it to serve {model}"
+        msg = f"{where}, {ranks} rank without the plugin: {served.failed}; expected it to serve {model}"
         raise SessionError(msg)
-    _, experts = SIZES[model]
+    _, experts = size_of(model)
     return Reference(
         served.tokens,
         served.rounds[0]["logprobs"],
@@ -156,15 +164,16 @@ def _serve(staged: Staged, case: Case, folder: Path, servers: ForkServers) -> en
     if case.load is not None:
         # One that is there would be continued.
         case.load.unlink(missing_ok=True)
+    num_rounds = _ROUNDS_TO_MOVE if case.moves or case.record else 1
     if case.is_server:
-        return server.serve(case, folder, variables, prompts_for(case.model))
+        return server.serve(case, folder, variables, prompts_for(case.model), num_rounds)
     request = {
         "engine": engine.options(case.model, case.ranks, case.config, **case.engine),
         "prompts": prompts_for(case.model),
         "mutants": list(case.mutants),
         "counts": case.load is not None,
         "kills": case.kills,
-        "rounds": _ROUNDS_TO_MOVE if case.moves or case.record else 1,
+        "rounds": num_rounds,
     }
     return engine.serve(request, folder, variables, servers=servers)
 

@@ -91,6 +91,7 @@ class Release:
         return (
             "load_collection_phase other than all",
             "max_moves, max_layers, min_gain and record_path with policy vllm",
+            "draft models with experts, where vLLM's EPLB is on",
         )
 
     @property

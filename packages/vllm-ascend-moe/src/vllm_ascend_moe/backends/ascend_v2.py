@@ -27,6 +27,7 @@ from vllm_ascend_moe.backends.vllm_eplb import VllmEplb
 from vllm_ascend_moe.core.replicas import written_out
 from vllm_ascend_moe.core.session import session_of
 from vllm_ascend_moe.core.settings import VLLM_POLICY
+from vllm_ascend_moe.eplb import EplbConfigError
 from vllm_ascend_moe.hooks import table, wrapping
 
 if TYPE_CHECKING:
@@ -55,6 +56,21 @@ class AscendV2(VllmEplb):
     def begin_reload(self, name: str) -> None:
         """Refuse new weights; see `Backend`."""
         Backend.begin_reload(self, name)
+
+    def add_model(self, state: Any, model: Any, model_config: Any) -> None:
+        """Refuse a draft model whose experts would move along; see `VllmEplb`.
+
+        Raises:
+            EplbConfigError: it is one.
+        """
+        if model_config is not self.session.config.model_config:
+            msg = (
+                f"{type(model).__name__} is a draft model with {model.num_moe_layers} MoE layers, whose experts vllm-ascend's "
+                "runner V2 moves along with the main model's; expected a draft model without experts, none, or a linear layout "
+                "that stays (no map, no redundant experts, dynamic false, no record_path): the plugin was not tried with it"
+            )
+            raise EplbConfigError(msg)
+        super().add_model(state, model, model_config)
 
     # Planning.
 

@@ -11,7 +11,7 @@ import torch
 
 from expert_maps import LayoutError, Placement
 from vllm_ascend_moe.core.agreement import DisagreementError, gather
-from vllm_ascend_moe.core.checksums import slot_checksums, slot_tensors
+from vllm_ascend_moe.core.checksums import each_tensor, slot_checksums, slot_tensors
 from vllm_ascend_moe.eplb import EplbConfigError
 from vllm_ascend_moe.hooks import table, wrapping
 
@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from vllm_ascend_moe.backends.ranks import Ranks
+    from vllm_ascend_moe.core.checksums import Slots
     from vllm_ascend_moe.core.replicas import SlotRule
 
 
@@ -97,11 +98,15 @@ def local_checksums(model: Any) -> NDArray[np.int64]:
     return torch.stack(sums).numpy()
 
 
-def _slot_tensors(model: Any, layer: int) -> list[torch.Tensor]:
-    """Return what a layer holds for each slot: all of its parameters, or else what vLLM moves."""
+def _slot_tensors(model: Any, layer: int) -> list[Slots]:
+    """Return what a layer holds for each slot: all of its parameters, or else what is moved.
+
+    vllm-ascend takes the parameters of a quantised layer away, and computes by lists of tensors, which are what is moved.
+    """
+    moved = list(model.expert_weights[layer])
     module = getattr(model.moe_layers[layer], "routed_experts", None)
-    if module is None:
-        return list(model.expert_weights[layer])
+    if module is None or any(isinstance(weights, list) for weights in moved):
+        return moved
     return list(slot_tensors(module, model.num_local_physical_experts))
 
 
@@ -110,7 +115,7 @@ def redundant_bytes(model: Any) -> int:
     size = sum(
         tensor.numel() * tensor.element_size()
         for layer in range(len(model.moe_layers))
-        for tensor in _slot_tensors(model, layer)
+        for tensor in each_tensor(_slot_tensors(model, layer))
     )
     return int(size * model.num_redundant_experts / model.num_physical_experts)
 

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from vllm_ascend_moe.core.checksums import each_tensor
 from vllm_ascend_moe.core.gain import MoveRule, tokens_per_slot
 from vllm_ascend_moe.core.replicas import SlotRule
 
@@ -54,7 +55,7 @@ def move_rule(session: Session, model: Any) -> MoveRule:
     return rule_for(
         session.settings,
         session.config.device_config.device_type,
-        model.expert_weights[0],  # one tensor [slots, …] of each kind
+        each_tensor(model.expert_weights[0]),  # of each kind one [slots, …], or one a slot
         model.num_local_physical_experts,
         eplb.step_interval / min(eplb.step_interval, eplb.window_size),
     )

@@ -27,6 +27,16 @@ _ND = 2
 _MULTIPLIER = 2654435769
 
 
+# What is held for each slot: a tensor [slots, …], or a list with one tensor a slot.
+Slots = torch.Tensor | list[torch.Tensor]
+
+
+def each_tensor(held: Iterable[Slots]) -> Iterator[torch.Tensor]:
+    """Yield the tensors, also those of lists."""
+    for slots in held:
+        yield from slots if isinstance(slots, list) else [slots]
+
+
 def slot_tensors(module: Any, num_slots: int) -> Iterator[torch.Tensor]:
     """Yield a layer's parameters that hold something for each slot, scales included.
 
@@ -100,14 +110,14 @@ def _chunk(words: torch.Tensor) -> int:
     return _CHUNK_CPU if words.device.type == "cpu" else _CHUNK
 
 
-def slot_checksums(tensors: Iterable[torch.Tensor], num_slots: int) -> torch.Tensor:
+def slot_checksums(tensors: Iterable[Slots], num_slots: int) -> torch.Tensor:
     """Return a checksum of each slot's bytes over all tensors.
 
     Words are weighted by their place and summed modulo 2^64, on the tensors' device. It finds accidents,
     not forgeries.
 
     Args:
-        tensors: [slots, …], any dtype and layout.
+        tensors: [slots, …], any dtype and layout, or lists with one a slot.
         num_slots: slots.
 
     Returns:
