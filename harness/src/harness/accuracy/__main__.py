@@ -19,9 +19,9 @@ import typer
 from expert_maps import ExpertMapsError
 from expert_maps.files import write_text
 from harness.accuracy.compare import Options, as_json, compare, render
-from harness.accuracy.power import Aim, table
+from harness.accuracy.power import Aim, normal_size, size
 from harness.accuracy.report import PAGE, PLOT, gather, page
-from harness.accuracy.table import sizes_table
+from harness.accuracy.table import markdown
 from harness.accuracy.verdict import MARGIN_POINTS
 
 app = typer.Typer(help=__doc__, no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
@@ -118,14 +118,23 @@ def power_command(
     alpha: Annotated[float, typer.Option("--alpha", help="Most chance of a wrong verdict.")] = 0.05,
     power: Annotated[float, typer.Option("--power", help="Least chance of the right one.")] = 0.8,
 ) -> None:
-    """Say how many questions a margin needs; what the columns are is written in `harness.accuracy.power`."""
+    """Say about how many questions show that equal arms lose less than a margin; see `harness.accuracy.power`."""
     aim = Aim(alpha, power)
-    margins = [points / 100 for points in margin or (1.0, 2.0)]
-    discordances = [percent / 100 for percent in discordance or (1.0, 2.0, 3.0, 5.0)]
+    columns = ["margin, points", "discordance", "questions", "by the usual formula"]
     try:
-        typer.echo(sizes_table(table(margins, discordances, aim), aim), nl=False)
+        rows = [
+            [
+                *(f"{points:g}", f"{percent:g} %", f"≈ {size(percent / 100, points / 100, aim)}"),
+                str(normal_size(percent / 100, points / 100, aim)),
+            ]
+            for points in margin or (1.0, 2.0)
+            for percent in discordance or (1.0, 2.0, 3.0, 5.0)
+        ]
     except ValueError as error:
         raise _refuse(error) from error
+    typer.echo(
+        f"Questions needed: alpha {alpha:g}, power {power:g}\n\n{markdown(columns, rows, right=1)}", nl=False
+    )
 
 
 def _refuse(error: Exception) -> typer.Exit:

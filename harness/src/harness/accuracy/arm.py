@@ -23,7 +23,7 @@ from harness.accuracy.records import texts_digest, write_record
 from harness.accuracy.resume import JOURNAL, MOVES_FILE, fingerprint, server_key
 from harness.accuracy.schema import Forced, Summary, task_version
 from harness.accuracy.server import ServerError, attach, serve
-from harness.record.provenance import checkpoint_of
+from harness.record.provenance import checkout, checkpoint_of
 from harness.record.schema import Checkpoint
 
 if TYPE_CHECKING:
@@ -128,7 +128,7 @@ class ArmRun:
                 "started_by_harness": self.name not in self.settings.base_urls,
             },
             "versions": self.found or dict.fromkeys(versions.NAMES),
-            "git": versions.git(),
+            "git": dict(zip(("commit", "dirty"), checkout(), strict=True)),
             "placement": evidence.as_record(),
             "environment": versions.machine(self.environment),
             "load": self.load,

@@ -1,6 +1,6 @@
 # SPDX-FileCopyrightText: The expert-maps authors
 # SPDX-License-Identifier: Apache-2.0
-"""Tables: an arm in the field's format, and sizes."""
+"""Tables, and an arm in the field's format."""
 
 from __future__ import annotations
 
@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from harness.accuracy.power import Aim, Sizes
     from harness.accuracy.schema import Summary
 
 NONE = "–"
@@ -46,34 +45,3 @@ def field_table(summary: Summary) -> str:
     task = summary.task
     value = NONE if summary.value is None else f"{summary.value:.2f}"
     return markdown(_FIELD_COLUMNS, [[task.dataset, task.version, task.metric, task.mode, value]])
-
-
-def sizes_table(found: Sequence[Sizes], aim: Aim) -> str:
-    """Return the questions that are needed, a table for each margin."""
-    parts = []
-    for margin in dict.fromkeys(one.margin for one in found):
-        loss = f"{100 * margin:g}"
-        columns = [
-            "discordance",
-            f"McNemar, drop of {loss}",
-            f"no worse by {loss}",
-            f"within ±{loss}",
-            "no worse, normal",
-            "within ±, normal",
-        ]
-        rows = []
-        for one in found:
-            if one.margin == margin:
-                drop = NONE if one.drop is None else str(one.drop)
-                near = [f"≈ {count}" for count in (one.no_worse, one.within)]
-                normal = [str(count) for count in (one.no_worse_normal, one.within_normal)]
-                rows.append([f"{100 * one.discordance:g} %", drop, *near, *normal])
-        title = f"Questions needed: margin {loss} points, alpha {aim.alpha:g}, power {aim.power:g}\n\n"
-        parts.append(title + markdown(columns, rows, right=1))
-    return "\n".join([*parts, _SIZES])
-
-
-_SIZES = """\
-McNemar: the least number with that power. ≈: a number with that power, found in steps of 2 %; power rises as a saw does,
-so that some larger numbers fall a little short, and some smaller ones do not. Normal: the usual formula, too small.
-"""
