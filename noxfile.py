@@ -298,13 +298,19 @@ def serving_bench(session: nox.Session) -> None:
 
 @nox.session(venv_backend="none")
 def planner_bench(session: nox.Session) -> None:
-    """Compare planners and rewrite the page; `-- --vllm-ascend WHEEL --loads FOLDER` adds policies and a part."""
-    shared = install_serve(session)
-    folder, record = Path("harness/bench"), Path(session.create_tmp()) / "planner.jsonl"
-    record.unlink(missing_ok=True)
-    outputs = ["--table", f"{folder}/planner.md", "--plot", f"{folder}/planner.svg", "--record", str(record)]
-    shared.run("python", "-m", "harness.bench.planner", *outputs, *session.posargs)
-    shutil.copyfile(record, folder / "records" / record.name)
+    """Compare planners; `-- --record` keeps the run and rewrites the page, `--vllm-ascend WHEEL --loads FOLDER` add to it."""
+    words = [word for word in session.posargs if word != "--record"]
+    kept = len(words) < len(session.posargs)
+    folder = Path("harness/bench" if kept else "build/planner_bench")
+    records = folder / "records" if kept else folder
+    records.mkdir(parents=True, exist_ok=True)
+    outputs = {
+        "table": folder / "planner.md",
+        "plot": folder / "planner.svg",
+        "record": records / "planner.jsonl",
+    }
+    options = [part for name, path in outputs.items() for part in (f"--{name}", str(path))]
+    install_serve(session).run("python", "-m", "harness.bench.planner", *options, *words)
 
 
 @nox.session(venv_backend="none")

@@ -15,8 +15,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pytest
 import torch
+from typer.testing import CliRunner
 
-from harness.bench.npu import compare, devices, pages, results
+from harness.bench.npu import cli, compare, devices, pages, results
 from harness.bench.npu.bench import YARDSTICK, Bench, Pace, Point, Turns, points_of
 from harness.bench.npu.cli import FILE
 from harness.bench.npu.devices import Device, EventClock, NoDeviceError, detect, first_line
@@ -590,6 +591,32 @@ def test_bad_input_is_one_line_before_anything_is_timed(tmp_path: Path) -> None:
         assert len(done.stderr.splitlines()) == 1
     done = npu_bench(cwd=tmp_path)
     assert (done.returncode, done.stderr.count("expected to be run in the repository")) == (2, 1)
+
+
+def test_a_run_is_kept_only_when_asked_and_the_history_grows(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(cli, "measure", lambda passes, *_: ([document()] * passes, True))
+    for words, folder, passes in (
+        ([], "build/npu_bench", [1]),
+        (["--record"], "harness/bench/records", [5]),
+        (["--record", "--passes", "2"], "harness/bench/records", [5, 2]),
+    ):
+        done = CliRunner().invoke(cli.app, words)
+        assert done.exit_code == 0, done.output
+        kept = history.read(tmp_path / folder / "cpu-test-1" / FILE)
+        assert [run.settings["passes"] for run in kept] == passes
+    files = {path.relative_to(tmp_path).parts[0] for path in tmp_path.rglob("*") if path.is_file()}
+    assert files == {"build", "harness"}
+    # A comparison ends as the rows do.
+    baseline = tmp_path / "baseline.jsonl"
+    history.append(baseline, results.record([document()] * 5))
+    for factor, code in ((1.0, 0), (1.3, 1)):
+        slower = document()
+        slower["benchmarks"][0]["stats"]["data"] = [20e-6 * factor * (1 + number / 10) for number in range(8)]
+        monkeypatch.setattr(cli, "measure", lambda passes, *_, slower=slower: ([slower] * passes, True))
+        assert CliRunner().invoke(cli.app, ["--baseline", str(baseline)]).exit_code == code
 
 
 def test_the_benchmarks_are_pytest_benchmarks_own(tmp_path: Path) -> None:

@@ -11,11 +11,12 @@ import numpy as np
 import pytest
 
 from expert_maps import generate_placement
-from harness.bench.planner import ascend, report, scoring
-from harness.bench.planner.cases import Problem, growth_cases, lognormal, quality_cases, zipf
+from harness.bench.planner import ascend, pages, scoring
 from harness.bench.planner.peers import Answer, Peer, RefusedError, own_peers
+from harness.bench.planner.problems import Problem, growth_cases, lognormal, quality_cases, zipf
 from harness.bench.planner.studies import Replan, incremental, shifted_load
 from harness.bench.planner.timing import Pace, common_bound, compare
+from harness.record.provenance import describe
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -112,8 +113,8 @@ def test_a_page_names_every_policy_that_ran(slots: NDArray[np.int64]) -> None:
     assert all(
         figures.gap_percent >= -1e-9 for figures in outcome.figures.values() if not figures.violations.twice
     )
-    sheets = report.quality_sheets([outcome])
-    page = report.page(sheets, report.environment(), ["vLLM's policy: absent"], "planner.svg")
+    sheets = pages.quality_sheets([outcome])
+    page = pages.page(sheets, describe(), ["vLLM's policy: absent"], "planner.svg")
     headings = [line for line in page.splitlines() if line.startswith("| gap, %")]
     assert len(headings) == 1
     ran = [peer.name for peer in peers if peer.name != "unable"]
@@ -121,10 +122,9 @@ def test_a_page_names_every_policy_that_ran(slots: NDArray[np.int64]) -> None:
     assert "planted: " in page
     assert "1 twice on a rank" in page
     assert "unable gave no answer in 1 of 1" in page
-    assert "Left out: vLLM's policy: absent" in page
+    assert "## Left out\n\n- vLLM's policy: absent" in page
     assert "](planner.svg)" in page
-    assert report.case_record(outcome)["policies"].keys() == {peer.name for peer in peers}  # type: ignore[attr-defined]
-    assert {"python", "machine", "omp_num_threads"} <= report.environment().keys()
+    assert pages.case_record(outcome)["policies"].keys() == {peer.name for peer in peers}  # type: ignore[attr-defined]
 
 
 def test_an_answer_of_a_wrong_shape_is_refused(slots: NDArray[np.int64]) -> None:

@@ -13,7 +13,6 @@ from __future__ import annotations
 import importlib
 import json
 import os
-import platform
 import statistics
 import subprocess
 import sys
@@ -28,7 +27,9 @@ from rich.console import Console
 from rich.table import Table
 
 from expert_maps import ExpertMapsError, Placement, generate_placement, moves, rank_load, read_load
-from harness.bench.records import append_record
+from harness.record import history
+from harness.record.provenance import describe
+from harness.record.schema import RunRecord
 from vllm_ascend_moe import releases
 
 if TYPE_CHECKING:
@@ -223,18 +224,18 @@ def main(
                 cells = (str(told.get(key, "")) for key in ("median_ms", "peak_to_mean", "slots_fetched"))
                 table.add_row(name, who.replace("_", " "), *cells)
     Console(width=120).print(table)
-    append_record(
-        record,
-        {
-            "benchmark": "plans of a rearrangement beside vllm-ascend, on the CPU",
-            "release": release,
-            "loads": results,
-            "python": platform.python_version(),
-            "machine": platform.machine(),
-            "cores": os.cpu_count(),
-            "omp_num_threads": os.environ.get("OMP_NUM_THREADS", "unset"),
-        },
-    )
+    if record is not None:
+        history.append(
+            record,
+            RunRecord(
+                kind="ascend_plans",
+                name="plans of a rearrangement beside vllm-ascend, on the CPU",
+                settings={"release": release},
+                provenance=describe(extra={"vllm_ascend": release}),
+                performance={"loads": results},
+            ),
+        )
+        typer.echo(f"appended to {record}")
 
 
 if __name__ == "__main__":

@@ -19,13 +19,16 @@ import typer
 from rich.console import Console
 
 from expert_maps.files import write_text
-from harness.bench.planner import ascend, report
-from harness.bench.planner.cases import growth_cases, quality_cases
+from harness.bench.planner import ascend, pages
 from harness.bench.planner.first import first_calls
 from harness.bench.planner.peers import FAST, PRECISE, VLLM, Peer, own_peers, vllm, vllm_is_installed
+from harness.bench.planner.problems import growth_cases, quality_cases
 from harness.bench.planner.studies import ESFT_FILE, incremental, over_time
 from harness.bench.planner.timing import Outcome, Pace, compare
-from harness.bench.records import append_record
+from harness.record import history
+from harness.record.provenance import describe
+from harness.record.schema import RunRecord
+from harness.record.tables import FILE_WIDTH, Sheet
 
 
 class Part(str, Enum):
@@ -50,7 +53,7 @@ class Run:
         absent: what was left out, a line each.
         extra: name → version of what is not installed.
         sheets: tables.
-        records: a mapping for each case, without the environment.
+        records: rows of the record, one a case.
         outcomes: what the plot shows.
     """
 
@@ -60,7 +63,7 @@ class Run:
     loads: Path | None = None
     absent: list[str] = field(default_factory=list)
     extra: dict[str, str] = field(default_factory=dict)
-    sheets: list[report.Sheet] = field(default_factory=list)
+    sheets: list[Sheet] = field(default_factory=list)
     records: list[dict[str, object]] = field(default_factory=list)
     outcomes: list[Outcome] = field(default_factory=list)
 
@@ -70,7 +73,7 @@ class Run:
 
     def keep(self, benchmark: str, **results: object) -> None:
         """Keep a record."""
-        self.records.append({"benchmark": report.record_name(benchmark), **results})
+        self.records.append({"benchmark": pages.record_name(benchmark), **results})
 
 
 def gather(source: Path | None, loads: Path | None, pace: Pace) -> Run:
@@ -96,8 +99,8 @@ def measure_quality(run: Run) -> None:
     for problem in quality_cases():
         planners = [peer for peer in run.peers if peer.name != ascend.SWIFT]
         run.outcomes.append(compare(problem, planners, run.pace))
-        run.records.append(report.case_record(run.outcomes[-1]))
-    run.sheets += report.quality_sheets(run.outcomes)
+        run.records.append(pages.case_record(run.outcomes[-1]))
+    run.sheets += pages.quality_sheets(run.outcomes)
 
 
 def measure_growth(run: Run) -> None:
@@ -105,22 +108,22 @@ def measure_growth(run: Run) -> None:
     for title, problems in growth_cases().items():
         peers = run.some(FAST, PRECISE, VLLM)
         outcomes = [compare(problem, peers, run.pace) for problem in problems]
-        run.sheets.append(report.growth_sheet(title, outcomes))
-        run.records += map(report.case_record, outcomes)
+        run.sheets.append(pages.growth_sheet(title, outcomes))
+        run.records += map(pages.case_record, outcomes)
 
 
 def measure_first(run: Run) -> None:
     """Time the first plan of a process."""
     names = [peer.name for peer in run.some(PRECISE, "deepseek", VLLM, ascend.FLASHLB)]
     seconds = first_calls(names, run.source, min(3, run.pace.repeats))
-    run.sheets.append(report.first_sheet(seconds))
+    run.sheets.append(pages.first_sheet(seconds))
     run.keep("first plan of a process, 58×256 → 288/32", policies=seconds)
 
 
 def measure_incremental(run: Run) -> None:
     """Plan again after a shift of the load."""
     replans, sigma = incremental(run.peers, run.pace)
-    run.sheets.append(report.replan_sheet(replans, sigma))
+    run.sheets.append(pages.replan_sheet(replans, sigma))
     run.keep("shifted load, 58×256 → 288/32", sigma=sigma, policies={one.name: vars(one) for one in replans})
 
 
@@ -131,7 +134,7 @@ def measure_time(run: Run) -> None:
         run.absent.append(f"later windows: --loads names no folder with {ESFT_FILE}")
         return
     scores = over_time(file, run.peers, run.pace)
-    run.sheets.append(report.time_sheet(scores))
+    run.sheets.append(pages.time_sheet(scores))
     run.keep(
         "later windows of ESFT's tasks, 26×64 → 80/16",
         policies={
@@ -141,8 +144,6 @@ def measure_time(run: Run) -> None:
     )
 
 
-# Room for all policies in a row where the output goes to a file.
-_FILE_WIDTH = 180
 _MEASURES = {
     Part.quality: measure_quality,
     Part.growth: measure_growth,
@@ -153,9 +154,7 @@ _MEASURES = {
 
 
 def main(
-    record: Annotated[
-        Path | None, typer.Option("--record", help="Append a line a case to this file.")
-    ] = None,
+    record: Annotated[Path | None, typer.Option("--record", help="Append the run to this file.")] = None,
     table: Annotated[Path | None, typer.Option("--table", help="Write a page of Markdown.")] = None,
     plot: Annotated[
         Path | None, typer.Option("--plot", help="Write gap against time, as SVG or PNG.")
@@ -174,10 +173,10 @@ def main(
     run = gather(vllm_ascend, loads, Pace(repeats))
     for one in part or list(Part):
         _MEASURES[one](run)
-    context = report.environment(run.extra)
+    provenance = describe(extra=run.extra)
     console = Console()
     if not console.is_terminal:
-        console = Console(width=_FILE_WIDTH)
+        console = Console(width=FILE_WIDTH)
     for sheet in run.sheets:
         console.print(sheet.rich())
     for line in run.absent:
@@ -189,10 +188,18 @@ def main(
         typer.echo(f"wrote {plot}")
     if table is not None:
         address = None if plot is None else Path(os.path.relpath(plot, table.parent)).as_posix()
-        write_text(table, report.page(run.sheets, context, run.absent, address))
+        write_text(table, pages.page(run.sheets, provenance, run.absent, address))
         typer.echo(f"wrote {table}")
-    for one_record in run.records:
-        append_record(record, {**one_record, **context})
+    if record is not None:
+        settings = {"repeats": repeats, "parts": [one.value for one in part or Part]}
+        rows = {"rows": run.records}
+        history.append(
+            record,
+            RunRecord(
+                kind="planner", name="planner", settings=settings, provenance=provenance, performance=rows
+            ),
+        )
+        typer.echo(f"appended to {record}")
 
 
 if __name__ == "__main__":

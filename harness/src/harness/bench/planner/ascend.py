@@ -27,7 +27,7 @@ from harness.bench.planner.peers import Answer, Peer, RefusedError
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-    from harness.bench.planner.cases import Problem
+    from harness.bench.planner.problems import Problem
 
 _POLICIES = "vllm_ascend/eplb/core/policy"
 _PACKAGE = _POLICIES.replace("/", ".")

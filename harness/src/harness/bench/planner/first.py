@@ -28,8 +28,8 @@ def plan_once(policy: str, source: str | None) -> dict[str, float]:
     start = time.perf_counter()
     from pathlib import Path
 
-    from harness.bench.planner.cases import Problem, lognormal
     from harness.bench.planner.peers import own_peers, vllm
+    from harness.bench.planner.problems import Problem, lognormal
 
     peers = [*own_peers(), vllm()]
     if source is not None:

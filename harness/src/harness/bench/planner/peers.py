@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-    from harness.bench.planner.cases import Problem
+    from harness.bench.planner.problems import Problem
 
     Slots = NDArray[np.int64]
 

@@ -6,8 +6,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from harness.bench.planner.pages import policies_of
 from harness.bench.planner.peers import FAST, PRECISE, TIGHT
-from harness.bench.planner.report import policies_of
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

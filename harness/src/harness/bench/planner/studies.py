@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from harness.bench.planner import scoring
-from harness.bench.planner.cases import Problem, lognormal
 from harness.bench.planner.peers import PRECISE, VLLM, Peer
+from harness.bench.planner.problems import Problem, lognormal
 from harness.bench.planner.timing import Pace, compare
 
 if TYPE_CHECKING:

