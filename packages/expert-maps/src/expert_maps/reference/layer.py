@@ -115,8 +115,9 @@ class Layer:
         return self.load[self.hottest]
 
     def share(self, expert: int, more: int = 0) -> float:
-        """Return what each copy of an expert carries, or would carry with some more of them."""
-        return self.weight[expert] / (self.count[expert] + more)
+        """Return what each copy of an expert carries, or would carry with some more of them; without any, its load."""
+        copies = self.count[expert] + more
+        return self.weight[expert] / copies if copies else self.weight[expert]
 
     def shares(self) -> list[float]:
         """Return every expert's share, [E]."""
