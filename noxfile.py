@@ -459,6 +459,13 @@ def sanitize(session: nox.Session) -> None:
     shared.run("python", "-m", "pytest", *arguments, env={**ENV, **env})
 
 
+@nox.session(venv_backend="none")
+def mutants(session: nox.Session) -> None:
+    """Put faults into a copy, one at a time, and name the test that catches each; `-- --short` a dozen, `-- WORD` some."""
+    with _exit_code_kept():
+        install_dev(session).run("python", "-m", "harness.mutants", *session.posargs)
+
+
 def _of_compiler(session: nox.Session, compiler: str, name: str) -> str | None:
     """Return the path of a library that comes with a compiler, None where it has none."""
     found = session.run(compiler, f"-print-file-name={name}", external=True, silent=True)

@@ -4,7 +4,6 @@
 
 from __future__ import annotations
 
-import copy
 from typing import TYPE_CHECKING
 
 from expert_maps.reference.descent import descend
@@ -40,7 +39,7 @@ def kick_and_descend(layer: Layer, goal: Goal, kicks: int) -> bool:
     while kicks > 0 and layer.peak > goal.target and goal.steps > 0 and layer.num_ranks > 1:
         kicks -= 1
         # 1. Remember what there is.
-        saved = copy.deepcopy(layer)
+        saved = layer.copy()
         # 2. Change three slots, one of the hottest rank's among them.
         recount = layer.num_slots > layer.num_experts
         for change in range(_CHANGES):
@@ -48,7 +47,7 @@ def kick_and_descend(layer: Layer, goal: Goal, kicks: int) -> bool:
             _kick(layer, random, first, random.below(layer.num_ranks), recount=recount)
         # 3. Descend; go back where that ends hotter.
         if not descend(layer, goal) and layer.peak > saved.peak:
-            layer.__dict__.update(saved.__dict__)
+            layer.take(saved)
     return layer.peak <= goal.target
 
 

@@ -76,6 +76,19 @@ class Layer:
         self.load = [0.0] * self.num_ranks
         self.order = list(range(self.num_ranks))
 
+    def copy(self) -> Layer:
+        """Return the same state, to come back to."""
+        saved = Layer(self.weight, self.capacity, self.widest, was=self.was)
+        saved.take(self)
+        return saved
+
+    def take(self, other: Layer) -> None:
+        """Take over the state of another layer of the same problem."""
+        self.count, self.load, self.order = list(other.count), list(other.load), list(other.order)
+        self.slots = [list(slots) for slots in other.slots]
+        self.holders = [list(holders) for holders in other.holders]
+        self.moves_left = other.moves_left
+
     @property
     def num_experts(self) -> int:
         """E."""
@@ -102,8 +115,9 @@ class Layer:
         return self.load[self.hottest]
 
     def share(self, expert: int, more: int = 0) -> float:
-        """Return what each copy of an expert carries, or would carry with some more of them."""
-        return self.weight[expert] / (self.count[expert] + more)
+        """Return what each copy of an expert carries, or would carry with some more of them; without any, its load."""
+        copies = self.count[expert] + more
+        return self.weight[expert] / copies if copies else self.weight[expert]
 
     def shares(self) -> list[float]:
         """Return every expert's share, [E]."""

@@ -1,0 +1,191 @@
+# SPDX-FileCopyrightText: The expert-maps authors
+# SPDX-License-Identifier: Apache-2.0
+"""A plan from the placement in use, with no more moves than allowed. The twin of ``native/replan.c``."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from expert_maps.reference.budget import descend_by_excess
+from expert_maps.reference.descent import Goal, descend
+from expert_maps.reference.incremental import arrivals, complete, start_from
+from expert_maps.reference.layer import Layer, add_up
+from expert_maps.reference.nodes import list_members, sum_groups
+from expert_maps.reference.planner import Plan, Problem, plan_layer, split_over_nodes
+from expert_maps.reference.relabelling import keep_places, relabel
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    Held = Sequence[Sequence[int]]
+
+_NARROWINGS = 8
+_LEAST = 1e-6
+
+
+@dataclass
+class Replanned:
+    """A layer's answer.
+
+    Attributes:
+        slots: [R], the experts of each rank; what stays keeps its slot.
+        bound: what no placement is below.
+        is_anew: whether it is a plan from scratch, under names that can differ from the compiled planner's.
+    """
+
+    slots: list[list[int]]
+    bound: float
+    is_anew: bool
+
+
+@dataclass
+class _Attempt:
+    slots: list[list[int]]
+    peak: float
+    moves: int
+    reached: bool
+
+
+class NotGroupedError(Exception):
+    """The present placement has a group on several nodes, and the budget does not allow to put that right."""
+
+
+def replan_layer(load: list[float], problem: Problem, held: Held, max_moves: int | None) -> Replanned:
+    """Plan one layer from the placement in use.
+
+    Args:
+        load: [E], the load of each expert.
+        problem: what is planned for.
+        held: [R], the experts on each rank now; −1 for an empty slot.
+        max_moves: slots that may receive an expert, beyond those that must; None for any number.
+
+    Raises:
+        NotGroupedError: as it says.
+    """
+    # 1. What no placement is below: the hottest node's mean, or the mean of all.
+    bound = split_over_nodes(load, problem)[1] / problem.ranks_per_node
+    bound = max(bound, add_up(load) / len(problem.capacity))
+    members = split_as_before(load, problem, held)
+    best, reached, forced = None, math.inf, 0
+    # 2. From where the copies are, within the budget.
+    if members is not None:
+        best = _within_budget(load, problem, members, held, bound * (1 + problem.tolerance), max_moves)
+        reached, forced = best.peak, _count_arrivals(best.slots, held) - best.moves
+        if best.reached:
+            return Replanned(_kept(best.slots, held), bound, is_anew=False)
+    # 3. Not near enough: a plan from scratch, under the names with which most stays, if it is cooler and within the budget.
+    anew = plan_layer(load, problem)
+    bound = max(bound, anew.bound)
+    if best is None or anew.peak < reached:
+        order = relabel(anew.slots, held, problem.capacity, problem.num_nodes)
+        slots = [anew.slots[rank] for rank in order]
+        if max_moves is None or _count_arrivals(slots, held) <= forced + max_moves:
+            return Replanned(_kept(slots, held), bound, is_anew=True)
+        if best is None:
+            raise NotGroupedError
+    return Replanned(_kept(best.slots, held), bound, is_anew=False)
+
+
+def _count_arrivals(slots: Held, held: Held) -> int:
+    return sum(expert not in held[rank] for rank, experts in enumerate(slots) for expert in experts)
+
+
+def _kept(slots: Held, held: Held) -> list[list[int]]:
+    return [keep_places(experts, before) for experts, before in zip(slots, held, strict=True)]
+
+
+def split_as_before(load: list[float], problem: Problem, held: Held) -> list[list[int]] | None:
+    """Return the experts of each node with every group where it is now; groups that no node has go to the lightest.
+
+    Returns:
+        None where a group is on two nodes, or a node has more groups than it should.
+    """
+    nodes, groups = problem.num_nodes, problem.num_groups
+    if nodes == 1:
+        return [list(range(len(load)))]
+    size, room = len(load) // groups, groups // nodes
+    on = [
+        {
+            rank // problem.ranks_per_node
+            for rank, held_ in enumerate(held)
+            if any(e // size == g for e in held_ if e >= 0)
+        }
+        for g in range(groups)
+    ]
+    if any(len(found) > 1 for found in on):
+        return None
+    node_of = [min(found, default=-1) for found in on]
+    if any(node_of.count(node) > room for node in range(nodes)):
+        return None
+    sums = sum_groups(load, groups)
+    total = [add_up(sums[g] for g in range(groups) if node_of[g] == node) for node in range(nodes)]
+    for group in range(groups):
+        if node_of[group] < 0:
+            node = min((n for n in range(nodes) if node_of.count(n) < room), key=total.__getitem__)
+            node_of[group] = node
+            total[node] += sums[group]
+    return list_members(node_of, len(load), nodes)
+
+
+def _within_budget(
+    load: list[float],
+    problem: Problem,
+    members: list[list[int]],
+    held: Held,
+    wished: float,
+    budget: int | None,
+) -> _Attempt:
+    """Find the lowest target that the budget is enough for: one that is too low spends it on a few ranks."""
+    least = wished * _LEAST
+    best = _attempt(load, problem, members, held, Goal(wished, least, 0), budget)
+    if best.reached or budget is None:
+        return best
+    low, high = wished, best.peak
+    for _ in range(_NARROWINGS):
+        if high <= low * (1 + problem.tolerance / 4):
+            break
+        target = (low + high) / 2
+        found = _attempt(load, problem, members, held, Goal(target, least, 0), budget)
+        if found.peak < best.peak:
+            best = found
+        if found.reached:
+            high = target
+        else:
+            low = target
+        high = min(high, found.peak)
+    return best
+
+
+def _attempt(
+    load: list[float],
+    problem: Problem,
+    members: list[list[int]],
+    held: Held,
+    goal: Goal,
+    budget: int | None,
+) -> _Attempt:
+    """Bring every node to the target with at most so many moves in all."""
+    ranks, outcome = problem.ranks_per_node, _Attempt([], 0.0, 0, reached=True)
+    widest = max(*problem.capacity, *map(len, held))
+    for node, experts in enumerate(members):
+        part = slice(node * ranks, (node + 1) * ranks)
+        number = {expert: index for index, expert in enumerate(experts)}
+        layer = Layer([load[expert] for expert in experts], problem.capacity[part], widest)
+        start_from(layer, [[number[e] for e in on_rank if e in number] for on_rank in held[part]])
+        complete(layer)
+        forced = arrivals(layer)
+        layer.moves_left = budget
+        own = Goal(goal.target, goal.least, 200 + 10 * ranks)
+        done = descend_by_excess(layer, own) or (budget is None and descend(layer, own))
+        outcome.reached &= done
+        outcome.moves += arrivals(layer) - forced
+        if budget is not None:
+            budget = layer.moves_left
+        outcome.peak = max(outcome.peak, layer.peak)
+        outcome.slots += [[experts[expert] for expert in slots] for slots in layer.slots]
+    return outcome
+
+
+__all__ = ["NotGroupedError", "Plan", "Replanned", "replan_layer", "split_as_before"]
