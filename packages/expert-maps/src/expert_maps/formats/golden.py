@@ -18,8 +18,8 @@ from expert_maps import limits
 from expert_maps.errors import FormatError
 from expert_maps.formats.checks import as_int, int_array, int_table, show, warn_of_unknown
 from expert_maps.formats.contradictions import Cells, contradiction
-from expert_maps.formats.mapfile import Asked, MapFile, counts_text
-from expert_maps.layered import is_derivable, layer_of, refuse_layered
+from expert_maps.formats.mapfile import MapFile, counts_text
+from expert_maps.layered import is_derivable, layer_of
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from expert_maps.formats.contents import Content
+    from expert_maps.formats.mapfile import Asked
     from expert_maps.layered import AnyPlacement
     from expert_maps.placement import Placement
 
@@ -67,36 +68,12 @@ def document_of(placement: Placement) -> dict[str, object]:
     }
 
 
-def parse(
-    document: object,
-    *,
-    num_logical_experts: int | None = None,
-    allow_uneven: bool = False,
-    allow_duplicates: bool = False,
-) -> Placement:
-    """Turn a parsed golden map into its placement.
-
-    Args:
-        document: the file's content.
-        num_logical_experts: E; if None, as the file says.
-        allow_uneven: as in `Placement`.
-        allow_duplicates: as in `Placement`.
-
-    Raises:
-        FormatError: a key is missing or of the wrong type, a count is too large, or a map differs from what follows.
-        PlacementError: the slots are no valid placement.
-    """
-    asked = Asked(
-        num_logical_experts=num_logical_experts, allow_uneven=allow_uneven, allow_duplicates=allow_duplicates
-    )
-    return refuse_layered(_parse(document, asked))
-
-
 def parse_file(content: Content, asked: Asked) -> MapFile:
     """Read a golden map.
 
     Raises:
-        FormatError: as `parse`; or it has other ranks or layers than asked.
+        FormatError: a key is missing or of the wrong type, a count is too large, a map differs from what follows, or it has
+            other ranks or layers than asked.
         PlacementError: the slots are no valid placement.
     """
     placement = _parse(content.value, asked)
