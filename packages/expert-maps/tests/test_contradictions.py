@@ -347,6 +347,9 @@ def test_layers_that_are_named_are_compared_and_shown(tmp_path: Path) -> None:
     path.write_text(json.dumps({"num_slots": 4, "initial_global_assignments": rows}))
     assert run("check", path, "--ep-size", 2, "--layers", "3-4").exit_code == 0
     assert "row 2 (layer 9): expert 1 is missing" in run("check", path, "--ep-size", 2).stderr
+    other = run("check", path, "--ep-size", 2, "--layers", "3-5")
+    assert other.exit_code == 1
+    assert "layers is 3-4,9; expected 3-5" in other.stderr
 
 
 def test_layered_maps_with_a_wrong_fact_are_listed(tmp_path: Path) -> None:
