@@ -60,6 +60,15 @@ def test_check_fails_on_other_counts(tmp_path: Path, expectation: tuple[object, 
     assert fragment in [violation["message"] for violation in told["violations"]]
 
 
+def test_layers_and_a_model_that_contradict_each_other_are_refused(tmp_path: Path) -> None:
+    path = generate(tmp_path)
+    told = run("check", path, "--model", "deepseek-r1", "--layers", "3-60")
+    assert told.exit_code == 1
+    assert "num_layers is 1; expected 58" in told.stderr
+    other = run("check", path, "--model", "deepseek-r1", "--layers", "4-61")
+    assert_one_line_error(other, "--layers is 4-61; --model deepseek-r1 has other MoE layers")
+
+
 def test_check_lists_every_violation_and_exits_1(tmp_path: Path) -> None:
     path = write_slots(tmp_path / "map.json", [[0, 0], [2, 3]], [[0, 1], [2, 2]])
     result = run("check", path)
@@ -128,7 +137,7 @@ def test_a_format_that_is_not_there_or_unknown_is_one_line(tmp_path: Path) -> No
     path = generate(tmp_path)
     assert run("check", path, "--from", "expert-maps").exit_code == 0
     assert_one_line_error(
-        run("check", path, "--from", "nosuch"), "'nosuch'", "expected one of expert-maps, vllm"
+        run("check", path, "--from", "sglamg"), "--from is 'sglamg'", "did you mean sglang?"
     )
     assert_one_line_error(run("check", path, "--from", "sglang"), "there is no physical_to_logical_map")
 

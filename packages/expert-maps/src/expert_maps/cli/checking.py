@@ -11,11 +11,12 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from expert_maps._layers import LayerNames, as_layers, layers_text
-from expert_maps.cli.mapping import MapOptions, read_any_map
+from expert_maps.cli.mapping import FORMS, MapOptions, read_any_map
 from expert_maps.cli.model import read_model
+from expert_maps.cli.options import as_choice
 from expert_maps.cli.output import warn
 from expert_maps.cli.reading import as_input
-from expert_maps.errors import Violation, Violations
+from expert_maps.errors import FormatError, Violation, Violations
 from expert_maps.files import describe
 from expert_maps.formats.examining import examine_map
 from expert_maps.formats.mapfile import RanksUnsaidError
@@ -90,10 +91,13 @@ def expect(counts: Mapping[str, int], layers: str | None, model: str | None) -> 
     named = {} if number is None else {"num_layers": number}
     if model is None:
         return Expected({**counts, **named}, listed)
-    said = read_model(model, number)
+    said = read_model(model, number, if_untold=listed)
     of_model = {"num_logical_experts": said.num_experts, "num_layers": said.num_layers}
     # Where no key of the model says which layers are MoE, they are a guess.
     known = said.moe_layers if said.moe_layers and not said.is_assumed else None
+    if isinstance(listed, tuple) and known is not None and listed != known:
+        msg = f"--layers is {layers}; --model {said.name} has other MoE layers: leave one of them out"
+        raise FormatError(msg)
     return Expected(
         {**of_model, **counts, **named}, listed or known, said.num_hidden_layers or None, said.num_experts
     )
@@ -129,6 +133,8 @@ def examine(file: Path, said: Asked, form: str | None, expected: Expected) -> Ch
     Raises:
         FormatError: it cannot be read as a map.
     """
+    if form is not None:
+        as_choice("--from", form, FORMS)
     source = as_input(file)
     examined = _examine(source, said, form, expected)
     found = examined.found
