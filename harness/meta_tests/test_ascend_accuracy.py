@@ -11,6 +11,7 @@ from types import SimpleNamespace
 import pytest
 from typer.testing import CliRunner
 
+from harness.accuracy import versions
 from harness.accuracy.loading import load_config
 from harness.ascend import __main__ as command
 from harness.ascend import accuracy
@@ -83,3 +84,7 @@ def test_its_arms_are_options_that_vllm_ascend_takes(
         assert ascend_options(settings, {}, release, layers).get("dynamic_eplb", False) == arm.dynamic
         policies |= {settings.policy} if arm.dynamic else set()
     assert policies == {None, "vllm"}, "by expert-maps' planner, and by vllm-ascend's"
+
+
+def test_a_record_names_vllm_ascend() -> None:
+    assert {"vllm", "vllm_ascend", "torch_npu"} <= set(versions.NAMES)
