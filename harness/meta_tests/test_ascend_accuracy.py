@@ -5,6 +5,7 @@
 from __future__ import annotations
 
 import os
+import subprocess
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -47,7 +48,7 @@ def test_it_is_run_as_it_is_where_the_release_can_be_imported(
         ran.append((words, env))
         return SimpleNamespace(returncode=3)
 
-    monkeypatch.setattr(accuracy.subprocess, "run", run)
+    monkeypatch.setattr(subprocess, "run", run)
     monkeypatch.setattr(command, "stage", lambda _: Staged())
     result = CliRunner().invoke(
         command.app, ["accuracy", "--release", "0.23.0", "--chip", "A2", "--questions", "9", *given]
