@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from harness.accuracy.server import Server
 
 # Of the server's process; for a server elsewhere nobody knows them.
-_SERVER_PACKAGES = ("torch", "torch_npu", "transformers", "vllm_ascend_moe", "expert_maps")
+_SERVER_PACKAGES = ("torch", "torch_npu", "vllm_ascend", "transformers", "vllm_ascend_moe", "expert_maps")
 NAMES = ("vllm", "lm_eval", "python", *_SERVER_PACKAGES)
 _VARIABLES = ("OMP_NUM_THREADS", "PYTHONHASHSEED")
 _PIECE = 2**20

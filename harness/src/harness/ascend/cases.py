@@ -103,7 +103,8 @@ def cases_for(release: Release, folder: Path, *, every: bool = True) -> list[Cas
     return [
         # Those that take longest come first; another runner's import Triton, in environments of their own.
         Case("static map, API server, data parallel 2", TINY_MOE, "A3", config=with_map, is_server=True),
-        *(_parallel_cases(folder, moving) if every else []),
+        # Four ranks take most, so not beside every release.
+        *(_parallel_cases(folder, moving) if every and release.checked == "ci" else []),
         *(_runner_v2_cases(folder, planned, start, every=every) if release.serves_v2 else []),
         Case("plugin inactive", TINY_MOE, "A2"),
         Case("`{}`", TINY_MOE, "A3", config={"expert_maps": {}}),
