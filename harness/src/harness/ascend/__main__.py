@@ -38,8 +38,9 @@ _SHOWN = 20
 def session(
     context: typer.Context,
     *,
-    every: Annotated[
-        bool, typer.Option("--all", help="Serve beside every release that runs, and write the page.")
+    every: Annotated[bool, typer.Option("--all", help="Serve beside every release that runs.")] = False,
+    record: Annotated[
+        bool, typer.Option("--record", help="With --all: write the page, which git has.")
     ] = False,
     release: Annotated[
         list[str] | None, typer.Option("--release", help="Only this release; may be repeated.")
@@ -48,6 +49,11 @@ def session(
     """Serve the releases of CI."""
     if context.invoked_subcommand is not None:
         return
+    if record and not every:
+        typer.echo(
+            "error: --record is given without --all; expected both, as the page has every release", err=True
+        )
+        raise typer.Exit(_BAD_INPUT)
     try:
         chosen = [_release(name) for name in release or []] or [
             found for found in releases.RELEASES if found.checked in ({"ci", "all"} if every else {"ci"})
@@ -66,7 +72,7 @@ def session(
     Console(width=160).print(page.rich_table(rows))
     write_record(ROOT / "record.json", rows, seconds)
     failed = [row for row in rows if row.judged.problems]
-    if every and not failed:
+    if record and not failed:
         page.write(rows)
     typer.echo(
         f"emulated, not hardware: {len(rows) - len(failed)} of {len(rows)} as expected, {seconds:.0f} s"

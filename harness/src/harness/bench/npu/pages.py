@@ -38,9 +38,15 @@ _HOW = (
 def page(run: RunRecord, picture: str | None) -> str:
     """Return the page of a run; `picture` is the plot's address beside it, None for none."""
     clock = " and ".join(run.proof["clock"])
+    words = " ".join(run.settings.get("words", []))
+    chosen = [f"Part of all benchmarks, chosen by `{words}`."] if words else []
     return tables.page(
         title=f"Ops of the MoE layer on {run.provenance.device.name if run.provenance.device else run.name}",
-        intro=[_HOW, f"{run.settings['passes']} passes, a process each; by {clock}; {run.proof['pinned']}."],
+        intro=[
+            _HOW,
+            f"{run.settings['passes']} passes, a process each; by {clock}; {run.proof['pinned']}.",
+            *chosen,
+        ],
         measured=tables.measured_on(run.provenance),
         picture=picture and {"title": "Time against tokens", "address": picture},
         sections=[summary(run), models(), *_all_ops(run), *_faults(run)],
