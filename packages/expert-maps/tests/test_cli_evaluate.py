@@ -136,5 +136,12 @@ def test_a_map_with_dense_rows_carries_the_load_of_its_moe_layers(tmp_path: Path
         result = run(*command, "--json")
         assert result.exit_code == 0, (command, result.output)
         assert json.loads(result.stdout)["num_layers"] == 2
+    np.save(tmp_path / "moe.npy", np.array(rows)[1:])
+    refused = run("evaluate", "sglang.json", "moe.npy", "--ep-size", 2)
+    assert (
+        "the map has a row for each of the model's 3 layers, dense ones too, and the load has 2 layers"
+        in refused.stderr
+    )
+    assert "give --model" in refused.stderr
     told = run("rescale", "sglang.json", "load.json", "--ep-size", 3)
     assert_one_line_error(told, "how many ranks", "give --ranks-now")

@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 from typing import TYPE_CHECKING
 
@@ -93,7 +94,7 @@ def test_standard_input_and_several_files(tmp_path: Path) -> None:
     result = run("load", "dump.json", "more.json", "--files", "ranks")
     assert result.stderr.startswith("dump.json and 1 more: SGLang recorder")
     assert "80 to 80, 160 in all" in result.stdout
-    assert_one_line_error(run("load", "-", "-"), "LOAD and LOAD are both '-'")
+    assert_one_line_error(run("load", "-", "-"), "LOAD is '-' twice")
     assert_one_line_error(
         run("load", "dump.json", "--files", "cards"), "--files is 'cards'", "expected one of ranks, steps"
     )
@@ -196,3 +197,40 @@ def test_warnings_name_layers_by_row_and_as_the_file_does(tmp_path: Path) -> Non
     for said in (("--model", "config.json"), ("--layers", "1-4")):
         told = run("load", "hole.json", *said).stderr
         assert "warning: hole.json: row 2 (layer 3) has no tokens" in told
+
+
+def test_empty_and_doubly_packed_files_are_named_as_such(tmp_path: Path) -> None:
+    content = gzip.compress(gzip.compress(b"[[1, 2], [3, 4]]"))
+    (tmp_path / "twice.json.gz").write_bytes(content)
+    assert_one_line_error(run("load", "twice.json.gz"), "compressed twice by gzip; expected once at most")
+    for name, empty in (
+        ("a.csv", b""),
+        ("a.json", b" \n"),
+        ("a.npy", b""),
+        ("a", b""),
+        ("a.csv.gz", gzip.compress(b"")),
+    ):
+        (tmp_path / name).write_bytes(empty)
+        assert_one_line_error(run("load", name), "the file is empty; expected a load")
+    assert_one_line_error(run("load", "-", stdin=b""), "standard input: the file is empty")
+
+
+def test_what_is_out_of_bounds_is_named_in_the_units_of_the_option(tmp_path: Path) -> None:
+    np.save(tmp_path / "one.npy", np.array([[5], [5]]))
+    for option in ("--experts", "--moe-layers", "--window"):
+        assert_one_line_error(
+            run("load", "one.npy", option, 0), f"{option} is '0'; expected a number of at least 1"
+        )
+    for said, words in (
+        ("5", "steps are 5; the file has 1 step, 0"),
+        ("0-3", "steps are 0-3; the file has 1 step"),
+    ):
+        assert_one_line_error(run("load", "one.npy", "--steps", said), words)
+    assert "there is 1 expert in a layer: nothing to balance" in run("load", "one.npy").stderr
+    assert "one slot more" not in run("plan", "one.npy", "--ep-size", 1).stdout
+    (tmp_path / "twice.csv").write_text("layer_id,expert_id,count\n2,0,5\n2,1,5\n2,1,5\n")
+    assert_one_line_error(
+        run("load", "twice.csv"), "layer 2, expert 1 stands twice; expected one file for each rank"
+    )
+    (tmp_path / "few.csv").write_text("layer_id,expert_id,count\n2,0,5\n3,1,5\n2,1,4\n")
+    assert_one_line_error(run("load", "few.csv"), "layer 3 has no count for expert 0; expected all")

@@ -153,7 +153,9 @@ def test_a_plan_is_summed_up_and_its_table_asked_for(load: Path) -> None:
 
 def test_without_redundancy_the_least_that_divides_is_proposed(load: Path) -> None:
     result = run("plan", load.name, "--ep-size", 5, "--output", "map.json")
-    assert "--redundant 4 taken, the least with which 16 experts divide by 5 ranks" in result.stdout
+    assert (
+        "--redundant 4 taken, the least with which 16 experts and copies divide by 5 ranks" in result.stdout
+    )
     assert read_placement("map.json").num_redundant_experts == 4
     told = json.loads(run("plan", load.name, "--ep-size", 5, "--json").stdout)
     assert (told["redundancy_proposed"], told["num_redundant_experts"]) == (True, 4)

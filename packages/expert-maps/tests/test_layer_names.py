@@ -93,6 +93,16 @@ def test_json_has_rows_and_numbers_apart() -> None:
         assert (shown["layer"], shown["model_layer"]) == (1, None if layers is None else 3)
 
 
+def test_a_generated_map_has_the_numbers_of_its_model(folder: Path) -> None:
+    generate = ("generate", "--model", "config.json", "--ep-size", 2, "--output", "map.json")
+    assert run(*generate).exit_code == 0
+    assert json.loads((folder / "map.json").read_text())["expert_maps"]["layers"] == [2, 3]
+    assert "row 1 (layer 3), rank 0" in run("show", "map.json", "--layer", 1).stdout
+    # How many is not which.
+    assert run(*generate, "--layers", 2).exit_code == 0
+    assert "layers" not in json.loads((folder / "map.json").read_text())["expert_maps"]
+
+
 def test_numbers_that_the_map_alone_has_are_used_and_others_are_warned_of(folder: Path) -> None:
     assert run("plan", "dump.json", "--ep-size", 2, "--output", "map.json").exit_code == 0
     assert "row 0 (layer 2)" in run("evaluate", "map.json", "rows.npy").stdout

@@ -72,7 +72,7 @@ def test_layers_and_steps_are_chosen(tmp_path: Path) -> None:
         ({"layers": "0-99999999"}, "expected absolute"),
         ({"layers": "0-9999"}, "at most 4096 of them"),
         ({"layers": ""}, "expected absolute layer numbers"),
-        ({"steps": "1-3"}, "steps are 1-3; the file has 3, 0-2"),
+        ({"steps": "1-3"}, "steps are 1-3; the file has 3 steps, 0-2"),
         ({"steps": "3-"}, "the file has 3"),
         ({"steps": "x"}, "expected all, a step"),
         ({"num_layers": 3}, "load has 4 layers; expected 3, as said"),

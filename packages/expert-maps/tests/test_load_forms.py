@@ -239,7 +239,7 @@ def test_layers_of_experts_are_sorted_by_number(tmp_path: Path) -> None:
     assert "MoE layers 9-10" in found.description
     assert read_load(tmp_path / "tokens.json", layers="10").total.tolist() == [[1, 2]]
     del layers["9"]["1"]
-    with pytest.raises(LoadError, match=r"layer 9 has no count for expert 1 .*--experts"):
+    with pytest.raises(LoadError, match=r"layer 9 has no count for expert 1; .*--experts"):
         read_load(write(tmp_path / "tokens.json", layers))
     assert read_load(tmp_path / "tokens.json", num_experts=3).total.tolist() == [[3, 0, 0], [1, 2, 0]]
     with pytest.raises(LoadError, match="expert id is 1; expected one of 0 … 0"):

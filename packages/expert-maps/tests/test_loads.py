@@ -39,7 +39,8 @@ def test_csv_is_a_line_per_layer(tmp_path: Path) -> None:
     for text, message in (
         ("1,2\n3\n", r"lines have \[1, 2\] numbers"),
         ("a,b\n", "not numbers"),
-        ("", "lines"),
+        ("", "the file is empty"),
+        ("# only a comment\n", r"lines have \[\] numbers"),
     ):
         path.write_text(text)
         with pytest.raises(LoadError, match=message):

@@ -285,6 +285,7 @@ def test_files_beside_a_configuration_state_the_quantisation(tmp_path: Path) -> 
         assert (counts.expert_bytes, words in counts.expert_bytes_rule) == (expected, True), (
             counts.expert_bytes_rule
         )
-    path.write_text("[1]")
-    with pytest.raises(FormatError, match="expected a JSON object that names the quantisation"):
-        model_counts(tmp_path)
+    for broken, words in (("[1]", "is no JSON object that names the quantisation"), ("[", "not valid JSON")):
+        path.write_text(broken)
+        counts = model_counts(tmp_path)
+        assert (counts.num_layers, counts.expert_bytes, words in counts.expert_bytes_rule) == (2, None, True)

@@ -744,6 +744,19 @@ def test_an_unknown_name_lists_near_ones() -> None:
             model_counts(name)
 
 
+def test_more_keys_than_any_configuration_has_are_refused() -> None:
+    many = {f"key_{index}": 0 for index in range(2**16)}
+    for config in (
+        {**BASE, **many},
+        {**BASE, "part": many},
+        {**BASE, "part": {str(n): {"a": n} for n in range(2**15)}},
+    ):
+        with pytest.raises(FormatError, match="the configuration has more than 65536 keys"):
+            counts_from_config("m", config)
+    # Quantisations name every weight.
+    assert counts_from_config("m", {**BASE, "quantization_config": many}).num_layers == 61
+
+
 def test_hostile_values_are_shown_short() -> None:
     huge = {
         **BASE,

@@ -8,7 +8,10 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from expert_maps._layers import layers_text
+from expert_maps._words import counted
 from expert_maps.cli.mapping import MapOfModel, names_of_both, read_any_map
+from expert_maps.errors import ExpertMapsError
+from expert_maps.files import describe
 
 if TYPE_CHECKING:
     from expert_maps._layers import LayerNames
@@ -28,6 +31,13 @@ def read_map_for(path: AnyPath, options: MapOptions, loaded: Loaded) -> tuple[Ma
         ExpertMapsError: as `read_any_map`.
     """
     found = read_any_map(path, options, _of_load(options, loaded))
+    rows, layers = found.placement.num_layers, loaded.load.num_layers
+    if found.has_dense_rows and rows != layers:
+        msg = (
+            f"{describe(path)}: the map has a row for each of the model's {counted(rows, 'layer')}, dense ones too, and "
+            f"the load has {counted(layers, 'layer')}; give --model, which says which layers have experts"
+        )
+        raise ExpertMapsError(msg)
     return found, names_of_both(loaded.file.layers, "the load", found.layers, "the map")
 
 

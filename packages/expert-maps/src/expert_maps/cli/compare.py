@@ -68,14 +68,7 @@ def compare(
     refuse_two_stdins({"LOAD": loads, "--map": said.map, "--model": said.model})
     loaded = inspect_loads(loads, said)
     trace = loaded.load
-    if redundant is None:
-        copies = _proposed(trace.num_experts, ep_size)
-    else:
-        copies = as_numbers("--redundant", redundant)
-        if not copies:
-            msg = f"--redundant is {redundant!r}; expected numbers separated by commas, like 0,32,64"
-            raise ExpertMapsError(msg)
-
+    copies = _proposed(trace.num_experts, ep_size) if redundant is None else _copies(redundant)
     rows = work(
         "comparing policies",
         lambda progress: compare_plans(
@@ -109,6 +102,14 @@ def compare(
         wrap=True,
     )
     _print(rows, ep_size, loaded.layers)
+
+
+def _copies(text: str) -> list[int]:
+    copies = as_numbers("--redundant", text)
+    if not copies:
+        msg = f"--redundant is {text!r}; expected numbers separated by commas, like 0,32,64"
+        raise ExpertMapsError(msg)
+    return copies
 
 
 def _proposed(num_experts: int, ep_size: int) -> list[int]:

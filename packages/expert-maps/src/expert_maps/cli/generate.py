@@ -72,8 +72,10 @@ def generate(
     from expert_maps.validation import as_count
 
     target = check_output(output, {"--model": model}, json=json)
+    numbers: tuple[int, ...] = ()
     if model is not None:
         counts = read_model(model, layers)
+        numbers = counts.moe_layers
         experts = counts.num_experts if experts is None else experts
         layers = counts.num_layers if layers is None else layers
     if experts is None:
@@ -94,7 +96,7 @@ def generate(
     )
     name = None if model in {None, "-"} else Path(str(model)).name
     made = {"command": "generate", "layout": layout}
-    text = dumps(placement, model=name, num_shared_experts=shared, provenance=made)
+    text = dumps(placement, model=name, layers=numbers or None, num_shared_experts=shared, provenance=made)
     if output is None and not json:
         Output(Path("-")).write(text)
         return

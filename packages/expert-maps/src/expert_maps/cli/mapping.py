@@ -211,7 +211,6 @@ def read_any_map(
         ExpertMapsError: it cannot be read, or is no valid placement; the file is named.
     """
     source = as_input(path)
-    options = None if options is None else MapOfModel.of(options)
     try:
         found = find_map(source, options)
         if found.has_dense_rows and if_dense is not None:

@@ -141,5 +141,6 @@ def refuse_two_stdins(inputs: Inputs) -> None:
         if path is not None and str(path) == "-"
     ]
     if len(names) > 1:
-        msg = f"{' and '.join(names)} are both '-'; expected one at most: standard input is read once"
+        both = f"{names[0]} is '-' twice" if len(set(names)) == 1 else f"{' and '.join(names)} are both '-'"
+        msg = f"{both}; expected one at most: standard input is read once"
         raise ExpertMapsError(msg)

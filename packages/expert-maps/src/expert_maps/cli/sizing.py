@@ -92,8 +92,10 @@ def proposed_slots(num_experts: int, ep_size: int, current: Placement | None) ->
         copies = current.num_redundant_experts
         return current.num_physical_experts, f"--redundant {copies} taken, as the map in use has"
     copies = least_redundancy(num_experts, ranks)
-    more = f"; --redundant {copies + ranks} gives each rank one slot more"
+    # Beyond that an expert would stand twice on a rank.
+    has_more = num_experts + copies + ranks <= num_experts * ranks
+    more = f"; --redundant {copies + ranks} gives each rank one slot more" if has_more else ""
     return (
         num_experts + copies,
-        f"--redundant {copies} taken, the least with which {counted(num_experts, 'expert')} divide by {counted(ranks, 'rank')}{more}",
+        f"--redundant {copies} taken, the least with which {counted(num_experts, 'expert')} and copies divide by {counted(ranks, 'rank')}{more}",
     )

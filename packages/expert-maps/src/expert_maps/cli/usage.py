@@ -124,6 +124,11 @@ def _wrong_value(error: Exception) -> str:
     details = getattr(error.__cause__, "errors", None)
     for detail in details() if callable(details) else ():
         expected = _EXPECTED.get(str(detail.get("type")), str(detail.get("msg", "")).split(",")[0])
+        bounds = detail.get("ctx") or {}
+        if "ge" in bounds or "le" in bounds:
+            expected = (
+                f"a number of at least {bounds['ge']}" if "ge" in bounds else f"a number up to {bounds['le']}"
+            )
         return f"{option} is {detail.get('input')!r}; expected {expected}"
     message: str = error.format_message()  # type: ignore[attr-defined]
     return message[:1].lower() + message[1:].rstrip().rstrip(".")

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 from expert_maps import limits
-from expert_maps.errors import printable
+from expert_maps.errors import FormatError, printable
 from expert_maps.models.values import UntoldLayersError, shown
 
 if TYPE_CHECKING:
@@ -61,6 +61,7 @@ _OTHER_PARTS = re.compile(
     r"|generation|draft|eagle|speculat[a-z]*|attn|attention|task|projector|tokenizer|map)(_|$)"
 )
 _DEEPEST = 4
+_MOST_KEYS = 2**16
 
 # A kind of layer, as lists of them say it.
 _KIND = re.compile(r"moe|expert|^sparse$")
@@ -80,6 +81,27 @@ def refuse_unknown(name: str, config: Mapping[str, object], known: frozenset[str
     """
     for key, value in _suspects(config, known, "", 0):
         raise cannot_tell(name, key, value)
+
+
+def check_number(name: str, config: Mapping[str, object]) -> None:
+    """Refuse more keys than are looked through in a moment; those of quantisations and other parts are not.
+
+    Raises:
+        FormatError: as said.
+    """
+    parts: list[tuple[Mapping[str, object], int]] = [(config, 0)]
+    number = 0
+    while parts:
+        part, depth = parts.pop()
+        number += len(part)
+        if number > _MOST_KEYS:
+            msg = f"{name}: the configuration has more than {_MOST_KEYS} keys; expected at most so many"
+            raise FormatError(msg)
+        parts += [
+            (value, depth + 1)
+            for key, value in part.items()
+            if isinstance(value, Mapping) and depth < _DEEPEST and not _OTHER_PARTS.search(str(key).lower())
+        ]
 
 
 def cannot_tell(name: str, key: str, value: object) -> UntoldLayersError:

@@ -58,13 +58,14 @@ def described(path: Path) -> tuple[str, str]:
     """Return how ModelSlim has quantised all experts by its file beside config.json, and who says so.
 
     Raises:
-        FormatError: the file is no JSON object.
-        UntoldError: it says nothing of experts, or several quantisations.
+        UntoldError: the file is no JSON object, or it says nothing of experts, or several quantisations.
     """
-    value = read_json(path)
+    try:
+        value = read_json(path)
+    except FormatError as error:  # the rest of the model is known without it
+        untold(str(error))
     if not isinstance(value, dict):
-        msg = f"{path}: expected a JSON object that names the quantisation of each weight"
-        raise FormatError(msg)
+        untold(f"{path.name} is no JSON object that names the quantisation of each weight")
     kinds = {shown(kind) for name, kind in value.items() if _EXPERT_WEIGHT.search(str(name))}
     if len(kinds) != 1:
         found = " and ".join(sorted(kinds)) or "nothing"

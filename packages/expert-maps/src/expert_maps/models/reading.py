@@ -48,6 +48,7 @@ def counts_from_config(
     Raises:
         FormatError: it is no configuration of an MoE model, a value is wrong, or its MoE layers cannot be told.
     """
+    keys.check_number(name, config)
     flat = Config(name, experts.flattened(name, language_model(name, config)))
     count = _all_layers(flat)
     num_experts = experts.routed_experts(flat, count)

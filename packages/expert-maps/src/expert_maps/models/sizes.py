@@ -116,9 +116,6 @@ def with_other_files(counts: ModelCounts, config: Mapping[str, object], folder: 
         counts: by config.json alone.
         config: what it holds.
         folder: where it lies.
-
-    Raises:
-        FormatError: ModelSlim's description is no JSON object.
     """
     if "quant_method" in counts.expert_bytes_rule:
         return counts

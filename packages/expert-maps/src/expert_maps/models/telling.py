@@ -14,6 +14,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from expert_maps import limits
+
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
@@ -136,6 +138,8 @@ def _lists_layers(values: list[object] | tuple[object, ...], layers: Layers, *, 
     """Whether a list has an entry for each layer that differ, or names some layers."""
     if not values:
         return False
+    if len(values) > limits.MAX_LAYERS:  # not looked through
+        return is_named
     if all(isinstance(value, str) and _ATTENTION.search(value[:_LONGEST_KIND].lower()) for value in values):
         return False
     if len(values) in (layers.count, layers.count + layers.drafts):

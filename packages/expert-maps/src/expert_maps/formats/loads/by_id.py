@@ -74,7 +74,7 @@ def tabulate(
         layer, expert = np.unravel_index(int(told.argmin()), told.shape)
         missing = told.size - int(np.count_nonzero(told))
         msg = (
-            f"layer {labels[layer]} has no count for expert {expert} (and {missing - 1} more are missing); "
+            f"layer {labels[layer]} has no count for expert {expert}{f' (and {missing - 1} more)' * (missing > 1)}; "
             "expected all, or --experts (or --model), which says how many there are: what is missing is then 0"
         )
         raise LoadError(msg)

@@ -77,6 +77,8 @@ def suspicions(load: ExpertLoad, options: LoadOptions, labels: Sequence[int] | N
     still = int((load.counts.sum(axis=(1, 2)) == 0).sum())
     if still:
         yield f"{still} of {counted(load.num_steps, 'step')} have no tokens, as of a buffer that was not full; --steps leaves them out"
+    if load.num_experts == 1:
+        yield "there is 1 expert in a layer: nothing to balance, or the file is no table of layers and experts"
     if np.isin(load.counts, (0, 1)).all():
         yield "every count is 0 or 1: a mask or a placement rather than a load"
     if options.known_experts is None and options.placement is None:

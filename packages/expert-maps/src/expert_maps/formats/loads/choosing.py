@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from expert_maps._words import counted
 from expert_maps.errors import LoadError
 from expert_maps.formats.loads.values import layers_named, spans
 
@@ -134,7 +135,9 @@ def choose_steps(counts: Counts, steps: slice | None) -> Counts:
     taken = range(number)[steps]
     is_beyond = steps.stop is not None and steps.stop > number
     if not taken or is_beyond:
-        last = "" if steps.stop is None else steps.stop - 1
-        msg = f"steps are {steps.start or 0}-{last}; the file has {number}, 0-{number - 1}"
+        first, last = steps.start or 0, "" if steps.stop is None else steps.stop - 1
+        asked = f"{first}" if first == last else f"{first}-{last}"
+        held = "0" if number == 1 else f"0-{number - 1}"
+        msg = f"steps are {asked}; the file has {counted(number, 'step')}, {held}"
         raise LoadError(msg)
     return replace(counts, values=counts.values[steps])

@@ -132,7 +132,7 @@ def split(text: str) -> CsvText:
         LoadError: more cells than are worth reading as text.
     """
     start = re.sub(r"#[^\n]*", "", text[:_START])
-    separator = next((mark for mark in (";", "\t", ",") if mark in start), None)
+    separator = next((mark for mark in (";", "\t", ",", "|") if mark in start), None)
     if "\r" in text:
         text = text.replace("\r\n", "\n").replace("\r", "\n")
     ends = text.count("\n")
@@ -149,4 +149,7 @@ def split(text: str) -> CsvText:
         if cut:
             lines.append(cut)
             numbers.append(number)
+    # Some tools end every line with a separator, behind which there is no column.
+    if separator is not None and lines and all(line.endswith(separator) for line in lines):
+        lines = [line.removesuffix(separator) for line in lines]
     return CsvText(lines, numbers, separator)

@@ -14,7 +14,7 @@ from expert_maps._json import text_width
 from expert_maps.errors import FormatError, LoadError
 from expert_maps.files import Source, describe, read_bytes, read_json, unpack
 from expert_maps.formats.arrays import parse_npy, parse_npz
-from expert_maps.formats.loads.values import naming
+from expert_maps.formats.loads.values import NamedLoadError, naming
 from expert_maps.formats.safetensors import is_safetensors, parse_safetensors
 from expert_maps.formats.torch_files import is_pt, parse_pt
 
@@ -72,6 +72,12 @@ def open_document(path: AnyPath) -> Document:
     if base.endswith(".gz") or content.startswith(_GZIP):
         base = base.removesuffix(".gz")
         content = unpack(content, name)
+        if content.startswith(_GZIP):
+            msg = f"{name}: compressed twice by gzip; expected once at most"
+            raise FormatError(msg)
+    if not content[:64].strip() and not content.strip():
+        msg = f"{name}: the file is empty; expected a load"
+        raise NamedLoadError(msg)
     kind = _SUFFIXES.get(PurePath(base).suffix) or _kind_of(content)
     if kind is None:
         endings = ", ".join(_SUFFIXES)

@@ -104,7 +104,9 @@ def _triples(document: Document, options: LoadOptions) -> Float64Array:
     ids = np.array([list(map(int, column)) for column in columns[:2]], dtype=np.int64)
     lines = np.vstack([ids, [text.number(cell) for cell in columns[2]]]).T
     if _repeats(*ids):
-        msg = "a pair of layer and expert stands twice; expected one file for each rank, given together"
+        pairs, times = np.unique(ids, axis=1, return_counts=True)
+        layer, expert = pairs[:, int(times.argmax())].tolist()
+        msg = f"layer {layer}, expert {expert} stands twice; expected one file for each rank, given together"
         raise LoadError(msg)
     return lines
 
