@@ -30,8 +30,9 @@ if TYPE_CHECKING:
     Progress = Callable[[int, int], object]
 
 # Layers are planned in blocks: large enough that the overhead of a call is spread over many of them, small
-# enough that progress can be shown.
+# enough that progress can be shown, and that an interrupt, which waits for the call's end, is heard soon.
 _LAYERS_PER_BLOCK = 64
+_SLOTS_TIMES_EXPERTS_PER_BLOCK = 2**24
 
 
 def plan(  # noqa: PLR0913 - options by keyword
@@ -140,7 +141,7 @@ def plan_balanced(
     check_counts(trace.num_experts, cluster)
     gap = DEFAULT_TOLERANCE if tolerance is None else as_tolerance(tolerance)
     parts = []
-    for block in _blocks(trace.num_layers, progress):
+    for block in _blocks(trace, cluster, progress):
         whole = block.start == 0 and block.stop >= trace.num_layers
         part = trace if whole else ExpertLoad(trace.counts[:, block])
         here = start if start is None or whole else Start(start.experts[block], start.held, start.max_moves)
@@ -167,7 +168,7 @@ def _plan_by_sum(
     name: PolicyName, trace: ExpertLoad, cluster: Cluster, progress: Progress | None
 ) -> PlanResult:
     rows = np.empty((trace.num_layers, cluster.num_physical_experts), dtype=np.int64)
-    for block in _blocks(trace.num_layers, progress):
+    for block in _blocks(trace, cluster, progress):
         rows[block] = POLICIES[name](trace.total[block], cluster)
     placement = Placement(
         rows,
@@ -179,10 +180,12 @@ def _plan_by_sum(
     return PlanResult(placement, name, trace, mean, _origin=Origin(cluster, _plan_anew))
 
 
-def _blocks(num_layers: int, progress: Progress | None) -> Iterator[slice]:
+def _blocks(trace: ExpertLoad, cluster: Cluster, progress: Progress | None) -> Iterator[slice]:
     """Yield the layers in blocks, and tell the progress after each."""
-    for start in range(0, num_layers, _LAYERS_PER_BLOCK):
-        stop = min(start + _LAYERS_PER_BLOCK, num_layers)
+    num_layers, work = trace.num_layers, cluster.num_physical_experts * trace.num_experts
+    size = min(_LAYERS_PER_BLOCK, max(1, _SLOTS_TIMES_EXPERTS_PER_BLOCK // work))
+    for start in range(0, num_layers, size):
+        stop = min(start + size, num_layers)
         yield slice(start, stop)
         if progress is not None:
             progress(stop, num_layers)

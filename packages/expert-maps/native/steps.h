@@ -1,0 +1,45 @@
+/* SPDX-FileCopyrightText: The expert-maps authors
+ * SPDX-License-Identifier: Apache-2.0
+ *
+ * Steps from a placement in use, where every moved slot counts.
+ */
+#ifndef EXPERT_MAPS_STEPS_H
+#define EXPERT_MAPS_STEPS_H
+
+#include "layer.h"
+
+typedef struct {
+    double worth; /* excess removed for each slot moved */
+    int kind;     /* 0: none, 1: swap, 2: reassignment */
+    int32_t rank, out, in;
+} BudgetStep;
+
+static inline double excess(double load, double target) { return load > target ? load - target : 0; }
+
+/* A step that moves nothing, or puts something back, is cheap but not free: else such steps could go round. */
+static inline double price(int moves) { return moves > 0 ? moves : 0.5; }
+
+/* What the steps of one hot rank have in common. */
+typedef struct {
+    double target, excess; /* the hot rank's */
+    double enough;         /* a step of this worth is taken without weighing others */
+    int64_t tries;         /* candidates that may still be weighed */
+    int32_t hot;
+    int32_t from, place;   /* of the best, as far as it is no swap */
+    int32_t spares;
+    BudgetStep best;
+} Choice;
+
+/* A candidate whose bound is below this cannot be as good as the best, whatever the rounding. */
+static inline double bar(const Choice *c, double price) { return c->best.worth * price * (1 - 1e-10); }
+
+/* steps.c: first note what changed, then list what can be spared, then weigh each slot of the hot rank from the last. */
+void note_all(Layer *p, double target);
+void note_changes(Layer *p, double target);
+void list_spares(Layer *p, Choice *c);
+void consider_slot(const Layer *p, Choice *c, int32_t from);
+
+/* budget.c */
+BudgetStep best_step(Layer *p, const Goal *goal);
+
+#endif
