@@ -5,7 +5,8 @@
 from __future__ import annotations
 
 import re
-from typing import TYPE_CHECKING
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 import pytest
@@ -15,23 +16,22 @@ from hypothesis import strategies as st
 from made_records import Arm, eplb, make
 
 from expert_maps import ExpertMapsError, Placement, generate_placement
-from harness.accuracy import faults, trials
-from harness.accuracy.false_alarms_page import Judged, rate_limit
-from harness.accuracy.false_alarms_page import as_json as alarms_as_json
-from harness.accuracy.false_alarms_page import page as alarms_page
+from expert_maps.files import read_json
+from harness.accuracy import faults, halves, trials
+from harness.accuracy.false_alarms import record_of
+from harness.accuracy.false_alarms import trial_of as seed_of
 from harness.accuracy.faults import KINDS, Fault, Kind, ServedLayer, choose, inject
 from harness.accuracy.harmless import SHAPES, draw, draw_placement, draw_weights
 from harness.accuracy.int8 import quantise
 from harness.accuracy.offline import Order
-from harness.accuracy.sensitivity_page import Outcome, Part, as_json, page
+from harness.accuracy.proof_pages import CHECKSUMS, OUTPUTS, alarms_page, faults_page
+from harness.accuracy.sensitivity import is_sensitive, trial_of
 from harness.accuracy.verdict import judge
 from vllm_ascend_moe.core.replicas import SlotRule
 from vllm_ascend_moe.npu_ops.experts import ExpertWeights, apply_experts
 from vllm_ascend_moe.npu_ops.ops import take_turns_and_record
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
     from numpy.typing import NDArray
 
     from vllm_ascend_moe.core.replicas import ReplicaChoice
@@ -291,20 +291,26 @@ def test_int8_is_off_by_half_a_step_at_most(seed: int, size: float) -> None:
     assert not values[2].any()
 
 
-def part_of(folder: Path, arms: dict[Kind, Arm]) -> Part:
-    """A part with one made-up arm for each fault."""
+def trial(fault: Fault, folder: Path, arm: Arm) -> dict[str, Any]:
+    baseline, record = make(folder, Arm()), make(folder, arm)
+    return trial_of(fault, judge(baseline, record), record.summary.value, restored=0.0)
+
+
+def faults_of(folder: Path, arms: dict[Kind, Arm]) -> dict[str, Any]:
+    """A record with one made-up arm for each fault, in the layer 1."""
     baseline, clean = make(folder, Arm()), make(folder, eplb(name="clean"))
-    found = Part(baseline, clean, judge(baseline, clean))
-    for kind, arm in arms.items():
-        record = make(folder, arm)
-        verdict = judge(baseline, record)
-        found.outcomes.append(Outcome(Fault(kind, 1, 5, 0), record.summary.value, verdict, restored=0.0))
-    return found
+    part = {
+        **trials.about(baseline),
+        "dtype": "float32", "experts": "float32", "digest": "b" * 64,
+        "clean": trials.trial_as_json(judge(baseline, clean), clean.summary.value),
+        "faults": [trial(Fault(kind, 1, 5, 0), folder, arm) for kind, arm in arms.items()],
+    }
+    return {**trials.about(baseline), "parts": [part]}
 
 
 def test_the_page_says_what_caught_a_fault(tmp_path: Path) -> None:
     differ = {"placement.replica_checksums": "differ", "placement.faults": ["copies differ"]}
-    part = part_of(
+    record = faults_of(
         tmp_path,
         {
             "zeroed": eplb(name="zeroed", shift=0.3),
@@ -312,71 +318,108 @@ def test_the_page_says_what_caught_a_fault(tmp_path: Path) -> None:
             "neighbour": eplb(name="neighbour", wrong=range(40), changed=range(40), shift=1.0),
         },
     )
-    part.outcomes.append(Outcome(Fault(PAST_THE_END, 0, 5, 0), stopped="the engine stopped"))
-    assert part.is_sensitive
-    text = page([part])
+    (part,) = record["parts"]
+    part["faults"].append(trial_of(Fault(PAST_THE_END, 0, 5, 0), None, stopped="the engine stopped"))
+    assert is_sensitive(part)
+    text = faults_page(record)
     assert "**4 of 4 injected faults make the gate fail; 3 of 4 by the answers alone" in text
-    table = text[: text.index("## The arms")]
+    table = text[: text.index("## The halves")]
     row = {line.split(" | ")[0]: line for line in table.splitlines() if line.startswith("| ")}
     assert (
-        "checksums of the replicas 1, log-probabilities 2, identical texts 1, accuracy (McNemar, loss) 1; the "
-        "engine stops at 1" in text
+        "checksums of the replicas 1, log-probabilities 2, identical texts 1, accuracy 1; the engine stops at 1"
+        in text
     )
     assert re.search(r"0 of 1 .*1 of 1 \(3\.0e-01\)", row["| zeroed"])
     assert "replicas equal, as declared" in text
     assert "did not serve" in row[f"| {PAST_THE_END}"]
-    found = as_json([part])["parts"][0]["faults"]
-    assert [one["caught_by_answers_alone"] for one in found] == [True, False, True, True]
-    assert found[3]["caught_by"] == ["did not serve"]
-    assert {"McNemar", "loss", "identical texts"} <= set(found[2]["caught_by"])
+    assert [one["caught_by_answers_alone"] for one in part["faults"]] == [True, False, True, True]
+    assert part["faults"][3]["caught_by"] == ["did not serve"]
+    assert {"loss", "identical texts"} <= set(part["faults"][2]["caught_by"])
 
 
 def test_a_fault_that_nothing_catches_is_not_called_caught(tmp_path: Path) -> None:
-    part = part_of(tmp_path, {"noise": eplb(name="noise")})
-    assert not part.is_sensitive
-    assert "**0 of 1 injected faults" in page([part])
-    assert part.outcomes[0].line == "NOT CAUGHT"
+    record = faults_of(tmp_path, {"noise": eplb(name="noise")})
+    (part,) = record["parts"]
+    assert not is_sensitive(part)
+    assert "**0 of 1 injected faults" in faults_page(record)
+    # An odd trial, with no limits of harmless changes.
+    assert halves.prove_faults("float32", None, part["faults"]).count == 1
 
 
 def test_a_clean_arm_that_fails_is_no_proof(tmp_path: Path) -> None:
-    part = part_of(tmp_path, {"zeroed": eplb(name="zeroed", shift=0.3)})
-    assert part.is_sensitive
-    broken = Part(part.baseline, part.clean, part.outcomes[0].verdict or part.clean_verdict, part.outcomes)
-    assert not broken.is_sensitive
+    (part,) = faults_of(tmp_path, {"zeroed": eplb(name="zeroed", shift=0.3)})["parts"]
+    assert is_sensitive(part)
+    part["clean"]["verdict"] = "worse"
+    assert not is_sensitive(part)
+
+
+def harmless(folder: Path, shifts: list[float]) -> dict[str, Any]:
+    baseline = make(folder, Arm())
+    records = [make(folder, eplb(name=f"seed-{index}", shift=shift)) for index, shift in enumerate(shifts)]
+    judged = [
+        seed_of(draw(seed, "float32"), "b" * 64, record.summary.value, judge(baseline, record))
+        for seed, record in enumerate(records)
+    ]
+    return record_of(baseline, judged)
 
 
 def test_the_page_of_alarms_counts_them(tmp_path: Path) -> None:
-    baseline = make(tmp_path, Arm())
-    records = [
-        make(tmp_path, eplb(name=f"seed-{index}", shift=shift)) for index, shift in enumerate([0.0, 0.1])
-    ]
-    judged = [
-        Judged(draw(seed, "float32"), "b" * 64, record.summary.value, judge(baseline, record))
-        for seed, record in enumerate(records)
-    ]
-    assert [one.is_alarm for one in judged] == [False, True]
-    text = alarms_page(baseline, judged)
+    found = harmless(tmp_path, [0.0, 0.1])
+    assert (found["changes"], found["alarms"]) == (2, 1)
+    text = alarms_page(found)
     assert "**1 alarms in 2 harmless changes**" in text
     assert "worse: log-probabilities, largest, log-probabilities, mean" in text
-    found = alarms_as_json(baseline, judged)
-    assert (found["changes"], found["alarms"]) == (2, 1)
-    assert found["dtypes"]["float32"]["rate_upper_limit_95"] == rate_limit(1, 2)
+    assert found["dtypes"]["float32"]["rate_upper_limit_95"] == halves.rate_limit(1, 1) == 1.0
 
 
-def test_the_limit_of_a_rate_is_exact() -> None:
+def test_limits_are_set_on_one_half_and_proven_on_the_other(tmp_path: Path) -> None:
+    # Even seeds set 10 times their most, 2e-9; the verdict alone would pass all of them.
+    found = harmless(tmp_path, [1e-10, 1e-10, 2e-10, 1.9e-9, 1e-10, 2.1e-9])
+    assert found["alarms"] == 0
+    proof = halves.prove_harmless("float32", found["seeds"])
+    assert proof.mean == pytest.approx(2e-9, rel=1e-3)
+    assert (proof.setting, proof.proving, proof.count) == (3, 3, 1)
+    assert proof.rate == halves.rate_limit(1, 3)
+    # What proves sets nothing.
+    more = harmless(tmp_path / "more", [1e-10, 9e-9, 2e-10])
+    assert halves.prove_harmless("float32", more["seeds"]).mean == pytest.approx(2e-9, rel=1e-3)
+    # Limits that one half sets catch a fault that the verdict's do not.
+    weak = trial(Fault("noise", 1, 5, 0), tmp_path / "weak", eplb(name="noise", shift=5e-9))
+    assert not weak["caught"]
+    assert halves.prove_faults("float32", proof, [weak]).count == 0
+
+
+def test_the_needed_seeds_bound_the_rate() -> None:
+    assert halves.rate_limit(0, halves.NEEDED) <= 0.05 < halves.rate_limit(0, halves.NEEDED - 1)
+    assert sum(map(halves.proves, range(halves.SEEDS))) == halves.NEEDED
+    # Both halves have every shape.
+    for half in (False, True):
+        shapes = {draw(seed, "float32").shape for seed in range(halves.SEEDS) if halves.proves(seed) == half}
+        assert len(shapes) == len(SHAPES)
     # No alarm in n: the rate at which that has a chance of 5 %.
-    assert rate_limit(0, 20) == pytest.approx(1 - 0.05 ** (1 / 20))
-    assert rate_limit(1, 20) > rate_limit(0, 20) > rate_limit(0, 40)
+    assert halves.rate_limit(0, 20) == pytest.approx(1 - 0.05 ** (1 / 20))
+    assert halves.rate_limit(1, 20) > halves.rate_limit(0, 20)
+    assert halves.rate_limit(0, 0) == 1
+
+
+@pytest.mark.parametrize("model", ["tiny-moe"])
+def test_the_kept_pages_are_those_of_the_kept_records(model: str) -> None:
+    folder = Path(__file__).resolve().parents[2] / "accuracy" / "results" / model
+    alarms, faults = (read_json(folder / f"{name}.json") for name in ("false_alarms", "sensitivity"))
+    assert (
+        (folder / "false_alarms.md").read_text(encoding="utf-8").startswith(alarms_page(cast("Any", alarms)))
+    )
+    page = faults_page(cast("Any", faults), cast("Any", alarms))
+    assert (folder / "sensitivity.md").read_text(encoding="utf-8").startswith(page)
 
 
 def test_criteria_by_name(tmp_path: Path) -> None:
-    baseline, arm = make(tmp_path, Arm()), make(tmp_path, eplb(name="zeroed", shift=0.3))
-    criteria = judge(baseline, arm).criteria
-    assert trials.caught_by(criteria, trials.CHECKSUMS) == []
-    assert trials.caught_by(criteria) == list(trials.OUTPUTS[:2])
-    assert {*trials.OUTPUTS, *trials.CHECKSUMS, "EPLB acted"} == {one.name for one in criteria}
-    assert trials.measured(criteria, "log-probabilities, largest") == pytest.approx(0.3)
-    assert trials.measured(criteria, "no such criterion") is None
+    found = trial(Fault("zeroed", 1, 5, 0), tmp_path, eplb(name="zeroed", shift=0.3))
+    assert halves.failed(found, CHECKSUMS) == []
+    assert halves.failed(found) == list(OUTPUTS[:2])
+    assert {*OUTPUTS, *CHECKSUMS, "EPLB acted"} <= {one["name"] for one in found["criteria"]}
+    assert halves.measured(found, "log-probabilities, largest") == pytest.approx(0.3)
+    assert halves.measured(found, "no such criterion") is None
 
 
 def test_all_kinds_are_tested() -> None:

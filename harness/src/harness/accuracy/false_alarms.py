@@ -13,18 +13,19 @@ Exit code 0: no alarm. 1: an alarm. 2: bad input, or vLLM did not start.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from itertools import groupby
 from pathlib import Path  # noqa: TC003 - typer reads annotations at run time
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from expert_maps import ExpertMapsError
-from harness.accuracy import offline, proof, trials
+from harness.accuracy import halves, offline, proof, trials
 from harness.accuracy.config import BASELINE
-from harness.accuracy.false_alarms_page import Judged, as_json, page
 from harness.accuracy.harmless import Change, draw
 from harness.accuracy.offline import Trial
+from harness.accuracy.proof_pages import alarms_page
 from harness.accuracy.run import DEFAULT_MODEL, RESULTS, SCRATCH
 from harness.accuracy.verdict import judge
 
@@ -34,26 +35,40 @@ if TYPE_CHECKING:
     from harness.accuracy.offline import Engine
     from harness.accuracy.records import Record
     from harness.accuracy.settings import RunSettings
+    from harness.accuracy.verdict import Verdict
 
 NAME = "false_alarms"
 
 
-def examine(settings: RunSettings, seeds: int) -> tuple[Record, list[Judged]]:
+@dataclass(frozen=True)
+class Judges:
+    """What each seed is judged beside.
+
+    Attributes:
+        baseline: whose texts are scored.
+        floor: the baseline once more, in 16 bits.
+    """
+
+    baseline: Record
+    floor: Record | None
+
+
+def examine(settings: RunSettings, seeds: int) -> tuple[Record, list[dict[str, Any]]]:
     """Measure the baseline, then each seed's change; engines are shared by the seeds of a shape.
 
     Raises:
         ExpertMapsError: an engine did not start or did not serve.
     """
-    baseline, _ = trials.measure_baseline(settings)
+    baseline, floor, _ = trials.measure_baseline(settings)
     changes = sorted((draw(seed, settings.dtype) for seed in range(seeds)), key=_shape_first)
     judged = []
     for shape, some in groupby(changes, key=lambda change: change.shape):
         settings.say(f"{shape.ranks} ranks, {shape.redundant} redundant experts: starting vLLM")
         with offline.engine(settings, *shape.arguments, additional=shape.additional) as engine:
-            for one in _judge_all(settings, engine, baseline, list(some)):
-                settings.say(f"seed {one.change.seed}: {one.verdict.line}")
+            for one in _judge_all(settings, engine, Judges(baseline, floor), list(some)):
+                settings.say(f"seed {one['seed']}: {one['line']}")
                 judged.append(one)
-    return baseline, sorted(judged, key=lambda one: one.change.seed)
+    return baseline, sorted(judged, key=lambda one: one["seed"])
 
 
 def _shape_first(change: Change) -> tuple[int, int, int]:
@@ -61,17 +76,41 @@ def _shape_first(change: Change) -> tuple[int, int, int]:
 
 
 def _judge_all(
-    settings: RunSettings, engine: Engine, baseline: Record, changes: list[Change]
-) -> Iterator[Judged]:
+    settings: RunSettings, engine: Engine, judges: Judges, changes: list[Change]
+) -> Iterator[dict[str, Any]]:
     for change in changes:
         digest = None if change.shape.is_repeat else _place(engine, change)
         role = BASELINE if change.shape.is_repeat else "eplb"
         trial = Trial(f"seed-{change.seed}", role, change.shape.arguments, change.order)
-        record = offline.measure(engine, settings, trial, baseline).record
+        record = offline.measure(engine, settings, trial, judges.baseline).record
         if record.summary.placement.digest != digest:
             msg = f"seed {change.seed} was served with {record.summary.placement.digest}; expected {digest}"
             raise ExpertMapsError(msg)
-        yield Judged(change, digest, record.summary.value, judge(baseline, record, repeat=digest is None))
+        verdict = judge(judges.baseline, record, floor=judges.floor, repeat=digest is None)
+        yield trial_of(change, digest, record.summary.value, verdict)
+
+
+def trial_of(change: Change, digest: str | None, value: float | None, verdict: Verdict) -> dict[str, Any]:
+    """Return what came of a seed as an object of JSON."""
+    found = trials.trial_as_json(verdict, value)
+    return {**change.as_json(), "digest": digest, **found, "alarm": verdict.answer == "worse"}
+
+
+def record_of(baseline: Record, judged: list[dict[str, Any]]) -> dict[str, Any]:
+    """Return the record of all seeds; the same seed in two dtypes is not two changes."""
+    dtypes = dict.fromkeys(one["dtype"] for one in judged)
+    proofs = {
+        dtype: halves.prove_harmless(dtype, [one for one in judged if one["dtype"] == dtype]).as_json()
+        for dtype in dtypes
+    }
+    alarms = sum(one["alarm"] for one in judged)
+    return {
+        **trials.about(baseline),
+        "changes": len(judged),
+        "alarms": alarms,
+        "dtypes": proofs,
+        "seeds": judged,
+    }
 
 
 def _place(engine: Engine, change: Change) -> str:
@@ -98,8 +137,10 @@ def false_alarms_command(
     questions: Annotated[
         int, typer.Option("--questions", min=1, help="The first so many.")
     ] = trials.QUESTIONS,
-    seeds: Annotated[int, typer.Option("--seeds", min=1, help="In the model's dtype.")] = 28,
-    bfloat16_seeds: Annotated[int, typer.Option("--bfloat16-seeds", min=0, help="Further ones.")] = 7,
+    seeds: Annotated[int, typer.Option("--seeds", min=1, help="In the model's dtype.")] = halves.SEEDS,
+    bfloat16_seeds: Annotated[
+        int, typer.Option("--bfloat16-seeds", min=0, help="Further ones.")
+    ] = halves.SEEDS,
     output: Annotated[
         Path, typer.Option("--output", help="Folder of results; the model's name is added.")
     ] = RESULTS,
@@ -118,12 +159,13 @@ def false_alarms_command(
                 )
                 judged += examine(half, bfloat16_seeds)[1]
         folder = output / settings.config.name
-        trials.write_both(folder, NAME, page(baseline, judged), as_json(baseline, judged))
+        found = record_of(baseline, judged)
+        trials.write_both(folder, NAME, alarms_page(found), found)
         typer.echo(f"wrote {folder / NAME}.md and .json")
     except (ExpertMapsError, ValueError) as error:
         typer.echo(f"error: {error}", err=True)
         raise typer.Exit(2) from error
-    raise typer.Exit(1 if any(one.is_alarm for one in judged) else 0)
+    raise typer.Exit(1 if found["alarms"] else 0)
 
 
 if __name__ == "__main__":

@@ -13,25 +13,27 @@ Exit code 0: the gate failed for every fault and for nothing else. 1: it did not
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from expert_maps import ExpertMapsError, write_placement
-from harness.accuracy import int8, offline, trials
+from expert_maps.files import read_json
+from harness.accuracy import halves, int8, offline, trials
 from harness.accuracy.config import ConfigError
 from harness.accuracy.faults import KINDS, Fault, Kind, choose, is_of_a_replica
 from harness.accuracy.offline import DidNotServeError, Order, Trial
+from harness.accuracy.proof_pages import faults_page, is_caught_by_answers
 from harness.accuracy.run import DEFAULT_MODEL, RESULTS, SCRATCH
-from harness.accuracy.sensitivity_page import Outcome, Part, as_json, page
 from harness.accuracy.verdict import judge
 
 if TYPE_CHECKING:
     from harness.accuracy.offline import Engine, Measured
     from harness.accuracy.records import Record
     from harness.accuracy.settings import RunSettings
+    from harness.accuracy.verdict import Verdict
 
 NAME = "sensitivity"
 _SCALES: Kind = "stale scale"
@@ -49,15 +51,20 @@ class Bench:
         engine: is broken and repaired.
         baseline: whose texts are scored.
         clean: the engine before the first fault.
+        floor: the baseline once more, in 16 bits.
     """
 
     settings: RunSettings
     engine: Engine
     baseline: Record
     clean: Measured
+    floor: Record | None = None
 
-    def try_fault(self, fault: Fault) -> Outcome:
+    def try_fault(self, fault: Fault) -> dict[str, Any]:
         """Break a layer, measure, judge, set it back, and check that it is as it was.
+
+        Returns:
+            What came of it, as `trial_of` writes it.
 
         Raises:
             ExpertMapsError: the fault changed nothing, or could not be undone.
@@ -71,10 +78,10 @@ class Bench:
         try:
             found = offline.measure(self.engine, self.settings, Trial(name, "eplb"), self.baseline).record
         except DidNotServeError as error:
-            return Outcome(fault, stopped=str(error))
+            return trial_of(fault, None, stopped=str(error))
         self.engine.call("restore_fault")
-        verdict = judge(self.baseline, found)
-        return Outcome(fault, found.summary.value, verdict, restored=self._restored(before))
+        verdict = judge(self.baseline, found, floor=self.floor)
+        return trial_of(fault, verdict, found.summary.value, restored=self._restored(before))
 
     def _restored(self, before: list[Any]) -> float:
         """Return the largest |Δ log-probability| to the engine before the first fault.
@@ -92,6 +99,54 @@ class Bench:
             for first, second in pairs
             for one, other in zip(first.logprobs, second.logprobs, strict=True)
         )
+
+
+def trial_of(
+    fault: Fault,
+    verdict: Verdict | None,
+    value: float | None = None,
+    *,
+    stopped: str | None = None,
+    restored: float | None = None,
+) -> dict[str, Any]:
+    """Return what came of a fault as an object of JSON.
+
+    Args:
+        fault: and its place.
+        verdict: None where the engine stopped: it has no complete record, so that it cannot pass.
+        value: accuracy in percent.
+        stopped: why the engine stopped; None where it served.
+        restored: largest |Δ log-probability| to before the first fault, after it was undone.
+    """
+    trial = {**asdict(fault), **trials.trial_as_json(verdict, value), "stopped": stopped}
+    caught = verdict is None or verdict.answer == "worse"
+    by = ["did not serve"] if verdict is None else halves.failed(trial)
+    alone = is_caught_by_answers(trial)
+    return {
+        **trial,
+        "caught": caught,
+        "caught_by": by,
+        "caught_by_answers_alone": alone,
+        "restored_largest": restored,
+    }
+
+
+def part_of(settings: RunSettings, baseline: Record, clean: Record, verdict: Verdict) -> dict[str, Any]:
+    """Return the faults of one checkpoint as an object of JSON; the first of it is not there yet."""
+    is_int8 = settings.model.endswith("int8")
+    return {
+        **trials.about(baseline),
+        "dtype": settings.dtype,
+        "experts": "int8" if is_int8 else settings.dtype,
+        "digest": clean.summary.placement.digest,
+        "clean": trials.trial_as_json(verdict, clean.summary.value),
+        "faults": [],
+    }
+
+
+def is_sensitive(part: dict[str, Any]) -> bool:
+    """Say whether the gate failed for every fault, and for nothing else."""
+    return part["clean"]["verdict"] != "worse" and all(one["caught"] for one in part["faults"])
 
 
 @dataclass(frozen=True)
@@ -113,29 +168,33 @@ class Plan:
         return tuple(kind for kind in self.kinds if kind in kinds)
 
 
-def examine(settings: RunSettings, plan: Plan, kinds: tuple[Kind, ...]) -> Part:
+def examine(settings: RunSettings, plan: Plan, kinds: tuple[Kind, ...]) -> dict[str, Any]:
     """Measure the baseline and the arm with redundant experts, then every fault.
 
     Raises:
         ExpertMapsError: something else than a fault went wrong.
     """
-    baseline, load = trials.measure_baseline(settings)
+    baseline, floor, load = trials.measure_baseline(settings)
     placement = trials.planned(settings, load)
     path = settings.work / _MAP_FILE
     write_placement(placement, path)
     settings.say(f"redundant experts: starting vLLM with digest {placement.digest[:12]}")
     with offline.engine(settings, additional={"expert_map_path": str(path.absolute())}) as engine:
         clean = offline.measure(engine, settings, Trial("clean", "eplb"), baseline)
-        part = Part(baseline, clean.record, judge(baseline, clean.record))
-        settings.say(f"clean: {part.clean_verdict.line}")
-        bench = Bench(settings, engine, baseline, clean)
+        verdict = judge(baseline, clean.record, floor=floor)
+        settings.say(f"clean: {verdict.line}")
+        part = part_of(settings, baseline, clean.record, verdict)
+        bench = Bench(settings, engine, baseline, clean, floor)
         layers = range(min(placement.num_layers, plan.layers or placement.num_layers))
         for kind in kinds:
             for layer in layers if kind != _FATAL else [layers[-1]]:
                 for seed in range(plan.replicas if is_of_a_replica(kind) else 1):
                     outcome = bench.try_fault(choose(placement, kind, layer, seed))
-                    part.outcomes.append(outcome)
-                    settings.say(f"{kind}, layer {layer}: {outcome.line}")
+                    part["faults"].append(outcome)
+                    by = ", ".join(outcome["caught_by"])
+                    settings.say(
+                        f"{kind}, layer {layer}: {f'caught by {by}' if outcome['caught'] else 'NOT CAUGHT'}"
+                    )
     return part
 
 
@@ -174,12 +233,17 @@ def sensitivity_command(
                     examine(trials.with_checkpoint(settings, folder, "bfloat16"), plan, plan.only(_SCALES))
                 )
         folder = output / settings.config.name
-        trials.write_both(folder, NAME, page(parts), as_json(parts))
+        record = {**parts[0], "parts": parts}
+        for name in ("dtype", "experts", "digest", "clean", "faults"):
+            record.pop(name)
+        alarms = folder / "false_alarms.json"
+        harmless: Any = read_json(alarms) if alarms.exists() else None
+        trials.write_both(folder, NAME, faults_page(record, harmless), record)
         typer.echo(f"wrote {folder / NAME}.md and .json")
     except (ExpertMapsError, ValueError) as error:
         typer.echo(f"error: {error}", err=True)
         raise typer.Exit(2) from error
-    raise typer.Exit(0 if all(part.is_sensitive for part in parts) else 1)
+    raise typer.Exit(0 if all(map(is_sensitive, parts)) else 1)
 
 
 def _kinds(names: list[str] | None) -> tuple[Kind, ...]:

@@ -1,6 +1,6 @@
 # SPDX-FileCopyrightText: The expert-maps authors
 # SPDX-License-Identifier: Apache-2.0
-"""What `sensitivity` and `false-alarms` share: settings, the baseline, and how outcomes are written."""
+"""What `sensitivity` and `false-alarms` share: settings, the baseline, and how trials are written."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from rich.console import Console
 from expert_maps import plan, read_load
 from expert_maps.files import write_text
 from harness.accuracy import offline
-from harness.accuracy.config import BASELINE, EXPERT_MAPS, ConfigError
+from harness.accuracy.config import BASELINE, EXPERT_MAPS, REPEAT, ConfigError
 from harness.accuracy.limits import limits_for
 from harness.accuracy.loading import load_config
 from harness.accuracy.loads import QuestionLoad
@@ -21,18 +21,14 @@ from harness.accuracy.run import find_data
 from harness.accuracy.settings import RunSettings
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
     from pathlib import Path
 
     from expert_maps import Placement
-    from harness.accuracy.criteria import Criterion
     from harness.accuracy.records import Record
+    from harness.accuracy.verdict import Verdict
 
 # With 299 and no question lost, an arm is no worse by 1 point: 0.05 ** (1 / 299) = 1 − 0.00997.
 QUESTIONS = 300
-# What looks at answers alone: without these a fault is seen by checksums only, which need the workers' report.
-OUTPUTS = ("log-probabilities, largest", "log-probabilities, mean", "identical texts", "McNemar", "loss")
-CHECKSUMS = ("replicas equal", "as declared")
 
 
 def settings_for(
@@ -72,16 +68,24 @@ def settings_for(
     return found
 
 
-def measure_baseline(settings: RunSettings) -> tuple[Record, Path]:
-    """Start the baseline's engine, as a run does, and measure it; return its load, too."""
+def measure_baseline(settings: RunSettings) -> tuple[Record, Record | None, Path]:
+    """Start the baseline's engine, as a run does, and measure it; in 16 bits once more, in another order, for the floor.
+
+    Returns:
+        The baseline, its repeat, and the file of its load.
+    """
     load = QuestionLoad(settings.work, "", "")
     load.begin(resumed=False)
     additional = settings.config.arms[BASELINE].additional(record=load.recorded.absolute(), expert_map=None)
     settings.say("baseline: starting vLLM")
     with offline.engine(settings, additional=additional[EXPERT_MAPS]) as engine:
         record = offline.measure(engine, settings, offline.Trial(BASELINE, BASELINE), None, load).record
+        floor = None
+        if limits_for(settings.dtype).needs_floor:
+            again = offline.Trial(REPEAT, REPEAT, how=offline.Order(seed=0))
+            floor = offline.measure(engine, settings, again, record).record
     settings.say(f"baseline: {record.summary.value:.2f} % of {record.summary.num_questions} questions")
-    return record, load.kept
+    return record, floor, load.kept
 
 
 def planned(settings: RunSettings, load: Path) -> Placement:
@@ -110,42 +114,27 @@ def with_checkpoint(settings: RunSettings, folder: Path, dtype: str) -> RunSetti
     return found
 
 
-def criterion_as_json(one: Criterion) -> dict[str, object]:
-    """Return a criterion as an object of JSON."""
-    found = {"name": one.name, "outcome": one.outcome, "value": one.value, "limit": one.limit}
-    return {**found, "measured": one.measured, "bound": one.bound}
+def trial_as_json(verdict: Verdict | None, accuracy: float | None) -> dict[str, Any]:
+    """Return what came of one trial, with every criterion; no verdict where the engine stopped."""
+    names = ("name", "outcome", "value", "limit", "measured", "bound")
+    criteria = [{name: getattr(one, name) for name in names} for one in (verdict.criteria if verdict else ())]
+    line = {"verdict": verdict.answer, "line": verdict.line} if verdict else {"verdict": None}
+    return {"accuracy": accuracy, **line, "criteria": criteria}
 
 
-def caught_by(criteria: Sequence[Criterion], names: Sequence[str] | None = None) -> list[str]:
-    """Return which criteria fail, of all or of those named."""
-    return [one.name for one in criteria if one.outcome == "fail" and (names is None or one.name in names)]
-
-
-def measured(criteria: Sequence[Criterion], name: str) -> float | None:
-    """Return the number that a criterion found."""
-    return next((one.measured for one in criteria if one.name == name), None)
-
-
-def environment(record: Record) -> dict[str, Any]:
+def about(record: Record) -> dict[str, Any]:
     """Return what the numbers stand on: versions, checkout and machine."""
     summary = record.summary
     return {
+        "format": 1,
         "model": summary.model,
         "task": summary.task.model_dump(include={"dataset", "version", "num_fewshot"}),
         "questions": summary.num_questions,
         "versions": summary.versions.model_dump(),
         "git": summary.git.model_dump(),
         "environment": summary.environment,
+        "baseline": summary.value,
     }
-
-
-def limits_line(dtype: str) -> str:
-    """Name the limits of a dtype."""
-    found = limits_for(dtype)
-    return (
-        f"{dtype}: largest Δ {found.largest:.1e}, mean {found.mean:.1e}, "
-        f"identical texts {100 * found.identical:g} %"
-    )
 
 
 def write_both(folder: Path, name: str, page: str, record: dict[str, Any]) -> None:
