@@ -301,7 +301,9 @@ def faults_of(folder: Path, arms: dict[Kind, Arm]) -> dict[str, Any]:
     baseline, clean = make(folder, Arm()), make(folder, eplb(name="clean"))
     part = {
         **trials.about(baseline),
-        "dtype": "float32", "experts": "float32", "digest": "b" * 64,
+        "dtype": "float32",
+        "experts": "float32",
+        "digest": "b" * 64,
         "clean": trials.trial_as_json(judge(baseline, clean), clean.summary.value),
         "faults": [trial(Fault(kind, 1, 5, 0), folder, arm) for kind, arm in arms.items()],
     }

@@ -86,7 +86,7 @@ def test_the_numbers_of_the_page_are_those_of_the_records(folder: Path) -> None:
     rows = section(text, "Accuracy")
     assert {name: row[-1] for name, row in rows.items()} == {
         "baseline": "baseline",
-        "c-unmeasured": "no worse",
+        "c-unmeasured": "undecided",
         "d-static": "undecided",
         "b-zeroed": "worse",
         "a-stopped": "failed",
@@ -308,7 +308,7 @@ def test_the_plot_shows_every_arm_in_every_panel(folder: Path, monkeypatch: pyte
     assert accuracy[len(ORDER) :] == [
         "failed: no value",
         "99.75",
-        "100.00, no worse",
+        "100.00, undecided",
         "99.50, undecided",
         "92.50, worse",
     ]

@@ -498,6 +498,35 @@ def urls(fakes: dict[str, Fake]) -> list[str]:
 
 
 @needs_lm_eval
+def test_in_16_bits_the_baseline_is_asked_twice(bench: Bench, fakes: dict[str, Fake]) -> None:
+    bench.config["dtype"] = "bfloat16"
+    done = bench.run("--margin", 15, *urls(fakes))
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "repeat: no worse" in done.stdout
+    assert bench.summary("repeat")["role"] == "repeat"
+    asked = [
+        body["prompt"]
+        for path, body in fakes["baseline"].bodies
+        if path == "/v1/completions" and "echo" not in body
+    ]
+    # In another order the second time, and the same questions.
+    assert sorted(asked[:QUESTIONS]) == sorted(asked[QUESTIONS:]) != asked[QUESTIONS:]
+    baseline, again = (read_record(bench.results / name) for name in ("baseline", "repeat"))
+    assert [one.text for one in baseline.questions] == [one.text for one in again.questions]
+    assert [one.logprobs for one in baseline.logprobs or ()] == [one.logprobs for one in again.logprobs or ()]
+
+
+@needs_lm_eval
+def test_a_dry_run_starts_nothing(bench: Bench) -> None:
+    done = bench.run("--dry-run")
+    assert done.returncode == 0, done.stderr
+    assert f"small: {bench.folder / 'model'} in float32, {QUESTIONS} questions of problems" in done.stdout
+    assert "eplb-static (eplb, planned from baseline): vllm serve" in done.stdout
+    assert not bench.output.exists()
+    assert not Path(bench.orders["pid"]).exists()
+
+
+@needs_lm_eval
 def test_servers_that_run_already_are_asked(bench: Bench, fakes: dict[str, Fake]) -> None:
     done = bench.run("--margin", 15, *urls(fakes))
     assert done.returncode == 0, done.stdout + done.stderr
@@ -550,7 +579,9 @@ def test_stock_tasks_are_asked_from_local_files(
     bench: Bench, fakes: dict[str, Fake], task: str, shots: int, chat: bool, path: str
 ) -> None:
     bench.config["task"] |= {"name": task, "num_fewshot": shots, "chat_template": chat}
-    done = bench.run("--margin", 40, "--questions", 12, "--data", GSM8K, *urls(fakes))
+    # What answers by rule has none of twelve right.
+    words = ["--margin", 40, "--questions", 12, "--data", GSM8K, "--waive", "baseline sound"]
+    done = bench.run(*words, *urls(fakes))
     assert done.returncode == 0, done.stdout + done.stderr
     record = read_record(bench.results / "eplb-static")
     assert len(record.questions) == 12

@@ -142,10 +142,16 @@ def false_alarms_command(
         int, typer.Option("--bfloat16-seeds", min=0, help="Further ones.")
     ] = halves.SEEDS,
     output: Annotated[
-        Path, typer.Option("--output", help="Folder of results; the model's name is added.")
-    ] = RESULTS,
+        Path | None,
+        typer.Option(
+            "--output", help=f"Folder of results, in which the model's name is added; {SCRATCH} without it."
+        ),
+    ] = None,
     scratch: Annotated[Path, typer.Option("--scratch", help="Folder for the records of each arm.")] = SCRATCH,
     *,
+    keep: Annotated[
+        bool, typer.Option("--record", help=f"Keep the results in {RESULTS}, where git has them.")
+    ] = False,
     trust: Annotated[bool, typer.Option("--trust", help="Let the .yaml file set what can run code.")] = False,
 ) -> None:
     """Judge harmless changes: order, batches, placements, replica choice and ranks must not raise an alarm."""
@@ -158,7 +164,7 @@ def false_alarms_command(
                     model, scratch / f"{NAME}-bfloat16", questions, "bfloat16", trusted=trust
                 )
                 judged += examine(half, bfloat16_seeds)[1]
-        folder = output / settings.config.name
+        folder = (output or (RESULTS if keep else SCRATCH)) / settings.config.name
         found = record_of(baseline, judged)
         trials.write_both(folder, NAME, alarms_page(found), found)
         typer.echo(f"wrote {folder / NAME}.md and .json")

@@ -63,8 +63,7 @@ def run_command(
         Path | None, typer.Option("--data", help="A folder with train.jsonl and test.jsonl.")
     ] = None,
     output: Annotated[
-        Path | None,
-        typer.Option("--output", help=f"Folder of records; {RESULTS}, with fewer questions {SCRATCH}."),
+        Path | None, typer.Option("--output", help=f"Folder of records; {SCRATCH} without it.")
     ] = None,
     concurrency: Annotated[
         int | None, typer.Option("--concurrency", min=1, help="Requests in flight; the model's if not given.")
@@ -91,6 +90,9 @@ def run_command(
         typer.Option(
             "--trust", help="Let the .yaml file set what can run code, such as --trust-remote-code."
         ),
+    ] = False,
+    record: Annotated[
+        bool, typer.Option("--record", help=f"Keep the records in {RESULTS}, where git has them.")
     ] = False,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Say what would be run, and start no server.")
@@ -121,7 +123,7 @@ def run_command(
             dtype=dtype or config.dtype,
             count=count,
             base_urls=parse_base_urls(base_url or [], config),
-            output=output or (RESULTS if count is None else SCRATCH),
+            output=output or (RESULTS if record else SCRATCH),
             concurrency=concurrency or config.concurrency,
             startup_seconds=startup_timeout or config.startup_seconds,
             attempts=attempts,

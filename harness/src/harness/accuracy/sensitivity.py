@@ -198,7 +198,7 @@ def examine(settings: RunSettings, plan: Plan, kinds: tuple[Kind, ...]) -> dict[
     return part
 
 
-def sensitivity_command(
+def sensitivity_command(  # noqa: PLR0913 - an option each
     model: Annotated[
         str, typer.Option("--model", help="A name in accuracy/models, or a .yaml file.")
     ] = DEFAULT_MODEL,
@@ -211,10 +211,16 @@ def sensitivity_command(
         list[str] | None, typer.Option("--fault", help="Only this kind of fault; may be repeated.")
     ] = None,
     output: Annotated[
-        Path, typer.Option("--output", help="Folder of results; the model's name is added.")
-    ] = RESULTS,
+        Path | None,
+        typer.Option(
+            "--output", help=f"Folder of results, in which the model's name is added; {SCRATCH} without it."
+        ),
+    ] = None,
     scratch: Annotated[Path, typer.Option("--scratch", help="Folder for the records of each arm.")] = SCRATCH,
     *,
+    keep: Annotated[
+        bool, typer.Option("--record", help=f"Keep the results in {RESULTS}, where git has them.")
+    ] = False,
     trust: Annotated[bool, typer.Option("--trust", help="Let the .yaml file set what can run code.")] = False,
 ) -> None:
     """Inject faults into a running model: the gate must fail for each, and a table says which criterion did."""
@@ -232,7 +238,7 @@ def sensitivity_command(
                 parts.append(
                     examine(trials.with_checkpoint(settings, folder, "bfloat16"), plan, plan.only(_SCALES))
                 )
-        folder = output / settings.config.name
+        folder = (output or (RESULTS if keep else SCRATCH)) / settings.config.name
         record = {**parts[0], "parts": parts}
         for name in ("dtype", "experts", "digest", "clean", "faults"):
             record.pop(name)
