@@ -24,7 +24,8 @@ from harness.accuracy.verdict import EXIT_CODES, judge
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from harness.accuracy.verdict import Criterion, Verdict
+    from harness.accuracy.criteria import Criterion
+    from harness.accuracy.verdict import Verdict
 
 GSM8K = 1319
 LARGEST, MEAN = "log-probabilities, largest", "log-probabilities, mean"

@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from expert_maps import ExpertMapsError
@@ -11,7 +12,7 @@ from expert_maps.files import parse_json, read_bytes
 from harness.accuracy.config import ConfigError
 
 if TYPE_CHECKING:
-    from pathlib import Path
+    from harness.accuracy.config import ModelConfig
 
 _SHOWN = 80
 # What stands before the number in an answer of GSM8K.
@@ -58,3 +59,23 @@ def check_data(split: str, path: Path, num_fewshot: int) -> None:
     if len(seen) < needed:
         msg = f"{path}: {len(seen)} different questions; expected at least {needed}"
         raise ConfigError(msg)
+
+
+def find_data(config: ModelConfig, model: str, folder: Path | None) -> dict[str, Path] | None:
+    """Return the absolute paths of the splits; None for the hub's data.
+
+    Raises:
+        ConfigError: a file is absent.
+    """
+    if folder is not None:
+        paths = {"train": folder / "train.jsonl", "test": folder / "test.jsonl"}
+    elif config.task.data is not None:
+        written = {"train": config.task.data.train, "test": config.task.data.test}
+        paths = {split: Path(text.replace("{model}", model)) for split, text in written.items()}
+    else:
+        return None
+    for split, path in paths.items():
+        if not path.is_file():
+            msg = f"the {split} data {path} is no file; expected JSONL with question and answer"
+            raise ConfigError(msg)
+    return {split: path.absolute() for split, path in paths.items()}

@@ -15,12 +15,13 @@ from typing import TYPE_CHECKING, Any
 
 from expert_maps import ExpertMapsError
 from harness.accuracy import proof
-from harness.accuracy.arm import ArmRun
+from harness.accuracy.arm_run import ArmRun
 from harness.accuracy.config import Arm
 from harness.accuracy.cpu_server import fork_on_a_cpu
 from harness.accuracy.records import read_record, texts_digest
 from harness.accuracy.schema import Forced
 from harness.accuracy.server import RefusedError, Server
+from harness.record.provenance import checkpoint_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -255,6 +256,7 @@ def measure(
 
     run = ArmRun(with_arm(settings, trial), trial.name, list(trial.arguments))
     run.found = versions.versions(served)
+    run.checkpoint = checkpoint_of(settings.model)
     before = proof.read_state(served)
     evaluated = evaluate(
         settings.config.task,

@@ -155,7 +155,7 @@ def _load(arm: ReportedArm) -> Cell:
     loads, balance = arm.rank_load, arm.summary.load.balancedness
     if loads is None:
         return Cell("not recorded")
-    marks = ((loads.ravel(), "|", _BLUE), (loads.max(axis=1), "o", _RED))
+    marks = ((loads.ravel().tolist(), "|", _BLUE), (loads.max(axis=1).tolist(), "o", _RED))
     return Cell(NONE if balance is None else f"{balance:.4f}", marks)
 
 

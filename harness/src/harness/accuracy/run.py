@@ -5,9 +5,7 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import signal
-import tempfile
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -17,13 +15,13 @@ from rich.console import Console
 
 from expert_maps import ExpertMapsError, FormatError
 from harness.accuracy import resume as resuming
+from harness.accuracy.checks import parse_base_urls, require_lm_eval, show_plan
 from harness.accuracy.compare import Options, compare_records, notes
 from harness.accuracy.config import BASELINE, DTYPES, REPEAT, ConfigError, Expected
-from harness.accuracy.data import check_data
+from harness.accuracy.data import find_data
 from harness.accuracy.limits import limits_for
 from harness.accuracy.loading import load_config
 from harness.accuracy.records import SUMMARY, read_record, texts_digest
-from harness.accuracy.server import check_url
 from harness.accuracy.settings import RunSettings
 from harness.accuracy.table import field_table
 from harness.accuracy.verdict import EXIT_CODES, MARGIN_POINTS, criteria_table
@@ -31,7 +29,6 @@ from harness.accuracy.verdict import EXIT_CODES, MARGIN_POINTS, criteria_table
 if TYPE_CHECKING:
     from types import FrameType
 
-    from harness.accuracy.config import ModelConfig
     from harness.accuracy.records import Record
 
 DEFAULT_MODEL = "tiny-moe"
@@ -146,7 +143,7 @@ def run_command(
         options = Options(accepted, largest, mean, identical, waived=tuple(waive or ()))
         if limits.needs_floor and BASELINE in names and any(config.arms[one].role == "eplb" for one in names):
             settings, names = _with_repeat(settings, names)
-        _require_lm_eval()
+        require_lm_eval()
     except (ExpertMapsError, ValueError) as error:
         typer.echo(f"error: {' '.join(str(error).split())}", err=True)
         raise typer.Exit(_BAD_INPUT) from error
@@ -166,59 +163,6 @@ def run_command(
     finally:
         signal.signal(signal.SIGTERM, previous)
     raise typer.Exit(code)
-
-
-def show_plan(settings: RunSettings, names: list[str]) -> int:
-    """Check the questions and print what a run would do; the exit code."""
-    from harness.accuracy.questions import preview
-
-    config, task = settings.config, settings.config.task
-    with tempfile.TemporaryDirectory() as cache:
-        try:
-            prompts = preview(task, count=settings.count, paths=settings.data, cache=Path(cache))
-        except ExpertMapsError as error:
-            typer.echo(f"error: {error}", err=True)
-            return _BAD_INPUT
-    typer.echo(
-        f"{config.name}: {settings.model} in {settings.dtype}, {len(prompts)} questions of {task.dataset}"
-    )
-    for name in names:
-        arm, url = config.arms[name], settings.base_urls.get(name)
-        words = [*config.server.arguments, *arm.arguments, "--dtype", settings.dtype]
-        options = json.dumps(arm.additional_config)
-        served = (
-            f"asked at {url}"
-            if url
-            else f"vllm serve {settings.model} {' '.join(words)} --additional-config '{options}'"
-        )
-        planned = f", planned from {arm.plan.load_of or arm.plan.load or arm.plan.layout}" if arm.plan else ""
-        typer.echo(f"{name} ({arm.role}{planned}): {served}")
-    return 0
-
-
-def validate_command(
-    model: Annotated[str, typer.Argument(help="A name in accuracy/models, or a .yaml file.")],
-    trust: Annotated[
-        bool, typer.Option("--trust", help="Let the file set what can run code, such as --trust-remote-code.")
-    ] = False,
-) -> None:
-    """Check a configuration and its local data, and start no server. Exit code 0: it can be run. 2: it cannot.
-
-    Without --trust a .yaml file sets arguments and variables of the lists in `harness.accuracy.trust` only: sizes, ranks,
-    seeds, switches, and names of a quantisation, a dtype or a back end. A file of accuracy/models, by its name, is trusted.
-    """
-    try:
-        config = load_config(model, trusted=trust)
-        data = find_data(config, config.model, None)
-        for split, path in (data or {}).items():
-            check_data(split, path, config.task.num_fewshot)
-    except (ExpertMapsError, ValueError) as error:
-        typer.echo(f"error: {' '.join(str(error).split())}", err=True)
-        raise typer.Exit(_BAD_INPUT) from error
-    arms = ", ".join(f"{name} ({arm.role})" for name, arm in config.arms.items())
-    typer.echo(
-        f"{config.name}: {arms}; the data is {'checked' if data else 'on the hub, and was not looked at'}"
-    )
 
 
 def _with_repeat(settings: RunSettings, names: list[str]) -> tuple[RunSettings, list[str]]:
@@ -245,55 +189,6 @@ def _enter(stack: contextlib.ExitStack, settings: RunSettings) -> None:
 def _interrupt(_number: int, _frame: FrameType | None) -> None:
     """Treat SIGTERM as Ctrl-C, so that servers are stopped and the record says what happened."""
     raise KeyboardInterrupt
-
-
-def _require_lm_eval() -> None:
-    try:
-        import lm_eval  # noqa: F401 - only whether it is there
-    except ImportError as error:
-        msg = f"lm-eval cannot be imported ({error}); expected it, as requirements/vllm.txt pins it"
-        raise ConfigError(msg) from error
-
-
-def parse_base_urls(texts: list[str], config: ModelConfig) -> dict[str, str]:
-    """Read ``ARM=URL``.
-
-    Raises:
-        ConfigError: it is something else, or names an arm twice or one that is not there.
-        ServerError: the URL is none.
-    """
-    found: dict[str, str] = {}
-    for text in texts:
-        name, equals, url = text.partition("=")
-        if not equals or not url:
-            msg = f"base URL is {text!r}; expected ARM=URL, for example {BASELINE}=http://127.0.0.1:8000"
-            raise ConfigError(msg)
-        config.require_arm(name)
-        if name in found:
-            msg = f"arm {name!r} has two base URLs; expected one"
-            raise ConfigError(msg)
-        found[name] = check_url(url)
-    return found
-
-
-def find_data(config: ModelConfig, model: str, folder: Path | None) -> dict[str, Path] | None:
-    """Return the absolute paths of the splits; None for the hub's data.
-
-    Raises:
-        ConfigError: a file is absent.
-    """
-    if folder is not None:
-        paths = {"train": folder / "train.jsonl", "test": folder / "test.jsonl"}
-    elif config.task.data is not None:
-        written = {"train": config.task.data.train, "test": config.task.data.test}
-        paths = {split: Path(text.replace("{model}", model)) for split, text in written.items()}
-    else:
-        return None
-    for split, path in paths.items():
-        if not path.is_file():
-            msg = f"the {split} data {path} is no file; expected JSONL with question and answer"
-            raise ConfigError(msg)
-    return {split: path.absolute() for split, path in paths.items()}
 
 
 def run_arms(settings: RunSettings, names: list[str], options: Options, *, resume: bool) -> int:

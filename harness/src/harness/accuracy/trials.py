@@ -14,10 +14,10 @@ from expert_maps import plan, read_load
 from expert_maps.files import write_text
 from harness.accuracy import offline
 from harness.accuracy.config import BASELINE, EXPERT_MAPS, REPEAT, ConfigError
+from harness.accuracy.data import find_data
 from harness.accuracy.limits import limits_for
 from harness.accuracy.loading import load_config
 from harness.accuracy.loads import QuestionLoad
-from harness.accuracy.run import find_data
 from harness.accuracy.settings import RunSettings
 
 if TYPE_CHECKING:
