@@ -23,7 +23,7 @@ KINDS = ("uniform", "lognormal", "zipf", "ties", "zeros", "one_huge", "equal", "
 
 
 class _Part(ctypes.Structure):
-    """``Part`` of ``native/parts.c``."""
+    """``Part`` of ``native/twins.c``."""
 
     _fields_ = (
         *((name, ctypes.c_int64) for name in ("experts", "ranks", "stride")),

@@ -1,6 +1,6 @@
 # SPDX-FileCopyrightText: The expert-maps authors
 # SPDX-License-Identifier: Apache-2.0
-"""Faults of the compiled planner: bounds, two slots a rank, nodes, windows."""
+"""Faults of the compiled planner: bounds, two slots a rank, nodes, windows, and what is said of the answer."""
 
 from __future__ import annotations
 
@@ -153,6 +153,30 @@ _LIST: tuple[tuple[str, str, str, str, str, bool], ...] = (
         "p->tokens[w] = (float)mean;",
         "p->tokens[w] = mean > 0;",
         "reference_windows.py::test_plans_for_windows_are_the_references",
+        False,
+    ),
+    (
+        "no bound is doubted",
+        "plan",
+        "    doubt_bounds(problem);\n",
+        "",
+        "reference_check.py::test_a_bound_above_the_plan_is_doubted",
+        False,
+    ),
+    (
+        "an answer that is no placement is returned",
+        "plan",
+        "if (!is_placement(problem, last)) return BROKEN;",
+        "(void)last;",
+        "reference_check.py::test_what_is_no_placement_is_refused",
+        False,
+    ),
+    (
+        "an expert that is missing in a later layer is not missed",
+        "plan",
+        "missing -= last[e] < base;",
+        "missing -= last[e] < base + r;",
+        "reference_check.py::test_what_is_no_placement_is_refused",
         False,
     ),
 )
