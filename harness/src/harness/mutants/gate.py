@@ -36,10 +36,10 @@ _LIST: tuple[tuple[str, str, str, str, str, bool], ...] = (
         False,
     ),
     (
-        "the worst chance is that of few gains only",
+        "the worst chance is that of the last value tried",
         "statistics",
-        "worst = float(found.max())",
-        "worst = float(found[0])",
+        "worst = max(worst, float(chances(fewest, loss, near, at_least=at_least).max()))",
+        "worst = float(chances(fewest, loss, near[-1:], at_least=at_least).max())",
         "statistics.py::test_the_exact_p_value_is_the_largest_of_a_plain_sum",
         False,
     ),

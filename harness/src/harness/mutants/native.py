@@ -246,8 +246,8 @@ _LIST: tuple[tuple[str, str, str, str, str, bool], ...] = (
     (
         "a plan anew may take more moves than are allowed",
         "replan",
-        "outcome.moves += arrivals(p) - forced;\n",
-        "outcome.moves += arrivals(p);\n",
+        "else outcome.moves += budget - p->moves_left;",
+        "",
         "reference_replanning.py::test_plans_from_a_placement_in_use_are_the_references",
         False,
     ),

@@ -69,7 +69,7 @@ def plan(  # noqa: PLR0913 - options by keyword
         policy: one of `POLICY_NAMES`, or ``reference``. ``balanced`` searches until a lower bound says that it is good enough.
             ``deepseek`` plans ``deepseek_hierarchical`` where the groups divide by the nodes, else
             ``deepseek_global``, as DeepSeek EPLB does. ``reference`` plans as ``balanced`` does at the default
-            tolerance, hundreds of times slower: its code (`expert_maps.reference`) is written to be read.
+            tolerance, only slower: its code (`expert_maps.reference`) is written to be read.
         num_groups: the router's expert groups; must divide E.
         num_nodes: servers; must divide ``ep_size``, and the groups by it. Each group's experts stay on one node, and
             every node has as many groups and slots; what that costs says `PlanResult.cost_of_groups`. Groups that do

@@ -1,6 +1,6 @@
 # SPDX-FileCopyrightText: The expert-maps authors
 # SPDX-License-Identifier: Apache-2.0
-"""The policy ``reference``: the plans of ``balanced``, slot for slot, in some hundred times its time."""
+"""The policy ``reference``: the plans of ``balanced``, slot for slot, only slower."""
 
 from __future__ import annotations
 
