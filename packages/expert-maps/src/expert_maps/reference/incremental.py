@@ -54,9 +54,9 @@ def complete(layer: Layer) -> None:
             place = _room(layer, expert)
             layer.add_copy(_make_place(layer) if place is None else place, expert)
     # 3. Empty slots get copies of the experts with the largest shares.
-    while (room := _room(layer)) is not None:
-        wanted = [expert for expert in range(layer.num_experts) if room not in layer.holders[expert]]
-        layer.add_copy(room, max(wanted, key=layer.share))
+    while (free := _room(layer)) is not None:
+        wanted = [expert for expert in range(layer.num_experts) if free not in layer.holders[expert]]
+        layer.add_copy(free, max(wanted, key=layer.share))
 
 
 def arrivals(layer: Layer) -> int:
