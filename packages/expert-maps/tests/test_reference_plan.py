@@ -7,7 +7,7 @@ from __future__ import annotations
 import subprocess
 import sys
 from itertools import permutations
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
@@ -94,7 +94,7 @@ def test_groups_go_to_the_coolest_assignment() -> None:
 
 def test_as_a_policy_it_plans_what_balanced_plans() -> None:
     load = np.random.default_rng(44).lognormal(size=(3, 16)) * 1e5
-    counts = {"ep_size": 4, "num_physical_experts": 24, "num_groups": 4, "num_nodes": 2}
+    counts: dict[str, Any] = {"ep_size": 4, "num_physical_experts": 24, "num_groups": 4, "num_nodes": 2}
     result = plan(load, policy="reference", **counts)
     assert result.placement == plan(load, **counts).placement
     assert result.policy == "reference"

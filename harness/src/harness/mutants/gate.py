@@ -48,7 +48,7 @@ _LIST: tuple[tuple[str, str, str, str, str, bool], ...] = (
         "statistics",
         "for peak in np.argsort(found)[-_PEAKS:]:",
         "for peak in ():",
-        "statistics.py::test_the_exact_p_value_is_the_largest_of_a_plain_sum",
+        "worst_chance.py::test_the_worst_chance_is_that_of_a_fine_grid",
         False,
     ),
     (
@@ -64,7 +64,7 @@ _LIST: tuple[tuple[str, str, str, str, str, bool], ...] = (
         "statistics",
         "low, high = (middle, high) if p_loss_below(paired, middle) > alpha else (low, middle)\n    return high",
         "low, high = (middle, high) if p_loss_below(paired, middle) > 2 * alpha else (low, middle)\n    return high",
-        "statistics.py::test_limit_and_test_say_the_same",
+        "statistics.py::test_no_discordant_question_bounds_the_loss_as_a_single_proportion",
         False,
     ),
     (
