@@ -205,7 +205,7 @@ _LIST: tuple[tuple[str, str, str, str, str, bool], ...] = (
     ),
     (
         "what two experts' copies on one rank gain is not seen",
-        "budget",
+        "steps",
         "gain += excess(load, target) - excess(load + rise - less, target);",
         "gain += excess(load, target) - excess(load + rise, target);",
         "reference_replanning.py::test_plans_from_a_placement_in_use_are_the_references",
@@ -213,9 +213,17 @@ _LIST: tuple[tuple[str, str, str, str, str, bool], ...] = (
     ),
     (
         "steps that move nothing cost as much as others",
-        "budget",
+        "steps.h",
         "return moves > 0 ? moves : 0.5;",
         "return moves > 0 ? moves : 1;",
+        "reference_replanning.py::test_plans_from_a_placement_in_use_are_the_references",
+        False,
+    ),
+    (
+        "no swaps under a budget",
+        "budget",
+        "if (step.kind == 0) break;",
+        "if (step.kind < 2) break;",
         "reference_replanning.py::test_plans_from_a_placement_in_use_are_the_references",
         False,
     ),
@@ -254,6 +262,6 @@ _LIST: tuple[tuple[str, str, str, str, str, bool], ...] = (
 )
 
 MUTANTS = tuple(
-    Mutant(what, f"{_C}{file}.c", before, after, _T + test, short)
+    Mutant(what, _C + (file if "." in file else f"{file}.c"), before, after, _T + test, short)
     for what, file, before, after, test, short in _LIST
 )
