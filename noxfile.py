@@ -453,7 +453,9 @@ def sanitize(session: nox.Session) -> None:
     preload = " ".join(filter(None, [*runtimes, _of_compiler(session, compiler, "libstdc++.so.6")]))
     env = {"LD_PRELOAD": preload, "EXPERT_MAPS_LIBRARY": library}
     env |= {"ASAN_OPTIONS": "detect_leaks=0", "UBSAN_OPTIONS": "print_stacktrace=1"}
-    tests = sorted(str(path) for path in Path(CORE, "tests").glob("test_balanced*.py"))
+    # Those of the reference call every C file.
+    names = ("test_balanced*.py", "test_reference*.py")
+    tests = sorted(str(path) for name in names for path in Path(CORE, "tests").glob(name))
     # pytest would keep to itself what a sanitizer says at the end of the process.
     arguments = ["--capture=sys", *(session.posargs or [*tests, *PARALLEL])]
     shared.run("python", "-m", "pytest", *arguments, env={**ENV, **env})

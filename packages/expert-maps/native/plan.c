@@ -160,6 +160,13 @@ static void doubt_bounds(const Problem *problem) {
     }
 }
 
+/* Look at an answer before it is returned; `last` as in is_placement. */
+int check_answer(const Problem *problem, int64_t *last) {
+    if (!is_placement(problem, last)) return BROKEN;
+    doubt_bounds(problem);
+    return PLANNED;
+}
+
 int expert_maps_plan(const Problem *problem) {
     Work w;
     int64_t *forced = calloc((size_t)problem->layers, sizeof *forced);
@@ -180,8 +187,7 @@ int expert_maps_plan(const Problem *problem) {
     }
     work_free(&w);
     if (status == PLANNED && problem->windows > 1) status = plan_over_time(problem, forced);
-    if (status == PLANNED && !is_placement(problem, last)) status = BROKEN;
-    if (status == PLANNED) doubt_bounds(problem);
+    if (status == PLANNED) status = check_answer(problem, last);
     free(forced);
     free(last);
     return status;

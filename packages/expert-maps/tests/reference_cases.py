@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import ctypes
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -15,7 +15,7 @@ from expert_maps.reference.counts import replicate
 from expert_maps.reference.layer import Layer
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
     from numpy.typing import NDArray
 
@@ -23,7 +23,7 @@ KINDS = ("uniform", "lognormal", "zipf", "ties", "zeros", "one_huge", "equal", "
 
 
 class _Part(ctypes.Structure):
-    """``Part`` of ``native/parts.c``."""
+    """``Part`` of ``native/twins.c``."""
 
     _fields_ = (
         *((name, ctypes.c_int64) for name in ("experts", "ranks", "stride")),
@@ -55,7 +55,7 @@ class Case:
 
 def draw(kind: str, experts: int, rng: np.random.Generator) -> NDArray[np.float64]:
     """Draw loads of a named kind; those with ties and zeros are what rounding and order trip over."""
-    loads = {
+    loads: dict[str, Callable[[], NDArray[np.float64]]] = {
         "uniform": lambda: rng.random(experts),
         "lognormal": lambda: rng.lognormal(sigma=1.5, size=experts),
         "zipf": lambda: rng.permutation(60 / np.arange(1, experts + 1)),
@@ -93,7 +93,7 @@ def run_part(name: str, layer: Layer, **numbers: float) -> tuple[Layer, float]:
     """
     p = layer.num_slots
     ints = {"steps", "recount", "kicks"}
-    arrays = {
+    arrays: dict[str, NDArray[Any]] = {
         "capacity": np.array(layer.capacity, dtype=np.int32),
         "weight": np.array(layer.weight, dtype=np.float64),
         "count": np.array(layer.count, dtype=np.int32),

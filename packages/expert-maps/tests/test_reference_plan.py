@@ -4,13 +4,16 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from itertools import permutations
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
 from reference_cases import KINDS, draw
 
+from expert_maps import POLICY_NAMES, LayoutError, plan, read_placement
 from expert_maps.load import as_load
 from expert_maps.policies.balanced import balanced
 from expert_maps.policies.base import Cluster
@@ -18,6 +21,8 @@ from expert_maps.reference.nodes import assign_groups
 from expert_maps.reference.planner import Problem, plan_layer
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from numpy.typing import NDArray
 
 
@@ -85,3 +90,28 @@ def test_groups_go_to_the_coolest_assignment() -> None:
             every = np.array(list(permutations(load))).reshape(-1, nodes, room).sum(axis=2).max(axis=1)
             assert sums.max() == pytest.approx(every.min())
             assert bound == pytest.approx(every.min())
+
+
+def test_as_a_policy_it_plans_what_balanced_plans() -> None:
+    load = np.random.default_rng(44).lognormal(size=(3, 16)) * 1e5
+    counts: dict[str, Any] = {"ep_size": 4, "num_physical_experts": 24, "num_groups": 4, "num_nodes": 2}
+    result = plan(load, policy="reference", **counts)
+    assert result.placement == plan(load, **counts).placement
+    assert result.policy == "reference"
+    assert "reference" not in POLICY_NAMES
+    with pytest.raises(LayoutError, match="groups that divide by the nodes"):
+        plan(load, policy="reference", ep_size=4, num_groups=1, num_nodes=2)
+    with pytest.raises(LayoutError, match=r"tolerance is 0\.1; expected none with policy 'reference'"):
+        plan(load, policy="reference", ep_size=4, tolerance=0.1)
+
+
+def test_the_command_line_knows_it(tmp_path: Path) -> None:
+    np.save(tmp_path / "load.npy", np.random.default_rng(45).lognormal(size=(2, 8)) * 1e5)
+    maps = []
+    for policy in ("balanced", "reference"):
+        path = tmp_path / f"{policy}.json"
+        options = ["--ep-size", "4", "--redundant", "4", "--policy", policy, "--output", str(path)]
+        command = [sys.executable, "-m", "expert_maps", "plan", str(tmp_path / "load.npy"), *options]
+        subprocess.run(command, check=True, capture_output=True, timeout=60)
+        maps.append(read_placement(path))
+    assert maps[0] == maps[1]

@@ -44,8 +44,7 @@ def draw_held(cluster: Cluster, experts: int, rng: np.random.Generator) -> list[
         for rank in rng.integers(len(held), size=2).tolist():
             held[rank] = []
     if rng.random() < 0.3:  # ranks with more slots than they are to have
-        more = [[e for e in rng.permutation(experts).tolist() if e not in slots][:1] for slots in held]
-        held = [slots + new for slots, new in zip(held, more, strict=True)]
+        held = [[*slots, int(rng.integers(experts))] for slots in held]
     if rng.random() < 0.3:
         held = [[-1 if rng.random() < 0.2 else expert for expert in slots] for slots in held]
     return held

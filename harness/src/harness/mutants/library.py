@@ -16,7 +16,7 @@ _LIST: tuple[tuple[str, str, str, str, str, bool], ...] = (
         "maps",
         'order = np.argsort(keys, axis=1, kind="stable")',
         'order = np.argsort(keys[:, ::-1], axis=1, kind="stable")',
-        "maps.py",
+        "maps.py::test_every_map_equals_a_plain_loop",
         True,
     ),
     (
@@ -24,7 +24,7 @@ _LIST: tuple[tuple[str, str, str, str, str, bool], ...] = (
         "maps",
         "while (flat[keys] > slot_index).any():",
         "while False:",
-        "maps.py",
+        "placement.py::test_the_first_of_many_equal_slots_wins",
         False,
     ),
     (
@@ -32,7 +32,7 @@ _LIST: tuple[tuple[str, str, str, str, str, bool], ...] = (
         "maps",
         "takes_second = (replica_count == 2) & ((of_expert + parity) % 2 == 1)",
         "takes_second = (replica_count == 2) & ((of_expert + parity) % 2 == 2)",
-        "maps.py",
+        "maps.py::test_every_map_equals_a_plain_loop",
         True,
     ),
     (
@@ -40,7 +40,7 @@ _LIST: tuple[tuple[str, str, str, str, str, bool], ...] = (
         "maps",
         "turn = of_rank + of_expert[expert][:, None]",
         "turn = 1 + of_rank + of_expert[expert][:, None]",
-        "maps.py",
+        "maps.py::test_every_map_equals_a_plain_loop",
         False,
     ),
     (
@@ -48,7 +48,7 @@ _LIST: tuple[tuple[str, str, str, str, str, bool], ...] = (
         "maps",
         "return (ep_rank % tp_size if tp_rank is None else tp_rank) + ep_rank // tp_size, experts",
         "return ep_rank // tp_size, experts",
-        "maps.py",
+        "maps.py::test_tensor_parallel_choice_equals_a_plain_loop",
         False,
     ),
     (
@@ -56,7 +56,7 @@ _LIST: tuple[tuple[str, str, str, str, str, bool], ...] = (
         "maps",
         "np.where(is_absent, in_turn, own)",
         "np.where(is_absent | True, in_turn, own)",
-        "maps.py",
+        "maps.py::test_with_the_own_rank_preferred_what_is_here_stays_and_the_rest_is_dealt_out",
         False,
     ),
     (
@@ -64,7 +64,7 @@ _LIST: tuple[tuple[str, str, str, str, str, bool], ...] = (
         "maps",
         "before = np.cumsum(counted, axis=1, dtype=np.int32) - counted",
         "before = 0 * counted",
-        "maps.py",
+        "maps.py::test_with_the_own_rank_preferred_what_is_here_stays_and_the_rest_is_dealt_out",
         False,
     ),
     (
@@ -72,7 +72,7 @@ _LIST: tuple[tuple[str, str, str, str, str, bool], ...] = (
         "layouts",
         "list(range(rank, num_experts, ep_size)) for rank in range(ep_size)",
         "list(range(num_experts))[rank * (num_experts // ep_size) :][: num_experts // ep_size] for rank in range(ep_size)",
-        "layouts.py",
+        "layouts.py::test_linear_and_round_robin_split_as_vllm_does",
         False,
     ),
     (
@@ -80,7 +80,7 @@ _LIST: tuple[tuple[str, str, str, str, str, bool], ...] = (
         "layouts",
         "rank = ep_size - 1 - copy % ep_size",
         "rank = copy % ep_size",
-        "layouts.py",
+        "layouts.py::test_ring_equals_a_plain_loop",
         True,
     ),
     (
@@ -88,7 +88,7 @@ _LIST: tuple[tuple[str, str, str, str, str, bool], ...] = (
         "layouts",
         "return [[slot % num_experts for slot in run] for run in linear(total, ep_size)]",
         "return [[(total - 1 - slot) % num_experts for slot in run] for run in linear(total, ep_size)]",
-        "layouts.py",
+        "layouts.py::test_append_is_all_experts_then_copies_in_turn",
         False,
     ),
     (
@@ -96,7 +96,7 @@ _LIST: tuple[tuple[str, str, str, str, str, bool], ...] = (
         "layouts",
         "every if shared_on_every_rank else [every[rank % shared]]",
         "every if shared_on_every_rank else [every[0]]",
-        "layouts.py",
+        "layouts.py::test_shared_experts_take_the_last_slot_of_each_rank",
         False,
     ),
     (
@@ -104,7 +104,7 @@ _LIST: tuple[tuple[str, str, str, str, str, bool], ...] = (
         "routing",
         "turn = np.arange(rows, dtype=np.int32)[:, None] + np.int32(ep_rank)",
         "turn = np.arange(rows, dtype=np.int32)[:, None]",
-        "routing.py",
+        "routing.py::test_one_token_on_each_rank_is_spread_too",
         True,
     ),
     (
@@ -112,7 +112,7 @@ _LIST: tuple[tuple[str, str, str, str, str, bool], ...] = (
         "routing",
         "chosen = deadline.argmin(axis=1)",
         "chosen = np.where(is_open, deadline, -1).argmax(axis=1)",
-        "routing.py",
+        "routing.py::test_weighted_shares_are_within_one_token_of_every_prefix",
         False,
     ),
     (
@@ -120,7 +120,7 @@ _LIST: tuple[tuple[str, str, str, str, str, bool], ...] = (
         "routing",
         "wrong = np.nonzero(~(np.abs(total - 1) <= 1e-6))[0]",
         "wrong = np.nonzero(total < 0)[0]",
-        "routing.py",
+        "routing.py::test_weights_that_are_no_shares_are_refused",
         False,
     ),
     (
@@ -128,7 +128,7 @@ _LIST: tuple[tuple[str, str, str, str, str, bool], ...] = (
         "routing",
         "bad = ~(weights >= 0) | ((logical_to_physical < 0) & (weights != 0))",
         "bad = ~(weights >= 0)",
-        "routing.py",
+        "routing.py::test_weights_that_are_no_shares_are_refused",
         False,
     ),
     (
@@ -136,7 +136,7 @@ _LIST: tuple[tuple[str, str, str, str, str, bool], ...] = (
         "metrics",
         "share = tokens / placement.replica_count",
         "share = tokens * 1.0",
-        "metrics.py",
+        "metrics.py::test_rank_load_equals_a_plain_loop_and_loses_nothing",
         False,
     ),
     (
@@ -144,7 +144,7 @@ _LIST: tuple[tuple[str, str, str, str, str, bool], ...] = (
         "metrics",
         "return Moves(changed, changed & ~on_rank)",
         "return Moves(changed, changed)",
-        "metrics.py",
+        "metrics.py::test_moves_tell_fetched_from_local",
         False,
     ),
     (
@@ -152,7 +152,7 @@ _LIST: tuple[tuple[str, str, str, str, str, bool], ...] = (
         "_rules",
         "if not allow_duplicates and _has_duplicates(table, per_rank, num_logical_experts):",
         "if False:",
-        "placement.py",
+        "placement.py::test_twice_on_a_rank_is_allowed_by_a_flag_and_the_first_slot_counts",
         False,
     ),
     (
@@ -160,7 +160,7 @@ _LIST: tuple[tuple[str, str, str, str, str, bool], ...] = (
         "_rules",
         "return bool(present.all())",
         "return True",
-        "placement.py",
+        "placement.py::test_a_missing_last_expert_is_noticed_where_the_count_is_given",
         False,
     ),
     (
@@ -168,7 +168,7 @@ _LIST: tuple[tuple[str, str, str, str, str, bool], ...] = (
         "files",
         "        if total > most:",
         "        if False:",
-        "files.py",
+        "files.py::test_no_more_is_read_than_a_file_may_have",
         False,
     ),
     (
@@ -176,7 +176,7 @@ _LIST: tuple[tuple[str, str, str, str, str, bool], ...] = (
         "files",
         "        replace(target, content)",
         "        target.write_bytes(content)",
-        "files.py",
+        "files.py::test_a_write_that_fails_leaves_the_old_file_and_no_other",
         False,
     ),
     (
@@ -184,7 +184,7 @@ _LIST: tuple[tuple[str, str, str, str, str, bool], ...] = (
         "formats/torch_files",
         'map_location="cpu", weights_only=True)',
         'map_location="cpu", weights_only=False)',
-        "torch_files.py",
+        "torch_files.py::test_tensors_are_read_and_nothing_is_called",
         True,
     ),
     (
@@ -192,7 +192,7 @@ _LIST: tuple[tuple[str, str, str, str, str, bool], ...] = (
         "formats/arrays",
         "if dtype.kind not in _NUMBER_KINDS:",
         "if False:",
-        "arrays.py",
+        "arrays.py::test_nothing_is_unpickled",
         False,
     ),
     (
@@ -200,7 +200,7 @@ _LIST: tuple[tuple[str, str, str, str, str, bool], ...] = (
         "formats/arrays",
         "if size * dtype.itemsize != end - start:",
         "if size * dtype.itemsize > end - start:",
-        "arrays.py",
+        "arrays.py::test_a_damaged_npy_is_refused",
         False,
     ),
     (
@@ -208,15 +208,15 @@ _LIST: tuple[tuple[str, str, str, str, str, bool], ...] = (
         "formats/arrays",
         "        if name in names:",
         "        if False:",
-        "arrays.py",
+        "arrays.py::test_a_damaged_npz_is_refused",
         False,
     ),
     (
-        "an entry that unpacks to more than it claims passes",
+        "arrays that are larger once unpacked pass",
         "formats/arrays",
-        "if unpacked.tell() > entry.file_size:",
-        "if False:",
-        "arrays.py",
+        "    if total > limits.MAX_FILE_BYTES:",
+        "    if False:",
+        "arrays.py::test_what_arrays_unpack_to_is_bounded",
         False,
     ),
     (
@@ -224,7 +224,7 @@ _LIST: tuple[tuple[str, str, str, str, str, bool], ...] = (
         "formats/safetensors",
         "if tensor.begin != place or tensor.end < tensor.begin:",
         "if tensor.end < tensor.begin:",
-        "safetensors.py",
+        "safetensors.py::test_a_damaged_safetensors_file_is_refused",
         False,
     ),
     (
@@ -232,7 +232,7 @@ _LIST: tuple[tuple[str, str, str, str, str, bool], ...] = (
         "_json",
         "    if len(result) != len(pairs):",
         "    if False:",
-        "files.py",
+        "files.py::test_json_that_is_wrong_or_too_deep_is_refused",
         False,
     ),
     (
@@ -240,7 +240,7 @@ _LIST: tuple[tuple[str, str, str, str, str, bool], ...] = (
         "_json",
         "            parse_constant=_refuse_constant,\n",
         "",
-        "files.py",
+        "files.py::test_json_that_is_wrong_or_too_deep_is_refused",
         False,
     ),
     (
@@ -248,7 +248,7 @@ _LIST: tuple[tuple[str, str, str, str, str, bool], ...] = (
         "_json",
         "        if depths.max() > limits.MAX_DEPTH:",
         "        if False:",
-        "files.py",
+        "files.py::test_json_that_is_wrong_or_too_deep_is_refused",
         False,
     ),
     (
@@ -256,7 +256,7 @@ _LIST: tuple[tuple[str, str, str, str, str, bool], ...] = (
         "formats/loads/checks",
         "        if layers != expected_layers:",
         "        if False:",
-        "load_choices.py",
+        "load_choices.py::test_arrays_of_all_layers_are_chosen_by_the_model",
         False,
     ),
 )

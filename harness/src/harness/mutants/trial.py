@@ -60,10 +60,9 @@ class Copy:
                 shutil.copy(source, self.root / name)
         shutil.move(self.root / CORE / "native", self.native)
         self.objects.mkdir()
-        found = shlex.split(os.environ.get("EXPERT_MAPS_CC", "")) or next(
-            ([name] for name in _COMPILERS if shutil.which(name)), None
-        )
-        if found is None:
+        named = shlex.split(os.environ.get("EXPERT_MAPS_CC", ""))
+        found = named or [name for name in _COMPILERS if shutil.which(name)][:1]
+        if not found:
             msg = f"no C compiler: none of {', '.join(_COMPILERS)} is on the PATH; name one in EXPERT_MAPS_CC"
             raise MutantError(msg)
         self.compiler = found

@@ -14,7 +14,7 @@ from expert_maps.counts import as_physical, check_cluster, check_groups, least_r
 from expert_maps.errors import LayoutError
 from expert_maps.load import ExpertLoad, as_load
 from expert_maps.placement import Placement, as_placement
-from expert_maps.policies import DEFAULT_POLICY, DEFAULT_TOLERANCE, POLICIES, POLICY_NAMES, PolicyName
+from expert_maps.policies import DEFAULT_POLICY, DEFAULT_TOLERANCE, EVERY_POLICY, POLICIES, PolicyName
 from expert_maps.policies.balanced import Start, balanced, check_counts
 from expert_maps.policies.base import Cluster
 from expert_maps.results import Origin, PlanResult
@@ -66,9 +66,10 @@ def plan(  # noqa: PLR0913 - options by keyword
             `least_redundancy`.
         num_physical_experts: P, which says the same: slots of one layer over all ranks, a multiple of ``ep_size`` from
             E to E · ep_size (with ``allow_duplicates`` the other policies take more).
-        policy: one of `POLICY_NAMES`. ``balanced`` searches until a lower bound says that it is good enough.
+        policy: one of `POLICY_NAMES`, or ``reference``. ``balanced`` searches until a lower bound says that it is good enough.
             ``deepseek`` plans ``deepseek_hierarchical`` where the groups divide by the nodes, else
-            ``deepseek_global``, as DeepSeek EPLB does.
+            ``deepseek_global``, as DeepSeek EPLB does. ``reference`` plans as ``balanced`` does at the default
+            tolerance, only slower: its code (`expert_maps.reference`) is written to be read.
         num_groups: the router's expert groups; must divide E.
         num_nodes: servers; must divide ``ep_size``, and the groups by it. Each group's experts stay on one node, and
             every node has as many groups and slots; what that costs says `PlanResult.cost_of_groups`. Groups that do
@@ -197,10 +198,10 @@ def as_policy(policy: str) -> PolicyName:
     Raises:
         LayoutError: there is none of that name.
     """
-    for name in POLICY_NAMES:
+    for name in EVERY_POLICY:
         if name == policy:
             return name
-    msg = f"policy is {policy!r}; expected one of {', '.join(POLICY_NAMES)}"
+    msg = f"policy is {policy!r}; expected one of {', '.join(EVERY_POLICY)}"
     raise LayoutError(msg)
 
 

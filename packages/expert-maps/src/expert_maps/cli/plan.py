@@ -52,7 +52,8 @@ def plan(
     policy: Annotated[
         str,
         typer.Option(
-            "--policy", help="balanced, or to compare: deepseek, deepseek_hierarchical, deepseek_global."
+            "--policy",
+            help="balanced, or to compare: deepseek, deepseek_hierarchical, deepseek_global; reference: balanced, slow and to be read.",
         ),
     ] = "balanced",
     tolerance: ToleranceOption = None,
@@ -89,12 +90,12 @@ def plan(
     from expert_maps.cli.sizing import slots_or_proposal
     from expert_maps.cli.writing import check_output
     from expert_maps.planning import plan as plan_placement
-    from expert_maps.policies import POLICY_NAMES
+    from expert_maps.policies import EVERY_POLICY
 
     inputs: Inputs = {"LOAD": loads, "--map": said.map, "--current": current, "--model": said.model}
     refuse_two_stdins(inputs)
     target = check_output(output, inputs, json=json)
-    as_choice("--policy", policy, POLICY_NAMES)
+    as_choice("--policy", policy, EVERY_POLICY)
     moves = as_max_moves(max_moves, None)
     _refuse_without(current, {"--expert-bytes": expert_bytes, "--max-moves": max_moves, "--from": source})
     loaded = inspect_loads(loads, said)

@@ -51,12 +51,12 @@ def complete(layer: Layer) -> None:
     # 2. Experts of which no copy is left get a slot, the heaviest first.
     for expert in heaviest_first(layer.weight):
         if not layer.count[expert]:
-            rank = _room(layer, expert)
-            layer.add_copy(_make_place(layer) if rank is None else rank, expert)
+            place = _room(layer, expert)
+            layer.add_copy(_make_place(layer) if place is None else place, expert)
     # 3. Empty slots get copies of the experts with the largest shares.
-    while (rank := _room(layer)) is not None:
-        wanted = [expert for expert in range(layer.num_experts) if rank not in layer.holders[expert]]
-        layer.add_copy(rank, max(wanted, key=layer.share))
+    while (free := _room(layer)) is not None:
+        wanted = [expert for expert in range(layer.num_experts) if free not in layer.holders[expert]]
+        layer.add_copy(free, max(wanted, key=layer.share))
 
 
 def arrivals(layer: Layer) -> int:

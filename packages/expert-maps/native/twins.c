@@ -6,6 +6,8 @@
  */
 #include "plan.h"
 
+int check_answer(const Problem *problem, int64_t *last); /* plan.c */
+
 /* A layer, what a part is told, and what it answers. */
 typedef struct {
     int64_t experts, ranks, stride;
@@ -118,4 +120,12 @@ EXPORTED int expert_maps_part_two_slot_bound(Part *part) {
     if (begin(&p, part)) return OUT_OF_MEMORY;
     part->answer = two_slot_bound(&p, part->low, part->high, part->tolerance);
     return end(&p, part);
+}
+
+/* What is said of an answer that is given with the problem. */
+EXPORTED int expert_maps_part_check_answer(const Problem *problem) {
+    int64_t *last = calloc((size_t)problem->experts, sizeof *last);
+    const int status = last ? check_answer(problem, last) : OUT_OF_MEMORY;
+    free(last);
+    return status;
 }
