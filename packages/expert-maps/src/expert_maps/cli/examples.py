@@ -53,6 +53,11 @@ EXAMPLES: dict[str, tuple[str, ...]] = {
         "expert-maps evaluate map.json later.npz --layer 2",
         "expert-maps evaluate map.json later.npz --table",
     ),
+    "simulate": (
+        "expert-maps simulate load.npz --ep-size 4 --redundant 0,4 --intervals 0,2 --expert-bytes 44040192 --bandwidth 25",
+        "expert-maps simulate load.npz --ep-size 2,4 --redundant 4 --policies balanced,deepseek --resume runs.jsonl",
+        "expert-maps simulate load.npz --ep-size 4 --redundant 4 --intervals 1 --max-moves 2,any --output runs.json",
+    ),
     "compare": (
         "expert-maps compare load.npz --ep-size 4 --redundant 0,4,8",
         "expert-maps compare load.npz --ep-size 4 --policies balanced,deepseek_global",
