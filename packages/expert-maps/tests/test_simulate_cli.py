@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+import importlib
 import importlib.util
 import json
 from pathlib import Path
@@ -56,9 +57,8 @@ def test_parquet_needs_pyarrow() -> None:
         assert_one_line_error(result, "pyarrow is not installed", "pip install pyarrow")
         assert not Path("runs.parquet").exists()
         return
-    import pyarrow.parquet
-
-    assert pyarrow.parquet.read_table("runs.parquet").num_rows == 2
+    parquet = importlib.import_module("pyarrow.parquet")
+    assert parquet.read_table("runs.parquet").num_rows == 2
 
 
 @pytest.mark.parametrize(

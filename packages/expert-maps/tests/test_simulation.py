@@ -187,9 +187,9 @@ def test_processes_give_what_one_does_and_runs_are_resumed(
     assert len(kept.read_text().splitlines()) == 4
     kept.write_text("".join(f"{line}\n" for line in kept.read_text().splitlines()[:3]) + '{"key": "cut')
     from expert_maps.simulation import sweeping
+    from expert_maps.simulation.replay import attempt
 
     ran: list[Setting] = []
-    attempt = sweeping.attempt
 
     def counted(load: ExpertLoad, setting: Setting, **how: object) -> Run:
         ran.append(setting)

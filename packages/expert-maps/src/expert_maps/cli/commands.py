@@ -18,6 +18,7 @@ COMMANDS: dict[str, str] = {
     "plan": "A placement balanced for a recorded load.",
     "load": "What a load file holds; choose from it, convert it.",
     "compare": "Policies and amounts of redundancy side by side.",
+    "advise": "Whether EPLB is worth it, and with what setting.",
     "simulate": "A trace replayed under EPLB: gains, moves, stalls.",
     "evaluate": "How a map carries a load, rank by rank.",
     "check": "Whether a map is valid, and the one that was meant.",

@@ -53,6 +53,10 @@ EXAMPLES: dict[str, tuple[str, ...]] = {
         "expert-maps evaluate map.json later.npz --layer 2",
         "expert-maps evaluate map.json later.npz --table",
     ),
+    "advise": (
+        "expert-maps advise load.npz --ep-size 4 --expert-bytes 44040192 --bandwidth 25",
+        "expert-maps advise load.npz --ep-size 4 --step-ms 40 --moe-ms 18 --phase prefill --json",
+    ),
     "simulate": (
         "expert-maps simulate load.npz --ep-size 4 --redundant 0,4 --intervals 0,2 --expert-bytes 44040192 --bandwidth 25",
         "expert-maps simulate load.npz --ep-size 2,4 --redundant 4 --policies balanced,deepseek --resume runs.jsonl",

@@ -103,7 +103,7 @@ def replay(
     steps = load.num_steps
     hottest, stall, planner = np.zeros(steps), np.zeros(steps), np.zeros(steps)
     placement = _start(load, setting)
-    counted = dict.fromkeys(
+    counted: dict[str, Any] = dict.fromkeys(
         ("rearrangements", "skipped", "changed_slots", "fetched_slots", "moved_bytes", "rounds"), 0
     )
     bounds = [0, *_plan_steps(setting, begin, steps), steps]

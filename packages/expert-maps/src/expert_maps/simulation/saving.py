@@ -37,11 +37,11 @@ def run_from(record: Mapping[str, Any]) -> Run:
         TypeError: a part of it is of another type.
         ValueError: a number is none.
     """
-    arrays = {name: np.asarray(record[name], dtype=np.float64) for name in _ARRAYS}
+    arrays: dict[str, Any] = {name: np.asarray(record[name], dtype=np.float64) for name in _ARRAYS}
     if any(array.ndim != 1 or array.shape != arrays["mean"].shape for array in arrays.values()):
         msg = "arrays of a run differ in shape"
         raise ValueError(msg)
-    counts = {name: int(record[name]) for name in _COUNTS}
+    counts: dict[str, Any] = {name: int(record[name]) for name in _COUNTS}
     return Run(Setting(**record["setting"]), **arrays, **counts, reason=record["reason"])
 
 

@@ -99,7 +99,7 @@ class Costs:
         return rounds * self.expert_bytes / (self.bandwidth * 1e9)
 
 
-def as_positive(name: str, value: float, unit: str) -> float:
+def as_positive(name: str, value: object, unit: str) -> float:
     """Return a number above 0.
 
     Raises:
@@ -111,7 +111,7 @@ def as_positive(name: str, value: float, unit: str) -> float:
     return float(value)
 
 
-def as_fraction(name: str, value: float) -> float:
+def as_fraction(name: str, value: object) -> float:
     """Return a number from 0 to 1.
 
     Raises:
@@ -140,12 +140,11 @@ def sweep(
         ExpertMapsError: a value that no run can have.
     """
     settings: dict[Setting, None] = {}
-    rest = [list(each) for each in (redundant, policies, intervals, max_moves, thresholds)]
+    names = [policy for policy in policies if policy != OFF]
+    rest = list(product(list(redundant), names, list(intervals), list(max_moves), list(thresholds)))
     for ep_size in ep_sizes:
         settings[Setting(OFF, ep_size)] = None
-        for copies, policy, interval, moves, threshold in product(*rest):
-            if policy == OFF:
-                continue
+        for copies, policy, interval, moves, threshold in rest:
             limit = moves if policy == "balanced" else None
             settings[Setting(policy, ep_size, copies, interval, limit, threshold)] = None
     return list(settings)
