@@ -12,8 +12,6 @@ import math
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal
 
-import numpy as np
-
 from expert_maps.advice_model import TimeModel, bootstrap, gain_of
 from expert_maps.advice_rules import Rule, Served, apply_rules
 from expert_maps.counts import least_redundancy
@@ -26,6 +24,7 @@ from expert_maps.validation import as_count
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
 
+    import numpy as np
     from numpy.typing import ArrayLike, NDArray
 
     Float64Array = NDArray[np.float64]
