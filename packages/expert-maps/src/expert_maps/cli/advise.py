@@ -94,7 +94,7 @@ def advise(
     cost is subtracted. The interval is a block bootstrap over the second half: yes where all of it is above
     --least-gain, no where all of it is below.
     """
-    from expert_maps.cli.loading import read_loads
+    from expert_maps.cli.loading import inspect_loads
     from expert_maps.cli.simulated import price_of
 
     refuse_two_stdins({"LOAD": loads, "--map": said.map, "--model": said.model})
@@ -104,8 +104,9 @@ def advise(
         if given == []:
             msg = f"{name} has no value; expected one or several separated by commas"
             raise ExpertMapsError(msg)
-    price = price_of(server.expert_bytes, said.model, server.bandwidth)
-    trace = read_loads(loads, said)
+    loaded = inspect_loads(loads, said)
+    trace = loaded.load
+    price = price_of(server.expert_bytes, loaded, server.bandwidth)
     print_advice(found_advice(trace, ep_size, copies, times, server, price), json=json)
 
 

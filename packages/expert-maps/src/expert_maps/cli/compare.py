@@ -13,12 +13,14 @@ from expert_maps.cli.loading import LoadOptions, LoadsArgument
 from expert_maps.cli.options import (
     EpSizeOption,
     GroupsOption,
+    Inputs,
     JsonOption,
     NodesOption,
     as_choice,
     as_numbers,
     refuse_two_stdins,
 )
+from expert_maps.cli.plotting import PlotOption
 from expert_maps.errors import ExpertMapsError, LayoutError
 
 if TYPE_CHECKING:
@@ -43,6 +45,7 @@ def compare(
         ),
     ] = None,
     groups: GroupsOption = 1,
+    plot: PlotOption = None,
     nodes: NodesOption = 1,
     said: LoadOptions = LoadOptions(),  # noqa: B008 - frozen
     json: JsonOption = False,
@@ -55,6 +58,7 @@ def compare(
     from expert_maps._words import counted
     from expert_maps.cli.loading import inspect_loads
     from expert_maps.cli.output import print_json, say
+    from expert_maps.cli.plotting import check_plot, write_plot
     from expert_maps.cli.work import work
     from expert_maps.comparison import compare as compare_plans
     from expert_maps.layouts import LAYOUT_NAMES
@@ -65,7 +69,9 @@ def compare(
     if not names:
         msg = f"--policies is {policies!r}; expected names separated by commas, like balanced,deepseek"
         raise ExpertMapsError(msg)
-    refuse_two_stdins({"LOAD": loads, "--map": said.map, "--model": said.model})
+    inputs: Inputs = {"LOAD": loads, "--map": said.map, "--model": said.model}
+    refuse_two_stdins(inputs)
+    drawn = check_plot(plot, inputs)
     loaded = inspect_loads(loads, said)
     trace = loaded.load
     copies = _proposed(trace.num_experts, ep_size) if redundant is None else _copies(redundant)
@@ -84,6 +90,10 @@ def compare(
     if all(row.reason is not None for row in rows):
         msg = f"nothing to compare: {rows[0].reason}"
         raise LayoutError(msg)
+    if drawn.path is not None:
+        from expert_maps.pictures import plot_comparison
+
+        write_plot(drawn, lambda: plot_comparison(rows))
     if json:
         print_json(
             {

@@ -14,11 +14,13 @@ from expert_maps.cli.mapping import FromOption, RanksOption
 from expert_maps.cli.options import (
     AllowDuplicatesOption,
     AllowUnevenOption,
+    Inputs,
     JsonOption,
     MapArgument,
     TableOption,
     refuse_two_stdins,
 )
+from expert_maps.cli.plotting import PlotOption
 
 if TYPE_CHECKING:
     import numpy as np
@@ -39,6 +41,7 @@ def evaluate(
     source: FromOption = None,
     ep_size: RanksOption = None,
     said: LoadOptions = LoadOptions(),  # noqa: B008 - frozen
+    plot: PlotOption = None,
     table: TableOption = False,
     allow_uneven: AllowUnevenOption = False,
     allow_duplicates: AllowDuplicatesOption = False,
@@ -54,11 +57,14 @@ def evaluate(
     from expert_maps.cli.loading import inspect_loads
     from expert_maps.cli.mapping import MapOptions
     from expert_maps.cli.output import print_json, say
+    from expert_maps.cli.plotting import check_plot, draw_placement, write_plot
     from expert_maps.cli.report import title_of
     from expert_maps.evaluate import evaluate as evaluate_placement
     from expert_maps.validation import as_index
 
-    refuse_two_stdins({"MAP": file, "LOAD": loads, "--map": said.map, "--model": said.model})
+    inputs: Inputs = {"MAP": file, "LOAD": loads, "--map": said.map, "--model": said.model}
+    refuse_two_stdins(inputs)
+    drawn = check_plot(plot, inputs)
     loaded = inspect_loads(loads, said)
     trace = loaded.load
     of_map = MapOptions(
@@ -68,6 +74,7 @@ def evaluate(
     placement = read.placement
     found = evaluate_placement(placement, trace)
     chosen = None if layer is None else as_index("layer", layer, placement.num_layers)
+    write_plot(drawn, lambda: draw_placement(placement, trace))
     if json:
         print_json(_document(found, names))
         return

@@ -31,6 +31,7 @@ from expert_maps.cli.options import (
     as_max_moves,
     refuse_two_stdins,
 )
+from expert_maps.cli.plotting import PlotOption
 from expert_maps.errors import ExpertMapsError
 
 if TYPE_CHECKING:
@@ -66,6 +67,7 @@ def plan(
     expert_bytes: ExpertBytesOption = None,
     said: LoadOptions = LoadOptions(),  # noqa: B008 - frozen
     output: OutputOption = None,
+    plot: PlotOption = None,
     table: TableOption = False,
     allow_uneven: AllowUnevenOption = False,
     allow_duplicates: AllowDuplicatesOption = False,
@@ -87,6 +89,7 @@ def plan(
     from expert_maps.cli.loading import inspect_loads
     from expert_maps.cli.mapping import MapOptions
     from expert_maps.cli.planned import Making
+    from expert_maps.cli.plotting import check_plot
     from expert_maps.cli.sizing import slots_or_proposal
     from expert_maps.cli.writing import check_output
     from expert_maps.planning import plan as plan_placement
@@ -95,6 +98,7 @@ def plan(
     inputs: Inputs = {"LOAD": loads, "--map": said.map, "--current": current, "--model": said.model}
     refuse_two_stdins(inputs)
     target = check_output(output, inputs, json=json)
+    drawn = check_plot(plot, inputs)
     as_choice("--policy", policy, EVERY_POLICY)
     moves = as_max_moves(max_moves, None)
     _refuse_without(current, {"--expert-bytes": expert_bytes, "--max-moves": max_moves, "--from": source})
@@ -119,7 +123,9 @@ def plan(
         allow_uneven=allow_uneven,
         allow_duplicates=allow_duplicates,
     )
-    made = Making("plan", plans, loaded, said, target, groups, nodes, before, expert_bytes, proposed, names)
+    made = Making(
+        "plan", plans, loaded, said, target, groups, nodes, before, expert_bytes, proposed, names, drawn
+    )
     made.run(table=table, json=json)
 
 

@@ -39,6 +39,7 @@ class Making:
         expert_bytes: as it was given.
         proposed: why there are so many slots, where nobody said how many.
         names: how layers are named.
+        drawn: where a picture goes; None for nowhere.
     """
 
     command: str
@@ -52,6 +53,7 @@ class Making:
     expert_bytes: int | None = None
     proposed: str | None = None
     names: LayerNames = UNNUMBERED
+    drawn: Output | None = None
 
     def run(self, *, table: bool, json: bool) -> None:
         """Plan, write the map and print what it is worth.
@@ -81,6 +83,10 @@ class Making:
         report.warn_of_mended()
         _ = report.moved_bytes  # refused before anything is written
         self.target.write(self._map_text(result))
+        if self.drawn is not None:
+            from expert_maps.cli.plotting import draw_placement, write_plot
+
+            write_plot(self.drawn, lambda: draw_placement(result.placement, self.loaded.load, self.current))
         report.print(table=table, json=json)
 
     def _map_text(self, result: PlanResult) -> str:

@@ -12,6 +12,7 @@ import typer
 
 from expert_maps.cli.loading import LoadOptions, LoadsArgument
 from expert_maps.cli.options import ExpertBytesOption, JsonOption, as_max_moves, as_numbers, refuse_two_stdins
+from expert_maps.cli.plotting import PlotOption
 from expert_maps.errors import ExpertMapsError
 
 if TYPE_CHECKING:
@@ -95,6 +96,7 @@ def simulate(
             "--output", "-o", help="Write all runs, step by step: a name in .json or .parquet (pyarrow)."
         ),
     ] = None,
+    plot: PlotOption = None,
     said: LoadOptions = LoadOptions(),  # noqa: B008 - frozen
     json: JsonOption = False,
 ) -> None:
@@ -106,7 +108,8 @@ def simulate(
     how long the moves take at the bandwidth, in rounds in which a rank sends and receives one expert at most, layer
     after layer. Planner is measured in this run, on the CPU that it runs on.
     """
-    from expert_maps.cli.loading import read_loads
+    from expert_maps.cli.loading import inspect_loads
+    from expert_maps.cli.plotting import check_plot, write_plot
     from expert_maps.cli.simulated import price_of, print_runs, refuse_nothing, saved
     from expert_maps.cli.work import work
     from expert_maps.cli.writing import check_output
@@ -117,6 +120,7 @@ def simulate(
     refuse_two_stdins(inputs)
     target = check_output(output, {**inputs, "--resume": resume}, endings=(".json", ".parquet"), json=json)
     check_output(resume, inputs, endings=(".jsonl",), name="--resume")
+    drawn = check_plot(plot, inputs)
     settings = sweep(
         ep_sizes=_given("--ep-size", as_numbers("--ep-size", ep_size)),
         redundant=_given("--redundant", as_numbers("--redundant", redundant)),
@@ -125,8 +129,9 @@ def simulate(
         max_moves=_moves(max_moves),
         thresholds=_given("--thresholds", _fractions(thresholds)),
     )
-    price = price_of(expert_bytes, said.model, bandwidth)
-    trace = read_loads(loads, said)
+    loaded = inspect_loads(loads, said)
+    trace = loaded.load
+    price = price_of(expert_bytes, loaded, bandwidth)
     runs: list[Run] = work(
         "simulating",
         lambda progress: simulate_runs(
@@ -143,6 +148,10 @@ def simulate(
     refuse_nothing(runs)
     if output is not None:
         target.write(saved(output, trace, runs, price))
+    if drawn.path is not None:
+        from expert_maps.pictures import plot_runs
+
+        write_plot(drawn, lambda: plot_runs(runs))
     print_runs(trace, runs, price, target, json=json)
 
 

@@ -8,7 +8,8 @@ import json as json_text
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
-from expert_maps.cli.output import as_count, as_size, note, plural, print_json, say
+from expert_maps._words import counted
+from expert_maps.cli.output import as_count, as_size, note, print_json, say
 from expert_maps.errors import LayoutError
 from expert_maps.simulation import OFF, Costs, as_parquet, row_of
 
@@ -16,21 +17,21 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
     from pathlib import Path
 
+    from expert_maps.cli.loading import Loaded
     from expert_maps.cli.writing import Output
     from expert_maps.load import ExpertLoad
     from expert_maps.simulation import Run
 
 
-def price_of(expert_bytes: int | None, model: str | None, bandwidth: float | None) -> Costs:
+def price_of(expert_bytes: int | None, loaded: Loaded, bandwidth: float | None) -> Costs:
     """Return what a move costs, as the options say; what is taken because nothing was said is named.
 
     Raises:
         ExpertMapsError: a value that no server has.
     """
-    from expert_maps.cli.planned import bytes_of_expert
-
     usual = Costs()
-    size = bytes_of_expert(expert_bytes, model)
+    model = loaded.model
+    size = model.expert_bytes if expert_bytes is None and model is not None else expert_bytes
     if size is None:
         note(f"--expert-bytes {usual.expert_bytes} taken: an expert of DeepSeek-R1 in FP8; give your model's")
     if bandwidth is None:
@@ -95,7 +96,7 @@ def print_runs(trace: ExpertLoad, runs: Sequence[Run], price: Costs, target: Out
         return
     err = target.is_stdout
     say(
-        f"{plural(trace.num_steps, 'step')} of {plural(trace.num_layers, 'layer')} of {trace.num_experts} experts; "
+        f"{counted(trace.num_steps, 'step')} of {counted(trace.num_layers, 'layer')} of {trace.num_experts} experts; "
         f"experts of {as_size(price.expert_bytes)} at {price.bandwidth:g} GB/s",
         err=err,
         wrap=True,
