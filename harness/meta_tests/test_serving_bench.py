@@ -78,9 +78,9 @@ def test_maps_are_planned_from_what_was_recorded_and_ratios_are_those_of_the_rou
     found = serving.measure(tmp_path, rounds=3)
     recording, *arms = FakeArm.seen
     assert (recording.ranks, recording.rounds) == (2, 1)
-    assert [arm.ranks for arm in arms] == [1, 1, 2, 1, 2, 2]
+    assert [arm.ranks for arm in arms] == [1, 1, 1, 2, 2, 2]
     copies = [None if arm.placement is None else arm.placement.num_redundant_experts for arm in arms]
-    assert copies == [None, None, None, 0, serving._REDUNDANT, 0]
+    assert copies == [None, None, 0, None, serving._REDUNDANT, 0]
     assert {arm.rounds for arm in arms} == {serving._WARM_UP + 3}
     assert found["one_rank_plugin_to_one_rank_vllm_ratio"] == 1
     assert found["two_ranks_static_map_to_two_ranks_plugin_ratio"] == 2

@@ -95,7 +95,14 @@ def measure(model: Path, rounds: int) -> dict[str, object]:
         }
         for name, path in maps.items():
             options[name] = (two if name.startswith("two") else {}) | _with({"expert_map_path": str(path)})
-        wall, cpu = _take_turns(model, options, rounds)
+        wall: dict[str, list[float]] = {}
+        cpu: dict[str, list[float]] = {}
+        # Only those that are compared with each other need to be there together.
+        for reference in dict.fromkeys(_COMPARED.values()):
+            together = [reference, *(name for name, other in _COMPARED.items() if other == reference)]
+            seconds = _take_turns(model, {name: options[name] for name in together}, rounds)
+            wall |= seconds[0]
+            cpu |= seconds[1]
     tokens = PROMPTS * (PROMPT_TOKENS + NEW_TOKENS)
     result: dict[str, object] = {}
     for name in options:

@@ -25,12 +25,13 @@ if TYPE_CHECKING:
     from typing_extensions import Self
 
 PROMPTS, PROMPT_TOKENS, NEW_TOKENS = 64, 64, 64
+# Room for all prompts, and not for more: several engines are there at once.
+_CACHE_BYTES = 128 * 1024**2
 # A start, or a round.
 _SECONDS = 300
 _ENDED, _SILENT = "has ended", f"has not answered for {_SECONDS} seconds"
 # Two ranks on a machine with few cores and one NUMA node.
 _ENVIRONMENT = {
-    "VLLM_CPU_KVCACHE_SPACE": "1",
     "VLLM_CPU_OMP_THREADS_BIND": "nobind",
     "OMP_NUM_THREADS": "1",
     "HF_HUB_OFFLINE": "1",
@@ -135,6 +136,7 @@ def main(model: str, options: str, answers: str) -> None:
         max_model_len=2 * (PROMPT_TOKENS + NEW_TOKENS),
         enable_prefix_caching=False,
         seed=0,
+        kv_cache_memory_bytes=_CACHE_BYTES,
         # Prompts are ids, and so are answers.
         skip_tokenizer_init=True,
         **json.loads(options),
