@@ -2,20 +2,19 @@
 # SPDX-License-Identifier: Apache-2.0
 """Figures for `--plot`: rank loads as heatmaps, experts with their copies, balancedness over time and redundancy.
 
-matplotlib is loaded only here and in `plots`. Colours are those of Okabe and Ito, and the map cividis: told apart by those
+matplotlib is loaded by `plots.new_figure`. Colours are those of Okabe and Ito, and the map cividis: told apart by those
 who see colours differently.
 """
 
 from __future__ import annotations
 
-import importlib
 import io
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from expert_maps import metrics
-from expert_maps.errors import ExpertMapsError
+from expert_maps.plots import new_figure
 from expert_maps.simulation import OFF
 
 if TYPE_CHECKING:
@@ -36,20 +35,6 @@ _MARKS = ("o", "s", "^", "D", "v", "P", "X")
 _GREY = "#8a8a8a"
 _MOST_LINES = 6
 ENDINGS = (".png", ".svg")
-
-
-def new_figure(width: float, height: float) -> Any:  # noqa: ANN401 - matplotlib may be absent
-    """Return an empty figure that belongs to no window.
-
-    Raises:
-        ExpertMapsError: matplotlib is not installed.
-    """
-    try:
-        figures = importlib.import_module("matplotlib.figure")
-    except ImportError as error:
-        msg = f"matplotlib is not installed ({error}); expected it for figures: pip install matplotlib"
-        raise ExpertMapsError(msg) from error
-    return figures.Figure(figsize=(width, height), layout="constrained")
 
 
 def picture(figure: Any, ending: str) -> bytes:  # noqa: ANN401 - matplotlib may be absent

@@ -92,6 +92,20 @@ def _known_load(result: Loaded) -> ExpertLoad:
     return result.load
 
 
+def new_figure(width: float, height: float) -> Any:  # noqa: ANN401 - matplotlib may be absent
+    """Return an empty figure that belongs to no window.
+
+    Raises:
+        ExpertMapsError: matplotlib is not installed.
+    """
+    try:
+        figures = importlib.import_module("matplotlib.figure")
+    except ImportError as error:
+        msg = f"matplotlib is not installed ({error}); expected it for figures: pip install matplotlib"
+        raise ExpertMapsError(msg) from error
+    return figures.Figure(figsize=(width, height), layout="constrained")
+
+
 def draw(before: Float64Array, after: Float64Array, names: tuple[str, str]) -> Any:  # noqa: ANN401
     """Draw the hottest rank of every layer, and all ranks of the layer that was worst.
 
@@ -106,12 +120,7 @@ def draw(before: Float64Array, after: Float64Array, names: tuple[str, str]) -> A
     Raises:
         ExpertMapsError: matplotlib is not installed.
     """
-    try:
-        figures = importlib.import_module("matplotlib.figure")
-    except ImportError as error:
-        msg = f"matplotlib is not installed ({error}); expected it for figures: pip install matplotlib"
-        raise ExpertMapsError(msg) from error
-    figure = figures.Figure(figsize=(10, 6.5), layout="constrained")
+    figure = new_figure(10, 6.5)
     top, bottom = figure.subplots(2, 1)
     colours = (_BEFORE, _AFTER)
     for loads, name, colour in zip((before, after), names, colours, strict=True):
