@@ -189,6 +189,9 @@ def join(rank: int, folder: str) -> None:
     from vllm.distributed import parallel_state
 
     os.environ["GLOO_SOCKET_IFNAME"] = "lo"
+    # Ranks that name their shared memory differently use none. Else it would be used where vLLM's ops happen to be loaded,
+    # by a name that only its workers set, and left behind.
+    os.environ["VLLM_DIST_IDENT"] = str(rank)
     torch.set_num_threads(1)
     config = VllmConfig()
     config.parallel_config.enable_eplb = True
