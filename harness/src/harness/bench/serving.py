@@ -100,9 +100,9 @@ def measure(model: Path, rounds: int) -> dict[str, object]:
         # Only those that are compared with each other need to be there together.
         for reference in dict.fromkeys(_COMPARED.values()):
             together = [reference, *(name for name, other in _COMPARED.items() if other == reference)]
-            seconds = _take_turns(model, {name: options[name] for name in together}, rounds)
-            wall |= seconds[0]
-            cpu |= seconds[1]
+            walls, cpus = _take_turns(model, {name: options[name] for name in together}, rounds)
+            wall |= walls
+            cpu |= cpus
     tokens = PROMPTS * (PROMPT_TOKENS + NEW_TOKENS)
     result: dict[str, object] = {}
     for name in options:

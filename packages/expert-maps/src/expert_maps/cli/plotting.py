@@ -35,7 +35,8 @@ def check_plot(path: Path | None, inputs: Inputs) -> Output:
     """
     if path is None:
         return Output(None)
-    from expert_maps.pictures import ENDINGS, new_figure
+    from expert_maps.pictures import ENDINGS
+    from expert_maps.plots import new_figure
 
     if str(path) == "-":
         msg = "--plot is '-'; expected the name of a file in .png or .svg"
