@@ -43,8 +43,8 @@ def draw(run: RunRecord, path: Path) -> None:
 
     mpl.use("agg")
     # Text stays text, which a browser draws: as outlines it would be most of the file.
-    text = {"svg.hashsalt": "expert-maps", "svg.fonttype": "none"}
-    mpl.rcParams.update({**text, "font.size": 8, "axes.titlesize": 8})
+    mpl.rcParams.update({"svg.hashsalt": "expert-maps", "svg.fonttype": "none"})
+    mpl.rcParams.update({"font.size": 8, "axes.titlesize": 8})
     from matplotlib import pyplot as plt
 
     warm = [row for row in run.performance["rows"] if row["variant"] == "warm"]
