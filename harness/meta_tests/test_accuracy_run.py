@@ -637,9 +637,9 @@ def test_two_runs_at_once_are_refused(bench: Bench) -> None:
 
 
 def test_paths_are_not_recorded(tmp_path: Path) -> None:
-    words = ["--model", f"{tmp_path}/model", f'{{"path": "{tmp_path}/work/x.npz"}}', "--other=…/y"]
-    folders = {tmp_path: "", tmp_path / "work": "work"}
-    assert shown(words, folders) == ["--model", "model", '{"path": "work/x.npz"}', "--other=…/y"]
+    words = ["--model", f"{tmp_path}/model", f'{{"path": "{tmp_path}/made/x.npz"}}', "--other=…/y"]
+    folders = {tmp_path: "", tmp_path / "made": "made"}
+    assert shown(words, folders) == ["--model", "model", '{"path": "made/x.npz"}', "--other=…/y"]
 
 
 def test_a_checkpoint_is_told_from_another(tmp_path: Path) -> None:

@@ -5,13 +5,13 @@
 from __future__ import annotations
 
 import hashlib
-import importlib.metadata
 import os
 import platform
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from harness.accuracy.server import ServerError
+from harness.record import provenance
 from harness.record.provenance import file_identities, without_places
 
 if TYPE_CHECKING:
@@ -36,15 +36,9 @@ def versions(server: Server) -> dict[str, str | None]:
         vllm = str(server.get("/version")["version"])
     except (ServerError, LookupError, TypeError):
         vllm = None
-    here = {name: _installed(name) if server.is_own else None for name in _SERVER_PACKAGES}
-    return {"vllm": vllm, "lm_eval": _installed("lm_eval"), "python": platform.python_version(), **here}
-
-
-def _installed(name: str) -> str | None:
-    try:
-        return importlib.metadata.version(name)
-    except importlib.metadata.PackageNotFoundError:
-        return None
+    installed = provenance.versions(("lm_eval", *_SERVER_PACKAGES))
+    here = {name: installed.get(name) if server.is_own else None for name in _SERVER_PACKAGES}
+    return {"vllm": vllm, "lm_eval": installed.get("lm_eval"), "python": platform.python_version(), **here}
 
 
 def machine(environment: Mapping[str, str]) -> dict[str, Any]:

@@ -116,15 +116,6 @@ class MapOfModel(MapOptions):
         return cls(**{name: getattr(said, name) for name in said.__dataclass_fields__}, counts=counts)
 
 
-def read_map(path: AnyPath, options: MapOptions | None = None) -> Placement:
-    """Read a map of any format, ``-`` for standard input; its warnings go to standard error.
-
-    Raises:
-        ExpertMapsError: it cannot be read, is no valid placement, or has other slots in some layers; the file is named.
-    """
-    return alike(read_any_map(path, options), path)
-
-
 def names_of_both(
     first: tuple[int, ...] | None, what: str, second: tuple[int, ...] | None, other: str
 ) -> LayerNames:
@@ -157,7 +148,7 @@ def read_slot_map(
         layers: the rows of the load that are taken; without a model the same are taken of such a map.
 
     Raises:
-        ExpertMapsError: as `read_map`, or its format does not keep the order of slots.
+        ExpertMapsError: as `read_any_map`, or its format does not keep the order of slots.
     """
     from expert_maps.formats.mapfile import RanksUnsaidError
 
@@ -200,10 +191,12 @@ def alike(found: MapFile, path: AnyPath) -> Placement:
 def read_any_map(
     path: AnyPath, options: MapOptions | None = None, if_dense: MapOptions | None = None
 ) -> MapFile:
-    """Read a map as `read_map`, also with other slots in some layers, and keep what the file says beside it.
+    """Read a map of any format, also with other slots in some layers, and keep what the file says beside it.
+
+    Its warnings go to standard error.
 
     Args:
-        path: the map.
+        path: the map; ``-`` is standard input.
         options: what is said of it.
         if_dense: what is said of it instead where its rows are all layers, and nobody said which are MoE.
 

@@ -196,8 +196,7 @@ class Proof:
 
     def _served_sums(self, index: int) -> dict[str, list[int]]:
         if self._adaptor is None:
-            slots, unread = self._made.layers[index].slots(), self._made.watch.unread(index)
-            return slot_sums({name: held for name, held in slots.items() if name not in unread})
+            return slot_sums(self._made.layers[index].slots(), self._made.watch.unread(index))
         return self._moved_sums(index, self._key(index))
 
     def _key(self, index: int) -> int:

@@ -59,21 +59,20 @@ def read_state(
         without: parameters that are not read.
     """
     log2phy = layer.log2phy
-    slots = {name: held for name, held in layer.slots().items() if name not in without} if sums else {}
     return SlotState(
         layer.row() if row is None else row,
         None if log2phy is None else log2phy.tolist(),
         list(problems),
-        slot_sums(slots),
+        slot_sums(layer.slots(), without) if sums else {},
     )
 
 
-def slot_sums(slots: dict[str, list[torch.Tensor]]) -> dict[str, list[int]]:
-    """Return the checksum of each slot's bytes, by parameter."""
+def slot_sums(slots: dict[str, list[torch.Tensor]], without: Collection[str] = ()) -> dict[str, list[int]]:
+    """Return the checksum of each slot's bytes, by parameter; of some parameters they are not read."""
     return {
         name: torch.stack([checksum(tensor) for tensor in tensors]).tolist()
         for name, tensors in slots.items()
-        if tensors
+        if tensors and name not in without
     }
 
 
