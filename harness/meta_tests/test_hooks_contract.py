@@ -120,6 +120,7 @@ class EplbConfig:
     _WORKER: "class EplbProcess:\n    def worker_process(self, planner_q, block_update_q): ...\n",
     "vllm_ascend/eplb/eplb_updator.py": (
         "class EplbUpdator:\n    def warm_up_eplb(self): ...\n    def forward_end(self): ...\n"
+        "    def get_update_info_flag(self): ...\n"
     ),
     "vllm_ascend/ops/fused_moe/token_dispatcher.py": (
         "class TokenDispatcherWithAllGather:\n    def token_dispatch(self, token_dispatch_input): ...\n"
@@ -270,7 +271,7 @@ def test_a_circle_of_imports_ends(tmp_path: Path) -> None:
 def test_a_vllm_ascend_that_fits_has_no_problems(tmp_path: Path) -> None:
     report = check_ascend(write_wheel(tmp_path, ASCEND))
     assert report.problems == []
-    assert report.row == ("vllm-ascend 0.22.1rc1", "11 of 11", "1", "5 of 6", "11", "0")
+    assert report.row == ("vllm-ascend 0.22.1rc1", "12 of 12", "1", "5 of 6", "11", "0")
     (note,) = report.notes
     assert re.search(r"eplb_heat_\w+ is not in this version.*only where load_collection_phase is not", note)
 
@@ -278,7 +279,7 @@ def test_a_vllm_ascend_that_fits_has_no_problems(tmp_path: Path) -> None:
 def test_a_newer_vllm_ascend_that_fits_has_no_problems(tmp_path: Path) -> None:
     report = check_ascend(write_wheel(tmp_path, newer()), "0.30.0rc2")
     assert report.problems == []
-    assert report.row == ("vllm-ascend 0.30.0rc2", "11 of 11", "1", "6 of 6", "11", "0")
+    assert report.row == ("vllm-ascend 0.30.0rc2", "12 of 12", "1", "6 of 6", "11", "0")
     assert report.notes == []
 
 

@@ -626,6 +626,14 @@ class Updator:
         self.comm_group = SimpleNamespace(cpu_group=None)
         load = torch.randint(0, 1000, (LAYERS, RANKS, width), generator=draw)
         self.shared_dict = {"moe_load": load}
+        self.steps = 0
+
+    def forward_end(self) -> str:
+        self.steps += 1
+        return "ended"
+
+    def get_update_info_flag(self) -> bool:
+        return self.steps == self.expert_heat_collection_interval + self.algorithm_execution_interval - 1
 
 
 def test_our_planner_stands_in_the_place_of_vllm_ascends_queues(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -642,7 +650,13 @@ def test_our_planner_stands_in_the_place_of_vllm_ascends_queues(monkeypatch: pyt
     assert worker._around_warm_up(lambda _: "warm", updator) == "warm"
     queue: Any = updator.eplb_process.planner_q
     assert updator.eplb_process.block_update_q is queue
+    shared = []
+    monkeypatch.setattr(queue, "share", lambda share=queue.share: shared.append(updator.steps) or share())
     queue.put(1)
+    for _ in range(9):
+        assert worker._around_forward_end(Updator.forward_end, updator) == "ended"
+    # Once, at the end of the step before the one that asks.
+    assert shared == [7]
     tasks = queue.get()
     assert [task[-1] for task in tasks] == list(range(LAYERS))
     assert queue.moves

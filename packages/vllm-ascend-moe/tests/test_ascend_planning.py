@@ -19,6 +19,7 @@ from vllm_ascend_moe.backends.ascend.planning import Planner, planner_for, trans
 from vllm_ascend_moe.backends.one_plan import OnePlan
 from vllm_ascend_moe.core.gain import MoveRule
 from vllm_ascend_moe.core.settings import Settings
+from vllm_ascend_moe.hooks.wrapping import UpstreamError
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -79,17 +80,38 @@ def planner(
 def answer(one: Planner) -> list[Any]:
     """Ask as vllm-ascend's runner does."""
     one.put(1)
+    one.share()
     return one.get()
 
 
 def test_without_being_woken_nothing_moves() -> None:
     one = planner(shuffled(1), Told(shuffled(2).physical_to_logical), 0)
+    one.share()
     assert [task[:2] for task in one.get()] == [([], [])] * LAYERS
     answer(one)
     assert one.moves
     # A proposal is told once.
+    one.share()
     one.get()
     assert not one.moves
+
+
+def test_ranks_exchange_nothing_where_vllm_ascend_asks_for_the_plan(monkeypatch: pytest.MonkeyPatch) -> None:
+    # There one data-parallel rank may be before an exchange of its step's and another after it: both would wait for ever.
+    one = planner(shuffled(1), Told(shuffled(2).physical_to_logical), 0)
+    assert one._plan is not None
+    one._plan._group = object()  # type: ignore[assignment]
+    exchanged = []
+    for name in ("get_rank", "get_global_rank"):
+        monkeypatch.setattr(torch.distributed, name, lambda *_: 0)
+    monkeypatch.setattr(torch.distributed, "broadcast", lambda *_: exchanged.append("broadcast"))
+    one.put(1)
+    with pytest.raises(UpstreamError, match="has not been told to all ranks"):
+        one.get()
+    one.share()
+    assert exchanged == ["broadcast"]
+    assert [task[-1] for task in one.get()] == list(range(LAYERS))
+    assert exchanged == ["broadcast"]
 
 
 def test_the_load_is_read_while_others_serve_and_its_failure_is_no_plan(

@@ -91,8 +91,8 @@ class AscendV1(Backend):
         wrapping.wrap(table.EPLB_MANAGER, around_manager)
         if needs_eplb(self.session.settings):
             wrapping.wrap(table.EPLB_WARM_UP, self._around_warm_up)
+            wrapping.wrap(table.EPLB_FORWARD_END, self._around_forward_end)
         if self._recording is not None:
-            wrapping.wrap(table.EPLB_FORWARD_END, self._recording.around_forward_end)
             wrapping.wrap(table.DUMMY_RUN, self._recording.around_dummy_run)
         for hook in initialize_hooks():
             wrapping.wrap(hook, around_initialize_model)
@@ -265,6 +265,18 @@ class AscendV1(Backend):
             logger.info("experts stay where they are: vllm-ascend's EPLB is on, and is given nothing to move")
         planner = planner_for(self.session, updator, placement, made.tp_sizes(), self._num_groups)
         updator.eplb_process.planner_q = updator.eplb_process.block_update_q = self._planner = planner
+        return result
+
+    def _around_forward_end(
+        self, original: Callable[..., Any], updator: Any, *args: Any, **kwargs: Any
+    ) -> Any:
+        """Count a step's load, and tell all ranks the plan where vllm-ascend asks for it in the next step."""
+        if self._recording is None:
+            result = original(updator, *args, **kwargs)
+        else:
+            result = self._recording.around_forward_end(original, updator, *args, **kwargs)
+        if self._planner is not None and updator.get_update_info_flag():
+            self._planner.share()
         return result
 
     def report(self, *, checksums: bool) -> dict[str, Any]:

@@ -185,6 +185,8 @@ EXCHANGES = (
 EPLB_WARM_UP = Hook("vllm_ascend.eplb.eplb_updator", "EplbUpdator.warm_up_eplb", ("self",))
 # Where a forward's load has been counted, and nothing has been planned, moved or cleared by it yet.
 EPLB_FORWARD_END = Hook("vllm_ascend.eplb.eplb_updator", "EplbUpdator.forward_end", ("self",))
+# Whether the next forward asks for the plan.
+EPLB_PLAN_DUE = Hook("vllm_ascend.eplb.eplb_updator", "EplbUpdator.get_update_info_flag", ("self",))
 DUMMY_RUN = Hook("vllm_ascend.worker.model_runner_v1", "NPUModelRunner._dummy_run", ("self", "num_tokens"))
 # vLLM's function where it is defined: its loaders for tensors over the network import it by name from here.
 INITIALIZE_MODEL_UTIL = Hook(
@@ -202,6 +204,7 @@ BESIDE_ASCEND = (
     EPLB_MANAGER,
     EPLB_WARM_UP,
     EPLB_FORWARD_END,
+    EPLB_PLAN_DUE,
     DUMMY_RUN,
     GATHER,
     *EXCHANGES,

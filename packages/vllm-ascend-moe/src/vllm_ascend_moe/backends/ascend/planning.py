@@ -4,7 +4,8 @@
 
 vllm-ascend has such a process beside every worker, and each of them plans for itself: seconds of Python for a large model, and
 nothing compares what they find. Here one worker plans, in a thread beside its steps, since the planner is compiled, and tells
-the others where all of them ask for the answer (`backends.one_plan`). The process is started all the same, and is never asked.
+the others (`backends.one_plan`) at the end of the step before the one in which all of them ask for the answer. The process is
+started all the same, and is never asked.
 """
 
 from __future__ import annotations
@@ -19,6 +20,8 @@ from expert_maps import Placement
 from vllm_ascend_moe.backends.one_plan import OnePlan
 from vllm_ascend_moe.backends.policy import make_policy
 from vllm_ascend_moe.backends.rules import rule_for
+from vllm_ascend_moe.hooks import table
+from vllm_ascend_moe.hooks.wrapping import UpstreamError
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -70,6 +73,8 @@ class Planner:
         self._record = record
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="expert-maps-planner")
         self._proposal: Future[torch.Tensor | None] | None = None
+        # What all ranks have been told, until vllm-ascend asks for it.
+        self._shared: torch.Tensor | None = None
 
     @property
     def moves(self) -> bool:
@@ -92,12 +97,33 @@ class Planner:
             _rows(old),
         )
 
-    def get(self) -> list[Task]:
-        """Return what is to be done in every layer; nothing is moved in one that stays as it is."""
-        new = old = self.placement
+    def share(self) -> None:
+        """Tell the plan to all ranks, at the end of a step.
+
+        There all ranks get, each after the same exchanges. Where vllm-ascend asks for the plan they do not: a
+        data-parallel rank that serves asks once the ranks have agreed on the step's tokens, an idle one before that, and
+        each would wait for the other for ever.
+        """
         if self._plan is not None:
             proposal, self._proposal = self._proposal, None
-            rows = self._plan.share(None if proposal is None else proposal.result(), _rows(old))
+            told = None if proposal is None else proposal.result()
+            self._shared = self._plan.share(told, _rows(self.placement))
+
+    def get(self) -> list[Task]:
+        """Return what is to be done in every layer; nothing is moved in one that stays as it is.
+
+        Raises:
+            UpstreamError: the plan is asked for before a step's end at which it was due.
+        """
+        new = old = self.placement
+        if self._plan is not None:
+            rows, self._shared = self._shared, None
+            if rows is None:
+                msg = (
+                    "vllm-ascend asks for a plan that has not been told to all ranks; expected it to ask in the step after "
+                    f"{table.EPLB_FORWARD_END} in which {table.EPLB_PLAN_DUE} says so"
+                )
+                raise UpstreamError(msg)
             new = Placement(rows.numpy(), old.ep_size, num_logical_experts=old.num_logical_experts)
         maps = (
             new.global_expert_map().copy()
