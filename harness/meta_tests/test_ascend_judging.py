@@ -267,6 +267,7 @@ def test_every_release_has_all_cases(release: releases.Release, tmp_path: Path) 
         "dynamic, a worker is killed while experts move",
         "dynamic, a worker fails while loading",
         "W8A8, static map",
+        "W8A8, static map",
         "W8A8, dynamic from a map",
     ]
 

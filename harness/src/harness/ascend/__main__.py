@@ -175,14 +175,19 @@ def accuracy_command(
     context: typer.Context,
     release: Annotated[str, typer.Option("--release", help="Of vllm-ascend, or newest.")] = "0.23.0",
     chip: Annotated[str, typer.Option("--chip", help="A2 (AllGather path) or A3 (ALLTOALL, MC2).")] = "A3",
+    runner: Annotated[
+        int, typer.Option("--runner", help="vllm-ascend's; 2: a configuration of your own sets it too.")
+    ] = 1,
 ) -> None:
     """Run `accuracy run` with vllm-ascend's servers, emulated; what follows is for it, such as --questions 16."""
     try:
         _check_chip(chip)
-        staged = stage(_release(release))
+        found = _release(release)
+        _check_runner(runner, found)
+        staged = stage(found)
     except (ContractError, ExpertMapsError) as error:
         raise _refuse(error) from error
-    raise typer.Exit(accuracy.run(staged, chip, context.args))
+    raise typer.Exit(accuracy.run(staged, chip, context.args, runner))
 
 
 def _own_lines(log: Path) -> list[str]:
@@ -213,6 +218,13 @@ def _tell(trial: rehearsal.Trial, outcome: rehearsal.Outcome) -> None:
 def _check_chip(chip: str) -> None:
     if chip not in CHIPS:
         msg = f"--chip is {chip!r}; expected {' or '.join(CHIPS)}"
+        raise rehearsal.BadInputError(msg)
+
+
+def _check_runner(runner: int, release: releases.Release) -> None:
+    serving = [1, engine.V2] if release.serves_v2 else [1]
+    if runner not in serving:
+        msg = f"--runner is {runner}; expected {' or '.join(map(str, serving))} with vllm-ascend {release.vllm_ascend}"
         raise rehearsal.BadInputError(msg)
 
 

@@ -204,6 +204,7 @@ def _quantised_cases(folder: Path, release: Release, start: Path) -> list[Case]:
     from_map = {"expert_map_path": str(start)}
     cases = [
         Case("W8A8, static map", model, "A3", config={"expert_maps": from_map}, rows=start),
+        Case("W8A8, static map", model, "A2", config={"expert_maps": from_map}, rows=start),
         Case(
             "W8A8, dynamic from a map",
             model,

@@ -30,7 +30,7 @@ _KILL_SECONDS = 15.0
 # As `timeout` says it.
 _LATE = 124
 _POLL_SECONDS = 0.1
-_V2 = 2
+V2 = 2
 # Two ranks on a machine with few cores and one NUMA node; the ports of a killed run may still be taken.
 ENVIRONMENT = {
     "VLLM_CPU_KVCACHE_SPACE": "1",
@@ -158,7 +158,7 @@ def environment(
         plugin: whether this project's plugin is loaded.
         runner: vllm-ascend's, 1 or 2; 2 launches Triton kernels.
     """
-    is_v2 = runner == _V2
+    is_v2 = runner == V2
     beside = {} if staged is None else staged.environment(chip, folder / "names.txt", triton=is_v2)
     # What vLLM keeps of a model's class is another for every version, under the same name.
     cache = (folder.parent if staged is None else staged.folder).absolute() / "vllm_cache"
