@@ -83,6 +83,7 @@ HOOKS = (
 # As vllm-ascend 0.22 is, as far as the plugin and the table rely on it.
 _UTILS, _OPTIONS = "vllm_ascend/eplb/core/eplb_utils.py", "vllm_ascend/ascend_config.py"
 _LAYER, _FORWARD = "vllm_ascend/ops/fused_moe/fused_moe.py", "vllm_ascend/ascend_forward_context.py"
+_ADAPTOR = "vllm_ascend/eplb/adaptor/vllm_adaptor.py"
 _MOVER, _WORKER = (
     "vllm_ascend/eplb/core/eplb_device_transfer_loader.py",
     "vllm_ascend/eplb/core/eplb_worker.py",
@@ -115,6 +116,7 @@ class EplbConfig:
     _defaults = {"dynamic_eplb": False, "expert_map_path": None, "expert_heat_collection_interval": 400,
                  "algorithm_execution_interval": 30, "num_redundant_experts": 0, "eplb_policy_type": 1}
 """,
+    _ADAPTOR: "class VllmEplbAdaptor: ...\n",
     _FORWARD: "def select(world_size, num_experts_per_tok):\n    if world_size <= num_experts_per_tok: ...\n",
     _MOVER: "class D2DExpertWeightLoader:\n    def update_expert_map_and_weight(self, reqs): ...\n",
     _WORKER: "class EplbProcess:\n    def worker_process(self, planner_q, block_update_q): ...\n",
@@ -199,6 +201,7 @@ def newer() -> dict[str, str]:
         _LAYER.replace("fused_moe.py", "routed_experts.py"): layer,
         _OPTIONS: FIELDS,
         _CONFIGS: 'config = ConfigDict(extra="forbid")\n',
+        _ADAPTOR: "class VllmEplbAdaptor:\n    _registered_moe_layers = []\n",
         _FORWARD: ASCEND[_FORWARD] + "if lora_config is not None and config.enable_expert_parallel: ...\n",
         _METADATA: pins,
     }
@@ -271,7 +274,7 @@ def test_a_circle_of_imports_ends(tmp_path: Path) -> None:
 def test_a_vllm_ascend_that_fits_has_no_problems(tmp_path: Path) -> None:
     report = check_ascend(write_wheel(tmp_path, ASCEND))
     assert report.problems == []
-    assert report.row == ("vllm-ascend 0.22.1rc1", "12 of 12", "1", "5 of 6", "11", "0")
+    assert report.row == ("vllm-ascend 0.22.1rc1", "12 of 12", "1", "5 of 6", "12", "0")
     (note,) = report.notes
     assert re.search(r"eplb_heat_\w+ is not in this version.*only where load_collection_phase is not", note)
 
@@ -279,7 +282,7 @@ def test_a_vllm_ascend_that_fits_has_no_problems(tmp_path: Path) -> None:
 def test_a_newer_vllm_ascend_that_fits_has_no_problems(tmp_path: Path) -> None:
     report = check_ascend(write_wheel(tmp_path, newer()), "0.30.0rc2")
     assert report.problems == []
-    assert report.row == ("vllm-ascend 0.30.0rc2", "12 of 12", "1", "6 of 6", "11", "0")
+    assert report.row == ("vllm-ascend 0.30.0rc2", "12 of 12", "1", "6 of 6", "12", "0")
     assert report.notes == []
 
 
@@ -311,6 +314,7 @@ def test_a_newer_vllm_ascend_that_fits_has_no_problems(tmp_path: Path) -> None:
             (_FORWARD, "    if", "    lora_config is not None and x.enable_expert_parallel\n    if"),
             "lora_exchanges is",
         ),
+        ((_ADAPTOR, "...", "\n    _registered_moe_layers = []"), "registers_drafts is True in the source"),
     ],
 )
 def test_a_fact_that_the_source_does_not_have_is_found(tmp_path: Path, change: Change, problem: str) -> None:

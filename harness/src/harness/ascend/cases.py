@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
 from harness.ascend.models import (
+    DRAFTING,
     QUANTISED,
     REDUNDANT,
     TINY_DEEPSEEK,
@@ -56,6 +57,7 @@ class Case:
         kills: whether a worker is killed amid a round.
         is_server: whether the OpenAI server is started in place of an engine in one process.
         runner: vllm-ascend's, 1 or 2.
+        drafts: whether a draft model proposes tokens, of which some must be right.
     """
 
     name: str
@@ -74,6 +76,7 @@ class Case:
     kills: bool = False
     is_server: bool = False
     runner: int = 1
+    drafts: bool = False
 
 
 def copies(release: Release, *, dynamic: bool) -> int:
@@ -133,6 +136,7 @@ def cases_for(release: Release, folder: Path, *, every: bool = True) -> list[Cas
         ),
         *_dynamic_cases(folder, start, moving, every=every),
         *(_quantised_cases(folder, release, start) if every else []),
+        *(_draft_cases(folder, deepseek, release) if every else []),
         Case(
             "static map, pipeline parallel 2",
             TINY_MOE,
@@ -218,6 +222,25 @@ def _quantised_cases(folder: Path, release: Release, start: Path) -> list[Case]:
         name = "runner V2, W8A8, dynamic from a map"
         cases.append(Case(name, model, "A3", config=config, moves=True, runner=2))
     return cases
+
+
+def _draft_cases(folder: Path, planned: Path, release: Release) -> list[Case]:
+    """Return the cases of a model with a draft layer that has experts of its own, which no map is for."""
+    model = folder / DRAFTING
+    # Without its statistics vLLM does not tell what was accepted.
+    drafting = {
+        "speculative_config": {"method": "mtp", "num_speculative_tokens": 1},
+        "disable_log_stats": False,
+    }
+    with_map = {"expert_maps": {"expert_map_path": str(planned)}}
+    moving = {"expert_maps": {"num_redundant_experts": copies(release, dynamic=True), **_DYNAMIC}}
+    told: dict[str, Any] = {"moves": True, "drafts": True}
+    if release.registers_drafts:
+        told = {"expected": "refused", "says": "draft model"}
+    return [
+        Case("MTP, static map", model, "A2", config=with_map, engine=drafting, rows=planned, drafts=True),
+        Case("MTP, dynamic", model, "A3", config=moving, engine=drafting, **told),
+    ]
 
 
 def _dynamic_cases(folder: Path, start: Path, redundant: int, *, every: bool) -> list[Case]:

@@ -56,6 +56,8 @@ def main(request_path: str, response_path: str) -> None:
         response["rounds"].append(_generate(llm, request))
         response["inspections"].append(_inspect(llm))
         write()
+    if request["drafts"]:
+        response["accepted"] = _accepted(llm)
     for mutant in request["mutants"]:
         changed = llm.collective_rpc("damage", args=(mutant,))
         response["mutants"][mutant] = {
@@ -96,6 +98,12 @@ def _generate(llm: Any, request: dict[str, Any]) -> dict[str, Any]:  # noqa: ANN
         ],
         "seconds": seconds,
     }
+
+
+def _accepted(llm: Any) -> int:  # noqa: ANN401 - vLLM's
+    """Return how many tokens a draft model proposed and the model agreed to."""
+    name = "vllm:spec_decode_num_accepted_tokens"
+    return sum(int(metric.value) for metric in llm.get_metrics() if metric.name == name)
 
 
 def _kill_one(llm: Any, request: dict[str, Any]) -> float | None:  # noqa: ANN401 - vLLM's

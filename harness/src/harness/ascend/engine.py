@@ -83,6 +83,7 @@ class Served:
         seconds: from the start of the process to its end.
         log: where it is.
         routes: what the routers chose, counted by the harness, [L][E]; None where that was not asked for.
+        accepted: tokens of a draft model's that the model agreed to; None where that was not asked for.
     """
 
     rounds: list[dict[str, Any]] = field(default_factory=list)
@@ -98,6 +99,7 @@ class Served:
     routes: list[list[int]] | None = None
     has_begun: bool = True
     ended_seconds: float | None = None
+    accepted: int | None = None
 
     @property
     def tokens(self) -> list[list[int]] | None:
@@ -197,7 +199,14 @@ def serve(
     used = Path(variables[NAMES]) if NAMES in variables else None
     if used is not None:
         used.unlink(missing_ok=True)
-    defaults = {"rounds": 1, "mutants": [], "max_tokens": 16, "counts": False, "kills": False}
+    defaults = {
+        "rounds": 1,
+        "mutants": [],
+        "max_tokens": 16,
+        "counts": False,
+        "kills": False,
+        "drafts": False,
+    }
     ask.write_text(json.dumps({**defaults, **request}), encoding="utf-8")
     words = [CHILD, str(ask), str(answer)]
     begin, session, broken = time.monotonic(), None, None
@@ -233,6 +242,7 @@ def serve(
         response.get("routes"),
         answer.exists(),
         response.get("ended_seconds"),
+        accepted=response.get("accepted"),
     )
 
 

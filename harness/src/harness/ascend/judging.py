@@ -100,6 +100,8 @@ def judge(case: Case, served: Served, reference: Reference | None) -> Judged:
             _judge_record(case, case.record, reference, found)
         if case.load is not None:
             _judge_load(case.load, served.routes, found)
+        if case.drafts and not served.accepted:
+            found.problems.append(f"{served.accepted} tokens of the draft model were accepted; expected some")
     return found
 
 

@@ -5,6 +5,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import zlib
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -23,6 +24,8 @@ TINY_MOE, TINY_DEEPSEEK = Path("accuracy/tiny-moe"), Path("accuracy/tiny-deepsee
 SIZES = {TINY_MOE: (4, 16), TINY_DEEPSEEK: (3, 16)}
 # A folder's name: the first of them with experts in int8, made where it is served.
 QUANTISED = "tiny-moe-w8a8"
+# Another: the second with a layer that predicts the token after next (MTP), which drafts.
+DRAFTING = "tiny-deepseek-mtp"
 # Copies in the maps.
 REDUNDANT = 4
 
@@ -38,8 +41,9 @@ def size_of(model: Path) -> tuple[int, int]:
 
 def make(models: Iterable[Path]) -> list[Path]:
     """Make those models that are made of others, and return them."""
-    made = sorted({model for model in models if model.name == QUANTISED})
-    return [quantise_checkpoint(TINY_MOE, model) for model in made]
+    wanted = sorted(set(models))
+    quantised = [quantise_checkpoint(TINY_MOE, model) for model in wanted if model.name == QUANTISED]
+    return quantised + [write_drafting(model, TINY_DEEPSEEK) for model in wanted if model.name == DRAFTING]
 
 
 def write_map(path: Path, model: Path, ep_size: int = 2, redundant: int = REDUNDANT) -> Placement:
@@ -65,6 +69,53 @@ def write_twice(path: Path, model: Path) -> Path:
     )
     write_placement(placement, path)
     return path
+
+
+def write_drafting(folder: Path, model: Path) -> Path:
+    """Write a checkpoint with one layer more, which predicts the token after next: its last MoE layer once more.
+
+    Such a draft is right now and then; where it is not, the model itself answers as it does without. So texts are those of
+    the model, and a draft layer with experts of its own has been served.
+
+    Args:
+        folder: is made; files of an earlier one are replaced.
+        model: in one file, of an architecture whose drafts stand behind its layers.
+
+    Returns:
+        The folder.
+    """
+    import torch
+    from safetensors.torch import load_file, save_file
+
+    folder.mkdir(parents=True, exist_ok=True)
+    for path in model.iterdir():
+        if path.is_file() and path.suffix in {".json", ".jinja", ".jsonl"}:
+            shutil.copyfile(path, folder / path.name)
+    config = json.loads((model / "config.json").read_text(encoding="utf-8"))
+    num_layers, hidden = config["num_hidden_layers"], config["hidden_size"]
+    tensors = load_file(model / "model.safetensors")
+    last, draft = f"model.layers.{num_layers - 1}.", f"model.layers.{num_layers}."
+    added = {draft + name.removeprefix(last): tensors[name] for name in tensors if name.startswith(last)}
+    added |= {
+        draft + "embed_tokens.weight": tensors["model.embed_tokens.weight"],
+        draft + "enorm.weight": torch.ones_like(tensors["model.norm.weight"]),
+        draft + "hnorm.weight": tensors["model.norm.weight"],
+        # Mostly what the model has made of the text so far.
+        draft + "eh_proj.weight": torch.cat([0.1 * torch.eye(hidden), torch.eye(hidden)], dim=1),
+        draft + "shared_head.norm.weight": tensors["model.norm.weight"],
+        draft + "shared_head.head.weight": tensors["lm_head.weight"],
+    }
+    dtype = tensors["model.norm.weight"].dtype
+    eh_proj = draft + "eh_proj.weight"
+    added[eh_proj] = added[eh_proj].to(dtype)
+    save_file(
+        {name: tensor.clone() for name, tensor in (tensors | added).items()},
+        folder / "model.safetensors",
+        metadata={"format": "pt"},
+    )
+    config["num_nextn_predict_layers"] = 1
+    (folder / "config.json").write_text(json.dumps(config, indent=1) + "\n", encoding="utf-8")
+    return folder
 
 
 def write_broken(folder: Path, model: Path) -> Path:

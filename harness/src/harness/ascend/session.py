@@ -87,9 +87,11 @@ def run_releases(
             alone = {model: pool.submit(_reference, staged, model, root, servers) for model in SIZES}
             runs = root.absolute() / "runs" / release.vllm_ascend
             cases = cases_for(release, runs, every=every or number == 0)
-            # What two ranks round otherwise than one is compared with two.
+            # What two ranks round otherwise than one is compared with two; with drafts texts are those without.
             alone |= {
-                model: pool.submit(_reference, staged, model, root, servers, 2)
+                model: alone[models.TINY_DEEPSEEK]
+                if model.name == models.DRAFTING
+                else pool.submit(_reference, staged, model, root, servers, 2)
                 for model in models.make(case.model for case in cases)
             }
             # In the order in which they are started, so that what one waits for has been started before it.
@@ -173,6 +175,7 @@ def _serve(staged: Staged, case: Case, folder: Path, servers: ForkServers) -> en
         "mutants": list(case.mutants),
         "counts": case.load is not None,
         "kills": case.kills,
+        "drafts": case.drafts,
         "rounds": num_rounds,
     }
     return engine.serve(request, folder, variables, servers=servers)

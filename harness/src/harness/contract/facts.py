@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from vllm_ascend_moe.releases import Release
 
 _FORWARD = "vllm_ascend/ascend_forward_context.py"
+_ADAPTOR = "vllm_ascend/eplb/adaptor/vllm_adaptor.py"
 _CONFIG = "vllm_ascend/config_utils.py"
 # Sizes at which the two layouts differ: experts, ranks, copies.
 _SIZES = ((10, 4, 6), (16, 2, 4), (8, 8, 8))
@@ -125,5 +126,6 @@ _FACTS: dict[str, Callable[[Sources, Release], object]] = {
     "policy_type": _option("eplb_policy_type"),
     "profiles_slots": _profiles_slots,
     "small_worlds_gather": _has(_FORWARD, r"world_size <= num_experts_per_tok"),
+    "registers_drafts": _has(_ADAPTOR, r"_registered_moe_layers"),
     "lora_exchanges": _has(_FORWARD, r"lora_config is not None and \S*enable_expert_parallel"),
 }

@@ -50,6 +50,7 @@ class Release:
         profiles_slots: whether its profile run draws ids of slots, where a layer that is not quantised then looks
             them up as experts'.
         small_worlds_gather: whether an A5 takes the path AllGather where the world is no larger than the top k.
+        registers_drafts: whether its EPLB takes the layers of draft models for the model's own.
         lora_exchanges: whether LoRA with expert parallelism takes the path ALLTOALL on every chip.
         checked: ``ci``: served in every run of CI; ``all``: served by ``nox -s ascend -- --all``; ``contract``: hooks
             and schemas compared with its source.
@@ -73,6 +74,7 @@ class Release:
     one_copy_policies: tuple[int, ...] = (1,)
     profiles_slots: bool = False
     small_worlds_gather: bool = True
+    registers_drafts: bool = True
     lora_exchanges: bool = False
     checked: Literal["ci", "all", "contract"] = "contract"
 
@@ -103,6 +105,8 @@ class Release:
             for policy in self.one_copy_policies
         )
         found.append(f"more redundant experts than ranks with eplb_policy_type {policies}")
+        if self.registers_drafts:
+            found.append("draft models with experts, where vllm-ascend's EPLB is on")
         if not self.has_heat_stage:
             found.append("load_collection_phase other than all")
         elif not self.agrees_on_stage:
@@ -112,6 +116,7 @@ class Release:
 
 class _Before023(TypedDict):
     has_heat_stage: bool
+    registers_drafts: bool
     heat_interval: int
     policy_type: int
 
@@ -128,7 +133,7 @@ class _Since027(TypedDict):
 
 
 # What a line of releases has in common.
-_BEFORE_0_23 = _Before023(has_heat_stage=False, heat_interval=400, policy_type=1)
+_BEFORE_0_23 = _Before023(has_heat_stage=False, registers_drafts=False, heat_interval=400, policy_type=1)
 _SINCE_0_27 = _Since027(
     torch="2.10.0",
     torch_npu="2.10.0.post4",
