@@ -180,7 +180,7 @@ def test_plan_reads_the_same_and_says_it(tmp_path: Path) -> None:
     assert read_placement(tmp_path / "map.json").num_layers == 2
     # An error that comes later stands alone.
     assert_one_line_error(
-        run("plan", "dump.json", "--physical", 3, "--ep-size", 2), "num_physical_experts is 3"
+        run("plan", "dump.json", "--physical", 3, "--ep-size", 2), "--physical is 3"
     )
 
 

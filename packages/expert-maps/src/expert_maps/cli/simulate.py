@@ -11,7 +11,14 @@ from typing import TYPE_CHECKING, Annotated, TypeVar
 import typer
 
 from expert_maps.cli.loading import LoadOptions, LoadsArgument
-from expert_maps.cli.options import ExpertBytesOption, JsonOption, as_max_moves, as_numbers, refuse_two_stdins
+from expert_maps.cli.options import (
+    ExpertBytesOption,
+    JsonOption,
+    as_choice,
+    as_max_moves,
+    as_numbers,
+    refuse_two_stdins,
+)
 from expert_maps.cli.plotting import PlotOption
 from expert_maps.errors import ExpertMapsError
 
@@ -26,6 +33,13 @@ BandwidthOption = Annotated[
         "--bandwidth",
         metavar="GB/s",
         help="What a rank sends and receives at the same time, in GB/s (10^9 bytes a second); 25 if not given.",
+    ),
+]
+PoliciesOption = Annotated[
+    str,
+    typer.Option(
+        "--policies",
+        help="Policies, separated by commas: balanced, deepseek, deepseek_hierarchical, deepseek_global, reference.",
     ),
 ]
 WorkersOption = Annotated[
@@ -44,9 +58,7 @@ def simulate(
             "--redundant", help="Redundant experts of a layer, over all ranks; several separated by commas."
         ),
     ],
-    policies: Annotated[
-        str, typer.Option("--policies", help="Policies, separated by commas; names as for plan.")
-    ] = "balanced",
+    policies: PoliciesOption = "balanced",
     intervals: Annotated[
         str,
         typer.Option(
@@ -124,7 +136,7 @@ def simulate(
     settings = sweep(
         ep_sizes=_given("--ep-size", as_numbers("--ep-size", ep_size)),
         redundant=_given("--redundant", as_numbers("--redundant", redundant)),
-        policies=_given("--policies", _words(policies)),
+        policies=as_policies(policies),
         intervals=_given("--intervals", as_numbers("--intervals", intervals)),
         max_moves=_moves(max_moves),
         thresholds=_given("--thresholds", _fractions(thresholds)),
@@ -161,6 +173,19 @@ def _given(option: str, values: list[Value]) -> list[Value]:
         msg = f"{option} has no value; expected one or several separated by commas"
         raise ExpertMapsError(msg)
     return values
+
+
+def as_policies(text: str) -> list[str]:
+    """Return the policies that `--policies` names.
+
+    Raises:
+        ExpertMapsError: one is not known, or none is named.
+    """
+    from expert_maps.policies import EVERY_POLICY
+    from expert_maps.simulation import OFF
+
+    names = _given("--policies", _words(text))
+    return [as_choice("--policies", name, (OFF, *EVERY_POLICY)) for name in names]
 
 
 def _moves(text: str) -> list[int | None]:
