@@ -79,7 +79,7 @@ def _print(
     even: Evaluation, found: ReplicaWeights, target: Output, names: LayerNames, *, table: bool, json: bool
 ) -> None:
     from expert_maps.cli.output import print_json, say
-    from expert_maps.cli.report import title_of, worst_layers
+    from expert_maps.cli.plan_report import title_of, worst_layers
     from expert_maps.cli.tables import print_table
 
     was, now = even.balancedness, found.balancedness
