@@ -306,7 +306,9 @@ def test_maps_packed_by_gzip_are_read_within_the_same_bounds(
     assert inspect_map(path).placement == inspect_map(Source("the file", gzip.compress(text))).placement
     assert inspect_map(path).placement == plain.placement
     monkeypatch.setattr("expert_maps.limits.MAX_JSON_BYTES", len(text) - 1)
-    with pytest.raises(FormatError, match=f"map.json.gz: has {len(text)} bytes; expected at most {len(text) - 1}"):
+    with pytest.raises(
+        FormatError, match=f"map.json.gz: has {len(text)} bytes; expected at most {len(text) - 1}"
+    ):
         inspect_map(path)
 
 

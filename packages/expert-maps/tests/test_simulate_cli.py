@@ -66,7 +66,10 @@ def test_parquet_needs_pyarrow() -> None:
     [
         (("--redundant", ","), "--redundant has no value"),
         (("--redundant", "x"), "--redundant is 'x'"),
-        (("--redundant", 3), "nothing to simulate: --redundant is 3: 8 + 3 = 11 slots do not divide by --ep-size 4"),
+        (
+            ("--redundant", 3),
+            "nothing to simulate: --redundant is 3: 8 + 3 = 11 slots do not divide by --ep-size 4",
+        ),
         (("--redundant", 0, "--policies", "best"), "--policies is 'best'; expected one of off, balanced"),
         (("--redundant", 0, "--thresholds", "2"), "--thresholds is 2.0; expected a number from 0 to 1"),
         (("--redundant", 0, "--thresholds", "x"), "--thresholds is 'x'"),

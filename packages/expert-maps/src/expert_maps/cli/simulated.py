@@ -23,15 +23,26 @@ if TYPE_CHECKING:
     from expert_maps.simulation import Run
 
 
-def price_of(expert_bytes: int | None, loaded: Loaded, bandwidth: float | None) -> Costs:
+def price_of(
+    expert_bytes: int | None, loaded: Loaded, bandwidth: float | None, *, is_asked: bool = False
+) -> Costs:
     """Return what a move costs, as the options say; what is taken because nothing was said is named.
 
+    Args:
+        expert_bytes: what `--expert-bytes` says.
+        loaded: with the model that may say it.
+        bandwidth: what `--bandwidth` says.
+        is_asked: whether memory is asked for, which is not guessed.
+
     Raises:
-        ExpertMapsError: a value that no server has.
+        ExpertMapsError: a value that no server has, or the bytes of an expert are needed and not known.
     """
     usual = Costs()
     model = loaded.model
     size = model.expert_bytes if expert_bytes is None and model is not None else expert_bytes
+    if size is None and is_asked:
+        msg = "--device-memory is given, and the bytes of an expert are not known; expected --expert-bytes or --model"
+        raise LayoutError(msg)
     if size is None:
         note(f"--expert-bytes {usual.expert_bytes} taken: an expert of DeepSeek-R1 in FP8; give your model's")
     if bandwidth is None:
