@@ -64,7 +64,12 @@ def test_of_a_model_memory_and_rules_are_known_and_what_to_record() -> None:
 def config(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.chdir(tmp_path)
     path = Path("config.json")
-    keys: dict[str, object] = {"num_hidden_layers": 2, "num_experts": 16, "hidden_size": 8, "moe_intermediate_size": 4}
+    keys: dict[str, object] = {
+        "num_hidden_layers": 2,
+        "num_experts": 16,
+        "hidden_size": 8,
+        "moe_intermediate_size": 4,
+    }
     keys |= {"torch_dtype": "bfloat16"}
     path.write_text(json.dumps({"architectures": ["Qwen3MoeForCausalLM"], "model_type": "qwen3_moe", **keys}))
     return path

@@ -143,7 +143,7 @@ def advise(  # noqa: PLR0913 - options by keyword
     return _with_memory(found, memory)
 
 
-def _copies(  # noqa: PLR0913, PLR0917 - the parts of one choice
+def _copies(
     trace: ExpertLoad,
     ep_size: int,
     redundant: Iterable[int] | None,

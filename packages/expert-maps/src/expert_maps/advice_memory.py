@@ -44,7 +44,7 @@ class Memory:
         return self.bytes_left is None or self.bytes_left >= 0
 
 
-def memory_of(  # noqa: PLR0913 - by keyword
+def memory_of(
     *,
     num_layers: int,
     num_experts: int,
@@ -93,8 +93,8 @@ def memory_assumed(served: Served) -> list[str]:
     if served.device_memory is None:
         return []
     other = (
-        f"{served.other_memory} of them for other weights and activations"
+        f"{served.other_memory / 1e9:g} GB of it for other weights and activations"
         if served.other_memory
         else "other weights and activations are not counted: they take of what is left"
     )
-    return [f"a rank may take {served.device_memory} bytes of its device; {other}"]
+    return [f"a rank may take {served.device_memory / 1e9:g} GB of its device; {other}"]

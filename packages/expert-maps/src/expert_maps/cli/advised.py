@@ -14,11 +14,13 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from expert_maps.advice import Advice
+    from expert_maps.advice_model import TimeModel
     from expert_maps.advice_rules import Served
     from expert_maps.cli.advise import Choices, ServerOptions
-    from expert_maps.cli.loading import LoadOptions
+    from expert_maps.cli.loading import Loaded, LoadOptions
     from expert_maps.load import ExpertLoad
     from expert_maps.models import ModelCounts
+    from expert_maps.report import Findings
     from expert_maps.simulation import Costs
 
 # What a model's configuration has, and no load.
@@ -86,7 +88,7 @@ def served_of(server: ServerOptions) -> Served:
 
 
 def _bytes(option: str, value: float) -> int:
-    if not 0 < value <= 10**6:  # noqa: PLR2004 - a petabyte
+    if not 0 < value <= 10**6:
         msg = f"{option} is {value:g}; expected a number of GB above 0"
         raise ExpertMapsError(msg)
     return round(value * 10**9)
@@ -116,19 +118,9 @@ def found_advice(
         ExpertMapsError: an option is invalid.
     """
     from expert_maps.advice import advise
-    from expert_maps.advice_model import TimeModel
     from expert_maps.cli.work import work
 
-    model = TimeModel()
-    if server.step_ms is not None and server.moe_ms is not None:
-        model = TimeModel(server.step_ms, server.moe_ms, is_measured=True)
-    elif server.step_ms is not None or server.moe_ms is not None:
-        given, missing = ("--step-ms", "--moe-ms") if server.moe_ms is None else ("--moe-ms", "--step-ms")
-        msg = f"{given} is given without {missing}; expected both: two numbers fit the time model"
-        raise ExpertMapsError(msg)
-    if not 0 <= server.least_gain <= 100:  # noqa: PLR2004 - percent
-        msg = f"--least-gain is {server.least_gain:g}; expected percent from 0 to 100"
-        raise ExpertMapsError(msg)
+    model, least = time_model_of(server), least_gain_of(server)
     return work(
         "simulating",
         lambda progress: advise(
@@ -140,8 +132,74 @@ def found_advice(
             time_model=model,
             costs=price,
             served=served,
-            least_gain=server.least_gain / 100,
+            least_gain=least,
             workers=server.workers or os.cpu_count() or 1,
+            progress=progress,
+        ),
+    )
+
+
+def time_model_of(server: ServerOptions) -> TimeModel:
+    """Return the time model that the options say, or the assumed one.
+
+    Raises:
+        ExpertMapsError: one number of two is given, or one that no server has.
+    """
+    from expert_maps.advice_model import TimeModel
+
+    if server.step_ms is not None and server.moe_ms is not None:
+        return TimeModel(server.step_ms, server.moe_ms, is_measured=True)
+    if server.step_ms is not None or server.moe_ms is not None:
+        given, missing = ("--step-ms", "--moe-ms") if server.moe_ms is None else ("--moe-ms", "--step-ms")
+        msg = f"{given} is given without {missing}; expected both: two numbers fit the time model"
+        raise ExpertMapsError(msg)
+    return TimeModel()
+
+
+def least_gain_of(server: ServerOptions) -> float:
+    """Return what `--least-gain` says, as a part of 1.
+
+    Raises:
+        ExpertMapsError: it is no percentage.
+    """
+    if not 0 <= server.least_gain <= 100:  # noqa: PLR2004 - percent
+        msg = f"--least-gain is {server.least_gain:g}; expected percent from 0 to 100"
+        raise ExpertMapsError(msg)
+    return server.least_gain / 100
+
+
+def find_for_report(
+    loaded: Loaded,
+    ep_size: int,
+    redundant: int | None,
+    policy: str,
+    server: ServerOptions,
+    served: Served,
+    price: Costs,
+) -> Findings:
+    """Return what `report` tells.
+
+    Raises:
+        ExpertMapsError: an option is invalid.
+    """
+    from expert_maps.cli.work import work
+    from expert_maps.report import find
+
+    model, least = time_model_of(server), least_gain_of(server)
+    return work(
+        "simulating",
+        lambda progress: find(
+            loaded.load,
+            ep_size=ep_size,
+            num_redundant_experts=redundant,
+            policy=policy,
+            time_model=model,
+            costs=price,
+            served=served,
+            least_gain=least,
+            workers=server.workers or os.cpu_count() or 1,
+            names=loaded.layers,
+            notes=[f"the load was read as {loaded.file.description}", *loaded.file.warnings],
             progress=progress,
         ),
     )

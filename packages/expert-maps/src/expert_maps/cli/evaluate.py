@@ -57,8 +57,8 @@ def evaluate(
     from expert_maps.cli.loading import inspect_loads
     from expert_maps.cli.mapping import MapOptions
     from expert_maps.cli.output import print_json, say
-    from expert_maps.cli.plotting import check_plot, draw_placement, write_plot
     from expert_maps.cli.plan_report import title_of
+    from expert_maps.cli.plotting import check_plot, draw_placement, write_plot
     from expert_maps.evaluate import evaluate as evaluate_placement
     from expert_maps.validation import as_index
 
