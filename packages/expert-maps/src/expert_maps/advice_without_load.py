@@ -76,8 +76,7 @@ def advise_model(
         f"rule: {rule.name}; a yes would become a no, whatever the load" for rule in rules if rule.means_no
     ]
     reasons.append(_what_to_record(model))
-    answer = "not enough data"
-    return Advice(answer, answer, reasons, rules, assumptions, memory=rows)
+    return Advice("not enough data", "not enough data", reasons, rules, assumptions, memory=rows)
 
 
 def _what_to_record(model: ModelCounts) -> str:
