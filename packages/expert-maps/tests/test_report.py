@@ -137,6 +137,9 @@ def test_many_ranks_layers_steps_and_experts_are_drawn_together() -> None:
     run = replay(trace(130), Setting("balanced", 4, 0, 0), costs=COSTS)
     drawn = figures.over_time([replay(trace(130), Setting(OFF, 4), costs=COSTS), run], 65)
     assert drawn.drawing.count("<title>") == 2 * figures.MOST_POINTS
+    worse = [replay(trace(4), Setting("balanced", 4, 0, 1 + each), costs=COSTS) for each in range(8)]
+    assert worse[7].setting.name in figures.over_time(worse, 2, worse[7].setting).drawing
+    assert worse[7].setting.name not in figures.over_time(worse, 2, worse[0].setting).drawing
     assert f"steps 0 to 1: {run.mean[:2].sum() / run.hottest[:2].sum():.4f}" in drawn.drawing
 
 

@@ -4,87 +4,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from expert_maps.cli.loading import LoadOptions
-from expert_maps.cli.options import EpSizeOption, ExpertBytesOption, JsonOption, as_numbers, refuse_two_stdins
-from expert_maps.cli.simulate import BandwidthOption, PoliciesOption, WorkersOption, as_policies
+from expert_maps.cli.options import EpSizeOption, JsonOption, as_numbers, refuse_two_stdins
+from expert_maps.cli.server import Choices, ServerOptions
+from expert_maps.cli.simulate import PoliciesOption, as_policies
 from expert_maps.errors import ExpertMapsError
-
-
-@dataclass(frozen=True)
-class ServerOptions:
-    """What the command line says of the server; the fields are the options' names."""
-
-    step_ms: Annotated[
-        float | None,
-        typer.Option(
-            "--step-ms",
-            help="Measured without EPLB: milliseconds that one step of the trace takes; with --moe-ms. 50 assumed if not "
-            "given.",
-        ),
-    ] = None
-    moe_ms: Annotated[
-        float | None,
-        typer.Option(
-            "--moe-ms",
-            help="Measured without EPLB: milliseconds of them that the expert layers compute; with --step-ms. 25 assumed "
-            "if not given.",
-        ),
-    ] = None
-    phase: Annotated[
-        str, typer.Option("--phase", help="What the trace was recorded in: prefill, decode or mixed.")
-    ] = "mixed"
-    device: Annotated[
-        str,
-        typer.Option(
-            "--device", help="a2 for Ascend Atlas A2, which cannot serve redundant experts; else other."
-        ),
-    ] = "other"
-    prompt_tokens: Annotated[
-        int | None, typer.Option("--prompt-tokens", min=1, help="Tokens of a usual prompt.")
-    ] = None
-    device_memory: Annotated[
-        float | None,
-        typer.Option(
-            "--device-memory",
-            metavar="GB",
-            help="Memory of a rank's device that the server may take, in GB (10^9 bytes): says what copies leave for the "
-            "cache, and leaves out what does not fit.",
-        ),
-    ] = None
-    other_memory: Annotated[
-        float | None,
-        typer.Option(
-            "--other-memory",
-            metavar="GB",
-            help="GB of it that a rank takes beside experts and cache: other weights, activations; with --device-memory.",
-        ),
-    ] = None
-    least_gain: Annotated[
-        float,
-        typer.Option(
-            "--least-gain", metavar="PERCENT", help="Percent of the time that must be saved to be worth it."
-        ),
-    ] = 1.0
-    expert_bytes: ExpertBytesOption = None
-    bandwidth: BandwidthOption = None
-    workers: WorkersOption = None
-
-
-@dataclass(frozen=True)
-class Choices:
-    """What to choose from; None for what `expert_maps.advice.advise` proposes."""
-
-    ep_size: int
-    redundant: list[int] | None = None
-    intervals: list[int] | None = None
-    policies: Sequence[str] = ("balanced",)
 
 
 def advise(
@@ -114,7 +43,7 @@ def advise(
         ),
     ] = None,
     policies: PoliciesOption = "balanced",
-    server: ServerOptions = ServerOptions(),
+    server: ServerOptions = ServerOptions(),  # noqa: B008 - frozen
     said: LoadOptions = LoadOptions(),  # noqa: B008 - frozen
     json: JsonOption = False,
 ) -> None:
@@ -127,7 +56,7 @@ def advise(
 
     Of a model without a load: the memory that copies take, known rules, and what to record.
     """
-    from expert_maps.cli.advised import found_advice, model_advice, model_of, print_advice, served_of
+    from expert_maps.cli.advised import found_advice, model_advice, model_of, print_advice
     from expert_maps.cli.loading import inspect_loads
     from expert_maps.cli.simulated import price_of
 
@@ -138,7 +67,7 @@ def advise(
         if given == []:
             msg = f"{name} has no value; expected one or several separated by commas"
             raise ExpertMapsError(msg)
-    served = served_of(server)
+    served = server.served()
     model = model_of(loads, said)
     if model is not None:
         print_advice(model_advice(model, ep_size, copies, server, served), json=json)

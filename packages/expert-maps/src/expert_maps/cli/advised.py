@@ -7,17 +7,16 @@ from __future__ import annotations
 import os
 from typing import TYPE_CHECKING
 
-from expert_maps.errors import ExpertMapsError, FormatError
+from expert_maps.errors import FormatError
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
     from pathlib import Path
 
     from expert_maps.advice import Advice
-    from expert_maps.advice_model import TimeModel
     from expert_maps.advice_rules import Served
-    from expert_maps.cli.advise import Choices, ServerOptions
     from expert_maps.cli.loading import Loaded, LoadOptions
+    from expert_maps.cli.server import Choices, ServerOptions
     from expert_maps.load import ExpertLoad
     from expert_maps.models import ModelCounts
     from expert_maps.report import Findings
@@ -71,29 +70,6 @@ def _is_config(path: Path) -> bool:
     return isinstance(found, dict) and bool(_MODEL_KEYS & set(found))
 
 
-def served_of(server: ServerOptions) -> Served:
-    """Return what the options say of the server.
-
-    Raises:
-        ExpertMapsError: one is invalid.
-    """
-    from expert_maps.advice_rules import Served
-
-    if server.other_memory is not None and server.device_memory is None:
-        msg = "--other-memory is given without --device-memory; expected both"
-        raise ExpertMapsError(msg)
-    memory = None if server.device_memory is None else _bytes("--device-memory", server.device_memory)
-    other = 0 if not server.other_memory else _bytes("--other-memory", server.other_memory)
-    return Served(server.phase, server.device, server.prompt_tokens, memory, other)
-
-
-def _bytes(option: str, value: float) -> int:
-    if not 0 < value <= 10**6:
-        msg = f"{option} is {value:g}; expected a number of GB above 0"
-        raise ExpertMapsError(msg)
-    return round(value * 10**9)
-
-
 def model_advice(
     model: ModelCounts, ep_size: int, redundant: list[int] | None, server: ServerOptions, served: Served
 ) -> Advice:
@@ -120,7 +96,7 @@ def found_advice(
     from expert_maps.advice import advise
     from expert_maps.cli.work import work
 
-    model, least = time_model_of(server), least_gain_of(server)
+    model, least = server.time_model(), server.part_of_gain()
     return work(
         "simulating",
         lambda progress: advise(
@@ -137,35 +113,6 @@ def found_advice(
             progress=progress,
         ),
     )
-
-
-def time_model_of(server: ServerOptions) -> TimeModel:
-    """Return the time model that the options say, or the assumed one.
-
-    Raises:
-        ExpertMapsError: one number of two is given, or one that no server has.
-    """
-    from expert_maps.advice_model import TimeModel
-
-    if server.step_ms is not None and server.moe_ms is not None:
-        return TimeModel(server.step_ms, server.moe_ms, is_measured=True)
-    if server.step_ms is not None or server.moe_ms is not None:
-        given, missing = ("--step-ms", "--moe-ms") if server.moe_ms is None else ("--moe-ms", "--step-ms")
-        msg = f"{given} is given without {missing}; expected both: two numbers fit the time model"
-        raise ExpertMapsError(msg)
-    return TimeModel()
-
-
-def least_gain_of(server: ServerOptions) -> float:
-    """Return what `--least-gain` says, as a part of 1.
-
-    Raises:
-        ExpertMapsError: it is no percentage.
-    """
-    if not 0 <= server.least_gain <= 100:  # noqa: PLR2004 - percent
-        msg = f"--least-gain is {server.least_gain:g}; expected percent from 0 to 100"
-        raise ExpertMapsError(msg)
-    return server.least_gain / 100
 
 
 def find_for_report(
@@ -185,7 +132,7 @@ def find_for_report(
     from expert_maps.cli.work import work
     from expert_maps.report import find
 
-    model, least = time_model_of(server), least_gain_of(server)
+    model, least = server.time_model(), server.part_of_gain()
     return work(
         "simulating",
         lambda progress: find(

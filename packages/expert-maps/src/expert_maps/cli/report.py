@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from expert_maps.cli.advise import ServerOptions
 from expert_maps.cli.loading import LoadOptions, LoadsArgument
 from expert_maps.cli.options import EpSizeOption, JsonOption, as_choice, refuse_two_stdins
+from expert_maps.cli.server import ServerOptions
 
 if TYPE_CHECKING:
     from expert_maps.cli.writing import Output
@@ -45,7 +45,7 @@ def report(
     It needs no network, holds no script and follows the reader's light or dark. Marks, bars and cells tell their numbers
     when they are pointed at; tables hold the same. The advice is that of advise; with --redundant for that amount.
     """
-    from expert_maps.cli.advised import find_for_report, served_of
+    from expert_maps.cli.advised import find_for_report
     from expert_maps.cli.loading import inspect_loads
     from expert_maps.cli.simulated import price_of
     from expert_maps.cli.writing import check_output
@@ -56,7 +56,7 @@ def report(
     refuse_two_stdins(inputs)
     target = check_output(output, inputs, endings=(".html", ".htm"), json=json)
     as_choice("--policy", policy, EVERY_POLICY)
-    served = served_of(server)
+    served = server.served()
     loaded = inspect_loads(loads, said)
     price = price_of(server.expert_bytes, loaded, server.bandwidth, is_asked=server.device_memory is not None)
     found = find_for_report(loaded, ep_size, redundant, policy, server, served, price)

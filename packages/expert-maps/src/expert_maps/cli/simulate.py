@@ -96,6 +96,13 @@ def simulate(
     expert_bytes: ExpertBytesOption = None,
     bandwidth: BandwidthOption = None,
     workers: WorkersOption = None,
+    ray: Annotated[
+        bool,
+        typer.Option(
+            "--ray",
+            help="Run on Ray: the cluster that RAY_ADDRESS names, else one of --workers CPUs started here. Needs ray.",
+        ),
+    ] = False,
     resume: Annotated[
         Path | None,
         typer.Option(
@@ -153,6 +160,7 @@ def simulate(
             first=first,
             costs=price,
             workers=workers or os.cpu_count() or 1,
+            on_ray=ray,
             resume=resume,
             progress=progress,
         ),

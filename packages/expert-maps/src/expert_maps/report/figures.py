@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from expert_maps._layers import LayerNames
     from expert_maps.load import ExpertLoad
     from expert_maps.placement import Placement
-    from expert_maps.simulation import Run
+    from expert_maps.simulation import Run, Setting
 
     Float64Array = NDArray[np.float64]
 
@@ -154,10 +154,19 @@ def experts(placement: Placement, load: ExpertLoad, layer: int, names: LayerName
     return Figure(f"Experts of {names.one(layer)}", axes.figure("Tokens of each expert"), caption)
 
 
-def over_time(runs: Sequence[Run], begin: int) -> Figure:
-    """Draw balancedness over time of the server without EPLB and of the best runs."""
+def over_time(runs: Sequence[Run], begin: int, own: Setting | None = None) -> Figure:
+    """Draw balancedness over time: without EPLB, with the setting that is advised, and of the best runs.
+
+    Args:
+        runs: of one trace.
+        begin: the step before which their first plan is made.
+        own: the setting that is advised.
+    """
     off = [run for run in runs if run.setting.policy == OFF]
-    rest = sorted((run for run in runs if run.setting.policy != OFF), key=lambda run: -run.over_steps)
+    rest = sorted(
+        (run for run in runs if run.setting.policy != OFF),
+        key=lambda run: (run.setting != own, -run.over_steps),
+    )
     shown = [*off, *rest[: MOST_LINES - len(off)]]
     lines = [Line(run.setting.name, _points(run), dashed=run.setting.policy == OFF) for run in shown]
     axes = Axes((0, max(len(shown[0].mean) - 1, 1)), _range(lines), "step", "mean / hottest rank")

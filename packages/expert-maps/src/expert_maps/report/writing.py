@@ -130,10 +130,15 @@ def _time(found: Findings) -> str:
     return section(
         "Time",
         paragraph(
-            f"Replayed without look-ahead: the first plan is made from steps 0 to {found.begin - 1}, and all numbers here "
-            "are of the steps from there on.",
+            f"Replayed without look-ahead: the first plan is made from steps 0 to {found.begin - 1}, and the "
+            "table and the second figure are of the steps from there on.",
         ),
-        side_by_side([figures.over_time(found.runs, found.begin), figures.against_redundancy(lines)]),
+        side_by_side(
+            [
+                figures.over_time(found.runs, found.begin, found.advice.setting),
+                figures.against_redundancy(lines),
+            ]
+        ),
         table(heads, [_row(found, run) for run in found.runs], own),
     )
 
