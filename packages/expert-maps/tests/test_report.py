@@ -83,12 +83,13 @@ def test_what_hovering_tells_is_what_evaluate_finds(found: Findings) -> None:
                 assert f"layer {layer}, rank {rank}: {part:.3f} × mean, {load:,.0f} tokens" in told
             said = "without EPLB" if placement is linear else "with this plan"
             assert f"layer {layer}: {result.balancedness[layer]:.4f}, {said}" in told
-    run = next(run for run in found.runs if run.setting == Setting("balanced", 4, 4, 4))
+    run = next(run for run in found.runs if run.setting == found.advice.setting)
     again = replay(trace(), run.setting, first=16, costs=COSTS)
     for step in (0, 16, 31):
         assert f"step {step}: {again.mean[step] / again.hottest[step]:.4f}, {run.setting.name}" in told
     late = again.mean[16:].sum() / again.hottest[16:].sum()
-    assert f"4 redundant: {late:.4f}, planned every 4 steps" in told
+    when = f"every {run.setting.interval} steps" if run.setting.interval else "once"
+    assert f"4 redundant: {late:.4f}, planned {when}" in told
     cells = [[cell.text for cell in row.iter("td")] for row in root.iter("tr")]
     assert [run.setting.name, f"{late:.4f}", str(again.rearrangements)] in [row[:3] for row in cells]
     worst = int(evaluate(linear, trace()).worst_layers[0])
