@@ -169,7 +169,7 @@ def simulate(
     if output is not None:
         target.write(saved(output, trace, runs, price))
     if drawn.path is not None:
-        from expert_maps.pictures import plot_runs
+        from expert_maps.plots_of_runs import plot_runs
 
         write_plot(drawn, lambda: plot_runs(runs))
     print_runs(trace, runs, price, target, json=json)
