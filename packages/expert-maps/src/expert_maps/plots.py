@@ -159,7 +159,9 @@ def _draw_layers(axes: Any, loads: tuple[Float64Array, Float64Array], names: tup
         axes.plot(1 / metrics.balancedness_of(each), marker=mark, markersize=3, color=colour, label=label)
     axes.axhline(1, color="black", linewidth=0.8, linestyle=":")
     axes.set(title="Hottest rank of each layer", xlabel="MoE layer", ylabel="hottest / mean rank")
-    axes.legend(frameon=False)
+    # Room for the legend above the highest layer.
+    axes.set_ylim(top=axes.get_ylim()[0] + 1.3 * (axes.get_ylim()[1] - axes.get_ylim()[0]))
+    axes.legend(frameon=False, loc="upper left")
     plain(axes)
 
 

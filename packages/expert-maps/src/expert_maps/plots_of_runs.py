@@ -102,10 +102,12 @@ def plot_comparison(rows: Sequence[ComparisonRow]) -> Any:  # noqa: ANN401
             marker=MARKS[index % len(MARKS)],
             label=name,
         )
-        for row in own:
+        for place, row in enumerate(own):
             right.annotate(
-                f" +{row.num_redundant_experts}",
+                f"+{row.num_redundant_experts}",
                 (max(row.seconds or 0.0, _SHORTEST), row.over_steps),
+                xytext=(6, -9 * place),
+                textcoords="offset points",
                 fontsize=8,
             )
     right.set(title="Balancedness against planning time", xlabel="seconds, of this run", xscale="log")
