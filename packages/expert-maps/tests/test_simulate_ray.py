@@ -71,7 +71,7 @@ def test_runs_are_those_of_one_process_and_are_kept_as_they_end(
 ) -> None:
     alone = numbers(simulate(COUNTS, SETTINGS, costs=COSTS))
     ray = FakeRay()
-    monkeypatch.setitem(sys.modules, "ray", ray)  # type: ignore[arg-type] # only what is called
+    monkeypatch.setitem(sys.modules, "ray", ray)
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
     kept, told = tmp_path / "runs.jsonl", []
     options: dict[str, Any] = {"costs": COSTS, "resume": kept, "on_ray": True, "workers": 3}
@@ -94,7 +94,7 @@ def test_runs_are_those_of_one_process_and_are_kept_as_they_end(
 
 def test_ray_is_ended_when_a_run_fails(monkeypatch: pytest.MonkeyPatch) -> None:
     ray = FakeRay()
-    monkeypatch.setitem(sys.modules, "ray", ray)  # type: ignore[arg-type] # as above
+    monkeypatch.setitem(sys.modules, "ray", ray)
     monkeypatch.setattr(ray, "get", lambda _: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         simulate(COUNTS, SETTINGS, on_ray=True)

@@ -57,8 +57,8 @@ def advise(
     Of a model without a load: the memory that copies take, known rules, and what to record.
     """
     from expert_maps.cli.advised import found_advice, model_advice, model_of, print_advice
+    from expert_maps.cli.costs import price_of
     from expert_maps.cli.loading import inspect_loads
-    from expert_maps.cli.simulated import price_of
 
     refuse_two_stdins({"LOAD": loads, "--map": said.map, "--model": said.model})
     copies = None if redundant is None else as_numbers("--redundant", redundant)
@@ -73,6 +73,6 @@ def advise(
         print_advice(model_advice(model, ep_size, copies, server, served), json=json)
         return
     loaded = inspect_loads(loads, said)
-    price = price_of(server.expert_bytes, loaded, server.bandwidth, is_asked=server.device_memory is not None)
+    price = price_of(server, loaded, is_asked=server.device_memory is not None)
     choices = Choices(ep_size, copies, times, as_policies(policies))
     print_advice(found_advice(loaded.load, choices, server, served, price), json=json)

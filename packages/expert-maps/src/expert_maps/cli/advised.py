@@ -109,7 +109,7 @@ def found_advice(
             costs=price,
             served=served,
             least_gain=least,
-            workers=server.workers or os.cpu_count() or 1,
+            workers=server.processes,
             progress=progress,
         ),
     )
@@ -144,7 +144,7 @@ def find_for_report(
             costs=price,
             served=served,
             least_gain=least,
-            workers=server.workers or os.cpu_count() or 1,
+            workers=server.processes,
             names=loaded.layers,
             notes=[f"the load was read as {loaded.file.description}", *loaded.file.warnings],
             progress=progress,

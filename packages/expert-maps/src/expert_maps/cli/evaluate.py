@@ -68,7 +68,11 @@ def evaluate(
     loaded = inspect_loads(loads, said)
     trace = loaded.load
     of_map = MapOptions(
-        source, ep_size, said.experts, allow_uneven=allow_uneven, allow_duplicates=allow_duplicates
+        source=source,
+        ep_size=ep_size,
+        experts=said.experts,
+        allow_uneven=allow_uneven,
+        allow_duplicates=allow_duplicates,
     )
     read, names = read_map_for(file, of_map, loaded)
     placement = read.placement

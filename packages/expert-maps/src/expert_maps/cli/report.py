@@ -46,8 +46,8 @@ def report(
     when they are pointed at; tables hold the same. The advice is that of advise; with --redundant for that amount.
     """
     from expert_maps.cli.advised import find_for_report
+    from expert_maps.cli.costs import price_of
     from expert_maps.cli.loading import inspect_loads
-    from expert_maps.cli.simulated import price_of
     from expert_maps.cli.writing import check_output
     from expert_maps.policies import EVERY_POLICY
     from expert_maps.report import as_html
@@ -58,7 +58,7 @@ def report(
     as_choice("--policy", policy, EVERY_POLICY)
     served = server.served()
     loaded = inspect_loads(loads, said)
-    price = price_of(server.expert_bytes, loaded, server.bandwidth, is_asked=server.device_memory is not None)
+    price = price_of(server, loaded, is_asked=server.device_memory is not None)
     found = find_for_report(loaded, ep_size, redundant, policy, server, served, price)
     name = loads[0].name if len(loads) == 1 else f"{loads[0].name} and {len(loads) - 1} more"
     target.write(as_html(found, ("standard input" if name == "-" else name) if title is None else title))

@@ -10,8 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from expert_maps.cli.options import ExpertBytesOption
-from expert_maps.cli.simulate import BandwidthOption, WorkersOption
+from expert_maps.cli.costs import CostOptions
 from expert_maps.errors import ExpertMapsError
 
 if TYPE_CHECKING:
@@ -20,7 +19,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class ServerOptions:
+class ServerOptions(CostOptions):
     """What the command line says of the server; the fields are the options' names."""
 
     step_ms: Annotated[
@@ -74,9 +73,6 @@ class ServerOptions:
             "--least-gain", metavar="PERCENT", help="Percent of the time that must be saved to be worth it."
         ),
     ] = 1.0
-    expert_bytes: ExpertBytesOption = None
-    bandwidth: BandwidthOption = None
-    workers: WorkersOption = None
 
     def served(self) -> Served:
         """Return what the options say of the server.

@@ -4,15 +4,14 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, TypeVar
 
 import typer
 
+from expert_maps.cli.costs import CostOptions, price_of
 from expert_maps.cli.loading import LoadOptions, LoadsArgument
 from expert_maps.cli.options import (
-    ExpertBytesOption,
     JsonOption,
     as_choice,
     as_max_moves,
@@ -27,23 +26,12 @@ if TYPE_CHECKING:
 
 Value = TypeVar("Value")
 
-BandwidthOption = Annotated[
-    float | None,
-    typer.Option(
-        "--bandwidth",
-        metavar="GB/s",
-        help="What a rank sends and receives at the same time, in GB/s (10^9 bytes a second); 25 if not given.",
-    ),
-]
 PoliciesOption = Annotated[
     str,
     typer.Option(
         "--policies",
         help="Policies, separated by commas: balanced, deepseek, deepseek_hierarchical, deepseek_global, reference.",
     ),
-]
-WorkersOption = Annotated[
-    int | None, typer.Option("--workers", min=1, help="Processes at most; if not given, one for each core.")
 ]
 
 
@@ -93,9 +81,7 @@ def simulate(
             help="Steps before the first plan. If not given: the interval, or half of the trace.",
         ),
     ] = None,
-    expert_bytes: ExpertBytesOption = None,
-    bandwidth: BandwidthOption = None,
-    workers: WorkersOption = None,
+    costs: CostOptions = CostOptions(),  # noqa: B008 - frozen
     ray: Annotated[
         bool,
         typer.Option(
@@ -129,7 +115,7 @@ def simulate(
     """
     from expert_maps.cli.loading import inspect_loads
     from expert_maps.cli.plotting import check_plot, write_plot
-    from expert_maps.cli.simulated import price_of, print_runs, refuse_nothing, saved
+    from expert_maps.cli.simulated import print_runs, refuse_nothing, saved
     from expert_maps.cli.work import work
     from expert_maps.cli.writing import check_output
     from expert_maps.simulation import simulate as simulate_runs
@@ -150,7 +136,7 @@ def simulate(
     )
     loaded = inspect_loads(loads, said)
     trace = loaded.load
-    price = price_of(expert_bytes, loaded, bandwidth)
+    price = price_of(costs, loaded)
     runs: list[Run] = work(
         "simulating",
         lambda progress: simulate_runs(
@@ -159,7 +145,7 @@ def simulate(
             window=look_back,
             first=first,
             costs=price,
-            workers=workers or os.cpu_count() or 1,
+            workers=costs.processes,
             on_ray=ray,
             resume=resume,
             progress=progress,

@@ -65,7 +65,7 @@ def weights(
     target = check_output(output, inputs, endings=(".npz", ".json"), json=json)
     loaded = inspect_loads(loads, said)
     trace = loaded.load
-    of_map = MapOptions(source, ep_size, said.experts, allow_uneven=allow_uneven)
+    of_map = MapOptions(source=source, ep_size=ep_size, experts=said.experts, allow_uneven=allow_uneven)
     read, names = read_map_for(file, of_map, loaded)
     placement = alike(read, file)
     even = evaluate(placement, trace)
