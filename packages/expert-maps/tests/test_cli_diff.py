@@ -47,4 +47,4 @@ def test_diff_refuses_other_counts_and_layers(tmp_path: Path) -> None:
     other = write_slots(tmp_path / "other.json", [[0, 1], [2, 0]])
     assert_one_line_error(run("diff", old, other), "num_logical_experts differs: 4 before, 3 after")
     assert_one_line_error(run("diff", old, old, "--layer", 1), "layer is 1")
-    assert_one_line_error(run("diff", old, old, "--expert-bytes", -1), "expert_bytes is -1")
+    assert_one_line_error(run("diff", old, old, "--expert-bytes", -1), "--expert-bytes is -1")

@@ -58,17 +58,17 @@ def test_generate_json_tells_the_counts(tmp_path: Path) -> None:
     ("arguments", "fragment"),
     [
         (("--experts", 256, "--ep-size", 16, "--redundant", 5), "nearest that work: 0 and 16"),
-        (("--experts", 0, "--ep-size", 16), "num_experts is 0"),
-        (("--experts", -4, "--ep-size", 16), "num_experts is -4"),
-        (("--experts", 8, "--ep-size", 0), "ep_size is 0"),
-        (("--experts", 8, "--ep-size", 4, "--redundant", -4), "num_redundant_experts is -4"),
-        (("--experts", 8, "--ep-size", 4, "--layers", 0), "num_layers is 0"),
+        (("--experts", 0, "--ep-size", 16), "--experts is 0"),
+        (("--experts", -4, "--ep-size", 16), "--experts is -4"),
+        (("--experts", 8, "--ep-size", 0), "error: --ep-size is 0; expected at least 1"),
+        (("--experts", 8, "--ep-size", 4, "--redundant", -4), "error: --redundant is -4"),
+        (("--experts", 8, "--ep-size", 4, "--layers", 0), "error: --layers is 0"),
         (("--experts", 8, "--ep-size", 4, "--layout", "spiral"), "layout is 'spiral'"),
         (("--experts", 8, "--ep-size", 4, "--layout", "linear", "--redundant", 4), "use 'ring'"),
         (("--experts", 4, "--ep-size", 2, "--redundant", 6), "stands twice"),
         (("--ep-size", 4), "--experts or --model"),
         (("--ep-size", 4, "--model", "gpt-9"), "gpt-9"),
-        (("--experts", 10**12, "--ep-size", 4), "num_experts is 1000000000000; expected at most"),
+        (("--experts", 10**12, "--ep-size", 4), "--experts is 1000000000000; expected at most"),
     ],
 )
 def test_generate_refuses_bad_counts_and_writes_nothing(

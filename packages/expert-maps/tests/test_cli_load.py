@@ -179,9 +179,7 @@ def test_plan_reads_the_same_and_says_it(tmp_path: Path) -> None:
     assert result.stderr.startswith("dump.json: SGLang recorder, 3 layers, 1 of them dense, 4 experts")
     assert read_placement(tmp_path / "map.json").num_layers == 2
     # An error that comes later stands alone.
-    assert_one_line_error(
-        run("plan", "dump.json", "--physical", 3, "--ep-size", 2), "num_physical_experts is 3"
-    )
+    assert_one_line_error(run("plan", "dump.json", "--physical", 3, "--ep-size", 2), "--physical is 3")
 
 
 def test_warnings_name_layers_by_row_and_as_the_file_does(tmp_path: Path) -> None:

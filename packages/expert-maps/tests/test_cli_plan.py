@@ -87,8 +87,8 @@ def test_plan_takes_groups_nodes_policy_and_key(tmp_path: Path) -> None:
         (np.ones((2, 8)), ("--physical", 9, "--ep-size", 4), "the nearest: 8 and 12"),
         (np.ones((2, 8)), ("--physical", 4, "--ep-size", 4), "expected 8 … 32"),
         (np.ones((2, 8)), ("--physical", 8, "--ep-size", 4, "--policy", "best"), "policy is 'best'"),
-        (np.ones((2, 8)), ("--physical", 8, "--ep-size", 4, "--groups", 3), "num_groups is 3"),
-        (np.ones((2, 8)), ("--physical", 8, "--ep-size", 4, "--nodes", 3), "num_nodes is 3"),
+        (np.ones((2, 8)), ("--physical", 8, "--ep-size", 4, "--groups", 3), "error: --groups is 3"),
+        (np.ones((2, 8)), ("--physical", 8, "--ep-size", 4, "--nodes", 3), "error: --nodes is 3"),
         (np.array([[1, np.nan]]), ("--physical", 2, "--ep-size", 2), "layer 0, expert 1 is nan"),
         (np.array([[1, -1]]), ("--physical", 2, "--ep-size", 2), "layer 0, expert 1 is -1"),
         (np.ones(8), ("--physical", 8, "--ep-size", 4), "shape [8]"),
@@ -173,7 +173,7 @@ def test_redundant_and_physical_say_the_same_or_are_refused(load: Path) -> None:
     assert_one_line_error(run(*counts, "--physical", 24, "--redundant", 4), "expected --physical 20")
     assert_one_line_error(run(*counts, "--redundant", 5), "nearest that work: 4 and 8")
     assert_one_line_error(run(*counts, "--redundant", -1), "--redundant is -1")
-    assert_one_line_error(run("plan", load.name, "--ep-size", 0), "ep_size is 0")
+    assert_one_line_error(run("plan", load.name, "--ep-size", 0), "error: --ep-size is 0")
 
 
 def test_an_input_is_never_written_over_by_whatever_name(tmp_path: Path, load: Path) -> None:
@@ -251,7 +251,7 @@ def test_moves_are_bounded_counted_and_weighed(tmp_path: Path, load: Path) -> No
     assert max(json.loads(free)["changed_per_layer"]) > 2
     assert_one_line_error(run(*plan, "--max-moves", 2), "expected it with --current")
     assert_one_line_error(run(*plan, "--expert-bytes", 2), "expected it with --current")
-    assert_one_line_error(run(*later, "--expert-bytes", -2, "--output", "next.json"), "expert_bytes is -2")
+    assert_one_line_error(run(*later, "--expert-bytes", -2, "--output", "next.json"), "--expert-bytes is -2")
     assert not (tmp_path / "next.json").exists()
 
 

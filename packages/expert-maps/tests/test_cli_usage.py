@@ -17,6 +17,7 @@ import expert_maps
 from expert_maps.cli import words
 from expert_maps.cli.commands import COMMANDS, load_command
 from expert_maps.cli.examples import EXAMPLES
+from expert_maps.cli.usage import long_options
 
 LOAD = Path(__file__).resolve().parents[3] / "accuracy" / "loads" / "tiny_moe.npz"
 
@@ -193,3 +194,19 @@ def test_a_word_that_a_command_has_nothing_for_names_nothing_else(
     assert (
         (f"did you mean {meant}?" in said) if meant else ("did you mean" not in said and "--help)" in said)
     ), said
+
+
+def test_quantities_are_called_as_they_were_typed() -> None:
+    known = ["--ep-size", "--redundant"]
+    for text, said in (
+        ("ep_size is 0; expected at least 1", "--ep-size is 0; expected at least 1"),
+        ("num_redundant_experts is 3: no ep_size 4", "--redundant is 3: no --ep-size 4"),
+        ("nothing to compare: ep_size is 0", "nothing to compare: --ep-size is 0"),
+        # Of no option of this command; of a file; of no quantity.
+        ("num_groups is 3", "num_groups is 3"),
+        ("map.json: ep_size is 4; expected 2", "map.json: ep_size is 4; expected 2"),
+        ("an ep_size is missing", "an ep_size is missing"),
+    ):
+        assert words.with_options(text, known) == said
+    options = {name for command in COMMANDS for name in long_options(load_command(command))}
+    assert {option for options in words.QUANTITIES.values() for option in options} <= options

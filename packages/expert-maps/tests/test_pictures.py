@@ -11,8 +11,7 @@ import numpy as np
 import pytest
 from cli_runs import assert_one_line_error, run
 
-from expert_maps import ExpertLoad, plan
-from expert_maps.metrics import rank_load
+from expert_maps import ExpertLoad
 
 COUNTS = (np.random.default_rng(5).lognormal(sigma=1.2, size=(8, 2, 8)) * 100).astype(np.int64)
 SIMULATE = ("simulate", "load.npy", "--ep-size", 4, "--redundant", "0,4", "--workers", 1)
@@ -57,20 +56,25 @@ def test_pictures_are_written(command: tuple[object, ...]) -> None:
 
 def test_what_is_drawn_is_what_was_found() -> None:
     pytest.importorskip("matplotlib")
-    from expert_maps.pictures import plot_placement, plot_runs
+    from expert_maps.plots_of_runs import plot_runs
     from expert_maps.simulation import simulate, sweep
 
-    trace = ExpertLoad(COUNTS)
-    placement = plan(trace, ep_size=4, num_redundant_experts=4).placement
-    before = np.asarray([[4.0, 0, 0, 0], [1, 1, 1, 1]])
-    figure = plot_placement(placement, trace, before, ("one", "two"))
-    maps = [np.asarray(axes.images[0].get_array()) for axes in figure.axes if axes.images][:2]
-    after = rank_load(placement, trace)
-    assert maps[0].tolist() == before.tolist()
-    assert maps[1] == pytest.approx(after / after.mean(axis=1, keepdims=True))
-    runs = simulate(trace, sweep(ep_sizes=[4], redundant=[0, 3, 4], intervals=[2]))
+    runs = simulate(ExpertLoad(COUNTS), sweep(ep_sizes=[4], redundant=[0, 3, 4], intervals=[2]))
     lines = {str(line.get_label()): line.get_ydata() for line in plot_runs(runs).axes[0].lines}
     assert len(lines) == 3
     for found in (each for each in runs if each.reason is None):
         label = f"{found.setting.name}: {found.over_steps:.3f}"
         assert np.asarray(lines[label]) == pytest.approx(found.balancedness)
+
+
+def test_policies_are_drawn_against_redundancy_and_planning_time() -> None:
+    pytest.importorskip("matplotlib")
+    from expert_maps import compare
+    from expert_maps.plots_of_runs import plot_comparison
+
+    rows = compare(COUNTS, ep_size=4, policies=["balanced", "deepseek"], redundant=[0, 4])
+    left, right = plot_comparison(rows).axes
+    for policy, line, points in zip(("balanced", "deepseek"), left.lines, right.lines, strict=False):
+        own = [row for row in rows if row.policy == policy]
+        assert line.get_xydata().tolist() == [[row.num_redundant_experts, row.over_steps] for row in own]
+        assert points.get_xydata().tolist() == [[max(row.seconds or 0, 1e-4), row.over_steps] for row in own]

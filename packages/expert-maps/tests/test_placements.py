@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+import gzip
 import io
 import json
 import time
@@ -283,7 +284,8 @@ def test_two_kinds_of_map_in_one_file_are_refused(content: object, names: str, f
         (np.ones((2, 3, 4, 5)), "by which no map is known"),
         (np.arange(8).reshape(2, 2, 2), "by which no map is known"),
         ([1], r"the file is \[1\]; expected an object"),
-        (b"\x1f\x8b\x08", "compressed by gzip"),
+        (b"\x1f\x8b\x08", "not a whole gzip file: it is cut off"),
+        (gzip.compress(gzip.compress(b"{}")), "compressed twice by gzip"),
         (b"\x80\x04K\x01.", "a Python pickle"),
         ("hello", "not valid JSON"),
         ("a: [1", "not valid JSON: .*; and as YAML: not valid YAML"),
@@ -292,6 +294,22 @@ def test_two_kinds_of_map_in_one_file_are_refused(content: object, names: str, f
 def test_what_no_map_can_be_told_from_is_refused(content: object, message: str) -> None:
     with pytest.raises(FormatError, match=f"the file: .*{message}|{message}"):
         read(content)
+
+
+def test_maps_packed_by_gzip_are_read_within_the_same_bounds(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    text = json.dumps(ASCEND).encode()
+    path = tmp_path / "map.json.gz"
+    path.write_bytes(gzip.compress(text))
+    plain = read(ASCEND)
+    assert inspect_map(path).placement == inspect_map(Source("the file", gzip.compress(text))).placement
+    assert inspect_map(path).placement == plain.placement
+    monkeypatch.setattr("expert_maps.limits.MAX_JSON_BYTES", len(text) - 1)
+    with pytest.raises(
+        FormatError, match=f"map.json.gz: has {len(text)} bytes; expected at most {len(text) - 1}"
+    ):
+        inspect_map(path)
 
 
 @pytest.mark.parametrize("form", recognising.FORM_NAMES)

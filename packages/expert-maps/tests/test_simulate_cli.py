@@ -58,7 +58,13 @@ def test_parquet_needs_pyarrow() -> None:
         assert not Path("runs.parquet").exists()
         return
     parquet = importlib.import_module("pyarrow.parquet")
-    assert parquet.read_table("runs.parquet").num_rows == 2
+    rows = parquet.read_table("runs.parquet").to_pylist()
+    command = ("simulate", "load.npy", "--ep-size", 4, "--redundant", 0, *OPTIONS, "--json")
+    told = json.loads(run(*command).stdout)["runs"]
+    assert [row["policy"] for row in rows] == ["off", "balanced"]
+    for row, other in zip(rows, told, strict=True):
+        # Planner seconds are measured anew.
+        assert all(row[name] == other[name] for name in row if name != "planner_seconds")
 
 
 @pytest.mark.parametrize(
@@ -66,12 +72,15 @@ def test_parquet_needs_pyarrow() -> None:
     [
         (("--redundant", ","), "--redundant has no value"),
         (("--redundant", "x"), "--redundant is 'x'"),
-        (("--redundant", 3), "nothing to simulate: "),
-        (("--redundant", 0, "--policies", "best"), "policy is 'best'"),
-        (("--redundant", 0, "--thresholds", "2"), "threshold is 2.0; expected a number from 0 to 1"),
+        (
+            ("--redundant", 3),
+            "nothing to simulate: --redundant is 3: 8 + 3 = 11 slots do not divide by --ep-size 4",
+        ),
+        (("--redundant", 0, "--policies", "best"), "--policies is 'best'; expected one of off, balanced"),
+        (("--redundant", 0, "--thresholds", "2"), "--thresholds is 2.0; expected a number from 0 to 1"),
         (("--redundant", 0, "--thresholds", "x"), "--thresholds is 'x'"),
         (("--redundant", 0, "--max-moves", "few"), "--max-moves is 'few'"),
-        (("--redundant", 0, "--bandwidth", 0), "bandwidth is 0"),
+        (("--redundant", 0, "--bandwidth", 0), "--bandwidth is 0.0; expected a number of GB/s above 0"),
         (("--redundant", 0, "--output", "runs.csv"), "ends in .json or .parquet"),
         (("--redundant", 0, "--resume", "load.npy"), "is the file that is read as LOAD"),
     ],

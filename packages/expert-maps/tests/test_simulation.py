@@ -13,6 +13,7 @@ import pytest
 
 from expert_maps import ExpertLoad, ExpertMapsError, Placement, plan
 from expert_maps.errors import FormatError
+from expert_maps.policies import EVERY_POLICY
 from expert_maps.simulation import OFF, Costs, Run, Setting, replay, simulate, sweep, transfer_rounds
 
 if TYPE_CHECKING:
@@ -51,43 +52,83 @@ def naive_moves(before: NDArray[np.int32], after: NDArray[np.int32], ranks: int)
     return changed, fetched
 
 
-@pytest.mark.parametrize(("interval", "window", "max_moves"), [(3, None, None), (2, 4, 2), (0, None, None)])
-def test_numbers_by_a_naive_loop(interval: int, window: int | None, max_moves: int | None) -> None:
-    trace = trace_of(1)
-    setting = Setting("balanced", 4, 4, interval, max_moves)
+def naive_rounds(before: NDArray[np.int32], after: NDArray[np.int32], ranks: int) -> int:
+    """Rounds of transfers: of the ranks that hold an expert, the one that has sent least so far sends it."""
+    total = 0
+    for old, new in zip(before.tolist(), after.tolist(), strict=True):
+        own = len(old) // ranks
+        sends, receives = [0] * ranks, [0] * ranks
+        for slot, expert in enumerate(new):
+            rank = slot // own
+            if expert in old[rank * own : rank * own + own]:
+                continue
+            holders = [other for other in range(ranks) if expert in old[other * own : other * own + own]]
+            least = min(sends[other] for other in holders)
+            sends[next(other for other in holders if sends[other] == least)] += 1
+            receives[rank] += 1
+        total += max(sends + receives)
+    return total
+
+
+def naive_balancedness(slots: NDArray[np.int32], ranks: int, seen: NDArray[np.float64]) -> float:
+    hottest = sum(naive_hottest(slots, ranks, step) for step in seen)
+    return float(seen.sum()) / ranks / hottest
+
+
+SETTINGS = [
+    (Setting("balanced", 4, 4, 3), None),
+    (Setting("balanced", 4, 4, 2, max_moves=2), 4),
+    (Setting("balanced", 4, 4, 0), None),
+    (Setting("balanced", 4, 4, 2, threshold=0.7), 3),
+    (Setting("balanced", 2, 0, 2), None),
+    (Setting("reference", 4, 4, 4), None),
+    *((Setting(f"deepseek{kind}", 4, 4, 3), None) for kind in ("", "_hierarchical", "_global")),
+]
+
+
+@pytest.mark.parametrize(
+    ("setting", "window"), SETTINGS, ids=lambda value: getattr(value, "name", str(value))
+)
+def test_numbers_by_a_naive_loop(setting: Setting, window: int | None) -> None:
+    trace, ranks = trace_of(1), setting.ep_size
     run = replay(trace, setting, window=window, costs=PRICE)
-    slots = np.tile(np.arange(12, dtype=np.int32) % 8, (2, 1))
-    changed = fetched = rounds = rearrangements = 0
+    slots = np.tile(np.arange(8 + setting.num_redundant_experts, dtype=np.int32) % 8, (2, 1))
+    found = dict.fromkeys(("changed_slots", "fetched_slots", "rounds", "rearrangements", "skipped"), 0)
     for step in range(9):
-        due = step == 4 if interval == 0 else step > 0 and step % interval == 0
-        if due:
-            back = window or interval or step
-            old = Placement(slots, 4, num_logical_experts=8)
-            new = plan(
-                trace.counts[max(0, step - back) : step],
-                ep_size=4,
-                num_redundant_experts=4,
-                current=old,
-                max_moves=max_moves,
-            ).placement
-            here = naive_moves(slots, new.physical_to_logical, 4)
-            changed, fetched, rearrangements = (
-                changed + here[0],
-                fetched + here[1],
-                rearrangements + (here[0] > 0),
-            )
-            of_plan = transfer_rounds(old, new)[2]
-            assert run.stall[step] == pytest.approx(of_plan * 1000 / 2e9)
-            rounds += of_plan
-            slots = new.physical_to_logical
+        stall = 0.0
+        if step > 0 and (step == 4 if setting.interval == 0 else step % setting.interval == 0):
+            seen = trace.counts[max(0, step - (window or setting.interval or step)) : step]
+            if naive_balancedness(slots, ranks, seen) >= setting.threshold:
+                found["skipped"] += 1
+            else:
+                old = Placement(slots, ranks, num_logical_experts=8)
+                new = plan(
+                    seen,
+                    ep_size=ranks,
+                    num_redundant_experts=setting.num_redundant_experts,
+                    policy=setting.policy,
+                    current=old if setting.policy == "balanced" else None,
+                    max_moves=setting.max_moves,
+                ).placement.physical_to_logical
+                changed, fetched = naive_moves(slots, new, ranks)
+                rounds = naive_rounds(slots, new, ranks)
+                for name, more in zip(found, (changed, fetched, rounds, changed > 0, 0), strict=True):
+                    found[name] += int(more)
+                stall, slots = rounds * 1000 / 2e9, new
         else:
-            assert run.stall[step] == run.planner[step] == 0
-        assert run.hottest[step] == pytest.approx(naive_hottest(slots, 4, trace.counts[step]))
-    assert (run.changed_slots, run.fetched_slots, run.rounds) == (changed, fetched, rounds)
-    assert run.rearrangements == rearrangements > 0
-    assert run.moved_bytes == 1000 * fetched
-    assert run.mean == pytest.approx(trace.counts.sum(axis=(1, 2)) / 4)
+            assert run.planner[step] == 0
+        assert run.stall[step] == pytest.approx(stall)
+        assert run.hottest[step] == pytest.approx(naive_hottest(slots, ranks, trace.counts[step]))
+    assert {name: getattr(run, name) for name in found} == found
+    assert found["rearrangements"] > 0
+    assert (found["skipped"] > 0) == (setting.threshold < 1)
+    assert run.moved_bytes == 1000 * found["fetched_slots"]
+    assert run.mean == pytest.approx(trace.counts.sum(axis=(1, 2)) / ranks)
     assert run.over_steps == pytest.approx(run.mean.sum() / run.hottest.sum())
+
+
+def test_every_policy_of_plan_is_replayed() -> None:
+    assert {setting.policy for setting, _ in SETTINGS} == set(EVERY_POLICY)
 
 
 def test_without_eplb_the_linear_layout_stays() -> None:

@@ -44,6 +44,19 @@ def unpack(content: bytes, name: str = "the file", most: int = limits.MAX_FILE_B
     raise FormatError(msg)
 
 
+def unpack_once(content: bytes, name: str, most: int = limits.MAX_FILE_BYTES) -> bytes:
+    """Return what a gzip file holds, if that is none again; arguments as of `unpack`.
+
+    Raises:
+        FormatError: as `unpack`, or packed twice.
+    """
+    unpacked = unpack(content, name, most)
+    if unpacked is not content and unpacked.startswith(MAGIC):
+        msg = f"{name}: compressed twice by gzip; expected once at most"
+        raise FormatError(msg)
+    return unpacked
+
+
 def _unpack_member(packed: memoryview, unpacked: io.BytesIO, name: str, most: int) -> memoryview:
     """Append one member to what is unpacked; return what follows it."""
     member = zlib.decompressobj(wbits=_WITH_GZIP_HEADER)

@@ -8,13 +8,13 @@ time = a · L + b · (tokens of the hottest rank, summed over the L layers).
 
 from __future__ import annotations
 
-import math
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Literal
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING
 
+from expert_maps.advice_memory import Memory, memory_assumed, memory_of, usual_amounts
 from expert_maps.advice_model import TimeModel, bootstrap, gain_of
 from expert_maps.advice_rules import Rule, Served, apply_rules
-from expert_maps.counts import least_redundancy
+from expert_maps.advice_words import Answer, answer_of, assumptions_of, why
 from expert_maps.errors import LayoutError
 from expert_maps.load import ExpertLoad, as_load
 from expert_maps.simulation import OFF, Costs, Run, Setting, replay, simulate, sweep
@@ -29,15 +29,11 @@ if TYPE_CHECKING:
 
     Float64Array = NDArray[np.float64]
 
-Answer = Literal["yes", "no", "not enough data"]
-
 LEAST_STEPS = 24
 """With fewer steps nothing is said: a half has too few blocks to tell a gain from chance."""
 
-_LEAST_BLOCKS = 4
 # Settings whose gains differ by less are taken for equal, and the one with fewer copies and moves is chosen.
 _SAME_GAIN = 0.005
-_AMOUNTS = 3
 
 
 @dataclass(frozen=True, eq=False)
@@ -57,8 +53,11 @@ class Advice:
         balancedness_off, balancedness_on: over the scored steps.
         bytes_per_rank: weights of the experts of a rank, over layers, with the setting.
         extra_bytes_per_rank: how much more that is than without redundant experts.
+        bytes_left: what is left of the device beside them and `Served.other_memory`, for the cache; None where its
+            memory was not said.
         start_seconds: what the first move and plan cost, once; not part of ``gain``.
         payback_steps: steps until that is saved; None where nothing is saved.
+        memory: what each redundancy that was considered takes, also those that do not fit.
         chosen_from: the runs on the first half of the trace, the server without EPLB first.
     """
 
@@ -76,8 +75,10 @@ class Advice:
     balancedness_on: float | None = None
     bytes_per_rank: int | None = None
     extra_bytes_per_rank: int | None = None
+    bytes_left: int | None = None
     start_seconds: float | None = None
     payback_steps: float | None = None
+    memory: list[Memory] = field(default_factory=list, repr=False)
     chosen_from: list[Run] = field(default_factory=list, repr=False)
 
 
@@ -124,43 +125,74 @@ def advise(  # noqa: PLR0913 - options by keyword
     as_count("ep_size", ep_size, 1, error=LayoutError)
     known = served or Served()
     rules = apply_rules(known, trace.num_experts, ep_size)
-    copies = _amounts(trace.num_experts, ep_size) if redundant is None else list(redundant)
-    if known.device == "a2":
-        copies = [amount for amount in copies if amount == 0]
-        if not copies:
-            msg = f"no redundant experts are allowed on A2, and {ep_size} ranks need some; expected 0 among them"
-            raise LayoutError(msg)
+    memory, copies = _copies(trace, ep_size, redundant, price, known, rules)
     half = trace.num_steps // 2
     times = [0, max(1, half // 8), max(1, half // 4)] if intervals is None else list(intervals)
     settings = sweep(
         ep_sizes=[ep_size], redundant=copies, policies=policies, intervals=times, max_moves=max_moves
     )
-    assumptions = _assumptions(model, price)
+    assumptions = [*assumptions_of(model, price), *memory_assumed(known)]
     if trace.num_steps < LEAST_STEPS or not trace.total.any():
         what = f"the trace has {trace.num_steps} steps; expected at least {LEAST_STEPS}"
         reason = what if trace.num_steps < LEAST_STEPS else "the trace has no tokens"
-        return Advice("not enough data", "not enough data", [reason], rules, assumptions)
+        return Advice("not enough data", "not enough data", [reason], rules, assumptions, memory=memory)
     past = ExpertLoad(trace.counts[:half])
     runs = simulate(past, settings, first=half // 2, costs=price, workers=workers, progress=progress)
     chosen = _choose(runs, half // 2, model)
-    return _score(trace, half, chosen, runs, model, price, rules, assumptions, least)
+    found = _score(trace, half, chosen, runs, model, price, rules, assumptions, least)
+    return _with_memory(found, memory)
 
 
-def _amounts(num_experts: int, ep_size: int) -> list[int]:
-    least = least_redundancy(num_experts, ep_size)
-    most = num_experts * (ep_size - 1)
-    return [least + more * ep_size for more in range(_AMOUNTS) if least + more * ep_size <= most] or [least]
+def _copies(
+    trace: ExpertLoad,
+    ep_size: int,
+    redundant: Iterable[int] | None,
+    price: Costs,
+    known: Served,
+    rules: list[Rule],
+) -> tuple[list[Memory], list[int]]:
+    """Return what each redundancy takes, and those that the device allows; a rule is added for those that do not fit."""
+    copies = usual_amounts(trace.num_experts, ep_size) if redundant is None else list(redundant)
+    memory = memory_of(
+        num_layers=trace.num_layers,
+        num_experts=trace.num_experts,
+        ep_size=ep_size,
+        redundant=copies,
+        expert_bytes=price.expert_bytes,
+        served=known,
+    )
+    if known.device == "a2":
+        copies = [amount for amount in copies if amount == 0]
+        if not copies:
+            msg = f"no redundant experts are allowed on A2, and {ep_size} ranks need some; expected 0 among them"
+            raise LayoutError(msg)
+    large = [row.num_redundant_experts for row in memory if not row.fits]
+    fitting = [amount for amount in copies if amount not in large]
+    if copies and not fitting:
+        row = min(memory, key=lambda row: row.bytes_per_rank)
+        msg = (
+            f"device_memory is {known.device_memory}; expected at least {row.bytes_per_rank + known.other_memory} bytes, for "
+            f"the experts of a rank with {row.num_redundant_experts} redundant ones and what else it holds"
+        )
+        raise LayoutError(msg)
+    if large:
+        text = f"{', '.join(map(str, large))} redundant experts do not fit in the device's memory, and are not considered"
+        rules.append(Rule("memory of the device", text, means_no=False))
+    return memory, fitting
 
 
-def _assumptions(model: TimeModel, price: Costs) -> list[str]:
-    origin = "measured by you" if model.is_measured else "assumed, not measured: give your server's numbers"
-    return [
-        "time of a layer = a + b x tokens of the hottest rank; an expert's tokens are split evenly over its copies",
-        f"a step takes {model.step_ms:g} ms without EPLB, {model.moe_ms:g} ms of it in expert layers ({origin})",
-        f"an expert has {price.expert_bytes} bytes; a rank sends and receives {price.bandwidth:g} GB/s",
-        "serving waits for moves and for the planner, whose time was measured on this machine",
-        "the load goes on as in the trace, whose steps are in the order in which they were served",
-    ]
+def _with_memory(found: Advice, memory: list[Memory]) -> Advice:
+    if found.setting is None:
+        return replace(found, memory=memory)
+    copies = found.setting.num_redundant_experts
+    own = next(row for row in memory if row.num_redundant_experts == copies)
+    return replace(
+        found,
+        memory=memory,
+        bytes_per_rank=own.bytes_per_rank,
+        extra_bytes_per_rank=own.extra_bytes_per_rank,
+        bytes_left=own.bytes_left,
+    )
 
 
 def _times(run: Run, off: Run, begin: int, model: TimeModel) -> tuple[Float64Array, Float64Array]:
@@ -210,11 +242,9 @@ def _score(  # noqa: PLR0913, PLR0917 - the parts of one answer
     without, with_it = _times(on, off, half, model)
     gain = gain_of(without, with_it)
     blocks, interval = bootstrap(without, with_it, setting.interval)
-    by_trace = _answer(interval, least, blocks)
+    by_trace = answer_of(interval, least, blocks)
     forced = [rule for rule in rules if rule.means_no]
     a, b = model.coefficients(off.hottest[half:], trace.num_layers)
-    slots = math.ceil((trace.num_experts + setting.num_redundant_experts) / setting.ep_size)
-    extra = slots - math.ceil(trace.num_experts / setting.ep_size)
     saved = float(without.mean() - with_it.mean()) / 1000
     start = float(on.stall[half] + on.planner[half])
     balance = [float(run.mean[half:].sum() / run.hottest[half:].sum()) for run in (off, on)]
@@ -222,7 +252,7 @@ def _score(  # noqa: PLR0913, PLR0917 - the parts of one answer
         "no" if forced and by_trace == "yes" else by_trace,
         by_trace,
         [
-            *_why(by_trace, gain, interval, least, blocks, balance),
+            *why(by_trace, gain, interval, least, blocks, balance),
             *[f"rule: {rule.name}" for rule in forced if by_trace == "yes"],
         ],
         rules,
@@ -234,41 +264,7 @@ def _score(  # noqa: PLR0913, PLR0917 - the parts of one answer
         b,
         balance[0],
         balance[1],
-        slots * trace.num_layers * price.expert_bytes,
-        extra * trace.num_layers * price.expert_bytes,
-        start,
-        start / saved if saved > 0 else None,
-        runs,
+        start_seconds=start,
+        payback_steps=start / saved if saved > 0 else None,
+        chosen_from=runs,
     )
-
-
-def _answer(interval: tuple[float, float], least: float, blocks: int) -> Answer:
-    if blocks < _LEAST_BLOCKS:
-        return "not enough data"
-    if interval[0] > least:
-        return "yes"
-    return "no" if interval[1] < least else "not enough data"
-
-
-def _why(
-    answer: Answer,
-    gain: float,
-    interval: tuple[float, float],
-    least: float,
-    blocks: int,
-    balance: list[float],
-) -> list[str]:
-    told = f"{gain:.1%} of the time is saved, 95 % interval {interval[0]:.1%} to {interval[1]:.1%}, moves and planner paid"
-    lines = [
-        told,
-        f"balancedness {balance[0]:.4f} without EPLB, {balance[1]:.4f} with it, on steps not planned from",
-    ]
-    if blocks < _LEAST_BLOCKS:
-        lines.append(
-            f"the second half holds {blocks} blocks of such an interval; expected at least {_LEAST_BLOCKS}"
-        )
-    elif answer == "not enough data":
-        lines.append(f"{least:.1%}, the least that is worth it, lies inside the interval: record more steps")
-    elif answer == "no":
-        lines.append(f"that is less than {least:.1%}, the least that is worth it")
-    return lines

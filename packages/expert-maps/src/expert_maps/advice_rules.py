@@ -25,11 +25,15 @@ class Served:
         phase: what the trace was recorded in: ``prefill``, ``decode`` or ``mixed``.
         device: ``a2`` for Ascend Atlas A2, else ``other``.
         prompt_tokens: tokens of a usual prompt; None where that is not known.
+        device_memory: bytes of a rank's device that the server may take; None where nobody said it.
+        other_memory: bytes of them for all but experts and cache: other weights, activations.
     """
 
     phase: str = "mixed"
     device: str = "other"
     prompt_tokens: int | None = None
+    device_memory: int | None = None
+    other_memory: int = 0
 
     def __post_init__(self) -> None:
         """Refuse other words.
@@ -43,6 +47,9 @@ class Served:
                 raise ExpertMapsError(msg)
         if self.prompt_tokens is not None:
             as_count("prompt_tokens", self.prompt_tokens, 1)
+        if self.device_memory is not None:
+            as_count("device_memory", self.device_memory, 1, 2**63 - 1)
+        as_count("other_memory", self.other_memory, 0, 2**63 - 1)
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from expert_maps import limits
-from expert_maps._gzip import unpack
+from expert_maps._gzip import unpack, unpack_once
 from expert_maps._json import parse_json
 from expert_maps._replace import replace
 from expert_maps.errors import FormatError, printable
@@ -29,6 +29,7 @@ __all__ = [
     "read_bytes",
     "read_json",
     "unpack",
+    "unpack_once",
     "write_bytes",
     "write_text",
 ]

@@ -10,15 +10,9 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from expert_maps import limits
-from expert_maps.cli.mapping import FromOption, MapKeyOption
+from expert_maps.cli.mapping import FormOptions
 from expert_maps.cli.model import MODEL_HELP
-from expert_maps.cli.options import (
-    AllowDuplicatesOption,
-    AllowUnevenOption,
-    JsonOption,
-    MapArgument,
-    refuse_two_stdins,
-)
+from expert_maps.cli.options import JsonOption, MapArgument, refuse_two_stdins
 from expert_maps.cli.usage import CHECK_FAILED
 
 if TYPE_CHECKING:
@@ -65,10 +59,7 @@ def check(
     all_violations: Annotated[
         bool, typer.Option("--all", help=f"List every violation, not only the first {limits.MAX_LISTED}.")
     ] = False,
-    source: FromOption = None,
-    key: MapKeyOption = None,
-    allow_uneven: AllowUnevenOption = False,
-    allow_duplicates: AllowDuplicatesOption = False,
+    form: FormOptions = FormOptions(),  # noqa: B008 - frozen
     json: JsonOption = False,
 ) -> None:
     """Check a map; list every violation by layer, rank and slot.
@@ -103,8 +94,13 @@ def check(
     reference = None if golden is None else checking.read_golden(golden, ep_size)
     checked = checking.examine(
         file,
-        Asked(ep_size=ep_size, key=key, allow_uneven=allow_uneven, allow_duplicates=allow_duplicates),
-        source,
+        Asked(
+            ep_size=ep_size,
+            key=form.key,
+            allow_uneven=form.allow_uneven,
+            allow_duplicates=form.allow_duplicates,
+        ),
+        form.source,
         expected,
     )
     violations = checking.compare(checked, expected, reference)

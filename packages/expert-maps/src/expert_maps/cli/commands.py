@@ -19,6 +19,7 @@ COMMANDS: dict[str, str] = {
     "load": "What a load file holds; choose from it, convert it.",
     "compare": "Policies and amounts of redundancy side by side.",
     "advise": "Whether EPLB is worth it, and with what setting.",
+    "report": "What a load says of EPLB, as one HTML file.",
     "simulate": "A trace replayed under EPLB: gains, moves, stalls.",
     "evaluate": "How a map carries a load, rank by rank.",
     "check": "Whether a map is valid, and the one that was meant.",

@@ -91,7 +91,7 @@ def compare(
         msg = f"nothing to compare: {rows[0].reason}"
         raise LayoutError(msg)
     if drawn.path is not None:
-        from expert_maps.pictures import plot_comparison
+        from expert_maps.plots_of_runs import plot_comparison
 
         write_plot(drawn, lambda: plot_comparison(rows))
     if json:

@@ -47,7 +47,7 @@ def diff(
     from expert_maps import metrics
     from expert_maps.cli.mapping import MapOfModel, alike, names_of_both, read_any_map
     from expert_maps.cli.output import print_json, say
-    from expert_maps.cli.report import moved_line
+    from expert_maps.cli.plan_report import moved_line
     from expert_maps.validation import as_index
 
     refuse_two_stdins({"A": before, "B": after, "--model": said.model})
@@ -82,7 +82,7 @@ def diff(
 def _most_changed(moved: Moves, names: LayerNames) -> list[str]:
     import numpy as np
 
-    from expert_maps.cli.report import named_values
+    from expert_maps.cli.plan_report import named_values
 
     changed = moved.changed.sum(axis=1)
     if len(changed) == 1 or not changed.any():

@@ -57,8 +57,8 @@ def evaluate(
     from expert_maps.cli.loading import inspect_loads
     from expert_maps.cli.mapping import MapOptions
     from expert_maps.cli.output import print_json, say
+    from expert_maps.cli.plan_report import title_of
     from expert_maps.cli.plotting import check_plot, draw_placement, write_plot
-    from expert_maps.cli.report import title_of
     from expert_maps.evaluate import evaluate as evaluate_placement
     from expert_maps.validation import as_index
 
@@ -68,7 +68,11 @@ def evaluate(
     loaded = inspect_loads(loads, said)
     trace = loaded.load
     of_map = MapOptions(
-        source, ep_size, said.experts, allow_uneven=allow_uneven, allow_duplicates=allow_duplicates
+        source=source,
+        ep_size=ep_size,
+        experts=said.experts,
+        allow_uneven=allow_uneven,
+        allow_duplicates=allow_duplicates,
     )
     read, names = read_map_for(file, of_map, loaded)
     placement = read.placement
@@ -118,7 +122,7 @@ def _over_steps(found: Evaluation) -> NDArray[np.float64]:
 
 
 def _lines(found: Evaluation, names: LayerNames) -> list[str]:
-    from expert_maps.cli.report import worst_layers
+    from expert_maps.cli.plan_report import worst_layers
 
     lines = [f"balancedness: {found.overall_balancedness:.4f} (1 is perfect)"]
     if found.load.num_steps > 1:

@@ -56,6 +56,11 @@ EXAMPLES: dict[str, tuple[str, ...]] = {
     "advise": (
         "expert-maps advise load.npz --ep-size 4 --expert-bytes 44040192 --bandwidth 25",
         "expert-maps advise load.npz --ep-size 4 --step-ms 40 --moe-ms 18 --phase prefill --json",
+        "expert-maps advise deepseek-r1 --ep-size 32 --device-memory 64 --other-memory 20",
+    ),
+    "report": (
+        "expert-maps report load.npz --ep-size 4 --redundant 4 --output report.html",
+        "expert-maps report load.npz --ep-size 4 --device-memory 64 --expert-bytes 44040192 --output sized.html",
     ),
     "simulate": (
         "expert-maps simulate load.npz --ep-size 4 --redundant 0,4 --intervals 0,2 --expert-bytes 44040192 --bandwidth 25",

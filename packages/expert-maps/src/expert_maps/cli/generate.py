@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from expert_maps._words import counted
-from expert_maps.cli.model import MODEL_HELP, read_model
+from expert_maps.cli.mapping import MapModelOption
+from expert_maps.cli.model import read_model
 from expert_maps.cli.options import (
     AllowDuplicatesOption,
     EpSizeOption,
@@ -50,13 +51,7 @@ def generate(
             "--shared-on-every-rank", help="Give every rank all shared experts instead of one in turn."
         ),
     ] = False,
-    model: Annotated[
-        str | None,
-        typer.Option(
-            "--model",
-            help=f"{MODEL_HELP}: take --experts and --layers from it.",
-        ),
-    ] = None,
+    model: MapModelOption = None,
     output: OutputOption = None,
     allow_duplicates: AllowDuplicatesOption = False,
     json: JsonOption = False,

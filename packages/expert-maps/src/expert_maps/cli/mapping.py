@@ -80,17 +80,23 @@ MapKeyOption = Annotated[
 
 
 @dataclass(frozen=True)
-class MapOptions:
-    """What the command line says of a map file; None where it says nothing. The fields are the options' names."""
+class FormOptions:
+    """What the command line says of the form of a map file. The fields are the options' names."""
 
     source: FromOption = None
+    key: MapKeyOption = None
+    allow_uneven: AllowUnevenOption = False
+    allow_duplicates: AllowDuplicatesOption = False
+
+
+@dataclass(frozen=True)
+class MapOptions(FormOptions):
+    """What the command line says of a map file; None where it says nothing."""
+
     ep_size: RanksOption = None
     experts: ExpertsOption = None
     layers: LayersOption = None
     model: MapModelOption = None
-    key: MapKeyOption = None
-    allow_uneven: AllowUnevenOption = False
-    allow_duplicates: AllowDuplicatesOption = False
     ignore_digest: IgnoreDigestOption = False
 
 

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 Inputs: TypeAlias = "Mapping[str, Path | str | Sequence[Path] | None]"
 """What a command reads, by the names of its arguments and options."""
 
-_MAP_HELP = "A map of any system (vllm-ascend, SGLang, TensorRT-LLM, vLLM …); - for standard input."
+_MAP_HELP = "A map of any system (vllm-ascend, SGLang, TensorRT-LLM, vLLM …), also .gz; - for standard input."
 
 MapArgument = Annotated[Path, typer.Argument(metavar="MAP", help=_MAP_HELP)]
 EpSizeOption = Annotated[int, typer.Option("--ep-size", help="Expert-parallel ranks.")]

@@ -105,7 +105,11 @@ def plan(
     loaded = inspect_loads(loads, said)
     trace = loaded.load
     of_map = MapOptions(
-        source, ep_size, said.experts, allow_uneven=allow_uneven, allow_duplicates=allow_duplicates
+        source=source,
+        ep_size=ep_size,
+        experts=said.experts,
+        allow_uneven=allow_uneven,
+        allow_duplicates=allow_duplicates,
     )
     before, names = _in_use(current, of_map, loaded)
     slots, proposed = slots_or_proposal(

@@ -61,7 +61,7 @@ class Making:
         Raises:
             ExpertMapsError: there is no such plan, or it cannot be written.
         """
-        from expert_maps.cli.report import PlanReport
+        from expert_maps.cli.plan_report import PlanReport
 
         result = work(
             "planning layers",

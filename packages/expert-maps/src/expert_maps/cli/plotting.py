@@ -35,8 +35,7 @@ def check_plot(path: Path | None, inputs: Inputs) -> Output:
     """
     if path is None:
         return Output(None)
-    from expert_maps.pictures import ENDINGS
-    from expert_maps.plots import new_figure
+    from expert_maps.plots import ENDINGS, new_figure
 
     if str(path) == "-":
         msg = "--plot is '-'; expected the name of a file in .png or .svg"
@@ -56,7 +55,7 @@ def write_plot(target: Output, draw: Callable[[], Any]) -> None:
     if target.path is None:
         return
     from expert_maps.cli.output import note
-    from expert_maps.pictures import picture
+    from expert_maps.plots import picture
 
     target.write(picture(draw(), target.path.suffix))
     note(f"picture {target.line}")
@@ -66,14 +65,6 @@ def draw_placement(
     placement: Placement | LayeredPlacement, load: ExpertLoad, current: Placement | None = None
 ) -> Any:  # noqa: ANN401
     """Draw a placement beside the one in use, or the linear layout without redundant experts."""
-    from expert_maps import metrics
-    from expert_maps.layouts import generate_placement
-    from expert_maps.pictures import plot_placement
+    from expert_maps.evaluate import evaluate
 
-    name, before = "in use", current
-    if before is None:
-        name = "linear layout"
-        before = generate_placement(
-            "linear", num_experts=load.num_experts, ep_size=placement.ep_size, num_layers=load.num_layers
-        )
-    return plot_placement(placement, load, metrics.rank_load(before, load), (name, "this placement"))
+    return evaluate(placement, load).plot(current)

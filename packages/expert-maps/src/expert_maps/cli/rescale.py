@@ -82,7 +82,7 @@ def rescale(
     failed = as_numbers("--failed-ranks", failed_ranks)
     found = inspect_loads(loads, said)
     trace = found.load
-    of_map = MapOptions(source, ranks_now, said.experts, allow_uneven=allow_uneven)
+    of_map = MapOptions(source=source, ep_size=ranks_now, experts=said.experts, allow_uneven=allow_uneven)
     try:
         read, names = read_map_for(file, of_map, found)
     except RanksUnsaidError as error:  # --ep-size are the ranks afterwards

@@ -4,14 +4,20 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, TypeVar
 
 import typer
 
+from expert_maps.cli.costs import CostOptions, price_of
 from expert_maps.cli.loading import LoadOptions, LoadsArgument
-from expert_maps.cli.options import ExpertBytesOption, JsonOption, as_max_moves, as_numbers, refuse_two_stdins
+from expert_maps.cli.options import (
+    JsonOption,
+    as_choice,
+    as_max_moves,
+    as_numbers,
+    refuse_two_stdins,
+)
 from expert_maps.cli.plotting import PlotOption
 from expert_maps.errors import ExpertMapsError
 
@@ -20,16 +26,12 @@ if TYPE_CHECKING:
 
 Value = TypeVar("Value")
 
-BandwidthOption = Annotated[
-    float | None,
+PoliciesOption = Annotated[
+    str,
     typer.Option(
-        "--bandwidth",
-        metavar="GB/s",
-        help="What a rank sends and receives at the same time, in GB/s (10^9 bytes a second); 25 if not given.",
+        "--policies",
+        help="Policies, separated by commas: balanced, deepseek, deepseek_hierarchical, deepseek_global, reference.",
     ),
-]
-WorkersOption = Annotated[
-    int | None, typer.Option("--workers", min=1, help="Processes at most; if not given, one for each core.")
 ]
 
 
@@ -44,9 +46,7 @@ def simulate(
             "--redundant", help="Redundant experts of a layer, over all ranks; several separated by commas."
         ),
     ],
-    policies: Annotated[
-        str, typer.Option("--policies", help="Policies, separated by commas; names as for plan.")
-    ] = "balanced",
+    policies: PoliciesOption = "balanced",
     intervals: Annotated[
         str,
         typer.Option(
@@ -81,9 +81,14 @@ def simulate(
             help="Steps before the first plan. If not given: the interval, or half of the trace.",
         ),
     ] = None,
-    expert_bytes: ExpertBytesOption = None,
-    bandwidth: BandwidthOption = None,
-    workers: WorkersOption = None,
+    costs: CostOptions = CostOptions(),  # noqa: B008 - frozen
+    ray: Annotated[
+        bool,
+        typer.Option(
+            "--ray",
+            help="Run on Ray: the cluster that RAY_ADDRESS names, else one of --workers CPUs started here. Needs ray.",
+        ),
+    ] = False,
     resume: Annotated[
         Path | None,
         typer.Option(
@@ -110,7 +115,7 @@ def simulate(
     """
     from expert_maps.cli.loading import inspect_loads
     from expert_maps.cli.plotting import check_plot, write_plot
-    from expert_maps.cli.simulated import price_of, print_runs, refuse_nothing, saved
+    from expert_maps.cli.simulated import print_runs, refuse_nothing, saved
     from expert_maps.cli.work import work
     from expert_maps.cli.writing import check_output
     from expert_maps.simulation import simulate as simulate_runs
@@ -124,14 +129,14 @@ def simulate(
     settings = sweep(
         ep_sizes=_given("--ep-size", as_numbers("--ep-size", ep_size)),
         redundant=_given("--redundant", as_numbers("--redundant", redundant)),
-        policies=_given("--policies", _words(policies)),
+        policies=as_policies(policies),
         intervals=_given("--intervals", as_numbers("--intervals", intervals)),
         max_moves=_moves(max_moves),
         thresholds=_given("--thresholds", _fractions(thresholds)),
     )
     loaded = inspect_loads(loads, said)
     trace = loaded.load
-    price = price_of(expert_bytes, loaded, bandwidth)
+    price = price_of(costs, loaded)
     runs: list[Run] = work(
         "simulating",
         lambda progress: simulate_runs(
@@ -140,7 +145,8 @@ def simulate(
             window=look_back,
             first=first,
             costs=price,
-            workers=workers or os.cpu_count() or 1,
+            workers=costs.processes,
+            on_ray=ray,
             resume=resume,
             progress=progress,
         ),
@@ -149,7 +155,7 @@ def simulate(
     if output is not None:
         target.write(saved(output, trace, runs, price))
     if drawn.path is not None:
-        from expert_maps.pictures import plot_runs
+        from expert_maps.plots_of_runs import plot_runs
 
         write_plot(drawn, lambda: plot_runs(runs))
     print_runs(trace, runs, price, target, json=json)
@@ -161,6 +167,19 @@ def _given(option: str, values: list[Value]) -> list[Value]:
         msg = f"{option} has no value; expected one or several separated by commas"
         raise ExpertMapsError(msg)
     return values
+
+
+def as_policies(text: str) -> list[str]:
+    """Return the policies that `--policies` names.
+
+    Raises:
+        ExpertMapsError: one is not known, or none is named.
+    """
+    from expert_maps.policies import EVERY_POLICY
+    from expert_maps.simulation import OFF
+
+    names = _given("--policies", _words(text))
+    return [as_choice("--policies", name, (OFF, *EVERY_POLICY)) for name in names]
 
 
 def _moves(text: str) -> list[int | None]:

@@ -9,7 +9,7 @@ from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 from expert_maps._words import counted
-from expert_maps.cli.output import as_count, as_size, note, print_json, say
+from expert_maps.cli.output import as_count, as_size, print_json, say
 from expert_maps.errors import LayoutError
 from expert_maps.simulation import OFF, Costs, as_parquet, row_of
 
@@ -17,28 +17,9 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
     from pathlib import Path
 
-    from expert_maps.cli.loading import Loaded
     from expert_maps.cli.writing import Output
     from expert_maps.load import ExpertLoad
     from expert_maps.simulation import Run
-
-
-def price_of(expert_bytes: int | None, loaded: Loaded, bandwidth: float | None) -> Costs:
-    """Return what a move costs, as the options say; what is taken because nothing was said is named.
-
-    Raises:
-        ExpertMapsError: a value that no server has.
-    """
-    usual = Costs()
-    model = loaded.model
-    size = model.expert_bytes if expert_bytes is None and model is not None else expert_bytes
-    if size is None:
-        note(f"--expert-bytes {usual.expert_bytes} taken: an expert of DeepSeek-R1 in FP8; give your model's")
-    if bandwidth is None:
-        note(f"--bandwidth {usual.bandwidth:g} GB/s taken; give your network's")
-    return Costs(
-        usual.expert_bytes if size is None else size, usual.bandwidth if bandwidth is None else bandwidth
-    )
 
 
 def refuse_nothing(runs: Sequence[Run]) -> None:

@@ -14,11 +14,11 @@ from typer.core import TyperGroup
 from expert_maps.cli.commands import COMMANDS, load_command
 from expert_maps.cli.notes import held_notes
 from expert_maps.cli.output import error_line, say
-from expert_maps.cli.words import hint, meant_commands, meant_options
+from expert_maps.cli.words import hint, meant_commands, meant_options, with_options
 from expert_maps.errors import ExpertMapsError, PlacementError
 
 if TYPE_CHECKING:
-    from collections.abc import Generator
+    from collections.abc import Callable, Generator
 
 OK, CHECK_FAILED, BAD_INPUT, INTERRUPTED = 0, 1, 2, 130
 
@@ -51,8 +51,17 @@ class Commands(TyperGroup):
 
     def invoke(self, ctx: Any) -> Any:  # noqa: ANN401 - typer's
         """Run the command; an error of this package is bad input."""
-        with _output_may_end(), bad_input(), held_notes():
+        with _output_may_end(), bad_input(self._options_of(ctx)), held_notes():
             return super().invoke(ctx)
+
+    def _options_of(self, ctx: Any) -> Callable[[], list[str]]:  # noqa: ANN401 - typer's
+        """Return what tells the options of the command that runs: which it is, is known when it has begun."""
+
+        def options() -> list[str]:
+            command = self.commands.get(ctx.invoked_subcommand)
+            return [] if command is None else long_options(command)
+
+        return options
 
     def list_commands(self, ctx: Any) -> list[str]:  # noqa: ANN401, ARG002 - typer's
         """Name the commands in their own order."""
@@ -84,13 +93,22 @@ def _output_may_end() -> Generator[None]:
         raise EndOfOutputError from error
 
 
+def long_options(command: Any) -> list[str]:  # noqa: ANN401 - typer's
+    """Return the options of a command."""
+    return [name for each in command.params for name in each.opts if name.startswith("--")]
+
+
 @contextmanager
-def bad_input() -> Generator[None]:
-    """Turn an error of this package into one line on standard error and exit code 2."""
+def bad_input(options: Callable[[], list[str]] = list) -> Generator[None]:
+    """Turn an error of this package into one line on standard error and exit code 2.
+
+    Args:
+        options: returns those of the command that runs; a message calls quantities by them.
+    """
     try:
         yield
     except ExpertMapsError as error:
-        say(error_line(error_text(error)), err=True)
+        say(error_line(with_options(error_text(error), options())), err=True)
         raise typer.Exit(BAD_INPUT) from error
     except MemoryError as error:
         say(error_line("not enough memory for counts this large"), err=True)
@@ -107,8 +125,8 @@ def usage_text(error: Exception) -> str:
     context = getattr(error, "ctx", None)
     option = getattr(error, "option_name", None)
     if isinstance(option, str) and context is not None and str(error).lower().startswith("no such option"):
-        known = [name for each in context.command.params for name in each.opts if name.startswith("--")]
-        text = f"no such option: {option}{hint(meant_options(option, [*known, '--help']))}"
+        known = [*long_options(context.command), "--help"]
+        text = f"no such option: {option}{hint(meant_options(option, known))}"
     else:
         text = _wrong_value(error)
     return text if context is None or text.endswith("?") else f"{text} (see {context.command_path} --help)"

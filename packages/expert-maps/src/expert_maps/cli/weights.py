@@ -65,7 +65,7 @@ def weights(
     target = check_output(output, inputs, endings=(".npz", ".json"), json=json)
     loaded = inspect_loads(loads, said)
     trace = loaded.load
-    of_map = MapOptions(source, ep_size, said.experts, allow_uneven=allow_uneven)
+    of_map = MapOptions(source=source, ep_size=ep_size, experts=said.experts, allow_uneven=allow_uneven)
     read, names = read_map_for(file, of_map, loaded)
     placement = alike(read, file)
     even = evaluate(placement, trace)
@@ -79,7 +79,7 @@ def _print(
     even: Evaluation, found: ReplicaWeights, target: Output, names: LayerNames, *, table: bool, json: bool
 ) -> None:
     from expert_maps.cli.output import print_json, say
-    from expert_maps.cli.report import title_of, worst_layers
+    from expert_maps.cli.plan_report import title_of, worst_layers
     from expert_maps.cli.tables import print_table
 
     was, now = even.balancedness, found.balancedness

@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+import re
 from difflib import get_close_matches
 from typing import TYPE_CHECKING
 
@@ -131,6 +132,60 @@ VALUE_WORDS: dict[str, tuple[str, ...]] = {
     **dict.fromkeys(("default", "balance", "auto", "best"), ("balanced",)),
     **dict.fromkeys(("robin", "rr", "interleaved"), ("round_robin",)),
 }
+
+
+# The options that say what a message of the library calls by its own name; the first that the command has.
+QUANTITIES: dict[str, tuple[str, ...]] = {
+    "ep_size": ("--ep-size",),
+    "num_redundant_experts": ("--redundant",),
+    "num_physical_experts": ("--physical",),
+    "num_logical_experts": ("--experts",),
+    "num_experts": ("--experts",),
+    "num_layers": ("--moe-layers", "--layers"),
+    "num_groups": ("--groups",),
+    "num_nodes": ("--nodes",),
+    "num_shared_experts": ("--shared",),
+    "interval": ("--intervals",),
+    "threshold": ("--thresholds",),
+    "window": ("--look-back", "--window"),
+    **{
+        name: (f"--{name.replace('_', '-')}",)
+        for name in (
+            "bandwidth",
+            "device",
+            "expert_bytes",
+            "first",
+            "max_moves",
+            "moe_ms",
+            "phase",
+            "prompt_tokens",
+            "step_ms",
+            "tolerance",
+            "workers",
+        )
+    },
+}
+_QUANTITY = re.compile(rf"\b({'|'.join(QUANTITIES)})\b")
+# The same at the start, or behind what could not be done because of it.
+_ABOUT_ONE = re.compile(rf"((nothing|there is nothing) to [a-z ]+: )?({'|'.join(QUANTITIES)}) is ")
+
+
+def with_options(text: str, known: Collection[str]) -> str:
+    """Return a message in which quantities are called as they were typed.
+
+    Only where it is one of them that the message is about: elsewhere such a word may be a key of a file.
+
+    Args:
+        text: of an error; it starts with the name of a quantity, perhaps after what could not be done.
+        known: the options of the command.
+    """
+    if not _ABOUT_ONE.match(text):
+        return text
+    return _QUANTITY.sub(lambda found: _option(found[1], known), text)
+
+
+def _option(name: str, known: Collection[str]) -> str:
+    return next((option for option in QUANTITIES[name] if option in known), name)
 
 
 def meant_values(word: str, known: Collection[str]) -> list[str]:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Literal
 import numpy as np
 
 from expert_maps.errors import FormatError
-from expert_maps.files import Source, describe, read_bytes, read_json
+from expert_maps.files import Source, describe, read_bytes, read_json, unpack_once
 from expert_maps.formats.arrays import parse_npy, parse_npz
 from expert_maps.formats.safetensors import is_safetensors, parse_safetensors
 from expert_maps.formats.torch_files import is_pt, parse_pt
@@ -56,7 +56,7 @@ class Content:
 
 
 def read_content(path: AnyPath, *, as_yaml: bool = False) -> Content:
-    """Read a file by what its first bytes say it is.
+    """Read a file by what its first bytes say it is; what gzip has packed is unpacked first.
 
     Args:
         path: the file.
@@ -65,11 +65,8 @@ def read_content(path: AnyPath, *, as_yaml: bool = False) -> Content:
     Raises:
         FormatError: unreadable or damaged; the file is named.
     """
-    content = read_bytes(path)
     name = describe(path)
-    if content[:2] == b"\x1f\x8b":
-        msg = f"{name}: is compressed by gzip; expected a map as it is: unpack it"
-        raise FormatError(msg)
+    content = unpack_once(read_bytes(path), name)
     if content.startswith((b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05")):
         msg = f"{name}: is a Python pickle, which may run code and is never read; save it as .npz or .json"
         raise FormatError(msg)

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from expert_maps.policies.base import Cluster, Policy
 
 PolicyName = Literal["balanced", "deepseek", "deepseek_hierarchical", "deepseek_global", "reference"]
-# `reference` is `balanced` once more, to be read: it plans where it is named, and is nowhere compared or served with.
+# `reference` is `balanced` once more, to be read: it plans and is simulated where it is named, and never served with.
 REFERENCE: PolicyName = "reference"
 EVERY_POLICY: tuple[PolicyName, ...] = get_args(PolicyName)
 POLICY_NAMES: tuple[PolicyName, ...] = tuple(name for name in EVERY_POLICY if name != REFERENCE)

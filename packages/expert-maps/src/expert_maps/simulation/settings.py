@@ -10,7 +10,7 @@ from itertools import product
 from typing import TYPE_CHECKING
 
 from expert_maps.errors import ExpertMapsError, LayoutError
-from expert_maps.policies import POLICY_NAMES
+from expert_maps.policies import EVERY_POLICY
 from expert_maps.validation import as_count
 
 if TYPE_CHECKING:
@@ -29,7 +29,7 @@ class Setting:
     """One run of a sweep.
 
     Attributes:
-        policy: one of `expert_maps.POLICY_NAMES`, or ``off``.
+        policy: one of `expert_maps.policies.EVERY_POLICY`, or ``off``.
         ep_size: R.
         num_redundant_experts: P − E of a layer; 0 for ``off``.
         interval: steps from one plan to the next; 0 plans once and keeps that.
@@ -51,8 +51,8 @@ class Setting:
         Raises:
             ExpertMapsError: the value and what was expected are named.
         """
-        if self.policy not in {OFF, *POLICY_NAMES}:
-            msg = f"policy is {self.policy!r}; expected one of {', '.join((OFF, *POLICY_NAMES))}"
+        if self.policy not in {OFF, *EVERY_POLICY}:
+            msg = f"policy is {self.policy!r}; expected one of {', '.join((OFF, *EVERY_POLICY))}"
             raise LayoutError(msg)
         as_count("ep_size", self.ep_size, 1, error=LayoutError)
         as_count("num_redundant_experts", self.num_redundant_experts, 0, error=LayoutError)

@@ -19,6 +19,7 @@ import numpy as np
 
 from expert_maps.errors import FormatError
 from expert_maps.load import ExpertLoad, as_load
+from expert_maps.simulation.on_ray import runs_on_ray
 from expert_maps.simulation.replay import Run, attempt
 from expert_maps.simulation.saving import run_from, run_record
 from expert_maps.validation import as_count
@@ -34,7 +35,7 @@ if TYPE_CHECKING:
 _OWN: dict[str, ExpertLoad] = {}
 
 
-def simulate(
+def simulate(  # noqa: PLR0913 - options by keyword
     load: ArrayLike | ExpertLoad,
     settings: Sequence[Setting],
     *,
@@ -42,6 +43,7 @@ def simulate(
     first: int | None = None,
     costs: Costs | None = None,
     workers: int = 1,
+    on_ray: bool = False,
     resume: str | os.PathLike[str] | None = None,
     progress: Callable[[int, int], object] | None = None,
 ) -> list[Run]:
@@ -55,6 +57,9 @@ def simulate(
         costs: as for `replay`.
         workers: processes at most. With more than 1, a script must guard its own start with
             ``if __name__ == "__main__":``, as Python's ``multiprocessing`` says.
+        on_ray: run the same tasks on Ray, one CPU each: on the cluster that this process is connected to, or that
+            ``RAY_ADDRESS`` names, else on one of ``workers`` CPUs that is started and ended here. Its machines need this
+            package.
         resume: a file of finished runs, one JSON object a line; those of the same trace and options are taken from it,
             the others are added as they end.
         progress: called with (runs done, runs).
@@ -63,7 +68,7 @@ def simulate(
         A run for each setting, in order; one that has no placement says why in ``reason``.
 
     Raises:
-        ExpertMapsError: the load or a count is invalid, or the file is not such a file.
+        ExpertMapsError: the load or a count is invalid, the file is not such a file, or Ray is not installed.
     """
     trace = as_load(load)
     how = {"window": window, "first": first, "costs": costs}
@@ -72,7 +77,8 @@ def simulate(
     todo = [setting for setting in dict.fromkeys(settings) if setting not in found]
     if progress is not None and found:
         progress(len(settings) - len(todo), len(settings))
-    for run in _runs(trace, todo, how, as_count("workers", workers, 1)):
+    runner = runs_on_ray if on_ray else _runs
+    for run in runner(trace, todo, how, as_count("workers", workers, 1)):
         found[run.setting] = run
         if resume is not None:
             _add(Path(resume), {"key": key, **run_record(run)})

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Literal
 from expert_maps import limits
 from expert_maps._json import text_width
 from expert_maps.errors import FormatError, LoadError
-from expert_maps.files import Source, describe, read_bytes, read_json, unpack
+from expert_maps.files import Source, describe, read_bytes, read_json, unpack_once
 from expert_maps.formats.arrays import parse_npy, parse_npz
 from expert_maps.formats.loads.values import NamedLoadError, naming
 from expert_maps.formats.safetensors import is_safetensors, parse_safetensors
@@ -71,10 +71,7 @@ def open_document(path: AnyPath) -> Document:
     content = read_bytes(path)
     if base.endswith(".gz") or content.startswith(_GZIP):
         base = base.removesuffix(".gz")
-        content = unpack(content, name)
-        if content.startswith(_GZIP):
-            msg = f"{name}: compressed twice by gzip; expected once at most"
-            raise FormatError(msg)
+        content = unpack_once(content, name)
     if not content[:64].strip() and not content.strip():
         msg = f"{name}: the file is empty; expected a load"
         raise NamedLoadError(msg)
