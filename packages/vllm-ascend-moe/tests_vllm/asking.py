@@ -12,6 +12,8 @@ import numpy as np
 from engine import IN_PROCESS, fetch, random_prompts, run
 from prometheus_client.parser import text_string_to_metric_families
 
+from vllm_ascend_moe.core.metric_table import PREFIX
+
 if TYPE_CHECKING:
     from pathlib import Path
 
@@ -44,7 +46,7 @@ def scrape(running: Server) -> dict[str, dict[str, float]]:
     found: dict[str, dict[str, float]] = {}
     for family in text_string_to_metric_families(fetch(running.port, "/metrics").decode()):
         for sample in family.samples:
-            if sample.name.startswith("expert_maps_"):
+            if sample.name.startswith(PREFIX):
                 labels = dict(sample.labels)
                 assert labels.pop("model_name") == running.model
                 assert labels.pop("stage") == "0"
