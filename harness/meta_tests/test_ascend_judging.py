@@ -14,11 +14,13 @@ import pytest
 
 from expert_maps import Placement, generate_placement, write_placement
 from expert_maps.formats.loads import write_load
+from harness.ascend import metering
 from harness.ascend.cases import MUTANTS, Case, cases_for
 from harness.ascend.engine import Served
 from harness.ascend.judging import Reference, judge
 from harness.ascend.models import TINY_MOE, write_map
 from vllm_ascend_moe import releases
+from vllm_ascend_moe.core.metric_table import METRICS
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -291,3 +293,39 @@ def test_where_an_int8_rounds_the_other_way_a_tie_may_go_on_otherwise(served: Se
     logprobs = [[*REFERENCE.logprobs[0][:-1], REFERENCE.logprobs[0][-1] - 1], *REFERENCE.logprobs[1:]]
     worse = replace(other, rounds=[{**other.rounds[0], "logprobs": logprobs}])
     assert judge(of_int8, worse, REFERENCE).problems == ["1 of 2 texts differ from those without the plugin"]
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"expert_maps_recording": None}, "shows no expert_maps_recording"),
+        ({"expert_maps_rearrangements_total": 0.0}, "expected some of each"),
+        ({"expert_maps_moved_bytes_total": 0.0}, "expected some of each"),
+        ({"expert_maps_moved_slots_total": 5.0}, "expected 6 at least"),
+        # As where each of two API servers, or of two data-parallel engines, counts for itself.
+        ({"expert_maps_planning_seconds_count": 14.0}, "counts 14 plans; expected 3 that moved"),
+        ({"expert_maps_balancedness": None}, "a balancedness of 0 after 7 plans"),
+    ],
+)
+def test_metrics_of_a_server_must_fit_what_it_did(changes: dict[str, float | None], words: str) -> None:
+    right: dict[str, float | None] = {
+        **{name: 0.0 for metric in METRICS if not metric.waits for name in metric.samples},
+        "expert_maps_rearrangements_total": 3.0,
+        "expert_maps_rearrangements_skipped_total": 4.0,
+        "expert_maps_planning_seconds_count": 7.0,
+        "expert_maps_moved_slots_total": 6.0,
+        "expert_maps_moved_bytes_total": 600.0,
+        "expert_maps_balancedness": 0.8,
+    }
+
+    def told(metrics: dict[str, float | None]) -> list[str]:
+        shown = {name: value for name, value in metrics.items() if value is not None}
+        return list(metering.problems(shown, moves=True, moved=6))
+
+    assert told(right) == []
+    assert words in told(right | changes)[0]
+
+
+def test_a_server_whose_metrics_were_not_scraped_is_wrong(served: Served) -> None:
+    (problem,) = judge(replace(CASE, is_server=True), served, REFERENCE).problems
+    assert "/metrics shows no" in problem

@@ -15,6 +15,7 @@ import torch
 
 from vllm_ascend_moe.backends.ascend import proof
 from vllm_ascend_moe.backends.ascend_v1 import AscendV1
+from vllm_ascend_moe.core.meter import Meter
 from vllm_ascend_moe.core.sources import PlacementSource, find_source
 from vllm_ascend_moe.hooks import wrapping
 
@@ -223,6 +224,7 @@ def session(settings: Settings, source: PlacementSource, rank: int) -> Untyped:
         has_agreed=True,
         rearrangements=0,
         recorder=None,
+        meter=Meter(),
         start_recording=lambda *_: None,
         advance=lambda _: None,
         ranks=SimpleNamespace(

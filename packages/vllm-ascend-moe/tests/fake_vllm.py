@@ -88,7 +88,9 @@ def config(
     made = SimpleNamespace(
         additional_config={},
         parallel_config=SimpleNamespace(**sizes, **parallel),
-        model_config=SimpleNamespace(get_num_experts=lambda: num_experts, model="tiny"),
+        model_config=SimpleNamespace(
+            get_num_experts=lambda: num_experts, model="tiny", served_model_name="tiny"
+        ),
         device_config=SimpleNamespace(device_type=device),
         load_config=SimpleNamespace(load_format=load_format),
     )

@@ -18,6 +18,7 @@ from expert_maps import Placement, generate_placement
 from vllm_ascend_moe.backends.ascend.planning import Planner, planner_for, transfers
 from vllm_ascend_moe.backends.one_plan import OnePlan
 from vllm_ascend_moe.core.gain import MoveRule
+from vllm_ascend_moe.core.meter import Meter
 from vllm_ascend_moe.core.settings import Settings
 from vllm_ascend_moe.hooks.wrapping import UpstreamError
 
@@ -228,8 +229,11 @@ def test_the_settings_and_the_cycle_decide_what_pays(
 ) -> None:
     made: list[MoveRule] = []
 
-    def plan(_: object, rule: MoveRule, group: object) -> OnePlan:
+    meter = Meter()
+
+    def plan(_: object, rule: MoveRule, group: object, told: object) -> OnePlan:
         assert group == "the ranks"
+        assert told is meter
         made.append(rule)
         return OnePlan(Told(before.physical_to_logical), rule, None)
 
@@ -248,7 +252,8 @@ def test_the_settings_and_the_cycle_decide_what_pays(
         shared_dict={"moe_load": torch.ones(LAYERS, RANKS, SLOTS // RANKS)},
     )
     settings = Settings(dynamic=True, min_gain=min_gain, max_layers=2)
-    session: Any = SimpleNamespace(settings=settings, ranks=SimpleNamespace(ep_rank=0, num_nodes=1))
+    ranks = SimpleNamespace(ep_rank=0, num_nodes=1)
+    session: Any = SimpleNamespace(settings=settings, ranks=ranks, meter=meter)
     one = planner_for(session, updator, before, [1] * LAYERS, 1)
     (rule,) = made
     assert (rule.min_gain, rule.max_layers) == (wanted, 2)

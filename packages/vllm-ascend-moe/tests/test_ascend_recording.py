@@ -13,6 +13,7 @@ import torch
 
 from expert_maps import Placement, plan, read_load
 from vllm_ascend_moe.backends.ascend.recording import Recording
+from vllm_ascend_moe.core.meter import Meter
 from vllm_ascend_moe.core.recorder import LoadRecorder
 from vllm_ascend_moe.core.settings import Settings
 
@@ -94,7 +95,9 @@ class Ranks:
 def session(rank: int, path: Path | None = None, **options: Any) -> Any:  # noqa: ANN401 - a stand-in
     recorder = None if path is None or rank else LoadRecorder(str(path), LAYERS, E)
     return SimpleNamespace(
-        settings=Settings(record_path=None if path is None else str(path), **options), recorder=recorder
+        settings=Settings(record_path=None if path is None else str(path), **options),
+        recorder=recorder,
+        meter=Meter(),
     )
 
 

@@ -31,6 +31,7 @@ NOT_INSTALLED = (
     "vllm is not installed; install it (pip install 'vllm-ascend-moe[vllm]', or on an NPU a pair of "
     "`vllm-ascend-moe releases`)"
 )
+ENDPOINTS = table.Hook("vllm.plugins.endpoint_plugins.interface", "attach_endpoint_plugins", ("app",))
 ACTIVE: dict[str, Any] = {"expert_maps": {}}
 
 
@@ -290,6 +291,38 @@ def test_an_npu_that_does_not_serve_is_noted(world: World, monkeypatch: pytest.M
     found = diagnose(ACTIVE, {})
     assert found.notes == ["torch-npu is installed, but vLLM's platform is not Ascend's: cpu serves"]
     assert not found.problems
+
+
+RECORDS: dict[str, Any] = {"expert_maps": {"record_path": "load.npz"}}
+
+
+@pytest.mark.parametrize(
+    ("value", "wanted"),
+    [
+        (None, "VLLM_PLUGINS=ascend,ascend_moe,other,expert_maps_record"),
+        ("ascend,ascend_moe", "VLLM_PLUGINS=ascend,ascend_moe,expert_maps_record"),
+        ("ascend,ascend_moe,expert_maps_record", None),
+    ],
+)
+def test_how_the_record_is_asked_for_over_http_is_noted(
+    value: str | None, wanted: str | None, world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fake_vllm.install(monkeypatch, [*fake_vllm.HOOKS, ENDPOINTS])
+    world.points = {GENERAL: ["ascend_moe", "other"], PLATFORM: ["ascend"]}
+
+    def noted(config: dict[str, Any]) -> list[str]:
+        found = diagnose(config, {} if value is None else {"VLLM_PLUGINS": value})
+        return [note for note in found.notes if "over HTTP" in note]
+
+    assert noted(ACTIVE) == []
+    assert len(noted(RECORDS)) == (wanted is not None)
+    assert all(f" {wanted}, and what" in note for note in noted(RECORDS))
+
+
+def test_a_vllm_without_routes_of_plugins_is_noted(monkeypatch: pytest.MonkeyPatch) -> None:
+    fake_vllm.install(monkeypatch)
+    (note,) = diagnose(RECORDS, {}).notes
+    assert "this vLLM takes no routes from plugins; collective_rpc('expert_maps_record')" in note
 
 
 # Plugins

@@ -5,8 +5,10 @@ from __future__ import annotations
 import logging
 import signal
 import threading
+import time
 from contextlib import contextmanager
-from typing import TYPE_CHECKING
+from types import SimpleNamespace
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
@@ -18,7 +20,10 @@ from hypothesis import strategies as st
 from expert_maps import ExpertMapsError, FormatError, LoadError, plan, read_load
 from expert_maps.formats.loads import write_load
 from vllm_ascend_moe.core import recorder as module
+from vllm_ascend_moe.core.meter import Meter
+from vllm_ascend_moe.core.record_control import control
 from vllm_ascend_moe.core.recorder import LoadRecorder, RecordError
+from vllm_ascend_moe.core.settings import Settings
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -408,3 +413,111 @@ def test_steps_without_a_token_are_none(tmp_path: Path) -> None:
     recorder.add(torch.zeros(2, 3, dtype=torch.int64))
     recorder.flush()
     assert recorder.num_rows == 3
+
+
+# What is asked for while a server serves
+
+
+def test_only_steps_between_start_and_stop_are_recorded(tmp_path: Path) -> None:
+    path = tmp_path / "load.npz"
+    recorder = LoadRecorder(str(path), 1, 8, is_on=False)
+    recorder.add(only(0, 8))
+    recorder.start()
+    for index in (1, 2):
+        recorder.add(only(index, 8))
+    recorder.stop()
+    recorder.add(only(3, 8))
+    recorder.flush()
+    recorder.start()
+    recorder.add(only(4, 8))
+    recorder.flush()
+    assert rows(path).sum(axis=0).tolist() == [[0, 1, 1, 0, 1, 0, 0, 0]]
+
+
+def test_a_fresh_start_drops_what_was_there_even_while_it_is_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "load.npz"
+    recorder = LoadRecorder(str(path), 1, 8)
+    recorder.add(only(0, 8))
+    recorder.flush()
+
+    def write(load: NDArray[np.int64], to: str) -> None:
+        write_load(load, to)
+        if len(load) == 2:
+            recorder.start(fresh=True)
+            recorder.add(only(2, 8))
+
+    monkeypatch.setattr(module, "write_load", write)
+    recorder.add(only(1, 8))
+    recorder.flush()
+    status = recorder.status()
+    assert (status["rows"], status["unwritten_steps"]) == (0, 1)
+    recorder.flush()
+    assert rows(path).sum(axis=0).tolist() == [[0, 0, 1, 0, 0, 0, 0, 0]]
+    assert recorder.status()["rows"] == 1
+
+
+def test_a_write_that_is_asked_for_is_done_by_the_thread(tmp_path: Path) -> None:
+    recorder = LoadRecorder(str(tmp_path / "load.npz"), 1, 8, interval=1000)
+    assert recorder.request_write() == 0
+    for index in range(3):
+        recorder.add(only(index, 8))
+    until = recorder.request_write()
+    assert until == 3
+    for _ in range(LONG * 100):
+        if recorder.status()["written_steps"] >= until:
+            break
+        time.sleep(0.01)
+    assert len(rows(tmp_path / "load.npz")) == recorder.status()["rows"] == 3
+
+
+def test_a_write_that_fails_is_told_and_tried_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    counted: list[str] = []
+    meter = Meter()
+    monkeypatch.setattr(meter, "write_failed", lambda: counted.append("failed"))
+    monkeypatch.setattr(meter, "wrote", lambda count: counted.append(f"wrote {count}"))
+    monkeypatch.setattr(meter, "unwritten", lambda steps: counted.append(f"{steps} unwritten"))
+    recorder = LoadRecorder(str(tmp_path / "load.npz"), 1, 8, interval=1000, meter=meter)
+    monkeypatch.setattr(recorder, "_writer", threading.current_thread())  # only what is asked for is written
+    recorder.add(only(0, 8))
+    recorder.add(torch.zeros(1, 8, dtype=torch.int64))
+
+    def full(*_: object) -> None:
+        msg = "No space left on device"
+        raise OSError(msg)
+
+    with monkeypatch.context() as during:
+        during.setattr(module, "write_load", full)
+        with pytest.raises(OSError, match="No space"):
+            recorder.flush()
+    assert recorder.status()["failure"] == "No space left on device"
+    assert recorder.status()["unwritten_steps"] == 2
+    recorder.flush()
+    assert recorder.status()["failure"] is None
+    # A step without a token is no row.
+    assert counted == ["1 unwritten", "2 unwritten", "failed", "wrote 1", "0 unwritten"]
+
+
+def test_control_answers_where_the_record_is_written(tmp_path: Path) -> None:
+    path = str(tmp_path / "load.npz")
+    recorder = LoadRecorder(path, 1, 8, interval=1000)
+    session: Any = SimpleNamespace(settings=Settings(record_path=path), recorder=recorder)
+
+    def ask(action: str, *, fresh: bool = False, wait: bool = True) -> dict[str, Any]:
+        return control(session, action, fresh=fresh, wait=wait)
+
+    recorder.add(only(0, 8))
+    assert ask("status")["unwritten_steps"] == 1
+    assert ask("dump") == {**ask("status"), "rows": 1, "unwritten_steps": 0, "recording": True}
+    assert not ask("stop")["recording"]
+    assert ask("start", fresh=True)["rows"] == 0
+    recorder.add(only(1, 8))
+    assert ask("dump", wait=False)["until"] == 2
+    assert ask("erase")["error"] == "action is 'erase'; expected one of start, stop, dump, status"
+    # Ranks that do not write say nothing.
+    session.recorder = None
+    assert ask("dump") == {}
+    session.settings = Settings()
+    assert "record_path is not given" in ask("dump")["error"]
+    assert "inactive" in control(None, "dump", fresh=False, wait=True)["error"]

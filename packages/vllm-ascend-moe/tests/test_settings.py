@@ -44,6 +44,8 @@ OPTIONS: dict[str, tuple[object, str, str]] = {
     "record_interval": (7, "7", "8"),
     "log_balancedness": (True, "true", "no"),
     "log_balancedness_interval": (9, "9", "10"),
+    "record_at_start": (False, "0", "1"),
+    "metrics": (False, "no", "yes"),
 }
 
 
@@ -69,7 +71,9 @@ def test_nothing_given_is_the_defaults() -> None:
     for config in (None, nothing):
         for environ in (None, nothing):
             assert read_settings(config, environ) == wanted
-    defaults = {"load_collection_phase": "all", "record_interval": 100}
+    defaults = {"load_collection_phase": "all", "record_interval": 100} | dict.fromkeys(
+        ("record_at_start", "metrics"), True
+    )
     assert wanted.model_dump() == {option: defaults.get(option) for option in OPTIONS}
     assert wanted.choice == "rank_offset"
 

@@ -5,10 +5,14 @@
 from __future__ import annotations
 
 import json
+import urllib.error
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from engine import IN_PROCESS, random_prompts, run
+from engine import IN_PROCESS, fetch, random_prompts, run
+from prometheus_client.parser import text_string_to_metric_families
+
+from vllm_ascend_moe.core.metric_table import PREFIX
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -35,6 +39,32 @@ def report(running: Server) -> list[dict[str, Any]]:
     answer = running.post("/collective_rpc", {"method": "expert_maps_report"})
     found: list[dict[str, Any]] = answer["results"]
     return found
+
+
+def scrape(running: Server) -> dict[str, dict[str, float]]:
+    """Return the plugin's metrics: name → the value of its own label, empty for none → value."""
+    found: dict[str, dict[str, float]] = {}
+    for family in text_string_to_metric_families(fetch(running.port, "/metrics").decode()):
+        for sample in family.samples:
+            if sample.name.startswith(PREFIX):
+                labels = dict(sample.labels)
+                assert labels.pop("model_name") == running.model
+                assert labels.pop("stage") == "0"
+                (own,) = labels.values() or [""]
+                of_name = found.setdefault(sample.name, {})
+                assert own not in of_name, f"{sample.name} is there twice"
+                of_name[own] = sample.value
+    return found
+
+
+def ask_record(running: Server, action: str, body: object = None, **headers: str) -> tuple[int, Any]:
+    """Ask for something about the record, and return status and answer."""
+    content = b"" if body is None else json.dumps(body).encode()
+    try:
+        answer = fetch(running.port, f"/{action}_expert_distribution_record", content, headers)
+    except urllib.error.HTTPError as error:
+        return error.code, json.loads(error.read())["error"]["message"]
+    return 200, json.loads(answer)
 
 
 def assert_answers_as(alone: Run, running: Server) -> None:

@@ -301,10 +301,12 @@ class Server:
         return self.process.wait(90)
 
 
-def fetch(port: int, path: str, body: bytes | None = None) -> bytes:
+def fetch(port: int, path: str, body: bytes | None = None, headers: Mapping[str, str] | None = None) -> bytes:
     """Get or post on loopback."""
     request = urllib.request.Request(
-        f"http://127.0.0.1:{port}{path}", data=body, headers={"Content-Type": "application/json"}
+        f"http://127.0.0.1:{port}{path}",
+        data=body,
+        headers={"Content-Type": "application/json", **(headers or {})},
     )
     with urllib.request.urlopen(request, timeout=120) as response:  # noqa: S310 - loopback
         content: bytes = response.read()

@@ -84,6 +84,7 @@ class Served:
         log: where it is.
         routes: what the routers chose, counted by the harness, [L][E]; None where that was not asked for.
         accepted: tokens of a draft model's that the model agreed to; None where that was not asked for.
+        metrics: what a server's ``/metrics`` shows of the plugin's at the end; None of an engine without a server.
     """
 
     rounds: list[dict[str, Any]] = field(default_factory=list)
@@ -100,6 +101,7 @@ class Served:
     has_begun: bool = True
     ended_seconds: float | None = None
     accepted: int | None = None
+    metrics: dict[str, float] | None = None
 
     @property
     def tokens(self) -> list[list[int]] | None:

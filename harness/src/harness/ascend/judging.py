@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from expert_maps import ExpertMapsError, read_load, read_placement, write_placement
+from harness.ascend import metering
 from harness.ascend.engine import compare_tokens, is_quantised
 from harness.ascend.tables import InspectionError, live_rows, slot_faults
 
@@ -102,6 +103,8 @@ def judge(case: Case, served: Served, reference: Reference | None) -> Judged:
             _judge_load(case.load, served.routes, found)
         if case.drafts and not served.accepted:
             found.problems.append(f"{served.accepted} tokens of the draft model were accepted; expected some")
+        if case.is_server:
+            found.problems += metering.problems(served.metrics or {}, moves=case.moves, moved=found.moved)
     return found
 
 

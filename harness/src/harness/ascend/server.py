@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from harness.accuracy.server import ServerError
 from harness.accuracy.server import serve as serve_http
-from harness.ascend import engine
+from harness.ascend import engine, metering
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -63,6 +63,7 @@ def serve(
     if case.config is not None:
         arguments += ["--additional-config", json.dumps(case.config)]
     begin, rounds, inspections, failed, session = time.monotonic(), [], [], None, None
+    metrics: dict[str, float] | None = None
     try:
         with serve_http(
             str(case.model.absolute()),
@@ -78,6 +79,7 @@ def serve(
             for _ in range(num_rounds):
                 rounds.append(_complete(server, prompts))
                 inspections.append(_inspect(server, folder, case.ranks))
+            metrics = metering.scrape(server.url)
     except ServerError as error:
         failed = str(error)
     refused = engine.own_error(log) if failed else None
@@ -92,6 +94,7 @@ def serve(
         False,  # noqa: FBT003 - a server is ended in any case
         time.monotonic() - begin,
         log,
+        metrics=metrics,
     )
 
 

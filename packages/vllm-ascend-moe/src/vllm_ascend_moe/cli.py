@@ -189,6 +189,40 @@ def show_options(
             typer.echo(f"  {platform}: {cell}")
 
 
+@app.command("metrics")
+def show_metrics(
+    markdown: Annotated[
+        bool, typer.Option("--markdown", help="Print the table as docs/metrics.md has it.")
+    ] = False,
+    dashboard: Annotated[
+        bool, typer.Option("--dashboard", help="Print the Grafana dashboard, JSON to be imported.")
+    ] = False,
+    alerts: Annotated[
+        bool, typer.Option("--alerts", help="Print the alert rules, YAML for Prometheus.")
+    ] = False,
+) -> None:
+    """Show what vLLM's /metrics shows of the plugin, or print the dashboard or the alert rules for it.
+
+    Exit codes: 0 printed, 2 bad input.
+    """
+    from vllm_ascend_moe import monitoring
+    from vllm_ascend_moe.core import metric_table
+
+    if markdown + dashboard + alerts > 1:
+        typer.echo("error: several of --markdown, --dashboard and --alerts; expected one", err=True)
+        raise typer.Exit(_BAD_INPUT)
+    if dashboard or alerts:
+        typer.echo(
+            (monitoring.DASHBOARD if dashboard else monitoring.ALERTS).read_text(encoding="utf-8"), nl=False
+        )
+        return
+    if markdown:
+        typer.echo(metric_table.markdown(), nl=False)
+        return
+    for samples, kind, label, meaning in metric_table.rows():
+        typer.echo(f"{samples}: {kind}{label and f', by {label}'}\n  {meaning}")
+
+
 def _show_version(asked: bool) -> None:
     if asked:
         from vllm_ascend_moe._version import __version__

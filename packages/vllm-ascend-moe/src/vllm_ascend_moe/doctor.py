@@ -13,7 +13,8 @@ from expert_maps import ExpertMapsError
 from vllm_ascend_moe import backends
 from vllm_ascend_moe._version import __version__
 from vllm_ascend_moe.core.activation import read_activation, versions
-from vllm_ascend_moe.core.settings import CONFIG_KEY, ENV_ENABLED
+from vllm_ascend_moe.core.settings import CONFIG_KEY, ENV_ENABLED, Settings
+from vllm_ascend_moe.endpoints import NAME
 from vllm_ascend_moe.hooks import wrapping
 
 if TYPE_CHECKING:
@@ -138,6 +139,8 @@ def _look_at_activation(
             )
             return
         found.settings = activation.settings.model_dump(exclude_defaults=True)
+        if front is not None:
+            _look_at_record(found, activation.settings)
         _look_at_files(activation.settings.expert_map_path)
     except ExpertMapsError as error:
         found.state = "refused"
@@ -145,6 +148,29 @@ def _look_at_activation(
         return
     how = front.serves if front else "nothing, until the problems are solved"
     found.state = f"active: {activation.reason}; {how}"
+
+
+def _look_at_record(found: Diagnosis, settings: Settings) -> None:
+    """Note how the record is asked for over HTTP."""
+    if settings.record_path is None or NAME in (found.vllm_plugins or []):
+        return
+    try:
+        has_routes = importlib.util.find_spec("vllm.plugins.endpoint_plugins") is not None
+    except ImportError:
+        has_routes = False
+    if has_routes:
+        others = found.vllm_plugins
+        if others is None:
+            others = sorted({name for group in (_GENERAL, _PLATFORM) for name in found.entry_points[group]})
+        found.notes.append(
+            "to start, stop and write the record over HTTP, which vLLM wants to be asked for by name: "
+            f"VLLM_PLUGINS={','.join([*others, NAME])}, and what else you use"
+        )
+    else:
+        found.notes.append(
+            "the record cannot be started, stopped and written over HTTP: this vLLM takes no routes from plugins; "
+            "collective_rpc('expert_maps_record') does the same"
+        )
 
 
 def _look_at_files(path: str | None) -> None:

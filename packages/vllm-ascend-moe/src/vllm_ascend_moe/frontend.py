@@ -24,6 +24,7 @@ from vllm_ascend_moe.core.activation import (
     said_in,
     say_inactive,
 )
+from vllm_ascend_moe.core.exposition import prepare_folder
 from vllm_ascend_moe.core.replicas import SlotRule
 from vllm_ascend_moe.core.settings import CONFIG_KEY, ENV_ENABLED, Settings, describe
 from vllm_ascend_moe.core.sources import PlacementSource, count_layers, find_source
@@ -165,6 +166,9 @@ def _settle(
     if getattr(engine_args, "enable_elastic_ep", False):
         msg = "enable_elastic_ep is true; expected false: a placement is for one number of ranks"
         raise EplbConfigError(msg)
+    if settings.record_path is None and not settings.record_at_start:
+        msg = "record_at_start is false and record_path is not given; expected it with a record_path, the file to write"
+        raise EplbConfigError(msg)
     given = engine_args.eplb_config
     settings = front.join(settings, engine_args)
     if settings.dynamic is None:
@@ -246,11 +250,14 @@ def _set(engine_args: Any, preparation: _Preparation, name: str, value: object) 
 
 def _complete(config: Any, preparation: _Preparation) -> Any:
     activation, source = preparation.activation, preparation.source
-    assert activation.settings is not None
+    settings = activation.settings
+    assert settings is not None
     assert source is not None
     preparation.front.complete(config)
+    if settings.metrics:
+        activation = replace(activation, metrics_folder=prepare_folder())
     leave_resolved(config, activation, source.digest)
-    if activation.settings.record_path is not None:
+    if settings.record_path is not None:
         # Older releases, beside vllm-ascend, have no such function: they allow 5 s.
         if table.STOP_TIMEOUT in preparation.front.hooks():
             wrapping.check_hooks([table.STOP_TIMEOUT])
@@ -258,7 +265,7 @@ def _complete(config: Any, preparation: _Preparation) -> Any:
             wrapping.wrap(table.STOP_TIMEOUT, _allow_time_to_stop)
     said_in.add(os.getpid())
     device = config.device_config.device_type
-    log_active("front end", device, describe(activation.settings), source.digest)
+    log_active("front end", device, describe(settings), source.digest)
     return config
 
 

@@ -51,6 +51,7 @@ TRIED: dict[str, dict[str, Any]] = {
     "record_path": {"record_path": "load.npz"},
     "record_path, dynamic": {**_DYNAMIC, "record_path": "load.npz"},
     "record_interval": {"record_path": "load.npz", "record_interval": 10},
+    "record_at_start": {"record_path": "load.npz", "record_at_start": False},
     **{
         f"replica_choice {name}": {
             "expert_map_path": "map.json",
@@ -61,6 +62,7 @@ TRIED: dict[str, dict[str, Any]] = {
     },
     "log_balancedness": {**_DYNAMIC, "log_balancedness": True},
     "log_balancedness_interval": {**_DYNAMIC, "log_balancedness": True, "log_balancedness_interval": 10},
+    "metrics": {**_DYNAMIC, "metrics": True},
 }
 
 

@@ -40,6 +40,29 @@ class WorkerReport:
         }
         return report | session.backend.report(checksums=checksums)
 
+    def expert_maps_record(
+        self,
+        action: str = "status",
+        fresh: bool = False,  # noqa: FBT001, FBT002 - a remote call's arguments
+        wait: bool = True,  # noqa: FBT001, FBT002
+    ) -> dict[str, Any]:
+        """Start, stop or write the record, or say how it stands; steps go on meanwhile.
+
+        Args:
+            action: ``start``, ``stop``, ``dump`` (write what was collected) or ``status``.
+            fresh: with ``start``: whether the rows until now are dropped; else the record is continued.
+            wait: with ``stop`` and ``dump``: whether the file is written on return. Steps wait then; without it another
+                thread writes it, and ``until`` is returned: it is written once ``written_steps`` is that much.
+
+        Returns:
+            what `vllm_ascend_moe.core.recorder.LoadRecorder.status` returns; nothing on ranks that do not write;
+            ``error``, a sentence, where nothing is recorded here or the action is none.
+        """
+        from vllm_ascend_moe.core.record_control import control
+        from vllm_ascend_moe.core.session import session_of
+
+        return control(session_of(self), action, fresh=fresh, wait=wait)
+
     def destroy_worker_extension(self) -> None:
         """Write what was recorded: vLLM calls this from 0.33 on, before the worker shuts down.
 

@@ -79,6 +79,14 @@ class AscendV2(VllmEplb):
         if self.session.settings.policy != VLLM_POLICY:
             super().set_policy(state, model)
 
+    def row_of(self, model_state: Any, layer: int) -> Placement | None:
+        """Return how a layer's experts stand, for the metrics; None where nothing is counted."""
+        if not self.session.meter.is_on or not self.is_main(model_state):
+            return None
+        return moving.placement_of(
+            model_state.physical_to_logical_map[layer : layer + 1], model_state, self.session.ranks.ep_size
+        )
+
     def slot_rule(self, model: Any, *, is_main: bool) -> SlotRule:
         """Choose alike on all ranks where a batch may take the path on which every rank has all tokens."""
         del model
@@ -113,8 +121,14 @@ class AscendV2(VllmEplb):
         # In place: captured graphs read it where it is.
         routes.copy_(torch.from_numpy(written_out(slots[0], count[0], len(routes))))
 
-    def layer_moved(self, model_state: Any, layer: int, *, is_last: bool) -> None:
+    def layer_moved(self, model_state: Any, layer: int, before: Placement | None, *, is_last: bool) -> None:
         """After vllm-ascend has committed a layer: write the choice, and compare its slots with their experts.
+
+        Args:
+            model_state: the model's part of vLLM's EPLB state.
+            layer: of the stage's.
+            before: what `row_of` returned before.
+            is_last: whether it ends the round.
 
         Raises:
             DisagreementError: a slot holds something else.
@@ -125,6 +139,11 @@ class AscendV2(VllmEplb):
         if self.expert_sums is not None:
             moving.compare_moved(model_state, layer, self.session.ranks.ep_rank, self.expert_sums)
         self.session.rearrangements += is_last
+        after = self.row_of(model_state, layer)
+        if before is not None and after is not None:
+            self.session.meter.moved(before, after)
+            if is_last:
+                self.session.meter.end_move(self.live_placement())
 
     def record(self, *, is_dummy: bool) -> None:
         """Add up what each rank's own slots have computed in this step; see `VllmEplb`."""
@@ -151,9 +170,13 @@ def _around_move(original: Callable[..., Any], model_state: Any, *args: Any, **k
     session, pending = session_of(model_state), model_state.pending_result
     layer = getattr(pending, "layer_idx", None)
     is_last = bool(getattr(pending, "is_last_result", False))
+    before = None
+    if session is not None and layer is not None:
+        before = session.backend.row_of(model_state, layer)
+        session.meter.begin_move()
     result = original(model_state, *args, **kwargs)
     if session is not None and layer is not None:
-        session.backend.layer_moved(model_state, layer, is_last=is_last)
+        session.backend.layer_moved(model_state, layer, before, is_last=is_last)
     return result
 
 

@@ -70,6 +70,8 @@ def _around_rearrange(original: Callable[..., Any], state: Any, *args: Any, **kw
         return original(state, *args, **kwargs)
     is_profile = kwargs.get("is_profile", bool(args and args[0]))
     if not is_profile and not backend.may_rearrange:
+        if backend.session.settings.dynamic:
+            backend.session.meter.skipped("reloading")
         return None
     with backend.rearranging():
         return original(state, *args, **kwargs)

@@ -4,13 +4,15 @@
 
 from __future__ import annotations
 
+import time
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 
-from expert_maps import LayoutError, Placement
+from expert_maps import LayoutError, Placement, rank_load
 from vllm_ascend_moe._log import logger
+from vllm_ascend_moe.core.meter import Meter
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -28,21 +30,29 @@ class OnePlan:
 
     Attributes:
         moves: whether the last plan moves anything.
+        rows: the last plan, int64 [L, P]; None before there was one.
     """
 
-    def __init__(self, planner: Any, rule: MoveRule, group: ProcessGroup | None) -> None:
+    def __init__(
+        self, planner: Any, rule: MoveRule, group: ProcessGroup | None, meter: Meter | None = None
+    ) -> None:
         """Plan by another policy.
 
         Args:
             planner: a policy of vLLM's.
             rule: which layers of its plans are moved.
             group: of processes on the CPU, used by nothing else at the same time; None for a single rank.
+            meter: counts plans, and why nothing was moved; None for none.
         """
         self.moves = False
+        self.rows: torch.Tensor | None = None
         self._planner = planner
         self._rule = rule
         self._group = group
         self._has_said = False
+        self._meter = meter or Meter()
+        # Why the last plan that was made here moves nothing.
+        self._skipped: str | None = None
 
     def rebalance_experts(
         self,
@@ -91,6 +101,7 @@ class OnePlan:
         Returns:
             What is to be served, int64 [L, P]; None where no plan could be made, which is said.
         """
+        began, self._skipped = time.perf_counter(), "failed"
         try:
             weight = read_weight()
             found = self._planner.rebalance_experts(
@@ -102,6 +113,8 @@ class OnePlan:
             logger.error(message, type(error).__name__, error)
             logger.debug("where it failed", exc_info=True)
             return None
+        finally:
+            self._meter.planned(time.perf_counter() - began)
 
     def share(self, rows: torch.Tensor | None, old: torch.Tensor) -> torch.Tensor:
         """Return the same on every rank: the proposal of the one that plans, or else the present placement.
@@ -113,7 +126,11 @@ class OnePlan:
         rows = old.clone() if rows is None else rows
         if self._group is not None:
             torch.distributed.broadcast(rows, torch.distributed.get_global_rank(self._group, 0), self._group)
-        self.moves = not torch.equal(rows, old)
+        self.moves, self.rows = not torch.equal(rows, old), rows
+        if self.moves:
+            self._meter.begin_move(anew=True)
+        elif self.plans_here:
+            self._meter.skipped(self._skipped or "unchanged")
         return rows
 
     def _select(
@@ -128,7 +145,11 @@ class OnePlan:
             Placement(rows.numpy(), num_ranks, num_logical_experts=num_experts, allow_duplicates=True)
             for rows in (old, found)
         )
-        selection = self._rule.select(before, after, weight.cpu().numpy())
+        load = weight.cpu().numpy()
+        selection = self._rule.select(before, after, load)
+        self._skipped = selection.skipped
+        if self._meter.is_on:
+            self._meter.measure_ranks(rank_load(before, load))
         if selection.reason is None:
             self._has_said = False
         elif not self._has_said:

@@ -97,6 +97,11 @@ class Ranks:
         """Pipeline stages."""
         return int(wrapping.call(table.PP_GROUP).world_size)
 
+    @property
+    def stage_rank(self) -> int:
+        """This rank's pipeline stage."""
+        return int(wrapping.call(table.PP_GROUP).rank_in_group)
+
     def stage(self, num_layers: int) -> tuple[int, int, int]:
         """Return which of the model's MoE layers are this pipeline stage's: (first, how many, of how many)."""
         counts = [int(str(count)) for count in self._over_stages(num_layers)]

@@ -81,6 +81,7 @@ def rule_for(
         settings.max_layers,
         tokens_per_slot(device_type, slot_bytes, parameters),
         windows,
+        slot_bytes,
     )
 
 

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 
+from expert_maps import ExpertMapsError
 from vllm_ascend_moe._log import logger
 from vllm_ascend_moe.backends import moving, rules
 from vllm_ascend_moe.backends.eplb_hooks import EPLB_HOOKS
@@ -163,7 +164,8 @@ class VllmEplb(Backend):
         policy = state.policy
         if session.settings.policy != VLLM_POLICY:
             policy = make_policy(session.settings.policy, session.settings.max_moves)
-        state.policy = OnePlan(policy, rules.move_rule(session, model), session.ranks.eplb_group)
+        rule = rules.move_rule(session, model)
+        state.policy = OnePlan(policy, rule, session.ranks.eplb_group, session.meter)
 
     def slot_rule(self, model: Any, *, is_main: bool) -> SlotRule:
         """Return by what this rank chooses among a model's copies."""
@@ -191,6 +193,9 @@ class VllmEplb(Backend):
         live = self.live_placement().digest
         require_agreement("live placements", live, "vLLM's EPLB state", session.ranks.cpu_group)
         session.advance(State.PLACED)
+        session.meter.placement = session.source.layers(*stage)
+        session.meter.first_layer = self.first_layer
+        session.meter.slot_bytes = rules.move_rule(session, model).slot_bytes
         if model.num_redundant_experts:
             size = moving.redundant_bytes(model) / 2**20
             logger.info("redundant experts take %.1f MiB of this rank's memory", size)
@@ -228,7 +233,17 @@ class VllmEplb(Backend):
 
     def _count(self, model_state: Any) -> None:
         # A draft model is rearranged along with the main one. A plan that is the present placement is committed, too.
-        self.session.rearrangements += model_state is self.main_state and self.state.policy.moves
+        if model_state is not self.main_state:
+            return
+        plan, meter = self.state.policy, self.session.meter
+        self.session.rearrangements += plan.moves
+        before = meter.placement
+        if not meter.is_on or not plan.moves or before is None:
+            return
+        with contextlib.suppress(ExpertMapsError):  # a draft model's plan came in between
+            after = moving.placement_of(plan.rows, model_state, self.session.ranks.ep_size)
+            meter.moved(before, after)
+            meter.end_move(after)
 
     def begin_forward(self, model_config: Any) -> None:
         """Forget the tokens of warm-up runs, which skip the EPLB step and leave theirs behind."""

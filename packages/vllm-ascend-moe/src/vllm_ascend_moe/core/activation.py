@@ -52,12 +52,14 @@ class Activation:
         digest: of the placement that the front end read; None in the front end itself.
         backend: what workers serve by, as the front end has decided by the platform and the arguments that it was
             given; see `vllm_ascend_moe.backends.interface.Front`.
+        metrics_folder: where workers write metrics, as the front end has made it; None where it has not.
     """
 
     settings: Settings | None
     reason: str
     digest: str | None = None
     backend: str = ""
+    metrics_folder: str | None = None
 
     @property
     def is_active(self) -> bool:
@@ -96,6 +98,7 @@ def leave_resolved(vllm_config: Any, activation: Activation, digest: str | None)
         "digest": digest,
         "reason": activation.reason,
         "backend": activation.backend,
+        "metrics_folder": activation.metrics_folder,
     }
     vllm_config.additional_config = config
 
@@ -138,7 +141,8 @@ def read_resolved(vllm_config: Any, environ: Mapping[str, str] | None = None) ->
     if isinstance(vllm_config.additional_config, AdditionalConfig):
         resolved = vllm_config.additional_config.resolved
         settings = None if resolved["settings"] is None else Settings.model_validate(resolved["settings"])
-        return Activation(settings, resolved["reason"], resolved["digest"], resolved["backend"])
+        told = {name: resolved[name] for name in ("reason", "digest", "backend", "metrics_folder")}
+        return Activation(settings, **told)
     config = vllm_config.additional_config if isinstance(vllm_config.additional_config, Mapping) else {}
     extension = getattr(vllm_config.parallel_config, "worker_extension_cls", None)
     for found, what in ((CONFIG_KEY in config, CONFIG_KEY), (extension == REPORT, REPORT)):

@@ -46,11 +46,13 @@ class Selection:
         physical_to_logical: int32 [L, P]; the present rows of layers that are not moved.
         layers: bool [L], those that are.
         reason: why nothing is moved; None where something is, or the plan was the present placement.
+        skipped: the same in a word of `metric_table.SKIPPED`; None where something is moved.
     """
 
     physical_to_logical: NDArray[np.int32]
     layers: NDArray[np.bool_]
     reason: str | None = None
+    skipped: str | None = None
 
 
 @dataclass(frozen=True)
@@ -63,12 +65,14 @@ class MoveRule:
         max_layers: most layers that one rearrangement moves, those that save most; None for any number.
         slot_tokens: see `tokens_per_slot`.
         windows: how often the load that a plan is made for comes again until the next rearrangement: interval / window.
+        slot_bytes: of one slot's weights, scales included; for the metrics only.
     """
 
     min_gain: float | None = None
     max_layers: int | None = None
     slot_tokens: float = 0.0
     windows: float = 1.0
+    slot_bytes: float = 0.0
 
     def select(self, before: Placement, after: Placement, load: ArrayLike) -> Selection:
         """Choose the layers to be moved.
@@ -88,10 +92,11 @@ class MoveRule:
         cost = received * self.slot_tokens
         gain = saved * self.windows
         chosen: NDArray[np.bool_] = np.any(found.changed, axis=1)
-        reason = None
+        reason, skipped = None, None if chosen.any() else "unchanged"
         if self.min_gain is None and chosen.any():
             chosen = chosen & (gain > cost)
             if not chosen.any():
+                skipped = "cost"
                 reason = (
                     f"until the next rearrangement it would save the hottest ranks {gain.clip(0).sum():.0f} tokens, and "
                     f"cost as long as {cost.sum():.0f} take (min_gain sets a limit in its place)"
@@ -106,9 +111,10 @@ class MoveRule:
             share = float(saved[chosen].sum()) / total if total > 0 else 0.0
             if share < self.min_gain:
                 chosen = np.zeros_like(chosen)
+                skipped = "min_gain"
                 reason = f"it would save the hottest ranks {share:.2%} of their tokens; min_gain is {self.min_gain:.2%}"
         rows = np.where(chosen[:, None], after.physical_to_logical, before.physical_to_logical)
-        return Selection(rows, chosen, reason)
+        return Selection(rows, chosen, reason, skipped)
 
 
 __all__ = ["MoveRule", "Selection", "tokens_per_slot"]

@@ -7,7 +7,7 @@ from __future__ import annotations
 import math
 import threading
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -15,6 +15,7 @@ import torch
 from expert_maps import ExpertMapsError, read_load
 from expert_maps.formats.loads import write_load
 from vllm_ascend_moe._log import logger
+from vllm_ascend_moe.core.meter import Meter
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -37,12 +38,25 @@ class LoadRecorder:
     file is written by a thread of its own, because compressing takes longer than a step: after some steps, and
     after some seconds.
 
+    It can be stopped and started again, by `vllm_ascend_moe.report` and over HTTP; steps in between are not recorded.
+
     Attributes:
         path: the file.
         interval: steps after which it is written.
+        is_on: whether steps are recorded.
+        failure: why the last write failed; None where it did not.
     """
 
-    def __init__(self, path: str, num_layers: int, num_experts: int, interval: int = 100) -> None:
+    def __init__(
+        self,
+        path: str,
+        num_layers: int,
+        num_experts: int,
+        interval: int = 100,
+        *,
+        is_on: bool = True,
+        meter: Meter | None = None,
+    ) -> None:
         """Read what is there.
 
         Args:
@@ -50,6 +64,8 @@ class LoadRecorder:
             num_layers: L.
             num_experts: E, logical.
             interval: steps after which it is written.
+            is_on: whether recording begins at once.
+            meter: counts rows, and measures the load of each write; None for none.
 
         Raises:
             RecordError: the file is of another model, or the folder is missing.
@@ -57,6 +73,14 @@ class LoadRecorder:
         """
         self.path = path
         self.interval = interval
+        self.is_on = is_on
+        self.failure: str | None = None
+        self._meter = meter or Meter()
+        self._meter.record_is(on=is_on)
+        # Steps that were added; that were taken to the host; that are in the file, or had no token.
+        self._added = self._fetched = self._written = 0
+        # Counts how often the record was begun anew, so that a write under way does not bring rows back.
+        self._epoch = 0
         self._shape = (num_layers, num_experts)
         self._rows = self._read()
         self._pending: list[torch.Tensor] = []  # of single steps, where they were counted
@@ -105,7 +129,11 @@ class LoadRecorder:
             load: integers [L, E], on any device; kept there until the next write, so it must be the
                 recorder's own. A step without a token is none.
         """
+        if not self.is_on:
+            return
         self._pending.append(load)
+        self._added += 1
+        self._meter.unwritten(max(0, self._added - self._written))
         if self._writer is None:
             self._writer = threading.Thread(target=self._write, name="expert-load-record", daemon=True)
             self._writer.start()
@@ -120,22 +148,83 @@ class LoadRecorder:
         """
         with self._lock:
             with self._fetching:
-                self._fetch()
-                fresh = list(self._fresh)
-            if not fresh:
-                return
-            rows = _bounded([*self._rows, *fresh])
-            write_load(np.stack(rows), self.path)
+                taken = self._fetch()
+                fresh, epoch = list(self._fresh), self._epoch
+                rows = [*self._rows, *fresh]
+            if fresh:
+                rows = _bounded(rows)
+                self._write_file(rows)
+                self._meter.measure_experts(np.sum(fresh, axis=0))
+                self._meter.wrote(len(fresh))
             with self._fetching:
-                self._rows = rows
-                del self._fresh[: len(fresh)]
+                self._written = taken
+                if epoch == self._epoch and fresh:
+                    self._rows = rows
+                    del self._fresh[: len(fresh)]
+            self._meter.unwritten(max(0, self._added - taken))
 
-    def _fetch(self) -> None:
+    # What is asked for while a server serves.
+
+    def start(self, *, fresh: bool = False) -> None:
+        """Record the steps that follow.
+
+        Args:
+            fresh: whether the rows until now are dropped: the file holds them until its next write. Else it is continued.
+        """
+        if fresh:
+            with self._fetching:
+                self._pending.clear()
+                self._fresh, self._rows = [], []
+                self._fetched = self._written = self._added
+                self._epoch += 1
+            self._meter.unwritten(0)
+        self.is_on = True
+        self._meter.record_is(on=True)
+
+    def stop(self) -> None:
+        """Record nothing more, until it is started again; what was collected is kept."""
+        self.is_on = False
+        self._meter.record_is(on=False)
+
+    def request_write(self) -> int:
+        """Have what was collected written by the recorder's thread; return how many steps will be in the file then."""
+        self.failure = None
+        self._due.set()
+        return self._added
+
+    def status(self) -> dict[str, Any]:
+        """Return plain values: ``recording``, ``path``, ``rows`` in the file, ``unwritten_steps``, ``failure``.
+
+        And ``added_steps`` and ``written_steps``, by which one waits for what `request_write` has returned.
+        """
+        return {
+            "recording": self.is_on,
+            "path": str(Path(self.path).absolute()),
+            "rows": len(self._rows),
+            "unwritten_steps": max(0, self._added - self._written),
+            "added_steps": self._added,
+            "written_steps": self._written,
+            "failure": self.failure,
+        }
+
+    def _write_file(self, rows: list[NDArray[np.int64]]) -> None:
+        try:
+            write_load(np.stack(rows), self.path)
+        except (ExpertMapsError, OSError, RuntimeError) as error:
+            self.failure = str(error)
+            self._meter.write_failed()
+            raise
+        self.failure = None
+
+    def _fetch(self) -> int:
+        """Take what is pending to the host; return how many steps were added until then."""
         count = len(self._pending)
+        added = self._fetched = self._fetched + count
         if count:
             steps = torch.stack(self._pending[:count]).cpu().numpy().astype(np.int64)
             self._fresh += [step for step in steps if step.any()]
             del self._pending[:count]
+        return added
 
     def _write(self) -> None:
         while True:

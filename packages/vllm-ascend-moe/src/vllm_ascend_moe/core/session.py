@@ -19,6 +19,8 @@ from typing import TYPE_CHECKING, Any
 from expert_maps import ExpertMapsError
 from vllm_ascend_moe._log import logger
 from vllm_ascend_moe.core.agreement import require_agreement
+from vllm_ascend_moe.core.exposition import open_files
+from vllm_ascend_moe.core.meter import Meter
 from vllm_ascend_moe.core.recorder import LoadRecorder
 from vllm_ascend_moe.core.replicas import settings_weights
 from vllm_ascend_moe.core.sources import PlacementSource, count_layers, find_source
@@ -65,6 +67,7 @@ class Session:
         source: the placement asked for; None where it could not be read.
         rearrangements: how often experts have moved since they were placed.
         recorder: None where nothing is recorded, or on a rank that does not write.
+        meter: of the metrics; counts nothing on a rank that does not export.
         backend: what serves, `vllm_ascend_moe.backends.interface.Backend`.
         state: see `State`.
     """
@@ -78,11 +81,13 @@ class Session:
         self.source: PlacementSource | None = None
         self.rearrangements = 0
         self.recorder: LoadRecorder | None = None
+        self.meter = Meter()
         self.backend: Any = None
         self.state = State.PREPARED
         self.has_agreed = False
         self._error: str | None = None
         self._expected_digest = activation.digest
+        self._metrics_folder = activation.metrics_folder
         self._weights_digest = "none"
         _alive.add(self)
         try:
@@ -150,6 +155,18 @@ class Session:
         require_agreement("options", digest, options, self.ranks.cpu_group)
         self.has_agreed = True
 
+    # Metrics.
+
+    def start_metrics(self) -> None:
+        """Export this engine's metrics, from the first rank of each pipeline stage; once its groups are there."""
+        if not self.settings.metrics or self.ranks.ep_rank != 0:
+            return
+        model_name = self.config.model_config.served_model_name
+        files = open_files(
+            self._metrics_folder, {"model_name": str(model_name), "stage": str(self.ranks.stage_rank)}
+        )
+        self.meter = Meter(files)
+
     # The record.
 
     def start_recording(self, num_layers: int, num_experts: int) -> None:
@@ -172,7 +189,14 @@ class Session:
         error = None
         if self.ranks.ep_rank == 0:
             try:
-                self.recorder = LoadRecorder(path, num_layers, num_experts, self.settings.record_interval)
+                self.recorder = LoadRecorder(
+                    path,
+                    num_layers,
+                    num_experts,
+                    self.settings.record_interval,
+                    is_on=self.settings.record_at_start,
+                    meter=self.meter,
+                )
             except ExpertMapsError as found:
                 error = str(found)
         require_agreement("records", "", "", self.ranks.cpu_group, error)

@@ -76,6 +76,8 @@ class _Options(BaseModel):
     record_interval: Interval = 100
     log_balancedness: bool | None = None
     log_balancedness_interval: Interval | None = None
+    record_at_start: bool = True
+    metrics: bool = True
 
 
 class Settings(_Options):
@@ -108,6 +110,8 @@ class Settings(_Options):
         record_interval: steps between two writes of the record; a clean stop and SIGTERM write too.
         log_balancedness: whether vLLM logs the balancedness; None for vLLM's ``eplb_config``.
         log_balancedness_interval: steps between two such lines; None for vLLM's ``eplb_config``.
+        record_at_start: whether recording begins with the server, and not when it is asked to.
+        metrics: whether vLLM's ``/metrics`` shows the plugin's, see `vllm_ascend_moe.core.metric_table`.
     """
 
     @model_validator(mode="after")

@@ -216,7 +216,8 @@ def planner_for(
     rule = rule_for(settings, "npu", slot, 1, cycle / window)
     plan = None
     if settings.dynamic:
-        plan = OnePlan(make_policy(settings.policy, settings.max_moves), rule, updator.comm_group.cpu_group)
+        policy = make_policy(settings.policy, settings.max_moves)
+        plan = OnePlan(policy, rule, updator.comm_group.cpu_group, session.meter)
     shared = updator.shared_dict
 
     def read_load() -> torch.Tensor:

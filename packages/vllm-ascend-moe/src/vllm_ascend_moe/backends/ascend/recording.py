@@ -116,6 +116,7 @@ class Recording:
     def _log(self, by_rank: torch.Tensor) -> None:
         """Say how even the step was, as vLLM's EPLB says it: tokens of ranks, mean and maximum, over layers."""
         ranks = by_rank.sum(dim=2).double().cpu()
+        self._session.meter.measure_ranks(ranks.numpy())
         mean, peak = float(ranks.mean(dim=1).sum()), float(ranks.max(dim=1).values.sum())
         logger.info(
             "EPLB step: %d: avg_tokens=%.2f, max_tokens=%d, balancedness=%.4f",
