@@ -16,6 +16,7 @@ from harness.accuracy.arm_run import ArmRun
 from harness.accuracy.asking import Asker
 from harness.accuracy.client import AskError
 from harness.accuracy.config import BASELINE
+from harness.accuracy.evidence import Evidence, find_faults, moves
 from harness.accuracy.loads import QuestionLoad
 from harness.accuracy.records import texts_digest
 from harness.accuracy.resume import JOURNAL, MOVES_FILE, fingerprint, server_key
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
+    from harness.accuracy.performance import Rounds
     from harness.accuracy.questions import Evaluated
     from harness.accuracy.records import Record
     from harness.accuracy.server import Server
@@ -36,13 +38,16 @@ if TYPE_CHECKING:
 _DYING_SECONDS = 1.0
 
 
-def run_arm(settings: RunSettings, name: str, baseline: Record | None) -> Summary:
+def run_arm(
+    settings: RunSettings, name: str, baseline: Record | None, rounds: Rounds | None = None
+) -> Summary:
     """Run an arm; its record is written however it ends, short of a kill.
 
     Args:
         settings: of the run.
         name: of the arm.
         baseline: complete, whose texts are scored here too; None for the baseline itself, or without.
+        rounds: time it beside the baseline; None where its speed is not measured.
 
     Raises:
         ExpertMapsError: it could not be run; the record says so.
@@ -53,7 +58,7 @@ def run_arm(settings: RunSettings, name: str, baseline: Record | None) -> Summar
     # What is there of an earlier run must not be taken for this one's, whenever this one ends.
     run.write("incomplete", "the run was cut off")
     try:
-        _measure(run, baseline)
+        _measure(run, baseline, rounds)
     except KeyboardInterrupt:
         run.write("incomplete", "the run was interrupted")
         raise
@@ -68,7 +73,7 @@ def run_arm(settings: RunSettings, name: str, baseline: Record | None) -> Summar
     return run.write("complete", None)
 
 
-def _measure(run: ArmRun, baseline: Record | None) -> None:
+def _measure(run: ArmRun, baseline: Record | None, rounds: Rounds | None) -> None:
     settings = run.settings
     with contextlib.closing(Asker(run.work / JOURNAL, settings)) as asker:
         if run.arm.record_load and run.name not in settings.base_urls:
@@ -85,15 +90,17 @@ def _measure(run: ArmRun, baseline: Record | None) -> None:
                 run.checkpoint = compare_served(run, server)
             needed = run.arm.role == "eplb"
             before = proof.read_state(server, needed=needed)
-            run.evidence = proof.Evidence(before, None)
+            run.evidence = Evidence(before, None)
             _require(run, before)
             asker.bind(server, run.name, run.arguments, run.environment, before.digest if before else None)
             run.evaluated, earlier, acted = _evaluate(run, asker, server, before)
             _keep_load(run, server, asker.taken)
             run.forced = _forced(run, asker, baseline)
+            if rounds is not None and run.name != BASELINE:
+                rounds.measure(run, server)
             after = proof.read_state(server, checksums=True, needed=needed)
-            faults = proof.find_faults(run.arm, before, after, earlier, acted=acted)
-            run.evidence = proof.Evidence(before, after, faults, earlier)
+            faults = find_faults(run.arm, before, after, earlier, acted=acted)
+            run.evidence = Evidence(before, after, faults, earlier)
         if run.questions_load is not None:
             run.load = run.questions_load.summary(after.placement if after else None)
 
@@ -130,7 +137,7 @@ def _evaluate(
     earlier = _earlier_moves(kept, asker)
     went_on = asker.has_answers
     evaluated = asker.evaluate()
-    moved = proof.moves(before, proof.read_state(server))
+    moved = moves(before, proof.read_state(server))
     if went_on and earlier + moved <= 0:
         run.settings.say(
             f"{run.name}: no experts moved in what was left to ask, so all questions are asked anew"
@@ -139,7 +146,7 @@ def _evaluate(
         if run.questions_load is not None:
             run.questions_load.is_exact = False  # it holds both times
         evaluated = asker.evaluate()
-        moved = proof.moves(before, proof.read_state(server))
+        moved = moves(before, proof.read_state(server))
     write_text(kept, json.dumps({"context": asker.context, "rearrangements": earlier + moved}) + "\n")
     return evaluated, earlier, earlier + moved > 0
 

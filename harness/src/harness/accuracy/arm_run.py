@@ -11,7 +11,8 @@ from datetime import datetime, timezone
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from harness.accuracy import proof, versions
+from harness.accuracy import versions
+from harness.accuracy.evidence import Evidence
 from harness.accuracy.loads import NOT_RECORDED, QuestionLoad
 from harness.accuracy.records import write_record
 from harness.accuracy.schema import Forced, Summary, task_version
@@ -19,7 +20,7 @@ from harness.record.provenance import checkout
 
 if TYPE_CHECKING:
     from expert_maps import Placement
-    from harness.accuracy.config import Arm
+    from harness.accuracy.arms import Arm
     from harness.accuracy.questions import Evaluated
     from harness.accuracy.schema import Question
     from harness.accuracy.settings import RunSettings
@@ -45,13 +46,14 @@ class ArmRun:
         load: the part `load` of a record.
         questions_load: of the questions; None where the arm records none, or another's server is asked.
         checkpoint: what is served; None until there is a server.
+        started: when, in UTC.
     """
 
     settings: RunSettings
     name: str
     arguments: list[str] = field(default_factory=list)
     placement: Placement | None = None
-    evidence: proof.Evidence | None = None
+    evidence: Evidence | None = None
     evaluated: Evaluated | None = None
     found: dict[str, str | None] | None = None
     forced: list[Forced] | None = None
@@ -59,7 +61,7 @@ class ArmRun:
     questions_load: QuestionLoad | None = None
     checkpoint: Checkpoint | None = None
     _started: float = field(default_factory=time.monotonic)
-    _started_at: str = field(default_factory=lambda: datetime.now(timezone.utc).isoformat(timespec="seconds"))
+    started: str = field(default_factory=lambda: datetime.now(timezone.utc).isoformat(timespec="seconds"))
 
     @property
     def arm(self) -> Arm:
@@ -95,7 +97,7 @@ class ArmRun:
         values = versions.shown([reason or "", *self.environment.values()], self.folders)
         questions: list[Question] = self.evaluated.questions if self.evaluated else []
         correct = sum(question.correct for question in questions)
-        evidence = self.evidence or proof.Evidence(None, None)
+        evidence = self.evidence or Evidence(None, None)
         summary = {
             "format": 1,
             "status": status,
@@ -119,7 +121,7 @@ class ArmRun:
             "environment": versions.machine(self.environment),
             "load": self.load,
             "seconds": round(time.monotonic() - self._started, 1),
-            "started": self._started_at,
+            "started": self.started,
             "expected": config.expected.model_dump(),
             "checkpoint": None if self.checkpoint is None else self.checkpoint.model_dump(),
         }

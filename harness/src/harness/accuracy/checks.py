@@ -5,7 +5,9 @@
 from __future__ import annotations
 
 import json
+import re
 import tempfile
+import urllib.parse
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -15,13 +17,15 @@ from expert_maps import ExpertMapsError
 from harness.accuracy.config import BASELINE, ConfigError
 from harness.accuracy.data import check_data, find_data
 from harness.accuracy.loading import load_config
-from harness.accuracy.server import check_url
+from harness.accuracy.options import Trust  # noqa: TC001 - typer reads annotations at run time
+from harness.accuracy.server import ServerError
 
 if TYPE_CHECKING:
     from harness.accuracy.config import ModelConfig
     from harness.accuracy.settings import RunSettings
 
 _BAD_INPUT = 2
+_HOST = re.compile(r"[A-Za-z0-9._:%-]+")
 
 
 def show_plan(settings: RunSettings, names: list[str]) -> int:
@@ -49,15 +53,19 @@ def show_plan(settings: RunSettings, names: list[str]) -> int:
         )
         planned = f", planned from {arm.plan.load_of or arm.plan.load or arm.plan.layout}" if arm.plan else ""
         typer.echo(f"{name} ({arm.role}{planned}): {served}")
+    if settings.performance is not None:
+        for name, stream in settings.performance.streams.items():
+            said = json.dumps(stream.model_dump(exclude_none=True))
+            typer.echo(
+                f"timed, {settings.performance.rounds} rounds of {name}: {said} with prompts: {stream.prompts}"
+            )
     return 0
 
 
 def validate_command(
     model: Annotated[str, typer.Argument(help="A name in accuracy/models, or a .yaml file.")],
     *,
-    trust: Annotated[
-        bool, typer.Option("--trust", help="Let the file set what can run code, such as --trust-remote-code.")
-    ] = False,
+    trust: Trust = False,
 ) -> None:
     """Check a configuration and its local data, and start no server. Exit code 0: it can be run. 2: it cannot.
 
@@ -69,6 +77,7 @@ def validate_command(
         data = find_data(config, config.model, None)
         for split, path in (data or {}).items():
             check_data(split, path, config.task.num_fewshot)
+        config.performance.check()
     except (ExpertMapsError, ValueError) as error:
         typer.echo(f"error: {' '.join(str(error).split())}", err=True)
         raise typer.Exit(_BAD_INPUT) from error
@@ -110,3 +119,21 @@ def parse_base_urls(texts: list[str], config: ModelConfig) -> dict[str, str]:
             raise ConfigError(msg)
         found[name] = check_url(url)
     return found
+
+
+def check_url(text: str) -> str:
+    """Return the base address of a server, without ``/v1``.
+
+    Raises:
+        ServerError: it is none.
+    """
+    try:
+        parts = urllib.parse.urlsplit(text)
+        right = parts.scheme in {"http", "https"} and not (parts.query or parts.fragment or parts.username)
+        right = right and _HOST.fullmatch(parts.hostname or "") is not None and parts.port != 0
+    except ValueError:  # the port is no number below 65536, or a bracket is open
+        right = False
+    if not right:
+        msg = f"base URL is {text!r}; expected one like http://127.0.0.1:8000"
+        raise ServerError(msg)
+    return text.rstrip("/").removesuffix("/v1")
