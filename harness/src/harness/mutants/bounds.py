@@ -148,6 +148,22 @@ _LIST: tuple[tuple[str, str, str, str, str, bool], ...] = (
         True,
     ),
     (
+        "a window counts without its root",
+        "windows",
+        "return sqrtf(sqrtf(sqrtf(sqrtf(sqrtf(sum)))));",
+        "return sum;",
+        "reference_windows.py::test_plans_for_windows_are_the_references",
+        False,
+    ),
+    (
+        "swaps are passed over that the slopes do not rule out",
+        "windows",
+        "if (gained - p->rise[j] - rounding >= best->change",
+        "if (gained - p->rise[j] >= 10 * best->change",
+        "reference_windows.py::test_plans_for_windows_are_the_references",
+        False,
+    ),
+    (
         "every window counts as much, whatever its tokens",
         "over_time",
         "p->tokens[w] = (float)mean;",

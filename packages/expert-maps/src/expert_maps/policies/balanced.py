@@ -16,6 +16,7 @@ import numpy as np
 from expert_maps._frozen import Frozen
 from expert_maps._library import load_library
 from expert_maps.errors import LayoutError
+from expert_maps.policies._windows import START_TOLERANCE, coolest, draw_windows
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -32,9 +33,6 @@ DEFAULT_TOLERANCE = 4e-4
 _LEAST_TOLERANCE = 1e-9
 # Beyond small problems, restarts are worth their time only to those who ask for more than the default.
 _MOST_KICKS = 64
-
-# More windows than these say little more and cost as much again: neighbours are added up.
-MOST_WINDOWS = 16
 
 _PLANNED, _OUT_OF_MEMORY, _NOT_GROUPED, _BROKEN = range(4)
 
@@ -100,7 +98,8 @@ def balanced(
     """Plan.
 
     Args:
-        load: [steps, L, E]; with several steps the sum over steps of the hottest rank is what is planned for.
+        load: [steps, L, E]; with several steps the sum over steps of the hottest rank is what is planned for, and no plan
+            for their sum is better by it, nor the placement in use where that may stay.
         cluster: what to plan for, as `check_counts` accepts it.
         tolerance: stop a layer once its hottest rank is at most this fraction above the lower bound.
         start: where the experts are now; None to plan from scratch.
@@ -114,8 +113,28 @@ def balanced(
         MemoryError: there is too little of it.
         AssertionError: the answer is not what it should be; it is never returned.
     """
+    of_sum, bound = _search(load, cluster, tolerance, start)
+    if load.num_steps == 1:
+        return of_sum, bound
+    return coolest(load, cluster, [over_windows(load, cluster, tolerance, start), of_sum], start), bound
+
+
+def over_windows(
+    load: ExpertLoad, cluster: Cluster, tolerance: float, start: Start | None = None
+) -> Int32Array:
+    """Plan for the windows of a load, as `balanced` does before it compares with a plan for their sum."""
+    return _search(load, cluster, max(tolerance, START_TOLERANCE), start, draw_windows(load))[0]
+
+
+def _search(
+    load: ExpertLoad,
+    cluster: Cluster,
+    tolerance: float,
+    start: Start | None,
+    windows: Float64Array | None = None,
+) -> tuple[Int32Array, Float64Array]:
+    """Call the compiled planner; without windows it plans for the sum. Raises as `balanced`."""
     tolerance = max(tolerance, _LEAST_TOLERANCE)
-    windows = _windows(load)
     # By a power of two, which is exact: a layer's largest load is about 1, and nothing over- or underflows.
     exponent = np.frexp(load.total.max(axis=1))[1]
     rows = np.empty((load.num_layers, cluster.num_physical_experts), dtype=np.int32)
@@ -140,8 +159,7 @@ def balanced(
         slots=cluster.num_physical_experts,
         max_moves=-1 if start is None or start.max_moves is None else start.max_moves,
         max_kicks=int(min(max(4 * (DEFAULT_TOLERANCE / tolerance - 1), 0), _MOST_KICKS)),
-        # The descent over windows starts from such a plan, and has no use for the last digits.
-        tolerance=tolerance if windows is None else max(tolerance, 0.01 / 0.9),
+        tolerance=tolerance,
         **{name: None if array is None else array.ctypes.data for name, array in arrays.items()},
     )
     status = load_library().expert_maps_plan(ctypes.byref(problem))
@@ -158,21 +176,3 @@ def balanced(
         )
         raise LayoutError(msg)
     return rows, np.ldexp(bound, exponent)
-
-
-def _windows(load: ExpertLoad) -> Float64Array | None:
-    """Return what the windows to come may look like, float64 [L, windows, E]; None with a single one.
-
-    A short history says little about single windows. So every expert is drawn towards its own mean, by the
-    geometric mean of both, and the more so the fewer windows there are.
-    """
-    if load.num_steps == 1:
-        return None
-    size = -(-load.num_steps // MOST_WINDOWS)
-    counts = load.windows(size).counts if size > 1 else load.counts
-    shrink = min(0.5, 1.6 / len(counts))
-    mean = counts.mean(axis=0)
-    # So that an expert without tokens in a window stays finite, and one without any stays at nothing.
-    floor = 0.02 * mean.mean(axis=-1, keepdims=True) + np.finfo(float).tiny
-    drawn = mean * ((counts + floor) / (mean + floor)) ** (1 - shrink)
-    return np.ascontiguousarray(drawn.transpose(1, 0, 2))
