@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from expert_maps._frozen import Frozen
-from expert_maps._library import load_library
+from expert_maps._library import INTERFACE_VERSION, load_library
 from expert_maps.errors import LayoutError
 from expert_maps.policies._windows import START_TOLERANCE, coolest, draw_windows
 
@@ -29,12 +29,12 @@ if TYPE_CHECKING:
 
 # Half a thousandth is below what a window of load can tell, and is reached in the time of a greedy packing.
 DEFAULT_TOLERANCE = 4e-4
-# What is less is rounding.
-_LEAST_TOLERANCE = 1e-9
+# What is less is rounding; the compiled planner allows a bound as much.
+_ROUNDING = 1e-9
 # Beyond small problems, restarts are worth their time only to those who ask for more than the default.
 _MOST_KICKS = 64
 
-_PLANNED, _OUT_OF_MEMORY, _NOT_GROUPED, _BROKEN = range(4)
+_PLANNED, _OUT_OF_MEMORY, _NOT_GROUPED, _BROKEN, _WRONG_BOUND, _OTHER_INTERFACE = range(6)
 
 
 @dataclass(frozen=True, eq=False)
@@ -57,6 +57,7 @@ class _Problem(ctypes.Structure):
     """``Problem`` of ``native/plan.h``."""
 
     _fields_ = (
+        *((name, ctypes.c_int64) for name in ("size", "version")),
         *(
             (name, ctypes.c_int64)
             for name in ("layers", "experts", "ranks", "nodes", "groups", "windows", "slots")
@@ -64,9 +65,14 @@ class _Problem(ctypes.Structure):
         *((name, ctypes.c_void_p) for name in ("capacity", "load", "window_load", "current", "held")),
         ("max_moves", ctypes.c_int64),
         ("max_kicks", ctypes.c_int64),
+        ("certify", ctypes.c_int64),
         ("tolerance", ctypes.c_double),
         *((name, ctypes.c_void_p) for name in ("slot", "bound", "rank_load")),
     )
+
+    def __init__(self, **fields: object) -> None:
+        """Fill fields by name; the compiled planner refuses a structure of another size or version."""
+        super().__init__(size=ctypes.sizeof(self), version=INTERFACE_VERSION, **fields)
 
 
 def check_counts(num_experts: int, cluster: Cluster) -> None:
@@ -93,7 +99,7 @@ def check_counts(num_experts: int, cluster: Cluster) -> None:
 
 
 def balanced(
-    load: ExpertLoad, cluster: Cluster, tolerance: float, start: Start | None = None
+    load: ExpertLoad, cluster: Cluster, tolerance: float, start: Start | None = None, *, certify: bool = False
 ) -> tuple[Int32Array, Float64Array]:
     """Plan.
 
@@ -103,6 +109,7 @@ def balanced(
         cluster: what to plan for, as `check_counts` accepts it.
         tolerance: stop a layer once its hottest rank is at most this fraction above the lower bound.
         start: where the experts are now; None to plan from scratch.
+        certify: whether dear bounds are sought too, where the cheap ones do not reach the tolerance. The plan is the same.
 
     Returns:
         physical_to_logical: int32 [L, P].
@@ -113,7 +120,7 @@ def balanced(
         MemoryError: there is too little of it.
         AssertionError: the answer is not what it should be; it is never returned.
     """
-    of_sum, bound = _search(load, cluster, tolerance, start)
+    of_sum, bound = _search(load, cluster, tolerance, start, certify=certify)
     if load.num_steps == 1:
         return of_sum, bound
     return coolest(load, cluster, [over_windows(load, cluster, tolerance, start), of_sum], start), bound
@@ -132,9 +139,11 @@ def _search(
     tolerance: float,
     start: Start | None,
     windows: Float64Array | None = None,
+    *,
+    certify: bool = False,
 ) -> tuple[Int32Array, Float64Array]:
     """Call the compiled planner; without windows it plans for the sum. Raises as `balanced`."""
-    tolerance = max(tolerance, _LEAST_TOLERANCE)
+    tolerance = max(tolerance, _ROUNDING)
     # By a power of two, which is exact: a layer's largest load is about 1, and nothing over- or underflows.
     exponent = np.frexp(load.total.max(axis=1))[1]
     rows = np.empty((load.num_layers, cluster.num_physical_experts), dtype=np.int32)
@@ -159,15 +168,14 @@ def _search(
         slots=cluster.num_physical_experts,
         max_moves=-1 if start is None or start.max_moves is None else start.max_moves,
         max_kicks=int(min(max(4 * (DEFAULT_TOLERANCE / tolerance - 1), 0), _MOST_KICKS)),
+        certify=certify,
         tolerance=tolerance,
         **{name: None if array is None else array.ctypes.data for name, array in arrays.items()},
     )
     status = load_library().expert_maps_plan(ctypes.byref(problem))
     if status == _OUT_OF_MEMORY:
         raise MemoryError
-    if status == _BROKEN:
-        msg = "the planner's answer is no placement: please report this load and these counts"
-        raise AssertionError(msg)
+    _refuse_broken(status, arrays)
     if status == _NOT_GROUPED:
         layer = int(np.argmax(bound < 0))
         msg = (
@@ -176,3 +184,29 @@ def _search(
         )
         raise LayoutError(msg)
     return rows, np.ldexp(bound, exponent)
+
+
+def _refuse_broken(status: int, arrays: dict[str, Float64Array | Int32Array | None]) -> None:
+    """Refuse what the compiled planner itself found wrong with its answer, or with the call.
+
+    Raises:
+        AssertionError: as said.
+    """
+    if status == _OTHER_INTERFACE:
+        msg = f"the compiled planner has another interface than {INTERFACE_VERSION}"
+        raise AssertionError(msg)
+    if status == _BROKEN:
+        msg = "the planner's answer is no placement: please report this load and these counts"
+        raise AssertionError(msg)
+    if status == _WRONG_BOUND:
+        bound, rank_load = arrays["bound"], arrays["rank_load"]
+        assert bound is not None
+        assert rank_load is not None
+        peak = rank_load.max(axis=1)
+        layer = int(np.argmax(bound - peak * (1 + _ROUNDING)))
+        msg = (
+            f"the planner's lower bound of layer {layer} of these is {bound[layer]:.17g} and its plan's hottest rank carries "
+            f"{peak[layer]:.17g}, in units in which the largest load is about 1; expected a bound that is no higher: one of "
+            "both is wrong, please report this load and these counts"
+        )
+        raise AssertionError(msg)
