@@ -6,7 +6,7 @@
 #include "plan.h"
 
 #define SMALL 128     /* slots */
-#define CHEAP 4000    /* visits of the search that tries all placements: so many take no longer than restarts */
+#define CHEAP 65536   /* visits of the search that tries all placements, times slots: it takes no longer than restarts */
 #define DEAR 1000000  /* where a proof is asked for */
 #define LOOSE 0.005   /* from this tolerance on less is searched */
 
@@ -109,7 +109,7 @@ static double solve(Layer *p, Layer *saved, double bound, const Problem *problem
     if (two_slots && tolerance >= LOOSE) goal.recount = 0;
     if (descend_in_stages(p, &goal, bound, aim) || peak(p) <= bound * (1 + tolerance)) return bound;
     if (!bounded) bound = replica_bound(p, bound);
-    bound = try_all(p, bound, CHEAP, 1);
+    bound = try_all(p, bound, CHEAP / p->num_slots, 1);
     goal.target = bound * (1 + tolerance);
     layer_shape(saved, p->num_experts, p->num_ranks, p->capacity);
     /* Restarts of small problems cost next to nothing, and there a descent is soonest caught. */

@@ -139,12 +139,16 @@ def test_no_plan_for_the_sum_and_no_placement_in_use_is_better(seed: int) -> Non
     }
     kind = ("random", "lognormal", "zipf", "ties", "one_huge")[seed % 5]
     base = np.asarray(draw_load(kind, (60, experts), seed), dtype=np.float64)
-    trace = base * rng.lognormal(sigma=rng.choice([0.02, 0.3, 1.5]), size=(int(rng.integers(2, 24)), 1, experts))
+    trace = base * rng.lognormal(
+        sigma=rng.choice([0.02, 0.3, 1.5]), size=(int(rng.integers(2, 24)), 1, experts)
+    )
     slack = 1 + 1e-12
-    assert (by_steps(plan(trace, **counts), trace) <= by_steps(plan(trace.sum(axis=0), **counts), trace) * slack).all()
+    assert (
+        by_steps(plan(trace, **counts), trace) <= by_steps(plan(trace.sum(axis=0), **counts), trace) * slack
+    ).all()
     current = plan(base, **counts).placement
     for moves in (None, 3):
-        start = {"current": current, "max_moves": moves}
+        start: dict[str, Any] = {"current": current, "max_moves": moves}
         found = plan(trace, **counts, **start)
         of_sum = plan(trace.sum(axis=0), **counts, **start)
         assert (by_steps(found, trace) <= by_steps(of_sum, trace) * slack).all()

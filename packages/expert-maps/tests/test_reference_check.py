@@ -42,7 +42,7 @@ def test_a_wrong_bound_is_named_with_its_layer_and_the_plan(monkeypatch: pytest.
     class Wrong:
         """A planner whose second layer has a forged bound."""
 
-        def expert_maps_plan(self, reference: Any) -> int:
+        def expert_maps_plan(self, reference: Any) -> int:  # noqa: ANN401 - what `byref` returns
             problem = reference._obj
             status = int(load_planner().expert_maps_plan(reference))
             (ctypes.c_double * problem.layers).from_address(problem.bound)[1] *= 1.5
@@ -50,7 +50,9 @@ def test_a_wrong_bound_is_named_with_its_layer_and_the_plan(monkeypatch: pytest.
 
     monkeypatch.setattr("expert_maps.policies.balanced.load_library", Wrong)
     load = np.array([[4.0, 3.0, 2.0, 1.0]] * 3)
-    with pytest.raises(AssertionError, match=r"lower bound of layer 1 of these is 0\.9\d+ .+ carries 0\.6\d+"):
+    with pytest.raises(
+        AssertionError, match=r"lower bound of layer 1 of these is 0\.9\d+ .+ carries 0\.6\d+"
+    ):
         plan(load, ep_size=2, num_physical_experts=4)
 
 

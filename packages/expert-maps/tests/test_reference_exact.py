@@ -111,7 +111,9 @@ def test_a_try_that_is_cut_short_proves_nothing() -> None:
     ("size", "groups", "nodes", "per_node", "slots"),
     [(1, 4, 2, 1, 4), (2, 4, 2, 2, 12), (1, 6, 2, 2, 8), (1, 6, 3, 2, 12), (2, 4, 2, 1, 8), (3, 4, 2, 2, 14), (1, 8, 4, 2, 12)],
 )  # fmt: skip
-def test_no_assignment_of_groups_is_cooler(size: int, groups: int, nodes: int, per_node: int, slots: int) -> None:
+def test_no_assignment_of_groups_is_cooler(
+    size: int, groups: int, nodes: int, per_node: int, slots: int
+) -> None:
     # 7 counts of 60 loads each, against all assignments and all placements on every node.
     rng = np.random.default_rng([65, size, groups, slots])
     loads = np.array([draw(KINDS[i % len(KINDS)], size * groups, rng) for i in range(60)])
@@ -163,7 +165,9 @@ COUNTS = [
 
 @pytest.mark.parametrize("counts", COUNTS)
 @pytest.mark.parametrize("tolerance", [0.01, 4e-4, 1e-4])
-def test_the_plan_is_the_same_and_the_bound_no_lower_with_a_certificate(counts: dict[str, Any], tolerance: float) -> None:
+def test_the_plan_is_the_same_and_the_bound_no_lower_with_a_certificate(
+    counts: dict[str, Any], tolerance: float
+) -> None:
     load = np.random.default_rng(66).lognormal(sigma=0.85, size=(3, 256))
     cheap, dear = (plan(load, **counts, tolerance=tolerance, certify=certify) for certify in (False, True))
     assert cheap.placement == dear.placement

@@ -73,8 +73,8 @@ def _keeps_rules(start: Start, num_experts: int, cluster: Cluster) -> BoolArray:
     """Return the layers that may stay as they are, bool [L]: every expert is placed, and no rule is broken."""
     placed = np.zeros((len(start.experts), num_experts + 1), dtype=bool)
     placed[np.arange(len(placed))[:, None], start.experts] = True  # −1 is the last column
-    complete: BoolArray = placed[:, :num_experts].all(axis=1) & (start.experts >= 0).all(axis=1)
-    return complete & ~broken_layers(start, num_experts, cluster)
+    stays = placed[:, :num_experts].all(axis=1) & (start.experts >= 0).all(axis=1)
+    return np.asarray(stays & ~broken_layers(start, num_experts, cluster), dtype=np.bool_)
 
 
 def _peaks(load: ExpertLoad, rows: Int32Array, cluster: Cluster) -> Float64Array:

@@ -57,7 +57,9 @@ def list_sets(num_groups: int, num_nodes: int) -> list[Group]:
     return [frozenset(groups) for groups in sorted(sets, key=lambda one: sum(1 << group for group in one))]
 
 
-def best_parts(sets: list[PlannedSet], value: Callable[[PlannedSet], float], num_nodes: int) -> tuple[list[PlannedSet], float] | None:
+def best_parts(
+    sets: list[PlannedSet], value: Callable[[PlannedSet], float], num_nodes: int
+) -> tuple[list[PlannedSet], float] | None:
     """Find the parts whose highest value is lowest.
 
     Returns:
@@ -130,7 +132,9 @@ class Assignments:
                 one.value = max(one.load)
 
 
-def try_assignments(parts: list[PlannedSet], assignments: Assignments, bound: float, tolerance: float) -> tuple[list[PlannedSet], float]:
+def try_assignments(
+    parts: list[PlannedSet], assignments: Assignments, bound: float, tolerance: float
+) -> tuple[list[PlannedSet], float]:
     """Look for cooler parts than those of a plan.
 
     Args:

@@ -92,9 +92,7 @@ class _Trial:
         left = len(self.weight) - expert
         if any(room > left for room in self.room):  # each of them stands on a rank once at most
             return False
-        space = add_up(
-            self.limit - load for load, room in zip(self.load, self.room, strict=True) if room
-        )
+        space = add_up(self.limit - load for load, room in zip(self.load, self.room, strict=True) if room)
         return space > self.rest[expert]
 
 

@@ -30,8 +30,8 @@ _LARGE_SHARE = 0.75
 # Slots; restarts of small problems cost next to nothing, and there a descent is soonest caught.
 _SMALL = 128
 _RESTARTED_SLOTS = 4096
-# Steps of the search that tries all placements: so many take no longer than restarts, and so many where a proof is asked for.
-_CHEAP_VISITS, _DEAR_VISITS = 4000, 1000000
+# Steps of the search that tries all placements: times slots, where it takes no longer than restarts; and for a proof.
+_CHEAP_VISITS, _DEAR_VISITS = 65536, 1000000
 
 
 @dataclass(frozen=True)
@@ -98,7 +98,9 @@ def plan_layer(load: list[float], problem: Problem) -> Plan:
     else:
         parts, bound = try_assignments(parts, list_assignments(load, problem), bound, problem.tolerance)
     return Plan(
-        [slots for part in parts for slots in part.slots or []], [one for part in parts for one in part.load], bound
+        [slots for part in parts for slots in part.slots or []],
+        [one for part in parts for one in part.load],
+        bound,
     )
 
 
@@ -177,7 +179,7 @@ def solve(layer: Layer, bound: float, problem: Problem) -> float:
     # 4. Not reached: perhaps it cannot be. Of small layers all placements are tried.
     if not bounded:
         bound = replica_bound(layer, bound)
-    bound = try_all(layer, bound, _CHEAP_VISITS, change=True)
+    bound = try_all(layer, bound, _CHEAP_VISITS // layer.num_slots, change=True)
     # 5. Restarts.
     goal.target = bound * (1 + tolerance)
     few = _RESTARTED_SLOTS // layer.num_slots
