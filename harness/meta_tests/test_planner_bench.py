@@ -12,10 +12,18 @@ import pytest
 
 from expert_maps import generate_placement
 from harness.bench.planner import ascend, pages, scoring
-from harness.bench.planner.peers import Answer, Peer, RefusedError, own_peers
-from harness.bench.planner.problems import Problem, growth_cases, lognormal, quality_cases, zipf
+from harness.bench.planner.peers import FAST, PRECISE, VLLM, Answer, Peer, RefusedError, own_peers
+from harness.bench.planner.problems import (
+    Problem,
+    family_cases,
+    growth_cases,
+    heavy,
+    lognormal,
+    quality_cases,
+    zipf,
+)
 from harness.bench.planner.studies import Replan, incremental, shifted_load
-from harness.bench.planner.timing import Pace, common_bound, compare
+from harness.bench.planner.timing import Figures, Outcome, Pace, certified, common_bound, compare
 from harness.record.provenance import describe
 
 if TYPE_CHECKING:
@@ -164,6 +172,43 @@ def test_cases_can_be_planned_and_have_names_of_their_own() -> None:
     np.testing.assert_allclose(hottest[1], np.arange(1, 9) ** -1.2)
     load, _ = shifted_load(lognormal(2, EXPERTS), np.tile(np.arange(EXPERTS), (2, 1)), RANKS)
     assert load.shape == (2, EXPERTS)
+
+
+def test_families_have_four_sizes_each_and_recorded_ones_their_layers(tmp_path: Path) -> None:
+    file = tmp_path / "loads.npz"
+    np.savez(file, one=np.ones((2, 3, 64)), other=np.full((2, 3, 64), 2.0))
+    names = [problem.name for problem in family_cases(file)]
+    assert len(set(names)) == 16
+    assert sum(name.startswith("recorded, 6×64") for name in names) == 4
+    assert len(family_cases(None)) == 12
+    # Five experts of 256 are four times as hot as log-normal ones of the same seed.
+    assert (
+        (heavy(3, 256) / np.random.default_rng(0).lognormal(0.0, 1.0, (3, 256))).round(9) == 4
+    ).sum() == 15
+
+
+def test_goals_that_are_missed_are_named() -> None:
+    def figures(gap: float, ms: float) -> Figures:
+        answer = Answer(np.zeros((1, 1), dtype=np.int64))
+        return Figures(answer, ms, 1, gap, 1.0, scoring.Violations(0, 0, 0))
+
+    found = {PRECISE: figures(0.06, 1.0), FAST: figures(9.0, 1.0), VLLM: figures(1.0, 24.0)}
+    nine = Outcome(Problem("nine", lognormal(1, 256), 288, 32), found)
+    two = Outcome(Problem("two", lognormal(1, 256), 576, 288), found)
+    lines = pages.family_sheets([nine, two])[0].notes
+    assert lines[0] == "2 goals met, 2 missed"
+    assert lines[1] == f"missed: nine, {PRECISE}: a gap of 0.060 % (goal 0.05 %)"
+    assert lines[2] == f"missed: two, {FAST}: a gap of 9.000 % (goal 3.0 %)"
+
+
+def test_gaps_are_to_all_that_can_be_proved() -> None:
+    problem = Problem("two slots", lognormal(1, 128), 144, 72)
+    bound = certified(problem)[0].bound
+    plain = own_peers()[1].solve(problem).bound
+    assert bound is not None
+    assert plain is not None
+    assert bound[0] > plain[0]
+    assert certified(Problem("groups on no node", lognormal(1, 128), 144, 72, 3, 2)) == []
 
 
 def test_a_wheel_of_vllm_ascend_is_found_and_others_are_refused(tmp_path: Path) -> None:

@@ -31,7 +31,11 @@ if TYPE_CHECKING:
 COMPILERS = ("cc", "gcc", "clang")
 # No contraction: every machine must plan alike. No debug data: it would hold paths of the machine that builds.
 # Warnings are no errors here, because a compiler that is newer than this release may have others.
-FLAGS = ("-O3", "-std=c11", "-ffp-contract=off", "-fvisibility=hidden", "-fPIC", "-shared", "-g0")
+# Nobody looks at errno, and without it roots are taken of four numbers at once.
+FLAGS = (
+    *("-O3", "-std=c11", "-ffp-contract=off", "-fno-math-errno"),
+    *("-fvisibility=hidden", "-fPIC", "-shared", "-g0"),
+)
 
 
 def find_compiler() -> list[str] | None:

@@ -136,6 +136,10 @@ int has_two_slots(const Layer *p);
 void search_counts(Layer *p, double bound, double tolerance);
 double two_slot_bound(Layer *p, double low, double high, double tolerance);
 
+/* exact.c */
+#define MOST_TRIED_SLOTS 32 /* a rank, and an expert, has a bit */
+double try_all(Layer *p, double bound, int64_t visits, int change);
+
 /* bound.c */
 double mean_bound(const Layer *p);
 double replica_bound(Layer *p, double bound);

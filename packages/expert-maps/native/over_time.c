@@ -6,15 +6,16 @@
 #include "windows.h"
 
 static void release(Windowed *p, int32_t *node_of, float *weight) {
-    void *const arrays[] = {p->count, p->offset, p->share, p->load, p->tokens, p->total,
-                            p->tried, p->on,     p->was,   node_of, weight};
+    void *const arrays[] = {p->count, p->offset, p->share, p->load, p->power, p->slope, p->rise, p->felt, p->total,
+                            p->order, p->on,     p->was,   node_of, weight};
     for (size_t i = 0; i < sizeof arrays / sizeof *arrays; i++) free(arrays[i]);
 }
 
 static void take_layer(Windowed *p, const Problem *problem, int64_t layer, int32_t *node_of, float *weight) {
     const double *load = problem->window_load + layer * problem->windows * problem->experts;
-    const int32_t windows = p->windows;
+    const int32_t windows = (int32_t)problem->windows;
     double all = 0;
+    memset(p->tokens, 0, sizeof p->tokens);
     for (int32_t w = 0; w < windows; w++, load += p->num_experts) {
         double mean = 0;
         for (int32_t e = 0; e < p->num_experts; e++) mean += load[e];
@@ -22,7 +23,7 @@ static void take_layer(Windowed *p, const Problem *problem, int64_t layer, int32
         all += mean;
         p->tokens[w] = (float)mean;
         for (int32_t e = 0; e < p->num_experts; e++)
-            weight[(size_t)e * windows + w] = mean > 0 ? (float)(load[e] / mean) : 0;
+            weight[(size_t)e * p->windows + w] = mean > 0 ? (float)(load[e] / mean) : 0;
     }
     for (int32_t w = 0; w < windows; w++) p->tokens[w] = all > 0 ? (float)((double)p->tokens[w] * windows / all) : 0;
     p->slot = problem->slot + layer * problem->slots;
@@ -64,7 +65,7 @@ static void write_loads(const Windowed *p, const Problem *problem, int64_t layer
 int plan_over_time(const Problem *problem, const int64_t *forced) {
     Windowed p = {.num_experts = (int32_t)problem->experts,
                   .num_ranks = (int32_t)problem->ranks,
-                  .windows = (int32_t)problem->windows,
+                  .windows = (int32_t)(problem->windows + LANES - 1) / LANES * LANES,
                   .ranks_per_node = (int32_t)(problem->ranks / problem->nodes),
                   .words = (int32_t)((problem->experts + 63) / 64),
                   .capacity = problem->capacity,
@@ -77,14 +78,17 @@ int plan_over_time(const Problem *problem, const int64_t *forced) {
     p.offset = calloc(r, sizeof *p.offset);
     p.share = calloc(e * w, sizeof *p.share);
     p.load = calloc(r * w, sizeof *p.load);
-    p.tokens = calloc(w, sizeof *p.tokens);
+    p.power = calloc(r * w, sizeof *p.power);
+    p.slope = calloc(r * w, sizeof *p.slope);
+    p.rise = calloc(e, sizeof *p.rise);
+    p.felt = calloc(e, sizeof *p.felt);
     p.total = calloc(r, sizeof *p.total);
-    p.tried = calloc(r, sizeof *p.tried);
+    p.order = calloc(r, sizeof *p.order);
     p.on = calloc(r * p.words, sizeof *p.on);
     p.was = problem->current ? calloc(r * p.words, sizeof *p.was) : NULL;
     p.weight = weight;
     p.node_of_expert = node_of;
-    const int failed = !weight || !p.count || !p.offset || !p.share || !p.load || !p.tokens || !p.total || !p.tried || !p.on ||
+    const int failed = !weight || !p.count || !p.offset || !p.share || !p.load || !p.power || !p.slope || !p.rise || !p.felt || !p.total || !p.order || !p.on ||
                        (problem->nodes > 1 && !node_of) || (problem->current && !p.was);
     for (size_t i = 1; !failed && i < r; i++) p.offset[i] = p.offset[i - 1] + p.capacity[i - 1];
     for (size_t i = 0; problem->current && i < r; i++) held += problem->held[i];

@@ -5,7 +5,10 @@
  */
 #include "plan.h"
 
-#define SMALL 128 /* slots */
+#define SMALL 128     /* slots */
+#define CHEAP 65536   /* visits of the search that tries all placements, times slots: it takes no longer than restarts */
+#define DEAR 1000000  /* where a proof is asked for */
+#define LOOSE 0.005   /* from this tolerance on less is searched */
 
 static int32_t most_slots(const Problem *problem) {
     int32_t most = 1;
@@ -17,8 +20,8 @@ static int32_t most_slots(const Problem *problem) {
 }
 
 static void work_free(Work *w) {
-    void *const arrays[] = {w->node_of,   w->members,    w->local,   w->kept, w->slot,
-                            w->rank_load, w->group_load, w->doubles, w->ints, w->words};
+    void *const arrays[] = {w->node_of,   w->members,    w->local,  w->part,    w->kept, w->slot,
+                            w->rank_load, w->group_load, w->proved, w->doubles, w->ints, w->words};
     layer_free(&w->now);
     layer_free(&w->saved);
     for (size_t i = 0; i < sizeof arrays / sizeof *arrays; i++) free(arrays[i]);
@@ -35,6 +38,8 @@ static int work_init(Work *w, const Problem *problem) {
     w->node_of = calloc(groups, sizeof *w->node_of);
     w->members = calloc(experts, sizeof *w->members);
     w->local = calloc(experts, sizeof *w->local);
+    w->part = calloc(experts, sizeof *w->part);
+    w->proved = calloc((size_t)problem->nodes, sizeof *w->proved);
     w->kept = calloc(held, sizeof *w->kept);
     w->slot = calloc((size_t)problem->slots, sizeof *w->slot);
     w->rank_load = calloc(ranks, sizeof *w->rank_load);
@@ -43,7 +48,7 @@ static int work_init(Work *w, const Problem *problem) {
     w->ints = calloc(both, sizeof *w->ints);
     w->words = calloc(both, sizeof *w->words);
     const int32_t stride = most_slots(problem);
-    const int failed = !w->node_of || !w->members || !w->local || !w->kept || !w->slot || !w->rank_load ||
+    const int failed = !w->node_of || !w->members || !w->local || !w->part || !w->proved || !w->kept || !w->slot || !w->rank_load ||
                        !w->group_load || !w->doubles || !w->ints || !w->words ||
                        layer_init(&w->now, w->experts_per_node, w->ranks_per_node, stride) ||
                        layer_init(&w->saved, w->experts_per_node, w->ranks_per_node, stride);
@@ -72,6 +77,12 @@ static int descend_in_stages(Layer *p, Goal *goal, double bound, double toleranc
     return descend(p, goal);
 }
 
+/* Seek dear bounds of what is planned. */
+static double certify(Layer *p, double bound, double tolerance, int two_slots) {
+    if (two_slots && tolerance < LOOSE) bound = two_slot_bound(p, bound, peak(p), tolerance);
+    return peak(p) > bound * (1 + tolerance) ? try_all(p, bound, DEAR, 0) : bound;
+}
+
 /* Plan the experts and ranks of `p` below bound * (1 + tolerance) if that can be; returns the bound, raised where
  * it was not reached and a dearer bound says that it could not be. */
 static double solve(Layer *p, Layer *saved, double bound, const Problem *problem) {
@@ -92,40 +103,44 @@ static double solve(Layer *p, Layer *saved, double bound, const Problem *problem
     pack(p);
     sort_ranks(p);
     /* A loose tolerance is had for little more if a tenth of it is left: the mean over layers is what users see. */
-    const double aim = tolerance < 0.005 ? tolerance : 0.9 * tolerance;
+    const double aim = tolerance < LOOSE ? tolerance : 0.9 * tolerance;
     Goal goal = {bound * (1 + aim), bound * tolerance * 0.03, 1000 + 30 * (int64_t)p->num_ranks, 1};
     /* The counts were searched for already, as far as this tolerance is worth it. */
-    if (two_slots && tolerance >= 0.005) goal.recount = 0;
+    if (two_slots && tolerance >= LOOSE) goal.recount = 0;
     if (descend_in_stages(p, &goal, bound, aim) || peak(p) <= bound * (1 + tolerance)) return bound;
     if (!bounded) bound = replica_bound(p, bound);
-    if (two_slots && bounded && tolerance < 0.005) bound = two_slot_bound(p, bound, peak(p), tolerance);
+    bound = try_all(p, bound, CHEAP / p->num_slots, 1);
     goal.target = bound * (1 + tolerance);
     layer_shape(saved, p->num_experts, p->num_ranks, p->capacity);
     /* Restarts of small problems cost next to nothing, and there a descent is soonest caught. */
     const int64_t few = 4096 / p->num_slots, kicks = problem->max_kicks > few ? problem->max_kicks : few;
     kick_and_descend(p, &goal, saved, (int32_t)(p->num_slots <= SMALL ? kicks : problem->max_kicks));
-    return bound;
+    /* Last, so that the plan is the same whether it is asked for or not. */
+    return problem->certify && peak(p) > goal.target ? certify(p, bound, tolerance, two_slots && bounded) : bound;
+}
+
+/* Plan what one node has, of which no rank of the hottest one is below the bound; returns what is proved for it. */
+double plan_part(Work *w, const Problem *problem, const double *load, const int32_t *members, double bound,
+                 int32_t *slot, double *rank_load) {
+    Layer *p = &w->now;
+    layer_shape(p, w->experts_per_node, w->ranks_per_node, problem->capacity);
+    for (int32_t i = 0; i < w->experts_per_node; i++) p->weight[i] = load[members[i]];
+    const double own = mean_bound(p), proved = solve(p, &w->saved, own > bound ? own : bound, problem);
+    write_ranks(p, members, slot, rank_load);
+    return proved;
 }
 
 /* Plan one layer anew; returns a load that no placement's hottest rank is below. */
 double plan_from_scratch(Work *w, const Problem *problem, int64_t layer, int32_t *slot, double *rank_load) {
     const double *load = problem->load + layer * problem->experts;
-    const int32_t ranks = w->ranks_per_node, experts = w->experts_per_node;
-    const double bound = split_over_nodes(w, problem, load) / ranks;
-    double highest = 0;
-    for (int32_t n = 0; n < problem->nodes; n++) {
-        const int32_t *members = w->members + n * experts;
-        Layer *p = &w->now;
-        layer_shape(p, experts, ranks, problem->capacity + n * ranks);
-        for (int32_t i = 0; i < experts; i++) p->weight[i] = load[members[i]];
-        const double own = mean_bound(p), proved = solve(p, &w->saved, own > bound ? own : bound, problem);
-        if (proved > highest) highest = proved;
-        write_ranks(p, members, slot, rank_load);
-        slot += p->num_slots;
-        rank_load += ranks;
-    }
-    /* With one node what is proved holds for the layer; with several only for this split of the groups. */
-    return problem->nodes == 1 ? highest : bound;
+    const int64_t nodes = problem->nodes, slots = problem->slots / nodes;
+    const double bound = split_over_nodes(w, problem, load) / w->ranks_per_node;
+    for (int64_t n = 0; n < nodes; n++)
+        w->proved[n] = plan_part(w, problem, load, w->members + n * w->experts_per_node, bound, slot + n * slots,
+                                 rank_load + n * w->ranks_per_node);
+    if (nodes == 1) return w->proved[0];
+    /* What is proved of nodes holds for these groups on them only. */
+    return try_assignments(w, problem, load, bound, slot, rank_load);
 }
 
 /* Whether every layer places every expert, and none twice on a rank: what is returned is checked, not trusted. `last`
@@ -147,28 +162,29 @@ static int is_placement(const Problem *problem, int64_t *last) {
     return 1;
 }
 
-/* A bound above a plan proves that one of both is wrong, and the plan has been checked: the mean stays true. */
-static void doubt_bounds(const Problem *problem) {
+/* Whether no bound is above what its plan's hottest rank carries: the plan has been checked, so such a bound is wrong. */
+static int bounds_hold(const Problem *problem) {
     for (int64_t layer = 0; layer < problem->layers; layer++) {
         const double *rank_load = problem->rank_load + layer * problem->ranks;
-        double most = 0, sum = 0;
-        for (int64_t r = 0; r < problem->ranks; r++) {
-            sum += rank_load[r];
+        double most = 0;
+        for (int64_t r = 0; r < problem->ranks; r++)
             if (rank_load[r] > most) most = rank_load[r];
-        }
-        if (problem->bound[layer] > most * (1 + 1e-9)) problem->bound[layer] = sum / (double)problem->ranks;
+        if (problem->bound[layer] > most * (1 + 1e-9)) return 0;
     }
+    return 1;
 }
 
 /* Look at an answer before it is returned; `last` as in is_placement. */
 int check_answer(const Problem *problem, int64_t *last) {
     if (!is_placement(problem, last)) return BROKEN;
-    doubt_bounds(problem);
-    return PLANNED;
+    return bounds_hold(problem) ? PLANNED : WRONG_BOUND;
 }
+
+int64_t expert_maps_interface(void) { return INTERFACE_VERSION; }
 
 int expert_maps_plan(const Problem *problem) {
     Work w;
+    if (problem->size != (int64_t)sizeof *problem || problem->version != INTERFACE_VERSION) return OTHER_INTERFACE;
     int64_t *forced = calloc((size_t)problem->layers, sizeof *forced);
     int64_t *last = calloc((size_t)problem->experts, sizeof *last);
     if (!forced || !last || work_init(&w, problem)) {

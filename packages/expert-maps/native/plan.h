@@ -14,7 +14,11 @@
 #define EXPORTED __attribute__((visibility("default")))
 #endif
 
+/* What is laid out otherwise, or means something else, has another version. */
+#define INTERFACE_VERSION 2
+
 typedef struct {
+    int64_t size, version; /* of this structure; they are compared before anything else is read */
     int64_t layers, experts, ranks, nodes, groups, windows, slots;
     const int32_t *capacity;    /* [ranks], adds up to `slots` */
     const double *load;         /* [layers, experts] */
@@ -23,13 +27,14 @@ typedef struct {
     const int32_t *held;        /* [ranks], how many those are */
     int64_t max_moves;          /* of a layer, beyond those that cannot be avoided; -1: without limit */
     int64_t max_kicks;          /* random restarts of a layer that is not certified */
+    int64_t certify;            /* whether dear bounds are sought too, where the cheap ones do not certify; the plan is the same */
     double tolerance;
     int32_t *slot;              /* out: [layers, slots] */
     double *bound;              /* out: [layers], no placement's hottest rank carries less; -1: not grouped */
     double *rank_load;          /* out: [layers, ranks] */
 } Problem;
 
-enum { PLANNED = 0, OUT_OF_MEMORY = 1, NOT_GROUPED = 2, BROKEN = 3 };
+enum { PLANNED = 0, OUT_OF_MEMORY = 1, NOT_GROUPED = 2, BROKEN = 3, WRONG_BOUND = 4, OTHER_INTERFACE = 5 };
 
 /* Room for one layer at a time. */
 typedef struct {
@@ -38,10 +43,12 @@ typedef struct {
     int32_t *node_of;   /* [groups] */
     int32_t *members;   /* [experts], those of each node in a row */
     int32_t *local;     /* [experts], an expert's place among its node's */
+    int32_t *part;      /* [experts of a node], those of a set of groups */
     int32_t *kept;      /* [held in all], the present copies, numbered so */
     int32_t *slot;      /* [slots], an answer to compare with */
     double *rank_load;  /* [ranks], its loads */
     double *group_load; /* [groups] */
+    double *proved;     /* [nodes], what no placement of a node's experts is below */
     double *doubles;    /* scratch of nodes.c */
     int32_t *ints;
     uint64_t *words;
@@ -50,12 +57,19 @@ typedef struct {
 /* plan.c */
 EXPORTED int expert_maps_plan(const Problem *problem);
 EXPORTED const char *expert_maps_source_hash(void);
+EXPORTED int64_t expert_maps_interface(void);
 void write_ranks(const Layer *p, const int32_t *members, int32_t *slot, double *rank_load);
+double plan_part(Work *w, const Problem *problem, const double *load, const int32_t *members, double bound,
+                 int32_t *slot, double *rank_load);
 double plan_from_scratch(Work *w, const Problem *problem, int64_t layer, int32_t *slot, double *rank_load);
 
 /* nodes.c */
 double split_over_nodes(Work *w, const Problem *problem, const double *load);
 int split_as_before(Work *w, const Problem *problem, const int32_t *current, const double *load, double *bound);
+
+/* assignments.c */
+double try_assignments(Work *w, const Problem *problem, const double *load, double bound, int32_t *slot,
+                       double *rank_load);
 
 /* incremental.c */
 void start_from(Layer *p, const int32_t *current, const int32_t *held);

@@ -122,6 +122,14 @@ EXPORTED int expert_maps_part_two_slot_bound(Part *part) {
     return end(&p, part);
 }
 
+EXPORTED int expert_maps_part_try_all(Part *part) {
+    Layer p;
+    if (begin_placed(&p, part)) return OUT_OF_MEMORY;
+    part->answer = try_all(&p, part->low, part->steps, (int)part->recount);
+    write_slots(&p, part);
+    return end(&p, part);
+}
+
 /* What is said of an answer that is given with the problem. */
 EXPORTED int expert_maps_part_check_answer(const Problem *problem) {
     int64_t *last = calloc((size_t)problem->experts, sizeof *last);

@@ -8,6 +8,9 @@
 
 #include "plan.h"
 
+#define MOST_WINDOWS 16
+#define LANES 4 /* windows are this many at once: beyond the last one come empty ones */
+
 typedef struct {
     int32_t num_experts, num_ranks, windows, ranks_per_node, words;
     const int32_t *capacity;
@@ -18,9 +21,17 @@ typedef struct {
     int32_t *offset;               /* [R], a rank's first slot */
     float *share;                  /* [E, windows] */
     float *load;                   /* [R, windows] */
+    float *power;                  /* [R, windows], the load to the 32nd, in units of the window's hottest one */
+    float *slope;                  /* [R, windows], how much more is counted for a little more load */
+    float *rise;                   /* scratch [E] */
+    float *felt;                   /* [E], what its shares count at the slopes of its ranks */
     float *total;                  /* [R], what the rank counts in all windows */
-    float *tokens;                 /* [windows], in units of the mean window */
-    uint8_t *tried;                /* [R] */
+    float value;                   /* what all ranks count in all windows: what is to become less */
+    float tokens[MOST_WINDOWS];    /* in units of the mean window */
+    float unit[MOST_WINDOWS];      /* one over the window's hottest load */
+    float worth[MOST_WINDOWS];     /* tokens times the window's hottest load */
+    double sum[MOST_WINDOWS];      /* of the ranks' powers */
+    int32_t *order;                /* [R], the ranks, the one that counts least first */
     uint64_t *on, *was;            /* [R, words]; `was` is NULL without a present placement */
     int64_t moves_left;
     int64_t effort; /* loads that may still be weighed: a search over many windows and ranks has no end of its own */

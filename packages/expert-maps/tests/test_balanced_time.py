@@ -9,14 +9,16 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
-from balanced_cases import Problem, grouped_problems, nodes_of_group, problems
+from balanced_cases import Problem, draw_load, grouped_problems, nodes_of_group, problems
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from expert_maps import ExpertLoad, plan, read_load, step_peaks
+from expert_maps import ExpertLoad, Placement, plan, read_load, step_peaks
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
+
+    from expert_maps import PlanResult
 
 ESFT = Path(__file__).parents[4] / "shared" / "data" / "loads" / "esft_vanilla_lite_expert_load_w512.npz"
 COUNTS: dict[str, Any] = {"num_physical_experts": 40, "ep_size": 8}
@@ -117,9 +119,63 @@ def test_a_budget_over_time_is_spent_on_what_the_steps_need() -> None:
     assert (step_peaks(result.placement, trace).sum(axis=0) < kept).all()
 
 
-# FlashLB's figures, the best of the public planners, on the same windows.
+def by_steps(result: Placement | PlanResult, trace: NDArray[np.float64]) -> NDArray[np.float64]:
+    return step_peaks(result, trace).sum(axis=0)
+
+
+@pytest.mark.parametrize("seed", range(40))
+def test_no_plan_for_the_sum_and_no_placement_in_use_is_better(seed: int) -> None:
+    # 60 layers at once: 2400 cases of every kind, three ways.
+    rng = np.random.default_rng([7, seed])
+    nodes, ranks = int(rng.integers(1, 3)), int(rng.integers(1, 5))
+    experts = 2 * nodes * int(rng.integers(1, 7))
+    slots = nodes * int(rng.integers(experts // nodes, min(experts * ranks, experts + 12) // nodes + 1))
+    counts: dict[str, Any] = {
+        "ep_size": nodes * ranks,
+        "num_physical_experts": slots,
+        "num_groups": 2 * nodes,
+        "num_nodes": nodes,
+        "allow_uneven": True,
+    }
+    kind = ("random", "lognormal", "zipf", "ties", "one_huge")[seed % 5]
+    base = np.asarray(draw_load(kind, (60, experts), seed), dtype=np.float64)
+    trace = base * rng.lognormal(
+        sigma=rng.choice([0.02, 0.3, 1.5]), size=(int(rng.integers(2, 24)), 1, experts)
+    )
+    slack = 1 + 1e-12
+    assert (
+        by_steps(plan(trace, **counts), trace) <= by_steps(plan(trace.sum(axis=0), **counts), trace) * slack
+    ).all()
+    current = plan(base, **counts).placement
+    for moves in (None, 3):
+        start: dict[str, Any] = {"current": current, "max_moves": moves}
+        found = plan(trace, **counts, **start)
+        of_sum = plan(trace.sum(axis=0), **counts, **start)
+        assert (by_steps(found, trace) <= by_steps(of_sum, trace) * slack).all()
+        assert (by_steps(found, trace) <= by_steps(current, trace) * slack).all()
+
+
+def test_what_no_plan_is_better_than_stays_where_it_is() -> None:
+    trace = drifting(8, 3, 32, seed=3)
+    before = plan(trace, **COUNTS).placement
+    result = plan(trace, **COUNTS, current=before)
+    assert result.moves is not None
+    assert (by_steps(result, trace) <= by_steps(before, trace)).all()
+    kept = by_steps(result, trace) == by_steps(before, trace)
+    assert not result.moves.changed[kept].any()
+
+
+def test_a_placement_in_use_that_breaks_a_rule_does_not_stay() -> None:
+    trace = drifting(4, 1, 4, seed=0)
+    twice = Placement([[0, 0, 1, 2, 3, 1]], 2, num_logical_experts=4, allow_duplicates=True)
+    result = plan(trace, ep_size=2, num_physical_experts=6, current=twice)
+    assert result.mended.all()
+    assert (np.diff(np.sort(result.placement.physical_to_logical.reshape(2, 3), axis=1), axis=1) > 0).all()
+
+
+# What plans scored before windows counted by their roots, better than FlashLB, the best of the public planners.
 @pytest.mark.parametrize(
-    ("task", "least"), [("intent", 0.899), ("law", 0.855), ("summary", 0.815), ("translation", 0.890)]
+    ("task", "least"), [("intent", 0.9038), ("law", 0.8561), ("summary", 0.8181), ("translation", 0.8912)]
 )
 def test_recorded_windows_predict_the_next_ones(task: str, least: float) -> None:
     if not ESFT.is_file():
@@ -129,4 +185,4 @@ def test_recorded_windows_predict_the_next_ones(task: str, least: float) -> None
     later = trace[8:16]
     mean = later.sum(axis=2) / 16  # [steps, L]
     score = mean.sum() / step_peaks(result.placement, later).sum()
-    assert round(score, 3) >= least
+    assert round(score, 4) >= least

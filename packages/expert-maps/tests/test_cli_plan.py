@@ -55,6 +55,14 @@ def test_plan_prints_before_and_after_for_each_layer_and_writes_the_map(tmp_path
         assert f"{after:.4f}" in result.stdout
 
 
+def test_a_certificate_raises_the_bound_and_leaves_the_plan(tmp_path: Path) -> None:
+    np.save(tmp_path / "load.npy", np.random.default_rng(3).lognormal(sigma=0.85, size=(2, 128)))
+    command = ("plan", "load.npy", "--physical", 144, "--ep-size", 72, "--json")
+    plain, certified = (json.loads(run(*command, *more).stdout) for more in ((), ("--certify",)))
+    assert plain["digest"] == certified["digest"]
+    assert max(certified["gap"]) < min(plain["gap"])
+
+
 def test_plan_takes_groups_nodes_policy_and_key(tmp_path: Path) -> None:
     load = [
         [90, 132, 40, 61, 104, 165, 39, 4, 73, 56, 183, 86],

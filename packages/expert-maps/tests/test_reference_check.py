@@ -5,12 +5,14 @@
 from __future__ import annotations
 
 import ctypes
+from typing import Any
 
 import numpy as np
 import pytest
 
+from expert_maps import plan
 from expert_maps.policies import load_planner
-from expert_maps.policies.balanced import _BROKEN, _PLANNED, _Problem
+from expert_maps.policies.balanced import _BROKEN, _OTHER_INTERFACE, _PLANNED, _WRONG_BOUND, _Problem
 
 LOADS = np.array([[3.0, 1.0], [2.0, 2.0]])
 
@@ -29,9 +31,36 @@ def test_a_placement_passes_and_bounds_below_it_stay() -> None:
     assert check([0, 1, 2, 0, 1, 2, 0, 1], [2.5, 2.0]) == (_PLANNED, [2.5, 2.0])
 
 
-def test_a_bound_above_the_plan_is_doubted() -> None:
-    assert check([0, 1, 2, 0, 1, 2, 0, 1], [3.1, 2.0]) == (_PLANNED, [2.0, 2.0])
-    assert check([0, 1, 2, 0, 1, 2, 0, 1], [3.0, 2.5]) == (_PLANNED, [3.0, 2.0])
+def test_a_bound_above_the_plan_is_an_error_and_not_repaired() -> None:
+    slots = [0, 1, 2, 0, 1, 2, 0, 1]
+    assert check(slots, [3.1, 2.0]) == (_WRONG_BOUND, [3.1, 2.0])
+    assert check(slots, [3.0, 2.5]) == (_WRONG_BOUND, [3.0, 2.5])
+    assert check(slots, [3.0, 2.0]) == (_PLANNED, [3.0, 2.0])
+
+
+def test_a_wrong_bound_is_named_with_its_layer_and_the_plan(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Wrong:
+        """A planner whose second layer has a forged bound."""
+
+        def expert_maps_plan(self, reference: Any) -> int:  # noqa: ANN401 - what `byref` returns
+            problem = reference._obj
+            status = int(load_planner().expert_maps_plan(reference))
+            (ctypes.c_double * problem.layers).from_address(problem.bound)[1] *= 1.5
+            return status or _WRONG_BOUND
+
+    monkeypatch.setattr("expert_maps.policies.balanced.load_library", Wrong)
+    load = np.array([[4.0, 3.0, 2.0, 1.0]] * 3)
+    with pytest.raises(
+        AssertionError, match=r"lower bound of layer 1 of these is 0\.9\d+ .+ carries 0\.6\d+"
+    ):
+        plan(load, ep_size=2, num_physical_experts=4)
+
+
+@pytest.mark.parametrize("name", ["size", "version"])
+def test_another_interface_is_refused_before_anything_is_read(name: str) -> None:
+    problem = _Problem(layers=1)
+    setattr(problem, name, getattr(problem, name) + 1)
+    assert load_planner().expert_maps_plan(ctypes.byref(problem)) == _OTHER_INTERFACE
 
 
 @pytest.mark.parametrize(

@@ -15,6 +15,8 @@ import os
 from pathlib import Path
 
 LIBRARY = "_planner.so"
+# Of what is passed to the compiled planner; as in `native/plan.h`.
+INTERFACE_VERSION = 2
 # Beside `src` in a checkout; nothing when installed from a wheel.
 SOURCES = Path(__file__).parents[2] / "native"
 
@@ -41,7 +43,7 @@ def load_library() -> ctypes.CDLL:
 
     Raises:
         ExpertMapsError: there is no such file, it is of another machine, or it was compiled from sources other than
-            those of this checkout.
+            those of this checkout; or, in an installation, it has another interface.
     """
     from expert_maps.errors import ExpertMapsError
 
@@ -58,6 +60,13 @@ def load_library() -> ctypes.CDLL:
     except OSError as error:
         msg = f"the compiled planner {path} cannot be loaded: {error}; the policies deepseek* need none"
         raise ExpertMapsError(msg) from error
+    found = _interface_of(library)
+    if found != INTERFACE_VERSION:
+        msg = (
+            f"the compiled planner {path} has {'no interface version' if found is None else f'interface version {found}'}; "
+            f"expected {INTERFACE_VERSION}: it is of another release of expert-maps"
+        )
+        raise ExpertMapsError(msg)
     if (SOURCES / "plan.c").is_file() and _hash_in(library) != source_hash(SOURCES):
         msg = (
             f"the compiled planner {path} was built from other sources than {SOURCES} holds: "
@@ -77,3 +86,14 @@ def _hash_in(library: ctypes.CDLL) -> str | None:
     function.restype = ctypes.c_char_p
     text: bytes | None = function()
     return None if text is None else text.decode()
+
+
+def _interface_of(library: ctypes.CDLL) -> int | None:
+    """Return the version of what a library is passed, None where it says nothing: then it is no planner."""
+    try:
+        function = library.expert_maps_interface
+    except AttributeError:
+        return None
+    function.argtypes = ()
+    function.restype = ctypes.c_int64
+    return int(function())

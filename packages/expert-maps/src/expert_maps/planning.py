@@ -49,6 +49,7 @@ def plan(  # noqa: PLR0913 - options by keyword
     max_moves: int | None = None,
     allow_uneven: bool = False,
     allow_duplicates: bool = False,
+    certify: bool = False,
     progress: Progress | None = None,
 ) -> PlanResult:
     """Plan which experts get copies and on which rank every copy sits.
@@ -90,6 +91,10 @@ def plan(  # noqa: PLR0913 - options by keyword
             more. Only ``balanced`` can.
         allow_duplicates: let a policy put an expert twice on a rank, where its algorithm does; then
             ``deepseek`` is DeepSeek EPLB's own answer, wasted copies included. ``balanced`` never does.
+        certify: whether ``balanced`` also seeks dear lower bounds, where the cheap ones leave a layer above the tolerance. The
+            plan is the same. Cheap are the mean of the ranks (of the hottest node), the pigeonhole principle for large
+            copies, and on up to 32 slots a short try of all placements; dear are a Lagrangian bound for two slots a rank
+            and a long try of all placements.
         progress: called with (layers planned, L) as the work goes on.
 
     Returns:
@@ -114,14 +119,16 @@ def plan(  # noqa: PLR0913 - options by keyword
     asked = Cluster(slots, ep_size, num_groups, num_nodes, allow_duplicates, allow_uneven)
     cluster = check_cluster(trace.num_layers, trace.num_experts, asked)
     if name != "balanced":
-        _refuse_options(name, cluster, tolerance=tolerance, current=present, max_moves=max_moves)
+        _refuse_options(
+            name, cluster, tolerance=tolerance, current=present, max_moves=max_moves, certify=certify or None
+        )
         return _plan_by_sum(name, trace, cluster, progress)
     check_groups(cluster)
     start = None if present is None else _start(present, trace, cluster, max_moves)
     if start is None and max_moves is not None:
         msg = f"max_moves is {max_moves!r}; expected it with current, the placement whose slots are counted"
         raise LayoutError(msg)
-    result = plan_balanced(trace, cluster, tolerance, start, progress)
+    result = plan_balanced(trace, cluster, tolerance, start, progress, certify=certify)
     if present is None:
         return result
     return replace(result, moves=metrics.moves(present, result.placement))
@@ -133,6 +140,8 @@ def plan_balanced(
     tolerance: float | None,
     start: Start | None = None,
     progress: Progress | None = None,
+    *,
+    certify: bool = False,
 ) -> PlanResult:
     """Plan by `balanced`; ``cluster`` has been checked.
 
@@ -146,7 +155,7 @@ def plan_balanced(
         whole = block.start == 0 and block.stop >= trace.num_layers
         part = trace if whole else ExpertLoad(trace.counts[:, block])
         here = start if start is None or whole else Start(start.experts[block], start.held, start.max_moves)
-        parts.append(balanced(part, cluster, gap, here))
+        parts.append(balanced(part, cluster, gap, here, certify=certify))
     rows, bound = parts[0] if len(parts) == 1 else map(np.concatenate, zip(*parts, strict=True))
     placement = Placement._from_checked(  # noqa: SLF001 - checked by the planner
         rows, trace.num_experts, cluster.slots_per_rank.astype(np.int32)

@@ -22,7 +22,7 @@ from expert_maps.files import write_text
 from harness.bench.planner import ascend, pages
 from harness.bench.planner.first import first_calls
 from harness.bench.planner.peers import FAST, PRECISE, VLLM, Peer, own_peers, vllm, vllm_is_installed
-from harness.bench.planner.problems import growth_cases, quality_cases
+from harness.bench.planner.problems import family_cases, growth_cases, quality_cases
 from harness.bench.planner.studies import ESFT_FILE, incremental, over_time
 from harness.bench.planner.timing import Outcome, Pace, compare
 from harness.record import history
@@ -35,6 +35,7 @@ class Part(str, Enum):
     """A part of the benchmark."""
 
     quality = "quality"
+    families = "families"
     growth = "growth"
     first = "first"
     incremental = "incremental"
@@ -103,6 +104,17 @@ def measure_quality(run: Run) -> None:
     run.sheets += pages.quality_sheets(run.outcomes)
 
 
+def measure_families(run: Run) -> None:
+    """Compare what the goals are about on four families of loads."""
+    file = None if run.loads is None else run.loads / ESFT_FILE
+    if file is None or not file.exists():
+        file = None
+        run.absent.append(f"recorded loads among the families: --loads names no folder with {ESFT_FILE}")
+    outcomes = [compare(one, run.some(FAST, PRECISE, VLLM), run.pace) for one in family_cases(file)]
+    run.sheets += pages.family_sheets(outcomes)
+    run.records += map(pages.case_record, outcomes)
+
+
 def measure_growth(run: Run) -> None:
     """Time some policies on growing problems."""
     for title, problems in growth_cases().items():
@@ -146,6 +158,7 @@ def measure_time(run: Run) -> None:
 
 _MEASURES = {
     Part.quality: measure_quality,
+    Part.families: measure_families,
     Part.growth: measure_growth,
     Part.first: measure_first,
     Part.incremental: measure_incremental,

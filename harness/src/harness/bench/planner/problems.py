@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from numpy.typing import NDArray
 
     Float64Array = NDArray[np.float64]
@@ -101,3 +103,41 @@ def growth_cases() -> dict[str, list[Problem]]:
         "Time by experts, five slots a rank": experts,
         "A large case": [largest],
     }
+
+
+def heavy(num_layers: int, num_experts: int) -> Float64Array:
+    """Draw a load [L, E] with heavier tails: log-normal (σ 1), and every fiftieth expert four times as hot."""
+    rng = np.random.default_rng(0)
+    load = rng.lognormal(0.0, 1.0, (num_layers, num_experts))
+    hot = rng.random(load.shape).argsort(axis=1)[:, : max(1, num_experts // 50)]
+    load[np.arange(num_layers)[:, None], hot] *= 4.0
+    return load
+
+
+# Slots and ranks of the goals: with 256 experts, and with the 64 that the recorded loads have, as many on a rank.
+FAMILY_COUNTS = {
+    256: ((288, 32), (320, 64), (576, 288), (288, 144)),
+    64: ((72, 8), (80, 16), (144, 72), (72, 36)),
+}
+
+
+def family_cases(file: Path | None) -> list[Problem]:
+    """Return the cases of the goals: four sizes of four families of loads; recorded ones if there is a file of them.
+
+    Args:
+        file: counts [windows, L, 64] of each of several tasks; every layer of every task is a layer here.
+    """
+    families = {
+        "log-normal": lognormal(58, 256),
+        "heavy": heavy(58, 256),
+        "Zipf": zipf(58, 256),
+    }
+    if file is not None:
+        with np.load(file) as recorded:
+            tasks = [recorded[name].astype(np.float64).sum(axis=0) for name in recorded.files]
+        families["recorded"] = np.concatenate(tasks)
+    return [
+        Problem(f"{name}, {len(load)}×{load.shape[1]} → {slots}/{ranks}", load, slots, ranks, panel=False)
+        for name, load in families.items()
+        for slots, ranks in FAMILY_COUNTS[load.shape[1]]
+    ]

@@ -51,6 +51,13 @@ MaxMovesOption = Annotated[
         "0 for rescale, which so moves as little as possible.",
     ),
 ]
+CertifyOption = Annotated[
+    bool,
+    typer.Option(
+        "--certify",
+        help="Also seek lower bounds that take longer, where the gap is above the tolerance. The plan is the same.",
+    ),
+]
 ExpertBytesOption = Annotated[
     int | None,
     typer.Option(

@@ -15,6 +15,7 @@ from expert_maps.cli.mapping import CurrentFromOption
 from expert_maps.cli.options import (
     AllowDuplicatesOption,
     AllowUnevenOption,
+    CertifyOption,
     EpSizeOption,
     ExpertBytesOption,
     GroupsOption,
@@ -58,6 +59,7 @@ def plan(
         ),
     ] = "balanced",
     tolerance: ToleranceOption = None,
+    certify: CertifyOption = False,
     current: Annotated[
         Path | None,
         typer.Option("--current", help="The map in use: plan from it, so that little moves."),
@@ -126,6 +128,7 @@ def plan(
         max_moves=moves,
         allow_uneven=allow_uneven,
         allow_duplicates=allow_duplicates,
+        certify=certify,
     )
     made = Making(
         "plan", plans, loaded, said, target, groups, nodes, before, expert_bytes, proposed, names, drawn

@@ -14,8 +14,9 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from expert_maps._frozen import Frozen
-from expert_maps._library import load_library
+from expert_maps._library import INTERFACE_VERSION, load_library
 from expert_maps.errors import LayoutError
+from expert_maps.policies._windows import START_TOLERANCE, coolest, draw_windows
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -28,15 +29,12 @@ if TYPE_CHECKING:
 
 # Half a thousandth is below what a window of load can tell, and is reached in the time of a greedy packing.
 DEFAULT_TOLERANCE = 4e-4
-# What is less is rounding.
-_LEAST_TOLERANCE = 1e-9
+# What is less is rounding; the compiled planner allows a bound as much.
+_ROUNDING = 1e-9
 # Beyond small problems, restarts are worth their time only to those who ask for more than the default.
 _MOST_KICKS = 64
 
-# More windows than these say little more and cost as much again: neighbours are added up.
-MOST_WINDOWS = 16
-
-_PLANNED, _OUT_OF_MEMORY, _NOT_GROUPED, _BROKEN = range(4)
+_PLANNED, _OUT_OF_MEMORY, _NOT_GROUPED, _BROKEN, _WRONG_BOUND, _OTHER_INTERFACE = range(6)
 
 
 @dataclass(frozen=True, eq=False)
@@ -59,6 +57,7 @@ class _Problem(ctypes.Structure):
     """``Problem`` of ``native/plan.h``."""
 
     _fields_ = (
+        *((name, ctypes.c_int64) for name in ("size", "version")),
         *(
             (name, ctypes.c_int64)
             for name in ("layers", "experts", "ranks", "nodes", "groups", "windows", "slots")
@@ -66,9 +65,14 @@ class _Problem(ctypes.Structure):
         *((name, ctypes.c_void_p) for name in ("capacity", "load", "window_load", "current", "held")),
         ("max_moves", ctypes.c_int64),
         ("max_kicks", ctypes.c_int64),
+        ("certify", ctypes.c_int64),
         ("tolerance", ctypes.c_double),
         *((name, ctypes.c_void_p) for name in ("slot", "bound", "rank_load")),
     )
+
+    def __init__(self, **fields: object) -> None:
+        """Fill fields by name; the compiled planner refuses a structure of another size or version."""
+        super().__init__(size=ctypes.sizeof(self), version=INTERFACE_VERSION, **fields)
 
 
 def check_counts(num_experts: int, cluster: Cluster) -> None:
@@ -95,15 +99,17 @@ def check_counts(num_experts: int, cluster: Cluster) -> None:
 
 
 def balanced(
-    load: ExpertLoad, cluster: Cluster, tolerance: float, start: Start | None = None
+    load: ExpertLoad, cluster: Cluster, tolerance: float, start: Start | None = None, *, certify: bool = False
 ) -> tuple[Int32Array, Float64Array]:
     """Plan.
 
     Args:
-        load: [steps, L, E]; with several steps the sum over steps of the hottest rank is what is planned for.
+        load: [steps, L, E]; with several steps the sum over steps of the hottest rank is what is planned for, and no plan
+            for their sum is better by it, nor the placement in use where that may stay.
         cluster: what to plan for, as `check_counts` accepts it.
         tolerance: stop a layer once its hottest rank is at most this fraction above the lower bound.
         start: where the experts are now; None to plan from scratch.
+        certify: whether dear bounds are sought too, where the cheap ones do not reach the tolerance. The plan is the same.
 
     Returns:
         physical_to_logical: int32 [L, P].
@@ -114,8 +120,30 @@ def balanced(
         MemoryError: there is too little of it.
         AssertionError: the answer is not what it should be; it is never returned.
     """
-    tolerance = max(tolerance, _LEAST_TOLERANCE)
-    windows = _windows(load)
+    of_sum, bound = _search(load, cluster, tolerance, start, certify=certify)
+    if load.num_steps == 1:
+        return of_sum, bound
+    return coolest(load, cluster, [over_windows(load, cluster, tolerance, start), of_sum], start), bound
+
+
+def over_windows(
+    load: ExpertLoad, cluster: Cluster, tolerance: float, start: Start | None = None
+) -> Int32Array:
+    """Plan for the windows of a load, as `balanced` does before it compares with a plan for their sum."""
+    return _search(load, cluster, max(tolerance, START_TOLERANCE), start, draw_windows(load))[0]
+
+
+def _search(
+    load: ExpertLoad,
+    cluster: Cluster,
+    tolerance: float,
+    start: Start | None,
+    windows: Float64Array | None = None,
+    *,
+    certify: bool = False,
+) -> tuple[Int32Array, Float64Array]:
+    """Call the compiled planner; without windows it plans for the sum. Raises as `balanced`."""
+    tolerance = max(tolerance, _ROUNDING)
     # By a power of two, which is exact: a layer's largest load is about 1, and nothing over- or underflows.
     exponent = np.frexp(load.total.max(axis=1))[1]
     rows = np.empty((load.num_layers, cluster.num_physical_experts), dtype=np.int32)
@@ -140,16 +168,14 @@ def balanced(
         slots=cluster.num_physical_experts,
         max_moves=-1 if start is None or start.max_moves is None else start.max_moves,
         max_kicks=int(min(max(4 * (DEFAULT_TOLERANCE / tolerance - 1), 0), _MOST_KICKS)),
-        # The descent over windows starts from such a plan, and has no use for the last digits.
-        tolerance=tolerance if windows is None else max(tolerance, 0.01 / 0.9),
+        certify=certify,
+        tolerance=tolerance,
         **{name: None if array is None else array.ctypes.data for name, array in arrays.items()},
     )
     status = load_library().expert_maps_plan(ctypes.byref(problem))
     if status == _OUT_OF_MEMORY:
         raise MemoryError
-    if status == _BROKEN:
-        msg = "the planner's answer is no placement: please report this load and these counts"
-        raise AssertionError(msg)
+    _refuse_broken(status, arrays)
     if status == _NOT_GROUPED:
         layer = int(np.argmax(bound < 0))
         msg = (
@@ -160,19 +186,27 @@ def balanced(
     return rows, np.ldexp(bound, exponent)
 
 
-def _windows(load: ExpertLoad) -> Float64Array | None:
-    """Return what the windows to come may look like, float64 [L, windows, E]; None with a single one.
+def _refuse_broken(status: int, arrays: dict[str, Float64Array | Int32Array | None]) -> None:
+    """Refuse what the compiled planner itself found wrong with its answer, or with the call.
 
-    A short history says little about single windows. So every expert is drawn towards its own mean, by the
-    geometric mean of both, and the more so the fewer windows there are.
+    Raises:
+        AssertionError: as said.
     """
-    if load.num_steps == 1:
-        return None
-    size = -(-load.num_steps // MOST_WINDOWS)
-    counts = load.windows(size).counts if size > 1 else load.counts
-    shrink = min(0.5, 1.6 / len(counts))
-    mean = counts.mean(axis=0)
-    # So that an expert without tokens in a window stays finite, and one without any stays at nothing.
-    floor = 0.02 * mean.mean(axis=-1, keepdims=True) + np.finfo(float).tiny
-    drawn = mean * ((counts + floor) / (mean + floor)) ** (1 - shrink)
-    return np.ascontiguousarray(drawn.transpose(1, 0, 2))
+    if status == _OTHER_INTERFACE:
+        msg = f"the compiled planner has another interface than {INTERFACE_VERSION}"
+        raise AssertionError(msg)
+    if status == _BROKEN:
+        msg = "the planner's answer is no placement: please report this load and these counts"
+        raise AssertionError(msg)
+    if status == _WRONG_BOUND:
+        bound, rank_load = arrays["bound"], arrays["rank_load"]
+        assert bound is not None
+        assert rank_load is not None
+        peak = rank_load.max(axis=1)
+        layer = int(np.argmax(bound - peak * (1 + _ROUNDING)))
+        msg = (
+            f"the planner's lower bound of layer {layer} of these is {bound[layer]:.17g} and its plan's hottest rank carries "
+            f"{peak[layer]:.17g}, in units in which the largest load is about 1; expected a bound that is no higher: one of "
+            "both is wrong, please report this load and these counts"
+        )
+        raise AssertionError(msg)

@@ -6,9 +6,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from expert_maps.reference.assignments import Assignments, PlannedSet, list_sets, try_assignments
 from expert_maps.reference.bounds import mean_bound, replica_bound
 from expert_maps.reference.counts import replicate
 from expert_maps.reference.descent import Goal, descend
+from expert_maps.reference.exact import try_all
 from expert_maps.reference.kicks import kick_and_descend
 from expert_maps.reference.layer import Layer
 from expert_maps.reference.nodes import assign_groups, list_members, sum_groups
@@ -28,6 +30,8 @@ _LARGE_SHARE = 0.75
 # Slots; restarts of small problems cost next to nothing, and there a descent is soonest caught.
 _SMALL = 128
 _RESTARTED_SLOTS = 4096
+# Steps of the search that tries all placements: times slots, where it takes no longer than restarts; and for a proof.
+_CHEAP_VISITS, _DEAR_VISITS = 65536, 1000000
 
 
 @dataclass(frozen=True)
@@ -40,6 +44,7 @@ class Problem:
         num_nodes: on which groups stay; 1 without.
         tolerance: the gap above the bound at which a layer is good enough.
         max_kicks: restarts of a layer that is not.
+        certify: whether dear bounds are sought where the cheap ones do not reach the tolerance.
     """
 
     capacity: list[int]
@@ -47,6 +52,7 @@ class Problem:
     num_nodes: int
     tolerance: float
     max_kicks: int
+    certify: bool = False
 
     @property
     def ranks_per_node(self) -> int:
@@ -78,22 +84,61 @@ def plan_layer(load: list[float], problem: Problem) -> Plan:
     # 1. Groups to nodes; no rank of the hottest node is below its mean.
     members, node_bound = split_over_nodes(load, problem)
     bound = node_bound / problem.ranks_per_node
-    plan, proved = Plan([], [], bound), 0.0
     # 2. Each node by itself.
-    for node, experts in enumerate(members):
-        first = node * problem.ranks_per_node
-        layer = Layer(
-            [load[expert] for expert in experts],
-            problem.capacity[first : first + problem.ranks_per_node],
-            max(problem.capacity),
-        )
-        proved = max(proved, solve(layer, max(mean_bound(layer), bound), problem))
-        plan.slots += [[experts[expert] for expert in slots] for slots in layer.slots]
-        plan.load += layer.load
-    # 3. With one node what is proved holds for the layer; with several only for this split of the groups.
+    size = len(load) // problem.num_groups
+    parts = []
+    for experts in members:
+        part = PlannedSet(frozenset(expert // size for expert in experts), 0.0, 0.0)
+        part.proved = plan_part(load, experts, bound, problem, part)
+        part.value = max(part.load)
+        parts.append(part)
+    # 3. With several nodes what is proved holds for this split of the groups; perhaps another is cooler.
     if problem.num_nodes == 1:
-        plan.bound = proved
-    return plan
+        bound = parts[0].proved
+    else:
+        parts, bound = try_assignments(parts, list_assignments(load, problem), bound, problem.tolerance)
+    return Plan(
+        [slots for part in parts for slots in part.slots or []],
+        [one for part in parts for one in part.load],
+        bound,
+    )
+
+
+def plan_part(
+    load: list[float], experts: list[int], bound: float, problem: Problem, part: PlannedSet
+) -> float:
+    """Plan what one node has, of which no rank of the hottest one is below the bound; returns what is proved for it."""
+    layer = part_layer(load, experts, problem)
+    proved = solve(layer, max(mean_bound(layer), bound), problem)
+    part.slots = [[experts[expert] for expert in slots] for slots in layer.slots]
+    part.load = list(layer.load)
+    return proved
+
+
+def part_layer(load: list[float], experts: list[int], problem: Problem) -> Layer:
+    """Return the layer of a node's experts and ranks; nodes are alike."""
+    capacity = problem.capacity[: problem.ranks_per_node]
+    return Layer([load[expert] for expert in experts], capacity, max(problem.capacity))
+
+
+def list_assignments(load: list[float], problem: Problem) -> Assignments:
+    """Return all sets of groups that can share a node, each with a bound as its value."""
+    size = len(load) // problem.num_groups
+
+    def members(groups: frozenset[int]) -> list[int]:
+        return [expert for expert in range(len(load)) if expert // size in groups]
+
+    sets = []
+    for groups in list_sets(problem.num_groups, problem.num_nodes):
+        layer = part_layer(load, members(groups), problem)
+        bound = replica_bound(layer, mean_bound(layer))
+        sets.append(PlannedSet(groups, bound, bound))
+    return Assignments(
+        sets,
+        lambda one: plan_part(load, members(one.groups), one.value, problem, one),
+        problem.num_nodes,
+        sum(problem.capacity) // problem.num_nodes,
+    )
 
 
 def split_over_nodes(load: list[float], problem: Problem) -> tuple[list[list[int]], float]:
@@ -131,17 +176,28 @@ def solve(layer: Layer, bound: float, problem: Problem) -> float:
     goal.recount = not (two and tolerance >= LOOSE)
     if descend_in_stages(layer, goal, bound, aim) or layer.peak <= bound * (1 + tolerance):
         return bound
-    # 4. Not reached: perhaps it cannot be.
+    # 4. Not reached: perhaps it cannot be. Of small layers all placements are tried.
     if not bounded:
         bound = replica_bound(layer, bound)
-    if two and bounded and tolerance < LOOSE:
-        bound = two_slot_bound(layer, bound, layer.peak, tolerance)
+    bound = try_all(layer, bound, _CHEAP_VISITS // layer.num_slots, change=True)
     # 5. Restarts.
     goal.target = bound * (1 + tolerance)
     few = _RESTARTED_SLOTS // layer.num_slots
     kicks = max(problem.max_kicks, few) if layer.num_slots <= _SMALL else problem.max_kicks
     kick_and_descend(layer, goal, kicks)
+    # 6. Dear bounds where they are asked for: last, so that the plan is the same.
+    if problem.certify and layer.peak > goal.target:
+        bound = certify(layer, bound, tolerance, two_slots=two and bounded)
     return bound
+
+
+def certify(layer: Layer, bound: float, tolerance: float, *, two_slots: bool) -> float:
+    """Seek dear bounds of what is planned."""
+    if two_slots and tolerance < LOOSE:
+        bound = two_slot_bound(layer, bound, layer.peak, tolerance)
+    if layer.peak <= bound * (1 + tolerance):
+        return bound
+    return try_all(layer, bound, _DEAR_VISITS, change=False)
 
 
 def descend_in_stages(layer: Layer, goal: Goal, bound: float, tolerance: float) -> bool:

@@ -2,9 +2,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """Improve a plan for windows of the load in place of their sum. The twin of ``native/windows.c`` and ``over_time.c``.
 
-In each window the ranks wait for its hottest one. That is taken smoothly: a window counts, for each of its ranks,
-(load / mean rank load)³², times its tokens. Nearly all of that are its hottest ranks, but one just below counts too: it may
-be the hottest in a window to come. Numbers have 32 bits, as there.
+In each window the ranks wait for its hottest one. That is taken smoothly: a window counts (Σ_ranks load³²)^(1/32), which is
+its hottest load or a little more. A rank just below the hottest counts too: it may be the hottest in a window to come. The
+compiled search leaves out what cannot be better, by bounds; here all is weighed. Numbers have 32 bits, as there.
 """
 
 from __future__ import annotations
@@ -15,27 +15,41 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from numpy.typing import NDArray
 
     Floats = NDArray[np.float32]
 
-# Beyond it the power overflows, and no plan is any good.
-_HOTTEST = np.float32(15)
-# A step must lower what the rank counts by more than this part.
-_LEAST = np.float32(-1e-5)
+_SQUARES = 5  # 2⁵ = 32
+# Of the hottest rank's load: to the 32nd what is below counts as nothing, and must not underflow.
+_FLOOR = np.float32(0.1)
+# A step must lower the whole by more than this part.
+_LEAST = np.float32(3e-5)
+# Windows are added up in four sums, as processors do: beyond the last one come empty ones.
+_LANES = 4
 
 
-def heat(load: Floats) -> Floats:
+def power(load: Floats) -> Floats:
     """Return load³², as five squares."""
-    power = np.minimum(load, _HOTTEST)
-    for _ in range(5):
-        power = power * power
-    return power
+    result = np.maximum(load, _FLOOR)
+    for _ in range(_SQUARES):
+        result = result * result
+    return result
+
+
+def root(sums: Floats) -> Floats:
+    """Return the 32nd root, as five square roots."""
+    for _ in range(_SQUARES):
+        sums = np.sqrt(sums)
+    return sums
 
 
 def _add_up(values: Floats) -> np.float32:
-    """Add from left to right, in 32 bits."""
-    return np.cumsum(values, dtype=np.float32)[-1]
+    """Add up what windows count, in four sums and 32 bits."""
+    lanes = np.cumsum(values.reshape(-1, _LANES), axis=0, dtype=np.float32)[-1]
+    total: np.float32 = (lanes[0] + lanes[1]) + (lanes[2] + lanes[3])
+    return total
 
 
 class Change(NamedTuple):
@@ -70,27 +84,49 @@ class Windowed:
     moves_left: int | None = None
     count: list[int] = field(default_factory=list)
     load: list[Floats] = field(default_factory=list)
-    total: list[np.float32] = field(default_factory=list)
+    order: list[int] = field(default_factory=list)
 
     def __post_init__(self) -> None:
-        """Count the copies, and add up what ranks carry."""
+        """Count the copies, add up what ranks carry, and weigh it."""
         held = [expert for slots in self.slots for expert in slots]
         self.count = np.bincount(held, minlength=len(self.weight)).tolist()
         self.load = [np.zeros(0, dtype=np.float32)] * len(self.slots)
-        self.total = [np.float32(0)] * len(self.slots)
+        self.order = list(range(len(self.slots)))
         for rank in range(len(self.slots)):
             self.add_up(rank)
+        self.weigh()
 
     def share(self, expert: int) -> Floats:
         """Return what each copy carries in each window."""
         return self.weight[expert] / np.float32(self.count[expert])
 
     def add_up(self, rank: int) -> None:
-        """Add up what a rank carries in each window, and what it counts in all."""
+        """Add up what a rank carries in each window."""
         load = np.zeros(len(self.tokens), dtype=np.float32)
         for expert in self.slots[rank]:
             load = load + self.share(expert)
-        self.load[rank], self.total[rank] = load, _add_up(self.tokens * heat(load))
+        self.load[rank] = load
+
+    def weigh(self) -> None:
+        """Weigh the placement: what all ranks count, and which rank counts how much of it."""
+        load = np.array(self.load)
+        # 1. In units of a window's hottest rank no power overflows.
+        top = load.max(axis=0)
+        self.unit = np.divide(np.float32(1), top, out=np.zeros_like(top), where=top > 0)
+        self.worth = self.tokens * top
+        # 2. The powers, and their sums in 64 bits: a rank's power is taken out again where it changes.
+        self.power = power(load * self.unit)
+        self.sum = np.cumsum(self.power, axis=0, dtype=np.float64)[-1]
+        counted = self.worth * root(self.sum.astype(np.float32))
+        self.value = _add_up(counted)
+        # 3. The ranks, from the one that counts least.
+        part = counted * (self.power / self.sum.astype(np.float32))
+        total = np.cumsum(part, axis=1, dtype=np.float32)[:, -1]
+        self.order = sorted(self.order, key=total.__getitem__)
+
+    def counted(self, sums: NDArray[np.float64]) -> np.float32:
+        """Return what windows count whose ranks' powers have these sums."""
+        return _add_up(self.worth * root(np.maximum(sums, 0).astype(np.float32)))
 
     def node(self, rank: int) -> range:
         """Return the ranks of a rank's node."""
@@ -113,6 +149,8 @@ def windowed(load: NDArray[np.float64], slots: list[list[int]], ranks_per_node: 
     weight = np.divide(load, mean[:, None], out=np.zeros_like(load), where=mean[:, None] > 0)
     tokens = mean.astype(np.float32).astype(np.float64) * len(load)
     tokens = tokens / total if total > 0 else np.zeros(len(load))
+    empty = -len(load) % _LANES
+    weight, tokens = np.pad(weight, ((0, empty), (0, 0))), np.pad(tokens, (0, empty))
     return Windowed(weight.T.astype(np.float32), tokens.astype(np.float32), slots, ranks_per_node)
 
 
@@ -126,37 +164,36 @@ def descend_windows(p: Windowed) -> None:
         _apply(p, best)
 
 
-def _first_step(p: Windowed, find: object) -> Change | None:
-    hottest_first = sorted(range(len(p.slots)), key=lambda rank: -p.total[rank])
-    for rank in hottest_first:
-        found: Change | None = find(p, rank)  # type: ignore[operator]
+def _first_step(p: Windowed, find: Callable[[Windowed, int], Change | None]) -> Change | None:
+    for rank in reversed(p.order):
+        found = find(p, rank)
         if found is not None:
             return found
     return None
 
 
 def _best_swap(p: Windowed, hot: int) -> Change | None:
-    """Return the swap with another rank of the node that lowers the sum most, None where none does."""
-    limit, best = _LEAST * p.total[hot], None
-    for cold in p.node(hot):
-        # Both level in every window is the best there is.
-        level = np.float32(2) * _add_up(p.tokens * heat((p.load[hot] + p.load[cold]) / np.float32(2)))
-        if cold == hot or level - p.total[hot] - p.total[cold] >= limit:
+    """Return the swap with another rank of the node that lowers the whole most, None where none does."""
+    limit, best = -_LEAST * p.value, None
+    for cold in p.order:
+        if cold == hot or cold not in p.node(hot):
             continue
-        before = p.total[hot] + p.total[cold]
+        own = p.power[hot].astype(np.float64) + p.power[cold]
+        others = np.maximum(p.sum - own, 0).astype(np.float32)
         for given in p.slots[hot]:
             for taken in p.slots[cold]:
                 if given in p.slots[cold] or taken in p.slots[hot]:
                     continue
                 difference = p.share(given) - p.share(taken)
-                after = _add_up(p.tokens * (heat(p.load[hot] - difference) + heat(p.load[cold] + difference)))
-                if after - before >= limit:
+                hotter, colder = p.load[hot] - difference, p.load[cold] + difference
+                sums = others + (power(hotter * p.unit) + power(colder * p.unit))
+                change = p.counted(sums) - p.value
+                if change >= limit:
                     continue
                 moves = p.arrival(hot, taken) - p.arrival(hot, given)
                 moves += p.arrival(cold, given) - p.arrival(cold, taken)
                 if p.may_move(moves):
-                    limit = after - before
-                    best = Change(limit, hot, cold, given, taken, moves)
+                    limit, best = change, Change(change, hot, cold, given, taken, moves)
     return best
 
 
@@ -167,7 +204,7 @@ def _best_reassignment(p: Windowed, hot: int) -> Change | None:
         if p.count[expert] > 1:
             steps += [(hot, expert, taken) for taken in range(len(p.weight))]
         steps += [(rank, given, expert) for rank in p.node(hot) if rank != hot for given in p.slots[rank]]
-    limit, best = _LEAST * p.total[hot], None
+    limit, best = -_LEAST * p.value, None
     for rank, given, taken in steps:
         if p.count[given] < 2 or taken in p.slots[rank]:  # noqa: PLR2004 - the last copy stays
             continue
@@ -183,11 +220,11 @@ def _best_reassignment(p: Windowed, hot: int) -> Change | None:
 
 
 def _reassigned(p: Windowed, rank: int, given: int, taken: int) -> np.float32:
-    """Return the change of the sum if a rank held ``taken`` in place of ``given``."""
+    """Return the change of the whole if a rank held ``taken`` in place of ``given``."""
     one, zero = np.float32(1), np.float32(0)
     keep = np.float32(p.count[given]) / np.float32(p.count[given] - 1) - one
     cut = np.float32(p.count[taken]) / np.float32(p.count[taken] + 1)
-    change = zero
+    sums = p.sum
     for other in p.node(rank):
         has_given, has_taken = given in p.slots[other], taken in p.slots[other]
         if other != rank and not has_given and not has_taken:
@@ -195,8 +232,8 @@ def _reassigned(p: Windowed, rank: int, given: int, taken: int) -> np.float32:
         rise = -one if other == rank else keep if has_given else zero
         gain = cut if other == rank else cut - one if has_taken else zero
         load = p.load[other] + rise * p.share(given) + gain * p.share(taken)
-        change = change + (_add_up(p.tokens * heat(load)) - p.total[other])
-    return change
+        sums = sums + (power(load * p.unit).astype(np.float64) - p.power[other])
+    return p.counted(sums) - p.value
 
 
 def _apply(p: Windowed, step: Change) -> None:
@@ -208,9 +245,11 @@ def _apply(p: Windowed, step: Change) -> None:
         other[other.index(step.taken)] = step.given
         p.add_up(step.rank)
         p.add_up(step.other)
+        p.weigh()
         return
     p.count[step.given] -= 1
     p.count[step.taken] += 1
     for rank, held in enumerate(p.slots):
         if rank == step.rank or step.given in held or step.taken in held:
             p.add_up(rank)
+    p.weigh()
