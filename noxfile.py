@@ -92,7 +92,7 @@ def install(session: nox.Session, requirements: str, *members: str) -> None:
 
 
 def _has_compiler() -> bool:
-    return bool(os.environ.get("EXPERT_MAPS_CC")) or any(map(shutil.which, COMPILERS))
+    return any(map(os.environ.get, ("EXPERT_MAPS_CC", "CC"))) or any(map(shutil.which, COMPILERS))
 
 
 def _editable(members: Sequence[str]) -> list[str]:
