@@ -9,16 +9,21 @@ together, because they may share what is dear to make. What starts engines keeps
 from __future__ import annotations
 
 import random
-from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 _OPTION = "order_seed"
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     """Add `--order-seed`."""
-    parser.addoption("--order-seed", type=int, help="order of the tests: a seed that was printed, 0 for that of files")
+    parser.addoption(
+        "--order-seed", type=int, help="order of the tests: a seed that was printed, 0 for that of files"
+    )
 
 
 # Before pytest-xdist starts its workers, which are given the options and must agree.

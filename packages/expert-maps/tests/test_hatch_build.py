@@ -186,7 +186,7 @@ def test_a_wheel_is_pure_where_nothing_compiles_and_no_compiler_was_named(
         hook.finalize("standard", data, "")
         return data
 
-    pure = {"force_include": {}}
+    pure: dict[str, Any] = {"force_include": {}}
     # Named for this package: it is meant, and its failure is an error.
     monkeypatch.setenv("EXPERT_MAPS_CC", "false")
     with pytest.raises(SystemExit, match="was not compiled by\nfalse"):
@@ -214,6 +214,8 @@ def test_an_install_without_the_planner_plans_by_the_policies_that_need_none(
         with pytest.raises(ExpertMapsError, match="the policies reference and deepseek"):
             expert_maps.plan(load, ep_size=2, num_physical_experts=10)
         for policy in ("reference", "deepseek"):
-            assert expert_maps.plan(load, ep_size=2, num_physical_experts=10, policy=policy).balancedness > 0.9
+            assert (
+                expert_maps.plan(load, ep_size=2, num_physical_experts=10, policy=policy).balancedness > 0.9
+            )
     finally:
         _library.load_library.cache_clear()
