@@ -19,6 +19,7 @@ from harness.sessions.calling import exit_code_kept, from_where_nox_was_called, 
 from harness.sessions.environments import CORE, ENV, HARNESS, PLUGIN, install, install_dev, install_serve
 from harness.sessions.locking import write_pinned_files
 from harness.sessions.sanitizing import run_sanitized
+from harness.sessions.tags import problems_of
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -265,6 +266,10 @@ def mutants(session: nox.Session) -> None:
 @nox.session
 def build(session: nox.Session) -> None:
     """Build the packages twice to equal bytes, check them and use them."""
+    if session.posargs[:1] == ["--tag"]:
+        problems = problems_of("".join(session.posargs[1:]), Path())
+        if problems:
+            session.error("; ".join(problems))
     wheels.build(session)
     wheels.check(session)
     wheels.use(session)
