@@ -85,7 +85,7 @@ def _tests_of_core(posargs: Sequence[str]) -> tuple[list[str], list[str]]:
 
 @nox.session(venv_backend="none")
 def lint(session: nox.Session) -> None:
-    """Check style, format and types."""
+    """Check style, format, types and workflows."""
     shared = install_dev(session)
     shared.run("ruff", "check", ".")
     shared.run("ruff", "format", "--check", ".")
@@ -98,9 +98,12 @@ def lint(session: nox.Session) -> None:
         f"{HARNESS}/meta_tests",
         f"{HARNESS}/accuracy_tests",
     )
-    for files in ("noxfile.py", f"{CORE}/hatch_build.py", *tests):
-        shared.run("mypy", files)
+    shared.run("mypy", "noxfile.py", "conftest.py", f"{CORE}/hatch_build.py")
+    for folder in tests:
+        shared.run("mypy", folder)
     shared.run("mypy", EMULATED, env={**ENV, "MYPYPATH": EMULATED})
+    # Without looking anything up elsewhere.
+    shared.run("zizmor", "--offline", "--quiet", ".github")
 
 
 @nox.session
