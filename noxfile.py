@@ -281,7 +281,7 @@ def build(session: nox.Session) -> None:
 @nox.session
 def docs(session: nox.Session) -> None:
     """Build the site below build/site, or serve it."""
-    install(session, "docs", CORE)
+    install(session, "docs", CORE, PLUGIN, HARNESS)
     session.run("mkdocs", *(session.posargs or ["build", "--quiet"]), env={**ENV, "NO_MKDOCS_2_WARNING": "1"})
 
 

@@ -252,5 +252,7 @@ def test_a_case_is_checked_against_the_twin_of_its_own_name(
     with pytest.raises(GoldenError, match="computed independently"):
         check_case(entry, root)
     monkeypatch.delitem(twins, own)
-    with pytest.raises(GoldenError, match=rf"the {kind} {own} has no slow twin in .*naive\.py; expected one of"):
+    with pytest.raises(
+        GoldenError, match=rf"the {kind} {own} has no slow twin in .*naive\.py; expected one of"
+    ):
         check_case(entry, root)

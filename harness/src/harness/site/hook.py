@@ -10,22 +10,18 @@ from __future__ import annotations
 
 import os
 import re
-import sys
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any
 
 from mkdocs.exceptions import PluginError  # type: ignore[import-not-found] # installed by `nox -s docs`
 from mkdocs.structure.files import File  # type: ignore[import-not-found]
 
+from harness.site.reference import pages
+
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
 ROOT = Path(__file__).resolve().parents[4]
-# mkdocs loads this file by its path; what the pages are made of is read from the checkout.
-sys.path[:0] = [str(ROOT / folder) for folder in ("harness/src", "packages/vllm-ascend-moe/src")]
-
-from harness.site.reference import pages  # noqa: E402 - from the folders named above
-
 _PAGES = (
     "*.md",
     "docs/**/*.md",
