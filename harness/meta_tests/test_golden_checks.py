@@ -233,3 +233,26 @@ def test_the_command_names_an_absent_folder(tmp_path: Path) -> None:
 def test_names_are_unique_and_every_case_says_who_vouches_for_it() -> None:
     assert len(BY_NAME) == len(CASES)
     assert all(case.provenance for case in CASES)
+
+
+@pytest.mark.parametrize(
+    ("name", "twins", "kind"),
+    [("deepseek_readme", naive.POLICIES, "policy"), ("ring_10_ep4_redundant6", naive.LAYOUTS, "layout")],
+)
+def test_a_case_is_checked_against_the_twin_of_its_own_name(
+    root: Path, name: str, twins: dict[str, Any], kind: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    entry = entry_of(root, name)
+    own = entry["parameters"][kind]
+    # A twin of another name that errs says nothing about this one.
+    for key in set(twins) - {own}:
+        monkeypatch.setitem(twins, key, lambda *_: pytest.fail("another's twin was asked"))
+    assert "independent" in check_case(entry, root)
+    monkeypatch.setitem(twins, own, lambda *_: [[[0]]] if kind == "policy" else [[0]])
+    with pytest.raises(GoldenError, match="computed independently"):
+        check_case(entry, root)
+    monkeypatch.delitem(twins, own)
+    with pytest.raises(
+        GoldenError, match=rf"the {kind} {own} has no slow twin in .*naive\.py; expected one of"
+    ):
+        check_case(entry, root)

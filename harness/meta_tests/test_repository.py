@@ -115,7 +115,11 @@ def test_versions_agree() -> None:
         assert f"version: {version}" in (ROOT / "CITATION.cff").read_text(encoding="utf-8")
 
 
-PAGES = ["README.md", "README.zh-CN.md", *(f"docs/{path.name}" for path in (ROOT / "docs").glob("*.md"))]
+PAGES = [
+    "README.md",
+    "README.zh-CN.md",
+    *(path.relative_to(ROOT).as_posix() for path in sorted((ROOT / "docs").rglob("*.md"))),
+]
 
 
 @pytest.mark.parametrize("page", PAGES)
@@ -138,7 +142,20 @@ def test_the_readme_names_sessions_that_exist_and_the_page_of_sessions_all() -> 
     assert set.union(*used.values()) == names
 
 
-def test_the_readmes_have_the_same_commands_tables_and_links() -> None:
+def test_the_page_on_extending_names_files_that_exist() -> None:
+    text = (ROOT / "docs/howto/extend.md").read_text(encoding="utf-8")
+    named = re.findall(r"`((?:packages|harness|golden)/[^`]+)`", text)
+    assert len(named) > 20
+    for path in named:
+        # NAME and CASE are what is new.
+        known = path if not re.search("NAME|CASE", path) else str(Path(path).parent)
+        assert (ROOT / known).exists(), path
+
+
+@pytest.mark.parametrize("name", ["README", "docs/tutorial"])
+def test_both_languages_have_the_same_commands_tables_and_links(name: str) -> None:
+    other = f"{Path(name).name}.zh-CN.md"
+
     def skeleton(page: str) -> list[str]:
         text = (ROOT / page).read_text(encoding="utf-8")
         consoles = re.findall(r"```console\n(.*?)```", text, flags=re.DOTALL)
@@ -148,11 +165,13 @@ def test_the_readmes_have_the_same_commands_tables_and_links() -> None:
             for line in prose.splitlines()
             if line.startswith(("#", "|", "```", "!["))
         ]
-        links = re.findall(r"\]\(([^)]+)\)", prose.replace("README.zh-CN.md", "").replace("README.md)", ")"))
+        links = re.findall(
+            r"\]\(([^)]+)\)", prose.replace(f"({other})", "").replace(f"({Path(name).name}.md)", "")
+        )
         code = [" ".join(words.split()) for words in re.findall(r"(?<!`)`([^`]+)`(?!`)", prose)]
         return [*consoles, *shape, *sorted(links), *sorted(code)]
 
-    assert skeleton("README.md") == skeleton("README.zh-CN.md")
+    assert skeleton(f"{name}.md") == skeleton(f"{name}.zh-CN.md")
 
 
 def test_the_readme_is_short() -> None:

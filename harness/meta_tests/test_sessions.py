@@ -101,3 +101,23 @@ def test_the_cheap_ones_leave_the_checkout_as_it_was(tmp_path: Path) -> None:
         )
         assert done.returncode == 0, done.stderr
     assert status() == before
+
+
+def test_the_list_of_sessions_reads_as_a_table(commands: Any) -> None:  # noqa: ANN401 - as above
+    noxfile = sys.modules["noxfile"]
+    for name in commands.names:
+        line = str(getattr(noxfile, name).__doc__).splitlines()[0]
+        assert len(line) <= 70, (name, line)
+        # Options are on the page of sessions.
+        assert "`" not in line, (name, line)
+
+
+def test_the_hashes_of_packages_are_those_of_their_bytes(tmp_path: Path) -> None:
+    from harness.sessions.wheels import hashes
+
+    for name, content in (("b", b"two"), ("a", b"one")):
+        (tmp_path / name).write_bytes(content)
+    first = hashes(tmp_path)
+    assert list(first) == ["a", "b"]
+    (tmp_path / "a").write_bytes(b"One")
+    assert {name for name, digest in hashes(tmp_path).items() if digest != first[name]} == {"a"}

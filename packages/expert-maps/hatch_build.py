@@ -2,9 +2,13 @@
 # SPDX-License-Identifier: Apache-2.0
 """The build hook: compiles the planner in ``native`` and puts it into the wheel, or beside an editable install.
 
+Where nothing compiles it, a wheel is built without it, for any machine: all but the policy ``balanced`` works then,
+and a plan by that policy says what to do. An editable install is for those who change the planner: it fails.
+
 Read from the environment:
-    EXPERT_MAPS_CC: the compiler's command, split as a shell does. Without it ``cc``, ``gcc`` or ``clang`` is taken,
-        or else the compiler in the package ``ziglang``.
+    EXPERT_MAPS_CC: the compiler's command, split as a shell does; if it fails, so does the build. ``none``: build
+        without the planner. Where it is not set, ``CC``, ``cc``, ``gcc`` or ``clang`` is taken, or else the compiler
+        in the package ``ziglang``.
     EXPERT_MAPS_CFLAGS: what is appended to the compiler's options, split likewise.
     EXPERT_MAPS_WHEEL_PLATFORM: the wheel's platform tag, for a compiler of another machine or of an older glibc.
 """
@@ -29,6 +33,8 @@ if TYPE_CHECKING:
     from types import ModuleType
 
 COMPILERS = ("cc", "gcc", "clang")
+# In EXPERT_MAPS_CC: no planner is wanted.
+NONE = "none"
 # No contraction: every machine must plan alike. No debug data: it would hold paths of the machine that builds.
 # Warnings are no errors here, because a compiler that is newer than this release may have others.
 # Nobody looks at errno, and without it roots are taken of four numbers at once.
@@ -40,8 +46,8 @@ FLAGS = (
 
 def find_compiler() -> list[str] | None:
     """Return the command of the C compiler to use, None where there is none."""
-    if named := shlex.split(os.environ.get("EXPERT_MAPS_CC", "")):
-        return named
+    if named := shlex.split(os.environ.get("EXPERT_MAPS_CC") or os.environ.get("CC") or ""):
+        return None if named == [NONE] else named
     for name in COMPILERS:
         if path := shutil.which(name):
             return [path]
@@ -59,6 +65,10 @@ def wheel_platform() -> str:
     return os.environ.get("EXPERT_MAPS_WHEEL_PLATFORM") or here
 
 
+class NotCompiledError(Exception):
+    """There is no compiler, or it failed; the message says which."""
+
+
 class PlannerBuildHook(BuildHookInterface[BuilderConfig]):
     """Compiles the planner for each wheel."""
 
@@ -66,10 +76,25 @@ class PlannerBuildHook(BuildHookInterface[BuilderConfig]):
 
     def dependencies(self) -> list[str]:
         """Ask for a compiler from the package index only where the machine has none."""
-        return [] if find_compiler() else ["ziglang>=0.13"]
+        return [] if find_compiler() or os.environ.get("EXPERT_MAPS_CC") else ["ziglang>=0.13"]
 
     def initialize(self, version: str, build_data: dict[str, Any]) -> None:
-        """Compile the library, and give the wheel the tag of its platform."""
+        """Compile the library, and give the wheel the tag of its platform; without a library that of any."""
+        try:
+            self._add_library(version, build_data)
+        except NotCompiledError as error:
+            self._remove_scratch()
+            named = os.environ.get("EXPERT_MAPS_CC")
+            if version == "editable" or named not in {None, "", NONE}:
+                raise SystemExit(str(error)) from error
+            self.app.display_warning(f"built without the planner, for the policies that need none: {error}")
+            return
+        # Loaded by ctypes, so it fits every version of Python.
+        build_data["pure_python"] = False
+        build_data["tag"] = f"py3-none-{wheel_platform()}"
+
+    def _add_library(self, version: str, build_data: dict[str, Any]) -> None:
+        """Compile the library into the wheel, or beside the modules of an editable install."""
         library = self._library_module()
         if version == "editable":
             package = Path(self.root, "src", "expert_maps")
@@ -77,17 +102,17 @@ class PlannerBuildHook(BuildHookInterface[BuilderConfig]):
             with TemporaryDirectory(dir=package, prefix=".planner-", suffix=".part") as folder:
                 self._compile(library, Path(folder))
                 Path(folder, library.LIBRARY).replace(package / library.LIBRARY)
-        else:
-            # Not into the source tree: a wheel for another machine would break an editable install there.
-            self._scratch = TemporaryDirectory()
-            built = self._compile(library, Path(self._scratch.name))
-            build_data["force_include"][str(built)] = f"expert_maps/{library.LIBRARY}"
-        # Loaded by ctypes, so it fits every version of Python.
-        build_data["pure_python"] = False
-        build_data["tag"] = f"py3-none-{wheel_platform()}"
+            return
+        # Not into the source tree: a wheel for another machine would break an editable install there.
+        self._scratch = TemporaryDirectory()
+        built = self._compile(library, Path(self._scratch.name))
+        build_data["force_include"][str(built)] = f"expert_maps/{library.LIBRARY}"
 
     def finalize(self, version: str, build_data: dict[str, Any], artifact_path: str) -> None:  # noqa: ARG002
         """Remove what was compiled: it is in the wheel now."""
+        self._remove_scratch()
+
+    def _remove_scratch(self) -> None:
         if self._scratch is not None:
             self._scratch.cleanup()
 
@@ -102,14 +127,18 @@ class PlannerBuildHook(BuildHookInterface[BuilderConfig]):
         return module
 
     def _compile(self, library: ModuleType, folder: Path) -> Path:
-        """Compile the sources into a library in a folder; stop the build with one message where that fails."""
+        """Compile the sources into a library in a folder, whose path is returned.
+
+        Raises:
+            NotCompiledError: no compiler, or one that fails.
+        """
         compiler = find_compiler()
         if compiler is None:
             msg = (
-                f"expert-maps needs a C compiler to be built: none of {', '.join(COMPILERS)} is on the PATH and the "
+                f"expert-maps needs a C compiler for its planner: none of {', '.join(COMPILERS)} is on the PATH and the "
                 "package ziglang is not installed; install one of them, or name a compiler in EXPERT_MAPS_CC"
             )
-            raise SystemExit(msg)
+            raise NotCompiledError(msg)
         sources = Path(self.root, "native")
         output = folder / library.LIBRARY
         command = [
@@ -126,10 +155,10 @@ class PlannerBuildHook(BuildHookInterface[BuilderConfig]):
             )
         except OSError as error:
             msg = f"the C compiler {compiler[0]} cannot be run: {error.strerror}"
-            raise SystemExit(msg) from error
+            raise NotCompiledError(msg) from error
         if run.returncode or not output.is_file():
             msg = f"the planner of expert-maps was not compiled by\n{shlex.join(command)}\n{run.stderr}"
-            raise SystemExit(msg)
+            raise NotCompiledError(msg)
         if run.stderr:
             self.app.display_warning(run.stderr)
         return output

@@ -12,9 +12,11 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import pytest
 
-from expert_maps import _library
+import expert_maps
+from expert_maps import ExpertMapsError, _library
 
 if TYPE_CHECKING:
     from types import ModuleType
@@ -51,7 +53,7 @@ def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     for name in ("plan.c", "layer.c", "plan.h"):
         (root / "native" / name).write_text(f"/* {name} */\n")
     (tmp_path / "compiler.py").write_text(COMPILER)
-    for name in ("EXPERT_MAPS_CFLAGS", "EXPERT_MAPS_WHEEL_PLATFORM"):
+    for name in ("CC", "EXPERT_MAPS_CFLAGS", "EXPERT_MAPS_WHEEL_PLATFORM"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv(
         "EXPERT_MAPS_CC", shlex.join([sys.executable, str(tmp_path / "compiler.py"), "--mark"])
@@ -67,7 +69,8 @@ def hook_of(root: Path) -> BuildHookInterface[Any]:
 
 
 def no_compiler(monkeypatch: pytest.MonkeyPatch, empty: Path) -> None:
-    monkeypatch.delenv("EXPERT_MAPS_CC", raising=False)
+    for name in ("CC", "EXPERT_MAPS_CC"):
+        monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("PATH", str(empty))
     find_spec = importlib.util.find_spec
     monkeypatch.setattr(
@@ -148,7 +151,7 @@ def test_ziglang_is_taken_where_it_is_the_only_compiler(
     assert load_script().find_compiler() == [sys.executable, "-m", "ziglang", "cc", "-mcpu=baseline"]
 
 
-def test_no_compiler_and_a_failing_one_stop_the_build(
+def test_no_compiler_and_a_failing_one_stop_an_editable_install(
     project: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     data: dict[str, Any] = {"force_include": {}}
@@ -166,8 +169,53 @@ def test_no_compiler_and_a_failing_one_stop_the_build(
             hook_of(project).initialize("editable", data)
     no_compiler(monkeypatch, tmp_path)
     with pytest.raises(
-        SystemExit, match="needs a C compiler to be built: none of cc, gcc, clang is on the PATH"
+        SystemExit, match="needs a C compiler for its planner: none of cc, gcc, clang is on the PATH"
     ):
         hook_of(project).initialize("editable", data)
     assert _files(package) == ["_library.py", _library.LIBRARY]
     assert (package / _library.LIBRARY).read_text() == "an older one"
+
+
+def test_a_wheel_is_pure_where_nothing_compiles_and_no_compiler_was_named(
+    project: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def build() -> dict[str, Any]:
+        data: dict[str, Any] = {"force_include": {}}
+        hook = hook_of(project)
+        hook.initialize("standard", data)
+        hook.finalize("standard", data, "")
+        return data
+
+    pure: dict[str, Any] = {"force_include": {}}
+    # Named for this package: it is meant, and its failure is an error.
+    monkeypatch.setenv("EXPERT_MAPS_CC", "false")
+    with pytest.raises(SystemExit, match="was not compiled by\nfalse"):
+        build()
+    monkeypatch.setenv("EXPERT_MAPS_CC", "none")
+    assert build() == pure
+    assert hook_of(project).dependencies() == []
+    no_compiler(monkeypatch, tmp_path)
+    assert build() == pure
+    # The environment's own.
+    monkeypatch.setenv("CC", shlex.join([sys.executable, "-c", "raise SystemExit(1)"]))
+    assert hook_of(project).dependencies() == []
+    assert build() == pure
+    monkeypatch.setenv("CC", shlex.join([sys.executable, str(tmp_path / "compiler.py")]))
+    assert build()["force_include"]
+
+
+def test_an_install_without_the_planner_plans_by_the_policies_that_need_none(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("EXPERT_MAPS_LIBRARY", str(tmp_path / "absent.so"))
+    _library.load_library.cache_clear()
+    load = np.arange(1.0, 9.0)[None]
+    try:
+        with pytest.raises(ExpertMapsError, match="the policies reference and deepseek"):
+            expert_maps.plan(load, ep_size=2, num_physical_experts=10)
+        for policy in ("reference", "deepseek"):
+            assert (
+                expert_maps.plan(load, ep_size=2, num_physical_experts=10, policy=policy).balancedness > 0.9
+            )
+    finally:
+        _library.load_library.cache_clear()

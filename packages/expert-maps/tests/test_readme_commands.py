@@ -15,6 +15,10 @@ ROOT = Path(__file__).resolve().parents[3]
 PAGES = {
     "README.md": "## From a load to a map",
     "docs/commands.md": "# The command line",
+    "docs/howto/choose.md": "# Choose ranks, copies and groups",
+    "docs/howto/ci.md": "# Maps and accuracy in your own CI",
+    "docs/howto/convert.md": "# Convert from each system",
+    "docs/tutorial.zh-CN.md": "# 教程：从负载到通过检查的映射，以及之后的改进",
     "docs/tutorial.md": "# Tutorial: from a load to a checked map, and a better one later",
     "packages/expert-maps/README.md": "# expert-maps",
 }

@@ -139,12 +139,19 @@ def _independent(
     entry: dict[str, Any], root: Path, document: dict[str, Any]
 ) -> Iterator[tuple[str, list[Any]]]:
     options = entry["parameters"]
+    twins = {"layout": naive.LAYOUTS, "policy": naive.POLICIES}.get(entry["kind"], {})
+    if twins and options[entry["kind"]] not in twins:
+        raise _failure(
+            entry,
+            f"the {entry['kind']} {options[entry['kind']]} has no slow twin in harness/golden/naive.py; "
+            f"expected one of {', '.join(twins)}",
+        )
     if entry["kind"] == "layout":
         layers = [naive.layout(options)]
     elif entry["kind"] == "map_file":
         layers = naive.map_file(root / options["path"])
     else:
-        layers = naive.deepseek(_totals(options, root), options)
+        layers = naive.policy(_totals(options, root), options)
     experts, tp_size = document["num_logical_experts"], options.get("tp_size", 1)
     yield "physical_to_logical", [[expert for slots in ranks for expert in slots] for ranks in layers]
     yield "global_expert_map", [naive.expert_maps(ranks, experts) for ranks in layers]

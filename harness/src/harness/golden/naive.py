@@ -16,27 +16,53 @@ RankLists = list[list[int]]
 
 
 def layout(options: dict[str, Any]) -> RankLists:
-    """Return the experts of each rank in slot order."""
-    name = options["layout"]
-    experts, ep_size = options["num_experts"], options["ep_size"]
-    redundant = options.get("num_redundant_experts", 0)
-    ranks: RankLists = [[] for _ in range(ep_size)]
-    if name == "round_robin":
-        for expert in range(experts):
-            ranks[expert % ep_size].append(expert)
-    elif name == "append":
-        slots = list(range(experts)) + [copy % experts for copy in range(redundant)]
-        ranks = [list(map(int, part)) for part in np.array_split(slots, ep_size)]
-    else:
-        ranks = [list(map(int, part)) for part in np.array_split(range(experts), ep_size)]
-        rank = ep_size
-        for _ in range(redundant):
-            rank = rank - 1 if rank > 0 else ep_size - 1
-            ranks[rank].append((ranks[rank][-1] + 1) % experts)
+    """Return the experts of each rank in slot order.
+
+    Raises:
+        KeyError: no layout of that name is here.
+    """
+    ranks = LAYOUTS[options["layout"]](
+        options["num_experts"], options.get("num_redundant_experts", 0), options["ep_size"]
+    )
     shared = options.get("num_shared_experts", 0)
-    for rank in range(ep_size if shared else 0):
-        ranks[rank].append(experts + rank % shared)
+    for rank in range(len(ranks) if shared else 0):
+        ranks[rank].append(options["num_experts"] + rank % shared)
     return ranks
+
+
+def _round_robin(experts: int, redundant: int, ep_size: int) -> RankLists:
+    if redundant:
+        msg = f"round_robin has no copies, not {redundant}"
+        raise ValueError(msg)
+    ranks: RankLists = [[] for _ in range(ep_size)]
+    for expert in range(experts):
+        ranks[expert % ep_size].append(expert)
+    return ranks
+
+
+def _append(experts: int, redundant: int, ep_size: int) -> RankLists:
+    slots = list(range(experts)) + [copy % experts for copy in range(redundant)]
+    return [list(map(int, part)) for part in np.array_split(slots, ep_size)]
+
+
+def _ring(experts: int, redundant: int, ep_size: int) -> RankLists:
+    ranks = _append(experts, 0, ep_size)
+    rank = ep_size
+    for _ in range(redundant):
+        rank = rank - 1 if rank > 0 else ep_size - 1
+        ranks[rank].append((ranks[rank][-1] + 1) % experts)
+    return ranks
+
+
+def _linear(experts: int, redundant: int, ep_size: int) -> RankLists:
+    if redundant:
+        msg = f"linear has no copies, not {redundant}"
+        raise ValueError(msg)
+    return _append(experts, 0, ep_size)
+
+
+# A layout that `expert_maps` generates has its twin here, by its name.
+LAYOUTS = {"append": _append, "linear": _linear, "ring": _ring, "round_robin": _round_robin}
 
 
 def expert_maps(ranks: RankLists, num_experts: int) -> list[list[int]]:
@@ -118,3 +144,16 @@ def _pack(weight: list[Any], packs: int) -> list[list[int]]:
         result[lightest].append(item)
         total[lightest] = np.float32(total[lightest] + weight[item])
     return result
+
+
+def policy(load: list[list[float]], options: dict[str, Any]) -> list[RankLists]:
+    """Plan by the twin of the policy that the options name.
+
+    Raises:
+        KeyError: no policy of that name is here.
+    """
+    return POLICIES[options["policy"]](load, options)
+
+
+# A policy of `expert_maps` that has golden cases has its twin here, by its name.
+POLICIES = dict.fromkeys(("deepseek", "deepseek_global", "deepseek_hierarchical"), deepseek)

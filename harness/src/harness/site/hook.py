@@ -2,28 +2,26 @@
 # SPDX-License-Identifier: Apache-2.0
 """mkdocs' hook: the repository's own pages are the site's, in the folders where they are, so that their links hold.
 
-The reference is generated: the library's from docstrings, the command line's from ``--help``, the schema's from the file.
+The reference is generated: `harness.site.reference`.
 A link to a file that is no page stays as words, since the site has no copy of it; one to nothing is an error.
 """
 
 from __future__ import annotations
 
-import json
 import os
 import re
-import subprocess
-import sys
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any
 
 from mkdocs.exceptions import PluginError  # type: ignore[import-not-found] # installed by `nox -s docs`
 from mkdocs.structure.files import File  # type: ignore[import-not-found]
 
+from harness.site.reference import pages
+
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
 ROOT = Path(__file__).resolve().parents[4]
-SCHEMAS = ROOT / "packages/expert-maps/src/expert_maps/schemas"
 _PAGES = (
     "*.md",
     "docs/**/*.md",
@@ -49,52 +47,6 @@ def repository_files() -> Iterator[str]:
             inside = path.relative_to(ROOT)
             if inside.parts[0] != "build" and not any(part.startswith(".") for part in inside.parts):
                 yield inside.as_posix()
-
-
-def pages() -> dict[str, str]:
-    """Return the generated pages: path → Markdown."""
-    return {
-        "reference/library.md": "# The library\n\n" + library(),
-        "reference/commands.md": "# The command line\n\n" + commands(),
-        "reference/schema.md": "# JSON Schema\n\n" + schemas(),
-    }
-
-
-def library() -> str:
-    """Return what mkdocstrings fills with the docstrings of all that is public."""
-    import expert_maps
-
-    return "\n\n".join(f"::: expert_maps.{name}" for name in sorted(expert_maps.__all__) if name[0] != "_")
-
-
-def commands() -> str:
-    """Return the ``--help`` of each command."""
-    from expert_maps.cli.commands import COMMANDS
-
-    environ = {**os.environ, "COLUMNS": "100", "NO_COLOR": "1"}
-    parts = []
-    for name in ("", *COMMANDS):
-        words = [name, "--help"] if name else ["--help"]
-        run = subprocess.run(  # noqa: S603 - this interpreter
-            [sys.executable, "-m", "expert_maps", *words],
-            check=True,
-            capture_output=True,
-            text=True,
-            env=environ,
-        )
-        title = f"expert-maps {name}".strip()
-        text = run.stdout.replace("python -m expert_maps", "expert-maps").strip("\n")
-        parts.append(f"## {title}\n\n```text\n{text}\n```")
-    return "\n\n".join(parts)
-
-
-def schemas() -> str:
-    """Return the published schemas of map files."""
-    parts = ["`expert-maps convert --schema` prints the newest."]
-    for path in sorted(SCHEMAS.glob("*.json"), reverse=True):
-        text = json.dumps(json.loads(path.read_text(encoding="utf-8")), indent=2, ensure_ascii=False)
-        parts.append(f"## {path.stem}\n\n```json\n{text}\n```")
-    return "\n\n".join(parts)
 
 
 def on_files(files: Any, config: Any) -> Any:  # noqa: ANN401 - mkdocs has no types

@@ -51,14 +51,15 @@ def load_library() -> ctypes.CDLL:
     path = Path(named) if named else Path(__file__).with_name(LIBRARY)
     if not path.is_file():
         msg = (
-            f"the compiled planner {path} is missing: install expert-maps with pip, from a wheel or, which builds it, "
-            "from source with a C compiler; the policies deepseek* need none"
+            f"the compiled planner {path} is missing: expert-maps was installed where no C compiler worked; with one, "
+            "install it again (pip install --force-reinstall --no-deps --no-cache-dir expert-maps); "
+            "the policies reference and deepseek* need none"
         )
         raise ExpertMapsError(msg)
     try:
         library = ctypes.CDLL(str(path.absolute()))
     except OSError as error:
-        msg = f"the compiled planner {path} cannot be loaded: {error}; the policies deepseek* need none"
+        msg = f"the compiled planner {path} cannot be loaded: {error}; the policies reference and deepseek* need none"
         raise ExpertMapsError(msg) from error
     found = _interface_of(library)
     if found != INTERFACE_VERSION:
