@@ -49,8 +49,8 @@ static void consider_swaps(const Layer *p, Choice *c) {
         /* No room there, or too little at the least price; the ranks that follow have no more. */
         if (room <= 0 || most <= c->best.worth * price(0)) return;
         /* An arrival is saved where an expert returns, a departure where one goes that had come. */
-        const int least = !p->left_any[hot] - p->came_any[cold];
-        const int least_moves = least + !p->left_any[cold] - p->came_any[hot];
+        const int least = !p->gives_back[cold] - p->came_any[cold];
+        const int least_moves = least + !p->gets_back[cold] - p->came_any[hot];
         if (least_moves > p->moves_left || most <= c->best.worth * price(least_moves)) continue;
         swap_with(p, c, cold, room, least, price(least_moves));
     }
