@@ -126,6 +126,7 @@ void copy_state(Layer *to, const Layer *from);
 
 /* budget.c */
 int descend_by_excess(Layer *p, Goal *goal);
+int has_many_slots(const Layer *p);
 
 /* pairs.c */
 int swap_pairs(Layer *p, int32_t hot, const Goal *goal, double value);

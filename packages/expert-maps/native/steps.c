@@ -164,7 +164,7 @@ static void copy_beside_neighbours(const Layer *p, Choice *c, int32_t from) {
         for (int32_t i = 0; i < p->fill[r]; i++) {
             const int32_t out = slots_of(p, r)[i];
             if (p->count[out] < 2) continue;
-            for (int32_t k = p->index[out]; k < c->spares && p->spare[k].out == out; k++) {
+            for (int32_t k = p->index[out]; k >= 0 && k < c->spares && p->spare[k].out == out; k++) {
                 const Candidate candidate = in_place_of(p, from, k, in);
                 if (candidate.loss > 0 && c->best.worth < c->enough) try_one(p, c, &candidate, &seen);
             }
@@ -206,7 +206,7 @@ static int32_t list_copies(Layer *p, const Choice *c, int32_t out, int32_t k) {
         const double load = p->load[r] - c->target, above = load > 0 ? load : 0;
         const double loss = load + rise > 0 ? load + rise - above : 0;
         sum += loss;
-        if (r == c->hot) continue;
+        if (r == c->hot || p->position[r] >= c->cold_ranks) continue;
         p->spare[k] = (Spare){r, out};
         p->spare_without[k] = load - share;
         p->spare_above[k] = above;
@@ -271,8 +271,19 @@ void list_spares(Layer *p, Choice *c) {
         p->gets_back[r] = p->left_any[r] && had_one_of(p, r, c->hot);
         p->gives_back[r] = p->left_any[c->hot] && had_one_of(p, c->hot, r);
     }
-    for (int32_t out = 0; out < p->num_experts; out++)
-        if (p->count[out] > 1) c->spares = list_copies(p, c, out, c->spares);
+    for (int32_t out = 0; out < p->num_experts; out++) p->index[out] = -1;
+    if (c->cold_ranks == p->num_ranks) {
+        for (int32_t out = 0; out < p->num_experts; out++)
+            if (p->count[out] > 1) c->spares = list_copies(p, c, out, c->spares);
+        return;
+    }
+    for (int32_t k = 0; k < c->cold_ranks; k++) {
+        const int32_t r = p->order[k];
+        for (int32_t i = 0; i < p->fill[r]; i++) {
+            const int32_t out = slots_of(p, r)[i];
+            if (p->count[out] > 1 && p->index[out] < 0) c->spares = list_copies(p, c, out, c->spares);
+        }
+    }
 }
 
 void consider_slot(const Layer *p, Choice *c, int32_t from) {
