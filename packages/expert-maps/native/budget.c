@@ -7,7 +7,9 @@
 #include "steps.h"
 
 #define MANY_SLOTS 65536 /* slots times slots of a rank: so many that not every step can be weighed */
-#define MOST_TRIES 20000 /* of those steps, each time */
+#define MOST_TRIES 1000  /* of those steps, each time: */
+#define MOST_SPARES 1024 /* with these slots of the lightest ranks, */
+#define MOST_GIVEN 16    /* and these of the hottest */
 
 /* Weigh swaps with a cold rank. `least` is what any taken expert costs at least beside the given one, and no swap costs less than
  * `least_price`. What is given less what is
@@ -49,17 +51,19 @@ static void consider_swaps(const Layer *p, Choice *c) {
         /* No room there, or too little at the least price; the ranks that follow have no more. */
         if (room <= 0 || most <= c->best.worth * price(0)) return;
         /* An arrival is saved where an expert returns, a departure where one goes that had come. */
-        const int least = !p->left_any[hot] - p->came_any[cold];
-        const int least_moves = least + !p->left_any[cold] - p->came_any[hot];
+        const int least = !p->gives_back[cold] - p->came_any[cold];
+        const int least_moves = least + !p->gets_back[cold] - p->came_any[hot];
         if (least_moves > p->moves_left || most <= c->best.worth * price(least_moves)) continue;
         swap_with(p, c, cold, room, least, price(least_moves));
     }
 }
 
+int has_many_slots(const Layer *p) { return (int64_t)p->num_slots * p->stride > MANY_SLOTS; }
+
 /* The best step for the hottest rank; of kind 0 if none is worth more than the goal's least. */
 BudgetStep best_step(Layer *p, const Goal *goal) {
     const int32_t hot = hottest(p);
-    const int many = (int64_t)p->num_slots * p->stride > MANY_SLOTS;
+    const int many = has_many_slots(p);
     Choice c = {.target = goal->target,
                 .excess = excess(p->load[hot], goal->target),
                 .hot = hot,
@@ -67,8 +71,11 @@ BudgetStep best_step(Layer *p, const Goal *goal) {
                 .best = {goal->least, 0, -1, -1, -1}};
     c.enough = many ? c.excess * (1 - 1e-9) : INFINITY;
     c.tries = many ? MOST_TRIES : INT64_MAX;
+    c.slots = many && p->fill[hot] > MOST_GIVEN ? MOST_GIVEN : p->fill[hot];
+    c.cold_ranks = p->num_ranks;
+    if (many && c.cold_ranks > MOST_SPARES / p->stride + 1) c.cold_ranks = MOST_SPARES / p->stride + 1;
     list_spares(p, &c);
-    for (int32_t i = p->fill[hot] - 1; i >= 0 && c.best.worth < c.enough; i--) consider_slot(p, &c, i);
+    for (int32_t i = p->fill[hot] - 1; i >= p->fill[hot] - c.slots && c.best.worth < c.enough; i--) consider_slot(p, &c, i);
     if (c.best.worth < c.enough) consider_swaps(p, &c);
     return c.best;
 }

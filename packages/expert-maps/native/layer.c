@@ -33,9 +33,11 @@ int layer_init(Layer *p, int32_t experts, int32_t ranks, int32_t stride) {
     p->was = array(r * words, sizeof(uint64_t), &failed);
     p->pairs = array(r * pairs, sizeof(Pair), &failed);
     p->stale = array(r, 1, &failed);
-    p->changed = array(3 * r, 1, &failed);
+    p->changed = array(5 * r, 1, &failed);
     p->left_any = p->changed ? p->changed + r : NULL;
     p->came_any = p->changed ? p->changed + 2 * r : NULL;
+    p->gets_back = p->changed ? p->changed + 3 * r : NULL;
+    p->gives_back = p->changed ? p->changed + 4 * r : NULL;
     const size_t experts_and_more = e + BOUNDS_AT_ONCE, slots_and_more = r * s + BOUNDS_AT_ONCE;
     p->relief = array(2 * experts_and_more, sizeof(double), &failed);
     p->next_share = p->relief ? p->relief + experts_and_more : NULL;

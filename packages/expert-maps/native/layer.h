@@ -49,6 +49,7 @@ typedef struct {
     uint8_t *stale;      /* [R], whether its pairs must be computed anew */
     uint8_t *changed;    /* [R], whether its load changed since budget.c last looked */
     uint8_t *left_any, *came_any; /* [R], whether an expert left the rank, or came to it, since the present placement */
+    uint8_t *gets_back, *gives_back; /* [R], whether the rank had an expert of the hot rank's before, or the hot rank one of its, see budget.c */
     double *relief;      /* [E], see budget.c */
     double *next_share;  /* [E], with one copy more */
     uint64_t *places;    /* [E, rank_words], its holders as a set */
@@ -125,6 +126,7 @@ void copy_state(Layer *to, const Layer *from);
 
 /* budget.c */
 int descend_by_excess(Layer *p, Goal *goal);
+int has_many_slots(const Layer *p);
 
 /* pairs.c */
 int swap_pairs(Layer *p, int32_t hot, const Goal *goal, double value);

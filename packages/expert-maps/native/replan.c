@@ -5,7 +5,10 @@
  */
 #include "plan.h"
 
-#define NARROWINGS 8 /* of the target, between what is wished for and what there is */
+#define NARROWINGS 4 /* of the target, between what is wished for and what there is */
+#define RAISES 3     /* of the target of a descent that has no moves left */
+#define NEAR_TARGET 0.998 /* of the target: such a rank has no room */
+#define FAIR 1.3     /* what a higher target saves, beside the excess that it takes away: steps that need not be so good */
 
 /* Number the present copies as their node does; those of experts that the node does not have are dropped. */
 static void localize(Work *w, const Problem *problem, const int32_t *current) {
@@ -22,7 +25,32 @@ typedef struct {
     double peak;
     int64_t moves; /* beyond those that cannot be avoided */
     int reached;
+    double left;   /* the excess over the target that the moves were not enough for */
+    int32_t hot;   /* the ranks that had any */
 } Outcome;
+
+static double sum_excess(const Layer *p, double target) {
+    double sum = 0;
+    for (int32_t r = 0; r < p->num_ranks; r++) sum += p->load[r] > target ? p->load[r] - target : 0;
+    return sum;
+}
+
+static int32_t count_above(const Layer *p, double load) {
+    int32_t n = 0;
+    for (int32_t r = 0; r < p->num_ranks; r++) n += p->load[r] > load;
+    return n;
+}
+
+/* Without moves, what is left can still be spread: at a higher target others have room, and slots that changed may change again. */
+static void raise_target(Layer *p, double target, double least) {
+    for (int i = 0; i < RAISES && peak(p) > target; i++) {
+        const double before = peak(p);
+        target += sum_excess(p, target) / (count_above(p, target * NEAR_TARGET) + 1);
+        Goal goal = {target, least, 200 + 10 * (int64_t)p->num_ranks, 1};
+        descend_by_excess(p, &goal);
+        if (peak(p) >= before) break;
+    }
+}
 
 /* Bring every node to the target with at most `budget` moves, and write the answer. */
 static Outcome attempt(Work *w, const Problem *problem, const double *load, double target, double least,
@@ -30,7 +58,7 @@ static Outcome attempt(Work *w, const Problem *problem, const double *load, doub
     const int32_t ranks = w->ranks_per_node, experts = w->experts_per_node;
     const int32_t *kept = w->kept;
     const int64_t limit = budget;
-    Outcome outcome = {0, 0, 1};
+    Outcome outcome = {0, 0, 1, 0, 0};
     for (int32_t n = 0; n < problem->nodes; n++) {
         const int32_t *members = w->members + n * experts, *held = problem->held + n * ranks;
         Layer *p = &w->now;
@@ -40,8 +68,11 @@ static Outcome attempt(Work *w, const Problem *problem, const double *load, doub
         complete(p);
         const int32_t forced = arrivals(p);
         p->moves_left = budget;
+        outcome.hot += count_above(p, target);
         Goal goal = {target, least, 200 + 10 * (int64_t)ranks, 1};
-        outcome.reached &= descend_by_excess(p, &goal) || (limit == UNLIMITED && descend(p, &goal));
+        outcome.reached &= descend_by_excess(p, &goal) || (limit == UNLIMITED && !has_many_slots(p) && descend(p, &goal));
+        outcome.left += sum_excess(p, target);
+        if (limit != UNLIMITED && !has_many_slots(p)) raise_target(p, target, least);
         if (limit == UNLIMITED) outcome.moves += arrivals(p) - forced;
         else outcome.moves += budget - p->moves_left;
         budget = limit == UNLIMITED ? UNLIMITED : p->moves_left;
@@ -54,24 +85,26 @@ static Outcome attempt(Work *w, const Problem *problem, const double *load, doub
     return outcome;
 }
 
-/* Find the lowest target that the budget is enough for: a target that is too ambitious spends it on a few ranks. */
+/* Find the lowest target that the budget is enough for: a target that is too ambitious spends it on a few ranks. What was missing
+ * at one target says what the next may be: each rank that is above it saves as much as it is raised. */
 static Outcome within_budget(Work *w, const Problem *problem, const double *load, double wished, int64_t budget,
                              int32_t *slot, double *rank_load) {
     const double least = wished * 1e-6;
-    Outcome best = attempt(w, problem, load, wished, least, budget, slot, rank_load);
+    Outcome best = attempt(w, problem, load, wished, least, budget, slot, rank_load), last = best;
     if (best.reached || budget == UNLIMITED) return best;
-    double low = wished, high = best.peak;
+    double low = wished, high = best.peak, target = wished;
     for (int i = 0; i < NARROWINGS && high > low * (1 + problem->tolerance / 4); i++) {
-        const double target = (low + high) / 2;
-        const Outcome outcome = attempt(w, problem, load, target, least, budget, w->slot, w->rank_load);
-        if (outcome.peak < best.peak) {
-            best = outcome;
+        target += FAIR * last.left / last.hot;
+        if (last.reached || target >= high) target = (low + high) / 2;
+        last = attempt(w, problem, load, target, least, budget, w->slot, w->rank_load);
+        if (last.peak < best.peak) {
+            best = last;
             memcpy(slot, w->slot, sizeof *slot * (size_t)problem->slots);
             memcpy(rank_load, w->rank_load, sizeof *rank_load * (size_t)problem->ranks);
         }
-        if (outcome.reached) high = target;
+        if (last.reached) high = target;
         else low = target;
-        if (outcome.peak < high) high = outcome.peak;
+        if (best.peak < high) high = best.peak;
     }
     return best;
 }

@@ -8,6 +8,17 @@
 
 #define BLOCK BOUNDS_AT_ONCE
 
+/* What of a number is above zero: without a comparison, so that compilers do it for several numbers at once. Exact. */
+static inline double above_zero(double x) { return (x + fabs(x)) * 0.5; }
+
+/* Whether all of a block are below zero. */
+static inline int all_below_zero(const double *value) {
+    uint64_t sign[BLOCK], all = ~(uint64_t)0;
+    memcpy(sign, value, sizeof sign);
+    for (int32_t i = 0; i < BLOCK; i++) all &= sign[i];
+    return (int)(all >> 63);
+}
+
 /* The excess that is gone once `rank` holds `in` in place of `out`, a copy of which is left elsewhere. */
 static double reassignment_gain(const Layer *p, int32_t rank, int32_t out, int32_t in, double target) {
     const double rise = p->weight[out] / (p->count[out] - 1) - p->share[out];
@@ -115,18 +126,17 @@ static void give_up(const Layer *p, Choice *c, int32_t from) {
     if (least_moves > p->moves_left) return;
     const double without = p->load[hot] - p->share[out] - c->target, loss = loss_of_others(p, out, hot, c->target);
     const double *next = p->next_share, *relief = p->relief;
-    double seen = INFINITY, most[BLOCK];
+    double seen = INFINITY, most[BLOCK], beyond[BLOCK];
     for (int32_t start = 0; start < p->num_experts && c->best.worth < c->enough; start += BLOCK) {
         const double limit = bar(c, price(least_moves)) - c->excess + loss;
-        int any = 0;
         for (int32_t i = 0; i < BLOCK; i++) {
-            const double left = without + next[start + i];
-            most[i] = relief[start + i] - (left > 0 ? left : 0);
-            any |= most[i] >= limit;
+            most[i] = relief[start + i] - above_zero(without + next[start + i]);
+            beyond[i] = most[i] - limit;
         }
-        for (int32_t i = 0; any && i < BLOCK; i++) {
+        if (all_below_zero(beyond)) continue;
+        for (int32_t i = 0; i < BLOCK; i++) {
             const int32_t in = start + i, place = in - p->num_experts; /* before all that copy_elsewhere weighs */
-            if (most[i] < limit) continue;
+            if (beyond[i] < 0) continue;
             try_one(p, c, &(Candidate){from, place, hot, out, in, most[i] + c->excess, loss}, &seen);
         }
     }
@@ -154,7 +164,7 @@ static void copy_beside_neighbours(const Layer *p, Choice *c, int32_t from) {
         for (int32_t i = 0; i < p->fill[r]; i++) {
             const int32_t out = slots_of(p, r)[i];
             if (p->count[out] < 2) continue;
-            for (int32_t k = p->index[out]; k < c->spares && p->spare[k].out == out; k++) {
+            for (int32_t k = p->index[out]; k >= 0 && k < c->spares && p->spare[k].out == out; k++) {
                 const Candidate candidate = in_place_of(p, from, k, in);
                 if (candidate.loss > 0 && c->best.worth < c->enough) try_one(p, c, &candidate, &seen);
             }
@@ -171,13 +181,12 @@ static void copy_elsewhere(const Layer *p, Choice *c, int32_t from) {
     double seen = INFINITY, bound[BLOCK];
     for (int32_t start = 0; start < c->spares && c->best.worth < c->enough; start += BLOCK) {
         const double least = bar(c, 1);
-        int any = 0;
         for (int32_t i = 0; i < BLOCK; i++) {
-            const double after = without[start + i] + fresh;
-            bound[i] = relief + (above[start + i] - (after > 0 ? after : 0)) - loss[start + i] - least * paid[start + i];
-            any |= bound[i] >= 0;
+            const double gain = relief + (above[start + i] - above_zero(without[start + i] + fresh)) - loss[start + i];
+            bound[i] = gain - least * paid[start + i];
         }
-        for (int32_t i = 0; any && i < BLOCK; i++) {
+        if (all_below_zero(bound)) continue;
+        for (int32_t i = 0; i < BLOCK; i++) {
             if (bound[i] < 0 || start + i >= c->spares) continue;
             const Candidate candidate = in_place_of(p, from, start + i, in);
             try_one(p, c, &candidate, &seen);
@@ -197,12 +206,12 @@ static int32_t list_copies(Layer *p, const Choice *c, int32_t out, int32_t k) {
         const double load = p->load[r] - c->target, above = load > 0 ? load : 0;
         const double loss = load + rise > 0 ? load + rise - above : 0;
         sum += loss;
-        if (r == c->hot) continue;
+        if (r == c->hot || p->position[r] >= c->cold_ranks) continue;
         p->spare[k] = (Spare){r, out};
         p->spare_without[k] = load - share;
         p->spare_above[k] = above;
         p->spare_loss[k] = loss;
-        p->spare_price[k++] = price(!p->left_any[r] - arrival(p, r, out));
+        p->spare_price[k++] = price(!p->gets_back[r] - arrival(p, r, out));
     }
     for (int32_t own = p->index[out]; own < k; own++) p->spare_loss[own] = sum - p->spare_loss[own]; /* of the others */
     return k;
@@ -247,10 +256,34 @@ void note_all(Layer *p, double target) {
     note_changes(p, target);
 }
 
+/* Whether a rank had one of another's experts before, and has it no longer. */
+static int had_one_of(const Layer *p, int32_t rank, int32_t other) {
+    const uint64_t *on = p->on + (size_t)rank * p->words, *was = p->was + (size_t)rank * p->words;
+    const uint64_t *theirs = p->on + (size_t)other * p->words;
+    uint64_t back = 0;
+    for (int32_t i = 0; i < p->words; i++) back |= theirs[i] & was[i] & ~on[i];
+    return back != 0;
+}
+
 void list_spares(Layer *p, Choice *c) {
     c->spares = 0;
-    for (int32_t out = 0; out < p->num_experts; out++)
-        if (p->count[out] > 1) c->spares = list_copies(p, c, out, c->spares);
+    for (int32_t r = 0; r < p->num_ranks; r++) {
+        p->gets_back[r] = p->left_any[r] && had_one_of(p, r, c->hot);
+        p->gives_back[r] = p->left_any[c->hot] && had_one_of(p, c->hot, r);
+    }
+    for (int32_t out = 0; out < p->num_experts; out++) p->index[out] = -1;
+    if (c->cold_ranks == p->num_ranks) {
+        for (int32_t out = 0; out < p->num_experts; out++)
+            if (p->count[out] > 1) c->spares = list_copies(p, c, out, c->spares);
+        return;
+    }
+    for (int32_t k = 0; k < c->cold_ranks; k++) {
+        const int32_t r = p->order[k];
+        for (int32_t i = 0; i < p->fill[r]; i++) {
+            const int32_t out = slots_of(p, r)[i];
+            if (p->count[out] > 1 && p->index[out] < 0) c->spares = list_copies(p, c, out, c->spares);
+        }
+    }
 }
 
 void consider_slot(const Layer *p, Choice *c, int32_t from) {

@@ -26,7 +26,8 @@ typedef struct {
     int64_t tries;         /* candidates that may still be weighed */
     int32_t hot;
     int32_t from, place;   /* of the best, as far as it is no swap */
-    int32_t spares;
+    int32_t spares, cold_ranks; /* those listed, and of so many of the lightest ranks */
+    int32_t slots;         /* of the hot rank that are weighed, the heaviest */
     BudgetStep best;
 } Choice;
 

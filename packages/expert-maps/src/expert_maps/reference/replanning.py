@@ -8,7 +8,7 @@ import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from expert_maps.reference.budget import descend_by_excess
+from expert_maps.reference.budget import descend_by_excess, excess
 from expert_maps.reference.descent import Goal, descend
 from expert_maps.reference.incremental import arrivals, complete, start_from
 from expert_maps.reference.layer import Layer, add_up
@@ -21,8 +21,15 @@ if TYPE_CHECKING:
 
     Held = Sequence[Sequence[int]]
 
-_NARROWINGS = 8
 _LEAST = 1e-6
+# How often the target is tried again, between what is wished for and what there is.
+_NARROWINGS = 4
+# How often the target of a descent is raised that has no moves left.
+_RAISES = 3
+# A rank above this fraction of the target has no room.
+_NEAR_TARGET = 0.998
+# What a higher target saves, beside the excess that it takes away: steps that need not be so good.
+_FAIR = 1.3
 
 
 @dataclass
@@ -46,6 +53,8 @@ class _Attempt:
     peak: float
     moves: int
     reached: bool
+    left: float = 0.0  # the excess over the target that the moves were not enough for
+    hot: int = 0  # the ranks that had any
 
 
 class NotGroupedError(Exception):
@@ -139,22 +148,25 @@ def _within_budget(
 ) -> _Attempt:
     """Find the lowest target that the budget is enough for: one that is too low spends it on a few ranks."""
     least = wished * _LEAST
-    best = _attempt(load, problem, members, held, Goal(wished, least, 0), budget)
+    best = last = _attempt(load, problem, members, held, Goal(wished, least, 0), budget)
     if best.reached or budget is None:
         return best
-    low, high = wished, best.peak
+    low, high, target = wished, best.peak, wished
     for _ in range(_NARROWINGS):
         if high <= low * (1 + problem.tolerance / 4):
             break
-        target = (low + high) / 2
-        found = _attempt(load, problem, members, held, Goal(target, least, 0), budget)
-        if found.peak < best.peak:
-            best = found
-        if found.reached:
+        # What was missing says what the next target may be: each rank above it saves as much as it is raised.
+        target += _FAIR * last.left / last.hot
+        if last.reached or target >= high:
+            target = (low + high) / 2
+        last = _attempt(load, problem, members, held, Goal(target, least, 0), budget)
+        if last.peak < best.peak:
+            best = last
+        if last.reached:
             high = target
         else:
             low = target
-        high = min(high, found.peak)
+        high = min(high, best.peak)
     return best
 
 
@@ -177,15 +189,40 @@ def _attempt(
         complete(layer)
         forced = arrivals(layer)
         layer.moves_left = budget
+        outcome.hot += _count_above(layer, goal.target)
         own = Goal(goal.target, goal.least, 200 + 10 * ranks)
         done = descend_by_excess(layer, own) or (budget is None and descend(layer, own))
         outcome.reached &= done
+        outcome.left += _sum_excess(layer, goal.target)
+        if budget is not None:
+            _raise_target(layer, goal)
         outcome.moves += arrivals(layer) - forced
         if budget is not None:
             budget = layer.moves_left
         outcome.peak = max(outcome.peak, layer.peak)
         outcome.slots += [[experts[expert] for expert in slots] for slots in layer.slots]
     return outcome
+
+
+def _raise_target(layer: Layer, goal: Goal) -> None:
+    """Spread what is left without moves: at a higher target others have room, and changed slots may change again."""
+    target = goal.target
+    for _ in range(_RAISES):
+        if layer.peak <= target:
+            break
+        before = layer.peak
+        target += _sum_excess(layer, target) / (_count_above(layer, target * _NEAR_TARGET) + 1)
+        descend_by_excess(layer, Goal(target, goal.least, 200 + 10 * layer.num_ranks))
+        if layer.peak >= before:
+            break
+
+
+def _sum_excess(layer: Layer, target: float) -> float:
+    return add_up(excess(load, target) for load in layer.load)
+
+
+def _count_above(layer: Layer, load: float) -> int:
+    return sum(of_rank > load for of_rank in layer.load)
 
 
 __all__ = ["NotGroupedError", "Plan", "Replanned", "replan_layer", "split_as_before"]
