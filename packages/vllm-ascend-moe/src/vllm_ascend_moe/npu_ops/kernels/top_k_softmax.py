@@ -6,9 +6,10 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+import numba
 import numpy as np
 
-from vllm_ascend_moe.npu_ops.kernels._jit import compiled
+from vllm_ascend_moe.npu_ops.kernels._jit import compiled, memory_at
 from vllm_ascend_moe.npu_ops.kernels.gating_top_k import LANES, floor_of_best, keep_experts, keep_groups
 
 if TYPE_CHECKING:
@@ -17,7 +18,8 @@ if TYPE_CHECKING:
 
 @compiled
 def choose_by_logits(
-    logits: NDArray[np.float32],
+    address: int,
+    num_experts: int,
     group_count: int,
     k_group: int,
     scaling: float,
@@ -30,20 +32,21 @@ def choose_by_logits(
     the exponentials of all the others need not be computed.
 
     Args:
-        logits: [T, E]; a token with a NaN among them gets weights that are NaN.
+        address: of the logits, dense float32 [T, E], which must stay alive meanwhile; a token with a NaN among them gets weights that are NaN.
+        num_experts: E.
         group_count: G, which divides E; a group's score is its best expert's.
         k_group: groups a token chooses from, with at least K experts in them.
         scaling: multiplies the weights.
         weights: [T, K], written.
         ids: [T, K], written, best first; of equal logits the lower id.
     """
-    num_tokens, num_experts = logits.shape
-    top_k = ids.shape[1]
-    best = np.empty(top_k, np.float32)
-    group_best, group_ids = np.empty(k_group, np.float32), np.empty(k_group, np.int32)
+    num_tokens, top_k = ids.shape
+    logits = numba.carray(memory_at(address), (num_tokens, num_experts), np.float32)
+    # Scratch, allocated at once: for one token, allocations are what takes time.
+    floats, integers = np.empty(2 * LANES + k_group, np.float32), np.empty(num_experts + 1 + k_group, np.int32)
+    first, second, group_best = floats[:LANES], floats[LANES : 2 * LANES], floats[2 * LANES :]
+    candidates, group_ids = integers[: num_experts + 1], integers[num_experts + 1 :]
     kept = np.ones(group_count, np.bool_)
-    first, second = np.empty(LANES, np.float32), np.empty(LANES, np.float32)
-    candidates = np.empty(num_experts + 1, np.int32)
     for token in range(num_tokens):
         choice = logits[token]
         undefined = 0
@@ -52,10 +55,11 @@ def choose_by_logits(
         if k_group < group_count:
             keep_groups(choice, False, group_best, group_ids, kept)  # noqa: FBT003 - Numba's, by position
         floor = floor_of_best(choice, kept, first, second, top_k)
-        keep_experts(choice, kept, floor, candidates, best, ids[token])
+        keep_experts(choice, kept, floor, candidates, weights[token], ids[token])
         total = np.float32(0.0)
+        largest = weights[token, 0]
         for place in range(top_k):
-            weight = np.exp(best[place] - best[0])
+            weight = np.exp(weights[token, place] - largest)
             weights[token, place] = weight
             total += weight
         factor = np.float32(np.nan) if undefined else np.float32(scaling) / total

@@ -188,9 +188,8 @@ def choose_by_logits(
     _check_counts(experts, k, k_group, group_count)
     written, chosen = np.empty((tokens, k), dtype=np.float32), np.empty((tokens, k), dtype=np.int32)
     logits = x if x.dtype == torch.float32 and x.is_contiguous() and not x.requires_grad else _plain(x)
-    _kernel_by_logits()(
-        logits.numpy(), group_count, min(k_group, group_count), scaling, written, chosen
-    )
+    groups = min(k_group, group_count)
+    _kernel_by_logits()(logits.data_ptr(), experts, group_count, groups, scaling, written, chosen)
     return torch.from_numpy(written), torch.from_numpy(chosen)
 
 
