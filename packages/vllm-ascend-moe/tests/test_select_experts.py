@@ -56,3 +56,37 @@ def test_half_precision_is_scored_in_float32(dtype: torch.dtype) -> None:
 def test_an_unknown_scoring_is_refused() -> None:
     with pytest.raises(ValueError, match="scoring_func is 'relu'; expected 'softmax' or 'sigmoid'"):
         RoutingConfig(8, 2, "relu")  # type: ignore[arg-type]
+
+
+def test_softmax_over_the_chosen_alone_tells_logits_apart_that_a_whole_softmax_does_not() -> None:
+    """The first two have the same softmax in float32; the second is larger even so, as vLLM's choice says too."""
+    pytest.importorskip("numba")
+    logits = torch.tensor([[1e-9, 2e-9, -1.0, -2.0]])
+    assert logits.softmax(-1)[0, 0] == logits.softmax(-1)[0, 1]
+    weights, ids = select_experts(logits, RoutingConfig(4, 1))
+    assert ids.tolist() == [[1]]
+    assert weights.tolist() == [[1.0]]
+
+
+@pytest.mark.parametrize("tokens", [1, 40])
+def test_groups_of_a_softmax_are_kept_by_their_best_expert(tokens: int) -> None:
+    logits = normal(tokens, 24, seed=5)
+    weights, ids = select_experts(logits, RoutingConfig(24, 3, "softmax", True, 4, 2, 2.5))
+    scores = logits.double().softmax(-1)
+    kept = scores.view(tokens, 4, 6).amax(-1).topk(2).indices
+    outside = ~(torch.arange(24)[None, :, None] // 6 == kept[:, None, :]).any(-1)
+    wanted, best = scores.masked_fill(outside, -1).topk(3)
+    assert torch.equal(ids.long(), best)
+    wanted = 2.5 * wanted / wanted.sum(-1, keepdim=True)
+    torch.testing.assert_close(weights.double(), wanted, atol=1e-6, rtol=1e-6)
+
+
+@pytest.mark.parametrize("value", [torch.nan, torch.inf, -torch.inf])
+def test_what_is_no_number_stays_seen(value: float) -> None:
+    """As in a softmax: a NaN, or an infinite largest logit, leaves a token's weights NaN, and no other token's."""
+    logits = normal(3, 16, seed=2)
+    logits[1] = value if value < 0 else logits[1]
+    logits[1, 5] = value
+    weights, ids = select_experts(logits, RoutingConfig(16, 4))
+    assert weights.isnan().all(1).tolist() == [False, True, False]
+    assert all(len(set(row)) == 4 and min(row) >= 0 and max(row) < 16 for row in ids.tolist())

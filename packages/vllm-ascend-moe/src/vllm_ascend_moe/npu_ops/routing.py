@@ -10,7 +10,7 @@ from typing import Literal
 import torch
 
 from vllm_ascend_moe.npu_ops import limits, ops
-from vllm_ascend_moe.npu_ops.ops.gating_top_k import choose_experts
+from vllm_ascend_moe.npu_ops.ops.gating_top_k import choose_by_logits, choose_experts
 
 ScoringFunc = Literal["softmax", "sigmoid"]
 
@@ -68,6 +68,14 @@ def select_experts(
     """
     softmax = config.scoring_func == "softmax"
     if ops.can_use_kernel(router_logits):
+        if softmax and config.renormalize and correction_bias is None:
+            return choose_by_logits(
+                router_logits,
+                config.top_k,
+                k_group=config.topk_group,
+                group_count=config.num_expert_group,
+                scaling=config.routed_scaling_factor,
+            )
         return choose_experts(
             router_logits if router_logits.dtype == torch.float32 else router_logits.float(),
             config.top_k,

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 # Floats of a vector register that most CPUs have.
-_LANES = 8
+LANES = 8
 
 
 @compiled
@@ -85,27 +85,27 @@ def floor_of_best(
         second: [lanes], scratch.
         top_k: K.
     """
-    for lane in range(_LANES):
+    for lane in range(LANES):
         first[lane] = second[lane] = -np.inf
-    if top_k > 2 * _LANES:
+    if top_k > 2 * LANES:
         return np.float32(-np.inf)
     size = len(choice) // len(kept)
     for group in range(len(kept)):
         if kept[group]:
-            for start in range(group * size, (group + 1) * size - _LANES + 1, _LANES):
-                if top_k > _LANES:
-                    for lane in range(_LANES):
+            for start in range(group * size, (group + 1) * size - LANES + 1, LANES):
+                if top_k > LANES:
+                    for lane in range(LANES):
                         value = choice[start + lane]
                         less = value if value < first[lane] else first[lane]
                         second[lane] = less if less > second[lane] else second[lane]
                         first[lane] = value if value > first[lane] else first[lane]
                 else:
-                    for lane in range(_LANES):
+                    for lane in range(LANES):
                         value = choice[start + lane]
                         first[lane] = value if value > first[lane] else first[lane]
-    least = second if top_k > _LANES else first
+    least = second if top_k > LANES else first
     floor = least[0]
-    for lane in range(1, _LANES):
+    for lane in range(1, LANES):
         floor = min(floor, least[lane])
     return floor
 
@@ -194,7 +194,7 @@ def choose_experts(
     best, best_ids = np.empty(top_k, np.float32), np.empty(top_k, np.int32)
     group_best, group_ids = np.empty(k_group, np.float32), np.empty(k_group, np.int32)
     kept = np.ones(group_count, np.bool_)
-    first, second = np.empty(_LANES, np.float32), np.empty(_LANES, np.float32)
+    first, second = np.empty(LANES, np.float32), np.empty(LANES, np.float32)
     candidates = np.empty(num_experts + 1, np.int32)
     for token in range(num_tokens):
         choice = scores[token]
