@@ -6,12 +6,14 @@ from __future__ import annotations
 
 import json
 import re
-
-import pytest
+from typing import TYPE_CHECKING
 
 from harness.site.reference import attributes, commands, releases, schemas, settings
 from vllm_ascend_moe.core.settings import Settings
 from vllm_ascend_moe.releases import RELEASES
+
+if TYPE_CHECKING:
+    import pytest
 
 
 def test_every_setting_is_described_with_its_default() -> None:
@@ -26,7 +28,9 @@ def test_every_setting_is_described_with_its_default() -> None:
 
 
 def test_a_docstring_is_read_to_the_end_of_its_attributes() -> None:
-    found = attributes("About.\n\nAttributes:\n    one: first,\n        and more.\n    two: second.\n\nRaises:\n    E: no.")
+    found = attributes(
+        "About.\n\nAttributes:\n    one: first,\n        and more.\n    two: second.\n\nRaises:\n    E: no."
+    )
     assert found == {"one": "first, and more.", "two": "second."}
 
 

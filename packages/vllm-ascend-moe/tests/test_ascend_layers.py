@@ -650,8 +650,14 @@ def test_our_planner_stands_in_the_place_of_vllm_ascends_queues(monkeypatch: pyt
     assert worker._around_warm_up(lambda _: "warm", updator) == "warm"
     queue: Any = updator.eplb_process.planner_q
     assert updator.eplb_process.block_update_q is queue
-    shared = []
-    monkeypatch.setattr(queue, "share", lambda share=queue.share: shared.append(updator.steps) or share())
+    shared: list[int] = []
+    share = queue.share
+
+    def note() -> None:
+        shared.append(updator.steps)
+        share()
+
+    monkeypatch.setattr(queue, "share", note)
     queue.put(1)
     for _ in range(9):
         assert worker._around_forward_end(Updator.forward_end, updator) == "ended"

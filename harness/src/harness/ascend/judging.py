@@ -93,19 +93,24 @@ def judge(case: Case, served: Served, reference: Reference | None) -> Judged:
         found.problems.append(f"refused: {served.refused}")
     else:
         assert reference is not None
-        _judge_tokens(case, served.rounds, reference, found)
-        _judge_slots(case, served.inspections, reference, found)
-        for mutant in case.mutants:
-            _judge_mutant(mutant, served.mutants.get(mutant), reference, found)
-        if case.record is not None:
-            _judge_record(case, case.record, reference, found)
-        if case.load is not None:
-            _judge_load(case.load, served.routes, found)
-        if case.drafts and not served.accepted:
-            found.problems.append(f"{served.accepted} tokens of the draft model were accepted; expected some")
-        if case.is_server:
-            found.problems += metering.problems(served.metrics or {}, moves=case.moves, moved=found.moved)
+        _judge_served(case, served, reference, found)
     return found
+
+
+def _judge_served(case: Case, served: Served, reference: Reference, found: Judged) -> None:
+    """Compare what was answered, what slots held, and what was written."""
+    _judge_tokens(case, served.rounds, reference, found)
+    _judge_slots(case, served.inspections, reference, found)
+    for mutant in case.mutants:
+        _judge_mutant(mutant, served.mutants.get(mutant), reference, found)
+    if case.record is not None:
+        _judge_record(case, case.record, reference, found)
+    if case.load is not None:
+        _judge_load(case.load, served.routes, found)
+    if case.drafts and not served.accepted:
+        found.problems.append(f"{served.accepted} tokens of the draft model were accepted; expected some")
+    if case.is_server:
+        found.problems += metering.problems(served.metrics or {}, moves=case.moves, moved=found.moved)
 
 
 def _judge_refusal(case: Case, served: Served, found: Judged) -> None:

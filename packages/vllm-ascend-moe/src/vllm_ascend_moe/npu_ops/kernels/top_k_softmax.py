@@ -43,7 +43,10 @@ def choose_by_logits(
     num_tokens, top_k = ids.shape
     logits = numba.carray(memory_at(address), (num_tokens, num_experts), np.float32)
     # Scratch, allocated at once: for one token, allocations are what takes time.
-    floats, integers = np.empty(2 * LANES + k_group, np.float32), np.empty(num_experts + 1 + k_group, np.int32)
+    floats, integers = (
+        np.empty(2 * LANES + k_group, np.float32),
+        np.empty(num_experts + 1 + k_group, np.int32),
+    )
     first, second, group_best = floats[:LANES], floats[LANES : 2 * LANES], floats[2 * LANES :]
     candidates, group_ids = integers[: num_experts + 1], integers[num_experts + 1 :]
     kept = np.ones(group_count, np.bool_)
@@ -51,7 +54,7 @@ def choose_by_logits(
         choice = logits[token]
         undefined = 0
         for expert in range(num_experts):
-            undefined += choice[expert] != choice[expert]  # noqa: PLR0124 - so is a NaN, and only that
+            undefined += choice[expert] != choice[expert]  # so is a NaN, and only that
         if k_group < group_count:
             keep_groups(choice, False, group_best, group_ids, kept)  # noqa: FBT003 - Numba's, by position
         floor = floor_of_best(choice, kept, first, second, top_k)
