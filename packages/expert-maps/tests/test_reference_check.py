@@ -72,7 +72,13 @@ def test_a_planner_that_is_cancelled_says_so() -> None:
     problem = _Problem(
         layers=1, experts=4, ranks=2, nodes=1, groups=1, windows=1, slots=4, max_moves=-1, tolerance=1e-3
     )
-    arrays = {"capacity": capacity, "load": load, "slot": slot, "bound": bound, "rank_load": rank_load}
+    arrays: dict[str, Any] = {
+        "capacity": capacity,
+        "load": load,
+        "slot": slot,
+        "bound": bound,
+        "rank_load": rank_load,
+    }
     for name, array in arrays.items():
         setattr(problem, name, array.ctypes.data)
     problem.cancelled = ctypes.addressof(cancelled)

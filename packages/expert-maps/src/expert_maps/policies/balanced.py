@@ -10,12 +10,10 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import threading
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
 
-from expert_maps._frozen import Frozen
 from expert_maps._library import INTERFACE_VERSION, load_library
 from expert_maps.errors import LayoutError
 from expert_maps.policies._windows import START_TOLERANCE, coolest, draw_windows
@@ -24,7 +22,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from expert_maps.load import ExpertLoad
-    from expert_maps.policies.base import Cluster
+    from expert_maps.policies.base import Cluster, Start
 
     Int32Array = NDArray[np.int32]
     Float64Array = NDArray[np.float64]
@@ -41,22 +39,6 @@ _INTERRUPTIBLE_WORK = 2**23
 _SECONDS_TO_BEGIN = 10
 
 _PLANNED, _OUT_OF_MEMORY, _NOT_GROUPED, _BROKEN, _WRONG_BOUND, _OTHER_INTERFACE, _INTERRUPTED = range(7)
-
-
-@dataclass(frozen=True, eq=False)
-class Start(Frozen):
-    """The placement from which a plan starts.
-
-    Attributes:
-        experts: int32 [L, H], the experts that each rank holds now, rank after rank; −1 where a slot is empty.
-        held: int32 [R], how many of them are each rank's; adds up to H.
-        max_moves: slots of a layer that may receive another expert, one which their rank does not hold, beyond those
-            that must; None for any number.
-    """
-
-    experts: Int32Array
-    held: Int32Array
-    max_moves: int | None = None
 
 
 class _Problem(ctypes.Structure):
