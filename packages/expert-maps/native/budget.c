@@ -83,7 +83,7 @@ BudgetStep best_step(Layer *p, const Goal *goal) {
 /* Bring all ranks to the target while moves are left; nonzero if that was possible. */
 int descend_by_excess(Layer *p, Goal *goal) {
     note_all(p, goal->target);
-    while (goal->steps-- > 0 && peak(p) > goal->target) {
+    while (goal->steps-- > 0 && peak(p) > goal->target && !is_cancelled(p)) {
         const int32_t hot = hottest(p);
         note_changes(p, goal->target);
         const BudgetStep step = best_step(p, goal);

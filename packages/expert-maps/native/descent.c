@@ -141,7 +141,7 @@ static int reassign_once(Layer *p, int32_t hot, const Goal *goal) {
 /* Improve the hottest rank until the target is met (nonzero), or no step helps (zero). Moves are not limited: with a
  * budget it is descend_by_excess that plans. */
 int descend(Layer *p, Goal *goal) {
-    while (goal->steps-- > 0) {
+    while (goal->steps-- > 0 && !is_cancelled(p)) {
         const int32_t hot = hottest(p);
         if (p->load[hot] <= goal->target) return 1;
         if (swap_once(p, hot, goal)) continue;
@@ -192,7 +192,7 @@ static void kick(Layer *p, uint32_t *random, int32_t a, int32_t b, int recount) 
 /* Change a few slots at random, one of the hottest rank's among them, and descend again; keep what is better. */
 int kick_and_descend(Layer *p, Goal *goal, Layer *saved, int32_t kicks) {
     uint32_t random = 2463534242u;
-    for (; kicks > 0 && peak(p) > goal->target && goal->steps > 0 && p->num_ranks > 1; kicks--) {
+    for (; kicks > 0 && peak(p) > goal->target && goal->steps > 0 && p->num_ranks > 1 && !is_cancelled(p); kicks--) {
         copy_state(saved, p);
         const double before = peak(p);
         const int recount = p->num_slots > p->num_experts;

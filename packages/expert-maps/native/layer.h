@@ -30,6 +30,7 @@ typedef struct {
     int32_t stride;      /* slots reserved for a rank: the largest capacity */
     int32_t words, rank_words; /* 64-bit words of a rank's set of experts, and of an expert's of ranks */
     int32_t most_copies; /* of one expert: on different ranks, and all experts must fit */
+    const volatile int32_t *cancelled; /* another thread sets it: no further step; NULL where nobody can */
     int32_t *capacity;   /* [R] */
     double *weight;      /* [E], the expert's load */
     int32_t *count;      /* [E], its copies */
@@ -86,6 +87,8 @@ static inline int fits(const Layer *p, int32_t rank, int32_t expert) {
 static inline int arrival(const Layer *p, int32_t rank, int32_t expert) {
     return p->tracked && !in_set(p->was, p, rank, expert);
 }
+
+static inline int is_cancelled(const Layer *p) { return p->cancelled && *p->cancelled; }
 
 static inline int32_t *slots_of(const Layer *p, int32_t rank) { return p->slot + (size_t)rank * p->stride; }
 static inline double *values_of(const Layer *p, int32_t rank) { return p->value + (size_t)rank * p->stride; }

@@ -74,6 +74,7 @@ int plan_over_time(const Problem *problem, const int64_t *forced) {
     int32_t *node_of = problem->nodes > 1 ? calloc(e, sizeof *node_of) : NULL;
     float *weight = calloc(e * w, sizeof *weight);
     int64_t held = 0;
+    int interrupted = 0;
     p.count = calloc(e, sizeof *p.count);
     p.offset = calloc(r, sizeof *p.offset);
     p.share = calloc(e * w, sizeof *p.share);
@@ -92,8 +93,9 @@ int plan_over_time(const Problem *problem, const int64_t *forced) {
                        (problem->nodes > 1 && !node_of) || (problem->current && !p.was);
     for (size_t i = 1; !failed && i < r; i++) p.offset[i] = p.offset[i - 1] + p.capacity[i - 1];
     for (size_t i = 0; problem->current && i < r; i++) held += problem->held[i];
-    for (int64_t layer = 0; !failed && layer < problem->layers; layer++) {
+    for (int64_t layer = 0; !failed && !interrupted && layer < problem->layers; layer++) {
         const int32_t *current = problem->current ? problem->current + layer * held : NULL;
+        interrupted = problem->cancelled && *problem->cancelled;
         take_layer(&p, problem, layer, node_of, weight);
         if (current) take_current(&p, problem, current, forced[layer]);
         p.effort = 40000000;
@@ -102,5 +104,5 @@ int plan_over_time(const Problem *problem, const int64_t *forced) {
         write_loads(&p, problem, layer);
     }
     release(&p, node_of, weight);
-    return failed ? OUT_OF_MEMORY : PLANNED;
+    return failed ? OUT_OF_MEMORY : interrupted ? INTERRUPTED : PLANNED;
 }

@@ -53,6 +53,7 @@ static int work_init(Work *w, const Problem *problem) {
                        layer_init(&w->now, w->experts_per_node, w->ranks_per_node, stride) ||
                        layer_init(&w->saved, w->experts_per_node, w->ranks_per_node, stride);
     if (failed) work_free(w);
+    w->now.cancelled = w->saved.cancelled = problem->cancelled;
     return failed;
 }
 
@@ -193,7 +194,7 @@ int expert_maps_plan(const Problem *problem) {
         return OUT_OF_MEMORY;
     }
     int status = PLANNED;
-    for (int64_t layer = 0; layer < problem->layers; layer++) {
+    for (int64_t layer = 0; layer < problem->layers && !is_cancelled(&w.now); layer++) {
         double *bound = problem->bound + layer;
         if (problem->current) *bound = replan(&w, problem, layer, forced + layer);
         else
@@ -201,6 +202,7 @@ int expert_maps_plan(const Problem *problem) {
                                        problem->rank_load + layer * problem->ranks);
         if (*bound < 0) status = NOT_GROUPED;
     }
+    if (is_cancelled(&w.now)) status = INTERRUPTED;
     work_free(&w);
     if (status == PLANNED && problem->windows > 1) status = plan_over_time(problem, forced);
     if (status == PLANNED) status = check_answer(problem, last);

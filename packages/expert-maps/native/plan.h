@@ -29,12 +29,13 @@ typedef struct {
     int64_t max_kicks;          /* random restarts of a layer that is not certified */
     int64_t certify;            /* whether dear bounds are sought too, where the cheap ones do not certify; the plan is the same */
     double tolerance;
+    const volatile int32_t *cancelled; /* another thread sets it: the answer is INTERRUPTED; NULL where nobody can */
     int32_t *slot;              /* out: [layers, slots] */
     double *bound;              /* out: [layers], no placement's hottest rank carries less; -1: not grouped */
     double *rank_load;          /* out: [layers, ranks] */
 } Problem;
 
-enum { PLANNED = 0, OUT_OF_MEMORY = 1, NOT_GROUPED = 2, BROKEN = 3, WRONG_BOUND = 4, OTHER_INTERFACE = 5 };
+enum { PLANNED = 0, OUT_OF_MEMORY = 1, NOT_GROUPED = 2, BROKEN = 3, WRONG_BOUND = 4, OTHER_INTERFACE = 5, INTERRUPTED = 6 };
 
 /* Room for one layer at a time. */
 typedef struct {

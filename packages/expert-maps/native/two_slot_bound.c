@@ -23,11 +23,11 @@ typedef struct {
 typedef struct {
     int32_t bin;
     int32_t value; /* +c where the copies are the smaller ones, -c where they are the larger, 0: impossible */
-} Choice;
+} CopyChoice;
 
-static Choice choice(double load, int32_t copies, double target) {
+static CopyChoice choice(double load, int32_t copies, double target) {
     const double size = load / copies, scale = 2 * BINS / target;
-    Choice c = {0, 0};
+    CopyChoice c = {0, 0};
     if (size > target * (1 + 1e-12)) return c;
     double bin = size <= target / 2 ? floor(size * scale) : ceil((target - size) * scale);
     c.bin = bin < 0 ? 0 : bin > BINS ? BINS : (int32_t)bin;
@@ -36,17 +36,17 @@ static Choice choice(double load, int32_t copies, double target) {
 }
 
 /* Let every expert choose; sums what each condition then has. Returns the bound on the whole. */
-static double choose(const Layer *p, const Choice *choices, const Choice *tail, int32_t most, const double *above,
+static double choose(const Layer *p, const CopyChoice *choices, const CopyChoice *tail, int32_t most, const double *above,
                      double price, double *sum, double *used) {
     double total = price * p->num_slots;
     memset(sum, 0, sizeof *sum * (BINS + 1));
     *used = 0;
     for (int32_t e = 0; e < p->num_experts; e++) {
         double best = -INFINITY;
-        Choice chosen = {0, 0};
+        CopyChoice chosen = {0, 0};
         int32_t copies = 0;
         for (int32_t c = 1; c <= CHOICES && c <= most; c++) {
-            const Choice option = choices[e * CHOICES + c - 1];
+            const CopyChoice option = choices[e * CHOICES + c - 1];
             if (!option.value) continue;
             const double worth = option.value * above[option.bin] - price * c;
             if (worth > best) {
@@ -74,12 +74,12 @@ static double choose(const Layer *p, const Choice *choices, const Choice *tail, 
     return total;
 }
 
-static int is_impossible(const Layer *p, double target, int32_t most, Multipliers *m, Choice *choices) {
-    Choice *tail = choices + (size_t)p->num_experts * CHOICES;
+static int is_impossible(const Layer *p, double target, int32_t most, Multipliers *m, CopyChoice *choices) {
+    CopyChoice *tail = choices + (size_t)p->num_experts * CHOICES;
     double above[BINS + 1], sum[BINS + 1], used;
     for (int32_t e = 0; e < p->num_experts; e++) {
         for (int32_t c = 1; c <= CHOICES; c++) choices[e * CHOICES + c - 1] = choice(p->weight[e], c, target);
-        tail[e] = most > CHOICES ? choice(p->weight[e], most, target) : (Choice){0, 0};
+        tail[e] = most > CHOICES ? choice(p->weight[e], most, target) : (CopyChoice){0, 0};
     }
     for (int round = 0; round < ROUNDS; round++) {
         double total = 0, largest = 1e-300;
@@ -105,7 +105,7 @@ static int is_impossible(const Layer *p, double target, int32_t most, Multiplier
 /* The largest load below `high` that is proved impossible, or `low`. */
 double two_slot_bound(Layer *p, double low, double high, double tolerance) {
     const int32_t extra = p->num_slots - p->num_experts + 1, most = p->most_copies < extra ? p->most_copies : extra;
-    Choice *choices = malloc(sizeof *choices * (size_t)p->num_experts * (CHOICES + 1));
+    CopyChoice *choices = malloc(sizeof *choices * (size_t)p->num_experts * (CHOICES + 1));
     Multipliers m;
     if (!choices) return low; /* a weaker bound is still one */
     for (int32_t i = 0; i <= BINS; i++) m.weight[i] = 1;

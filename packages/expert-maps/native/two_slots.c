@@ -97,19 +97,19 @@ static void count_anew(State *s, const Layer *p, int32_t e) {
 
 typedef struct {
     int32_t value, expert;
-} Change;
+} CountChange;
 
 /* Keep the NEAR best changes, in order. */
-static void remember(Change *best, int32_t *n, int32_t value, int32_t expert) {
+static void remember(CountChange *best, int32_t *n, int32_t value, int32_t expert) {
     int32_t i = *n;
     if (i == NEAR && best[--i].value <= value) return;
     if (*n < NEAR) ++*n;
     for (; i > 0 && best[i - 1].value > value; i--) best[i] = best[i - 1];
-    best[i] = (Change){value, expert};
+    best[i] = (CountChange){value, expert};
 }
 
 /* Move copies between the experts of the two lists, as long as less is missing then; returns how many. */
-static int32_t move_between(Layer *p, State *s, Change *more, int32_t num_more, Change *fewer, int32_t num_fewer) {
+static int32_t move_between(Layer *p, State *s, CountChange *more, int32_t num_more, CountChange *fewer, int32_t num_fewer) {
     for (int32_t moved = 0;; moved++) {
         int32_t best = s->before[BINS + 1], from = -1, to = -1;
         for (int32_t i = 0; i < num_more; i++) {
@@ -149,7 +149,7 @@ static int32_t move_between(Layer *p, State *s, Change *more, int32_t num_more, 
 
 /* Move copies from experts to others so that less is missing; returns how many. */
 static int32_t move_copies(Layer *p, State *s) {
-    Change more[NEAR], fewer[NEAR];
+    CountChange more[NEAR], fewer[NEAR];
     int32_t num_more = 0, num_fewer = 0;
     for (int32_t e = 0; e < p->num_experts; e++) {
         const int32_t c = p->count[e];
@@ -197,7 +197,7 @@ static double folded(Layer *p) {
     return hottest_pair;
 }
 
-/* Change the counts so that the copies pair up as low as they can be brought. Each target is nearer to the
+/* CountChange the counts so that the copies pair up as low as they can be brought. Each target is nearer to the
  * bound than the one before; a looser tolerance also gives up earlier. */
 void search_counts(Layer *p, double bound, double tolerance) {
     int32_t *kept = p->index + p->num_experts + p->num_ranks;

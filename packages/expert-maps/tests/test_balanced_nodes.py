@@ -15,8 +15,7 @@ from hypothesis import strategies as st
 
 from expert_maps import LayoutError, Placement, plan, rank_load
 from expert_maps.policies._broken import broken_layers
-from expert_maps.policies.balanced import Start
-from expert_maps.policies.base import Cluster
+from expert_maps.policies.base import Cluster, Start
 
 
 @settings(deadline=None)

@@ -10,7 +10,7 @@ import pytest
 from expert_maps import ExpertMapsError, _library
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
     from pathlib import Path
 
 
@@ -108,3 +108,37 @@ def test_the_hash_does_not_depend_on_the_folder_or_the_order_of_writing(
     for name in ("plan.h", "plan.c"):
         (other / name).write_bytes((sources / name).read_bytes())
     assert _library.source_hash(other) == _library.source_hash(sources)
+
+
+def test_no_structure_has_the_name_of_another() -> None:
+    texts = [path.read_text() for path in sorted(_library.SOURCES.glob("*.[ch]"))]
+    names = [name for text in texts for name in re.findall(r"^\} ([A-Z]\w*);", text, flags=re.MULTILINE)]
+    assert len(names) > 10
+    assert sorted(names) == sorted(set(names))
+
+
+@pytest.mark.parametrize(
+    ("symbol", "said"), [("", "no interface version"), ("expert_maps_interface", "interface version 7")]
+)
+def test_a_library_of_another_interface_is_refused(
+    symbol: str, said: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    class Other:
+        def __getattr__(self, name: str) -> Callable[[], int]:
+            if name != symbol:
+                raise AttributeError(name)
+
+            def version() -> int:
+                return 7
+
+            return version
+
+    path = tmp_path / "other.so"
+    path.write_bytes(b"")
+    monkeypatch.setenv("EXPERT_MAPS_LIBRARY", str(path))
+    monkeypatch.setattr(_library, "SOURCES", tmp_path)  # as when installed from a wheel
+    monkeypatch.setattr("ctypes.CDLL", lambda _: Other())
+    with pytest.raises(
+        ExpertMapsError, match=rf"other\.so has {said}; expected \d+: it is of another release"
+    ):
+        _library.load_library()

@@ -5,6 +5,9 @@
 from __future__ import annotations
 
 import ctypes
+import os
+import signal
+import time
 from typing import Any
 
 import numpy as np
@@ -12,7 +15,14 @@ import pytest
 
 from expert_maps import plan
 from expert_maps.policies import load_planner
-from expert_maps.policies.balanced import _BROKEN, _OTHER_INTERFACE, _PLANNED, _WRONG_BOUND, _Problem
+from expert_maps.policies.balanced import (
+    _BROKEN,
+    _INTERRUPTED,
+    _OTHER_INTERFACE,
+    _PLANNED,
+    _WRONG_BOUND,
+    _Problem,
+)
 
 LOADS = np.array([[3.0, 1.0], [2.0, 2.0]])
 
@@ -54,6 +64,47 @@ def test_a_wrong_bound_is_named_with_its_layer_and_the_plan(monkeypatch: pytest.
         AssertionError, match=r"lower bound of layer 1 of these is 0\.9\d+ .+ carries 0\.6\d+"
     ):
         plan(load, ep_size=2, num_physical_experts=4)
+
+
+def test_a_planner_that_is_cancelled_says_so() -> None:
+    load, slot, bound = np.ones((1, 4)), np.full(4, -1, dtype=np.int32), np.zeros(1)
+    capacity, rank_load, cancelled = np.array([2, 2], dtype=np.int32), np.zeros(2), ctypes.c_int32(1)
+    problem = _Problem(
+        layers=1, experts=4, ranks=2, nodes=1, groups=1, windows=1, slots=4, max_moves=-1, tolerance=1e-3
+    )
+    arrays: dict[str, Any] = {
+        "capacity": capacity,
+        "load": load,
+        "slot": slot,
+        "bound": bound,
+        "rank_load": rank_load,
+    }
+    for name, array in arrays.items():
+        setattr(problem, name, array.ctypes.data)
+    problem.cancelled = ctypes.addressof(cancelled)
+    assert load_planner().expert_maps_plan(ctypes.byref(problem)) == _INTERRUPTED
+    cancelled.value = 0
+    assert load_planner().expert_maps_plan(ctypes.byref(problem)) == _PLANNED
+    assert sorted(slot) == [0, 1, 2, 3]
+
+
+def test_an_interrupt_cancels_what_is_being_planned(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Endless:
+        """A planner that plans until it is cancelled."""
+
+        def expert_maps_plan(self, reference: Any) -> int:  # noqa: ANN401 - what `byref` returns
+            cancelled = ctypes.c_int32.from_address(reference._obj.cancelled)
+            os.kill(os.getpid(), signal.SIGINT)
+            while not cancelled.value:
+                time.sleep(0.001)
+            ended.append(True)
+            return _INTERRUPTED
+
+    ended: list[bool] = []
+    monkeypatch.setattr("expert_maps.policies.balanced.load_library", Endless)
+    with pytest.raises(KeyboardInterrupt):
+        plan(np.ones((64, 256)), ep_size=288, num_physical_experts=576)
+    assert ended == [True]
 
 
 @pytest.mark.parametrize("name", ["size", "version"])

@@ -14,7 +14,8 @@ from test_reference_plan import draw_cluster
 
 from expert_maps.errors import LayoutError
 from expert_maps.load import as_load
-from expert_maps.policies.balanced import Start, balanced
+from expert_maps.policies.balanced import balanced
+from expert_maps.policies.base import Start
 from expert_maps.reference.planner import Problem
 from expert_maps.reference.relabelling import assign, keep_places, names
 from expert_maps.reference.replanning import NotGroupedError, Replanned, replan_layer

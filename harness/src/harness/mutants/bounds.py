@@ -94,8 +94,8 @@ _LIST: tuple[tuple[str, str, str, str, str, bool], ...] = (
     (
         "the bound for two slots forgets the tail of copies",
         "two_slot_bound",
-        "tail[e] = most > CHOICES ? choice(p->weight[e], most, target) : (Choice){0, 0};",
-        "tail[e] = (Choice){0, 0};",
+        "tail[e] = most > CHOICES ? choice(p->weight[e], most, target) : (CopyChoice){0, 0};",
+        "tail[e] = (CopyChoice){0, 0};",
         "reference_two_slots.py::test_more_copies_than_are_looked_at_one_by_one_are_not_forgotten",
         True,
     ),

@@ -17,8 +17,7 @@ from expert_maps.load import as_load
 from expert_maps.metrics import Moves
 from expert_maps.placement import as_placement
 from expert_maps.planning import plan_balanced
-from expert_maps.policies.balanced import Start
-from expert_maps.policies.base import Cluster
+from expert_maps.policies.base import Cluster, Start
 from expert_maps.validation import as_count, as_index
 
 if TYPE_CHECKING:

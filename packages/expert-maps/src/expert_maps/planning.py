@@ -4,21 +4,22 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from expert_maps import metrics
+from expert_maps._starting import start_from
 from expert_maps.counts import as_physical, check_cluster, check_groups, least_redundancy
 from expert_maps.errors import LayoutError
 from expert_maps.load import ExpertLoad, as_load
 from expert_maps.placement import Placement, as_placement
 from expert_maps.policies import DEFAULT_POLICY, DEFAULT_TOLERANCE, EVERY_POLICY, POLICIES, PolicyName
-from expert_maps.policies.balanced import Start, balanced, check_counts
-from expert_maps.policies.base import Cluster
+from expert_maps.policies.balanced import balanced, check_counts
+from expert_maps.policies.base import Cluster, Start
 from expert_maps.results import Origin, PlanResult
-from expert_maps.validation import as_count, as_tolerance
+from expert_maps.validation import as_tolerance
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -30,7 +31,7 @@ if TYPE_CHECKING:
     Progress = Callable[[int, int], object]
 
 # Layers are planned in blocks: large enough that the overhead of a call is spread over many of them, small
-# enough that progress can be shown, and that an interrupt, which waits for the call's end, is heard soon.
+# enough that progress can be shown, and that an interrupt, which waits for a short call's end, is heard soon.
 _LAYERS_PER_BLOCK = 64
 _SLOTS_TIMES_EXPERTS_PER_BLOCK = 2**24
 
@@ -118,20 +119,54 @@ def plan(  # noqa: PLR0913 - options by keyword
         slots = trace.num_experts + least_redundancy(trace.num_experts, ep_size)
     asked = Cluster(slots, ep_size, num_groups, num_nodes, allow_duplicates, allow_uneven)
     cluster = check_cluster(trace.num_layers, trace.num_experts, asked)
-    if name != "balanced":
-        _refuse_options(
-            name, cluster, tolerance=tolerance, current=present, max_moves=max_moves, certify=certify or None
-        )
-        return _plan_by_sum(name, trace, cluster, progress)
-    check_groups(cluster)
-    start = None if present is None else _start(present, trace, cluster, max_moves)
-    if start is None and max_moves is not None:
-        msg = f"max_moves is {max_moves!r}; expected it with current, the placement whose slots are counted"
+    request = _Request(trace, cluster, tolerance, present, max_moves, certify=certify, progress=progress)
+    return _PLANNERS[name](name, request)
+
+
+@dataclass(frozen=True)
+class _Request:
+    """What `plan` is asked for, with counts that have been checked."""
+
+    trace: ExpertLoad
+    cluster: Cluster
+    tolerance: float | None
+    current: Placement | None
+    max_moves: int | None
+    certify: bool
+    progress: Progress | None
+
+
+def _search(_: PolicyName, asked: _Request) -> PlanResult:
+    """Plan by `balanced`, which has all options."""
+    check_groups(asked.cluster)
+    present = asked.current
+    start = None if present is None else start_from(present, asked.trace, asked.cluster, asked.max_moves)
+    if start is None and asked.max_moves is not None:
+        msg = f"max_moves is {asked.max_moves!r}; expected it with current, the placement whose slots are counted"
         raise LayoutError(msg)
-    result = plan_balanced(trace, cluster, tolerance, start, progress, certify=certify)
-    if present is None:
-        return result
-    return replace(result, moves=metrics.moves(present, result.placement))
+    result = plan_balanced(
+        asked.trace, asked.cluster, asked.tolerance, start, asked.progress, certify=asked.certify
+    )
+    return result if present is None else replace(result, moves=metrics.moves(present, result.placement))
+
+
+def _by_sum(name: PolicyName, asked: _Request) -> PlanResult:
+    """Plan by a policy that knows a sum of loads only."""
+    _refuse_options(
+        name,
+        asked.cluster,
+        tolerance=asked.tolerance,
+        current=asked.current,
+        max_moves=asked.max_moves,
+        certify=asked.certify or None,
+    )
+    return _plan_by_sum(name, asked.trace, asked.cluster, asked.progress)
+
+
+_PLANNERS: dict[PolicyName, Callable[[PolicyName, _Request], PlanResult]] = {
+    "balanced": _search,
+    **dict.fromkeys(POLICIES, _by_sum),
+}
 
 
 def plan_balanced(
@@ -161,17 +196,23 @@ def plan_balanced(
         rows, trace.num_experts, cluster.slots_per_rank.astype(np.int32)
     )
     return PlanResult(
-        placement, "balanced", trace, bound, _origin=Origin(cluster, _plan_anew, tolerance, start)
+        placement, "balanced", trace, bound, _origin=Origin(cluster, _search_anew, tolerance, start)
     )
 
 
-def _plan_anew(result: PlanResult, origin: Origin, progress: Progress | None) -> PlanResult:
-    """Plan as a result was, without groups and nodes; see `PlanResult.without_groups`."""
-    cluster = replace(origin.cluster, num_groups=1, num_nodes=1)
-    if result.policy == "balanced":
-        return plan_balanced(result.load, cluster, origin.tolerance, origin.start, progress)
+def _search_anew(result: PlanResult, origin: Origin, progress: Progress | None) -> PlanResult:
+    """Plan as `balanced` did, without groups and nodes; see `PlanResult.without_groups`."""
+    return plan_balanced(result.load, _ungrouped(origin), origin.tolerance, origin.start, progress)
+
+
+def _by_sum_anew(result: PlanResult, origin: Origin, progress: Progress | None) -> PlanResult:
+    """Plan as another policy did, without groups and nodes."""
     name: PolicyName = "deepseek_global" if result.policy == "deepseek_hierarchical" else result.policy
-    return _plan_by_sum(name, result.load, cluster, progress)
+    return _plan_by_sum(name, result.load, _ungrouped(origin), progress)
+
+
+def _ungrouped(origin: Origin) -> Cluster:
+    return replace(origin.cluster, num_groups=1, num_nodes=1)
 
 
 def _plan_by_sum(
@@ -187,7 +228,7 @@ def _plan_by_sum(
         allow_duplicates=cluster.allow_duplicates,
     )
     mean = trace.total.sum(axis=1) / cluster.ep_size
-    return PlanResult(placement, name, trace, mean, _origin=Origin(cluster, _plan_anew))
+    return PlanResult(placement, name, trace, mean, _origin=Origin(cluster, _by_sum_anew))
 
 
 def _blocks(trace: ExpertLoad, cluster: Cluster, progress: Progress | None) -> Iterator[slice]:
@@ -224,45 +265,6 @@ def _refuse_options(policy: PolicyName, cluster: Cluster, **given: object) -> No
         msg = (
             f"num_physical_experts is {cluster.num_physical_experts}; expected a multiple of ep_size "
             f"{cluster.ep_size} with policy {policy!r}: only 'balanced' plans uneven slots"
-        )
-        raise LayoutError(msg)
-
-
-def _start(current: Placement, trace: ExpertLoad, cluster: Cluster, max_moves: int | None) -> Start:
-    counts = (
-        ("num_layers", trace.num_layers),
-        ("num_logical_experts", trace.num_experts),
-        ("ep_size", cluster.ep_size),
-        ("num_physical_experts", cluster.num_physical_experts),
-    )
-    for name, planned in counts:
-        if getattr(current, name) != planned:
-            msg = (
-                f"{name} of current is {getattr(current, name)}; expected {planned}, as planned "
-                "(`rescale` goes from one number of ranks to another)"
-            )
-            raise LayoutError(msg)
-    if not np.array_equal(current.slots_per_rank, cluster.slots_per_rank):
-        msg = (
-            f"slots_per_rank of current are {current.slots_per_rank.tolist()}; expected "
-            f"{cluster.slots_per_rank.tolist()}, as planned"
-        )
-        raise LayoutError(msg)
-    if max_moves is not None:
-        max_moves = as_count("max_moves", max_moves, 0, error=LayoutError)
-        _refuse_duplicates(current)
-    return Start(current.physical_to_logical, cluster.slots_per_rank.astype(np.int32), max_moves)
-
-
-def _refuse_duplicates(current: Placement) -> None:
-    """Refuse a placement whose second copies cannot stay: replacing them is no question of a budget."""
-    distinct = (current.global_expert_map() >= 0).sum(axis=2)  # [L, R]
-    bad = np.argwhere(distinct < current.slots_per_rank)
-    if bad.size:
-        layer, rank = bad[0].tolist()
-        msg = (
-            f"current has an expert twice on rank {rank} in layer {layer}; expected every expert once on a rank "
-            "where max_moves is given, because the second copy must go"
         )
         raise LayoutError(msg)
 

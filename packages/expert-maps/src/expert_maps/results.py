@@ -22,8 +22,7 @@ if TYPE_CHECKING:
     from expert_maps.load import ExpertLoad
     from expert_maps.placement import Placement, PlacementLike
     from expert_maps.policies import PolicyName
-    from expert_maps.policies.balanced import Start
-    from expert_maps.policies.base import Cluster
+    from expert_maps.policies.base import Cluster, Start
 
     BoolArray = NDArray[np.bool_]
     Float64Array = NDArray[np.float64]

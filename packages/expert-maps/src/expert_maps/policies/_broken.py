@@ -11,8 +11,7 @@ import numpy as np
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-    from expert_maps.policies.balanced import Start
-    from expert_maps.policies.base import Cluster
+    from expert_maps.policies.base import Cluster, Start
 
     BoolArray = NDArray[np.bool_]
 

@@ -14,8 +14,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from expert_maps.load import ExpertLoad
-    from expert_maps.policies.balanced import Start
-    from expert_maps.policies.base import Cluster
+    from expert_maps.policies.base import Cluster, Start
 
     BoolArray = NDArray[np.bool_]
     Int32Array = NDArray[np.int32]

@@ -7,13 +7,13 @@ The search itself is compiled code (``native/``); ``docs/planner.md`` describes 
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
-from dataclasses import dataclass
+import threading
 from typing import TYPE_CHECKING
 
 import numpy as np
 
-from expert_maps._frozen import Frozen
 from expert_maps._library import INTERFACE_VERSION, load_library
 from expert_maps.errors import LayoutError
 from expert_maps.policies._windows import START_TOLERANCE, coolest, draw_windows
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from expert_maps.load import ExpertLoad
-    from expert_maps.policies.base import Cluster
+    from expert_maps.policies.base import Cluster, Start
 
     Int32Array = NDArray[np.int32]
     Float64Array = NDArray[np.float64]
@@ -34,23 +34,11 @@ _ROUNDING = 1e-9
 # Beyond small problems, restarts are worth their time only to those who ask for more than the default.
 _MOST_KICKS = 64
 
-_PLANNED, _OUT_OF_MEMORY, _NOT_GROUPED, _BROKEN, _WRONG_BOUND, _OTHER_INTERFACE = range(6)
+# Layers times slots times experts times windows: less is done before anybody can interrupt it, and a thread costs as much.
+_INTERRUPTIBLE_WORK = 2**23
+_SECONDS_TO_BEGIN = 10
 
-
-@dataclass(frozen=True, eq=False)
-class Start(Frozen):
-    """The placement from which a plan starts.
-
-    Attributes:
-        experts: int32 [L, H], the experts that each rank holds now, rank after rank; −1 where a slot is empty.
-        held: int32 [R], how many of them are each rank's; adds up to H.
-        max_moves: slots of a layer that may receive another expert, one which their rank does not hold, beyond those
-            that must; None for any number.
-    """
-
-    experts: Int32Array
-    held: Int32Array
-    max_moves: int | None = None
+_PLANNED, _OUT_OF_MEMORY, _NOT_GROUPED, _BROKEN, _WRONG_BOUND, _OTHER_INTERFACE, _INTERRUPTED = range(7)
 
 
 class _Problem(ctypes.Structure):
@@ -67,6 +55,7 @@ class _Problem(ctypes.Structure):
         ("max_kicks", ctypes.c_int64),
         ("certify", ctypes.c_int64),
         ("tolerance", ctypes.c_double),
+        ("cancelled", ctypes.c_void_p),
         *((name, ctypes.c_void_p) for name in ("slot", "bound", "rank_load")),
     )
 
@@ -172,7 +161,7 @@ def _search(
         tolerance=tolerance,
         **{name: None if array is None else array.ctypes.data for name, array in arrays.items()},
     )
-    status = load_library().expert_maps_plan(ctypes.byref(problem))
+    status = _call(problem)
     if status == _OUT_OF_MEMORY:
         raise MemoryError
     _refuse_broken(status, arrays)
@@ -184,6 +173,44 @@ def _search(
         )
         raise LayoutError(msg)
     return rows, np.ldexp(bound, exponent)
+
+
+def _call(problem: _Problem) -> int:
+    """Call the compiled planner so that an interrupt, which only the main thread hears, and between its own steps, ends it.
+
+    Returns:
+        Its status.
+    """
+    function = load_library().expert_maps_plan
+    work = problem.layers * problem.slots * problem.experts * problem.windows
+    if work < _INTERRUPTIBLE_WORK or threading.current_thread() is not threading.main_thread():
+        return int(function(ctypes.byref(problem)))
+    cancelled = ctypes.c_int32(0)
+    problem.cancelled = ctypes.addressof(cancelled)
+    answers: list[int] = []
+    begun, done = threading.Event(), threading.Event()
+
+    def answer() -> None:
+        begun.set()
+        try:
+            answers.append(int(function(ctypes.byref(problem))))
+        finally:
+            done.set()
+
+    worker = threading.Thread(target=answer, name="expert-maps")
+    try:
+        worker.start()  # an interrupt can come in here too
+        done.wait()
+    finally:
+        cancelled.value = 1
+        # What it reads and writes must outlive it, whoever is impatient. (After an interrupt `Thread.join` returns at once.)
+        while not done.is_set():
+            with contextlib.suppress(KeyboardInterrupt):
+                if not begun.wait(_SECONDS_TO_BEGIN):
+                    break  # nor will it
+                done.wait()
+    worker.join()
+    return answers[0]
 
 
 def _refuse_broken(status: int, arrays: dict[str, Float64Array | Int32Array | None]) -> None:

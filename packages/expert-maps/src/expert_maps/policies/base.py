@@ -9,11 +9,13 @@ from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 
-from expert_maps._frozen import lazy
+from expert_maps._frozen import Frozen, lazy
 from expert_maps._rules import split_evenly
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
+
+    Int32Array = NDArray[np.int32]
 
 
 @dataclass(frozen=True)
@@ -47,6 +49,22 @@ class Cluster:
         """int64 [R]: an equal share each; of what is left over one more on the first ranks (of each node)."""
         nodes = self.num_nodes if self.is_hierarchical else 1
         return np.tile(split_evenly(self.num_physical_experts // nodes, self.ep_size // nodes), nodes)
+
+
+@dataclass(frozen=True, eq=False)
+class Start(Frozen):
+    """The placement from which a plan starts.
+
+    Attributes:
+        experts: int32 [L, H], the experts that each rank holds now, rank after rank; −1 where a slot is empty.
+        held: int32 [R], how many of them are each rank's; adds up to H.
+        max_moves: slots of a layer that may receive another expert, one which their rank does not hold, beyond those
+            that must; None for any number.
+    """
+
+    experts: Int32Array
+    held: Int32Array
+    max_moves: int | None = None
 
 
 class Policy(Protocol):
