@@ -13,8 +13,9 @@ import yaml
 from fake_server import reports
 
 from expert_maps import ExpertMapsError, generate_placement
+from harness.accuracy.arms import EXPERT_MAPS
 from harness.accuracy.checks import parse_base_urls
-from harness.accuracy.config import BASELINE, EXPERT_MAPS, ConfigError
+from harness.accuracy.config import BASELINE, ConfigError
 from harness.accuracy.data import find_data
 from harness.accuracy.loading import load_config, parse_config
 from harness.accuracy.proof import agree, require_arm

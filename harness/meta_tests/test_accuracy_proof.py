@@ -14,7 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from expert_maps import Placement, generate_placement
-from harness.accuracy.config import Arm
+from harness.accuracy.arms import Arm
 from harness.accuracy.proof import (
     Evidence,
     ProofError,

@@ -11,40 +11,31 @@ import importlib
 import importlib.util
 import json
 import sys
-from pathlib import Path
+from pathlib import Path  # noqa: TC003 - typer reads annotations at run time
 from typing import Annotated
 
 import typer
 
 from expert_maps import ExpertMapsError
 from expert_maps.files import write_text
-from harness.accuracy.compare import Options, as_json, compare, render
+from harness.accuracy.compare import (
+    Floor,
+    Identical,
+    Largest,
+    Margin,
+    Mean,
+    Options,
+    Waive,
+    as_json,
+    compare,
+    render,
+)
 from harness.accuracy.power import Aim, normal_size, size
 from harness.accuracy.report import PAGE, PLOT, gather, page
 from harness.accuracy.table import markdown
 from harness.accuracy.verdict import MARGIN_POINTS
 
 app = typer.Typer(help=__doc__, no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
-
-Margin = Annotated[float, typer.Option("--margin", help="Largest loss that is accepted, in points.")]
-Largest = Annotated[
-    float | None, typer.Option("--largest", help="Limit of |Δ log-probability|; by dtype without it.")
-]
-Mean = Annotated[float | None, typer.Option("--mean", help="Limit of its mean; by dtype without it.")]
-Identical = Annotated[
-    float | None,
-    typer.Option("--identical", help="Share of texts that must stay the same; by dtype without it."),
-]
-
-Waive = Annotated[
-    list[str] | None, typer.Option("--waive", help="A criterion that need not be measured; may be repeated.")
-]
-Floor = Annotated[
-    Path | None,
-    typer.Option(
-        "--floor", help="Record of the baseline once more; `repeat` beside the baseline without it."
-    ),
-]
 
 
 @app.command("compare")

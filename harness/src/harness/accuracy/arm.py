@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
+    from harness.accuracy.performance import Rounds
     from harness.accuracy.questions import Evaluated
     from harness.accuracy.records import Record
     from harness.accuracy.server import Server
@@ -36,13 +37,16 @@ if TYPE_CHECKING:
 _DYING_SECONDS = 1.0
 
 
-def run_arm(settings: RunSettings, name: str, baseline: Record | None) -> Summary:
+def run_arm(
+    settings: RunSettings, name: str, baseline: Record | None, rounds: Rounds | None = None
+) -> Summary:
     """Run an arm; its record is written however it ends, short of a kill.
 
     Args:
         settings: of the run.
         name: of the arm.
         baseline: complete, whose texts are scored here too; None for the baseline itself, or without.
+        rounds: time it beside the baseline; None where its speed is not measured.
 
     Raises:
         ExpertMapsError: it could not be run; the record says so.
@@ -53,7 +57,7 @@ def run_arm(settings: RunSettings, name: str, baseline: Record | None) -> Summar
     # What is there of an earlier run must not be taken for this one's, whenever this one ends.
     run.write("incomplete", "the run was cut off")
     try:
-        _measure(run, baseline)
+        _measure(run, baseline, rounds)
     except KeyboardInterrupt:
         run.write("incomplete", "the run was interrupted")
         raise
@@ -68,7 +72,7 @@ def run_arm(settings: RunSettings, name: str, baseline: Record | None) -> Summar
     return run.write("complete", None)
 
 
-def _measure(run: ArmRun, baseline: Record | None) -> None:
+def _measure(run: ArmRun, baseline: Record | None, rounds: Rounds | None) -> None:
     settings = run.settings
     with contextlib.closing(Asker(run.work / JOURNAL, settings)) as asker:
         if run.arm.record_load and run.name not in settings.base_urls:
@@ -91,6 +95,8 @@ def _measure(run: ArmRun, baseline: Record | None) -> None:
             run.evaluated, earlier, acted = _evaluate(run, asker, server, before)
             _keep_load(run, server, asker.taken)
             run.forced = _forced(run, asker, baseline)
+            if rounds is not None and run.name != BASELINE:
+                rounds.measure(run, server)
             after = proof.read_state(server, checksums=True, needed=needed)
             faults = proof.find_faults(run.arm, before, after, earlier, acted=acted)
             run.evidence = proof.Evidence(before, after, faults, earlier)

@@ -19,7 +19,7 @@ from harness.record.provenance import checkout
 
 if TYPE_CHECKING:
     from expert_maps import Placement
-    from harness.accuracy.config import Arm
+    from harness.accuracy.arms import Arm
     from harness.accuracy.questions import Evaluated
     from harness.accuracy.schema import Question
     from harness.accuracy.settings import RunSettings
@@ -45,6 +45,7 @@ class ArmRun:
         load: the part `load` of a record.
         questions_load: of the questions; None where the arm records none, or another's server is asked.
         checkpoint: what is served; None until there is a server.
+        started: when, in UTC.
     """
 
     settings: RunSettings
@@ -59,7 +60,7 @@ class ArmRun:
     questions_load: QuestionLoad | None = None
     checkpoint: Checkpoint | None = None
     _started: float = field(default_factory=time.monotonic)
-    _started_at: str = field(default_factory=lambda: datetime.now(timezone.utc).isoformat(timespec="seconds"))
+    started: str = field(default_factory=lambda: datetime.now(timezone.utc).isoformat(timespec="seconds"))
 
     @property
     def arm(self) -> Arm:
@@ -119,7 +120,7 @@ class ArmRun:
             "environment": versions.machine(self.environment),
             "load": self.load,
             "seconds": round(time.monotonic() - self._started, 1),
-            "started": self._started_at,
+            "started": self.started,
             "expected": config.expected.model_dump(),
             "checkpoint": None if self.checkpoint is None else self.checkpoint.model_dump(),
         }

@@ -22,6 +22,10 @@ if TYPE_CHECKING:
     from harness.accuracy.settings import RunSettings
 
 _BAD_INPUT = 2
+Trust = Annotated[
+    bool,
+    typer.Option("--trust", help="Let the .yaml file set what can run code, such as --trust-remote-code."),
+]
 
 
 def show_plan(settings: RunSettings, names: list[str]) -> int:
@@ -49,15 +53,19 @@ def show_plan(settings: RunSettings, names: list[str]) -> int:
         )
         planned = f", planned from {arm.plan.load_of or arm.plan.load or arm.plan.layout}" if arm.plan else ""
         typer.echo(f"{name} ({arm.role}{planned}): {served}")
+    if settings.performance is not None:
+        for name, stream in settings.performance.streams.items():
+            said = json.dumps(stream.model_dump(exclude_none=True))
+            typer.echo(
+                f"timed, {settings.performance.rounds} rounds of {name}: {said} with prompts: {stream.prompts}"
+            )
     return 0
 
 
 def validate_command(
     model: Annotated[str, typer.Argument(help="A name in accuracy/models, or a .yaml file.")],
     *,
-    trust: Annotated[
-        bool, typer.Option("--trust", help="Let the file set what can run code, such as --trust-remote-code.")
-    ] = False,
+    trust: Trust = False,
 ) -> None:
     """Check a configuration and its local data, and start no server. Exit code 0: it can be run. 2: it cannot.
 
@@ -69,6 +77,7 @@ def validate_command(
         data = find_data(config, config.model, None)
         for split, path in (data or {}).items():
             check_data(split, path, config.task.num_fewshot)
+        config.performance.check()
     except (ExpertMapsError, ValueError) as error:
         typer.echo(f"error: {' '.join(str(error).split())}", err=True)
         raise typer.Exit(_BAD_INPUT) from error

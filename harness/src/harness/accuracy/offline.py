@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 from expert_maps import ExpertMapsError
 from harness.accuracy import proof
 from harness.accuracy.arm_run import ArmRun
-from harness.accuracy.config import Arm
+from harness.accuracy.arms import Arm
 from harness.accuracy.cpu_server import fork_on_a_cpu
 from harness.accuracy.records import read_record, texts_digest
 from harness.accuracy.schema import Forced

@@ -14,7 +14,7 @@ from harness.accuracy.server import RefusedError
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from harness.accuracy.config import Arm
+    from harness.accuracy.arms import Arm
     from harness.accuracy.server import Server
 
 REPORT = "expert_maps_report"

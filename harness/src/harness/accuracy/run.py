@@ -15,12 +15,14 @@ from rich.console import Console
 
 from expert_maps import ExpertMapsError, FormatError
 from harness.accuracy import resume as resuming
-from harness.accuracy.checks import parse_base_urls, require_lm_eval, show_plan
-from harness.accuracy.compare import Options, compare_records, notes
+from harness.accuracy.checks import Trust, parse_base_urls, require_lm_eval, show_plan
+from harness.accuracy.compare import Identical, Largest, Mean, Options, Waive, compare_records, notes
 from harness.accuracy.config import BASELINE, DTYPES, REPEAT, ConfigError, Expected
 from harness.accuracy.data import find_data
 from harness.accuracy.limits import limits_for
 from harness.accuracy.loading import load_config
+from harness.accuracy.overview import Overviewed, overview, speed_code
+from harness.accuracy.performance import Rounds, of_arm, require_client
 from harness.accuracy.records import SUMMARY, read_record, texts_digest
 from harness.accuracy.settings import RunSettings
 from harness.accuracy.table import field_table
@@ -29,6 +31,7 @@ from harness.accuracy.verdict import EXIT_CODES, MARGIN_POINTS, criteria_table
 if TYPE_CHECKING:
     from types import FrameType
 
+    from harness.accuracy.config import ModelConfig
     from harness.accuracy.records import Record
 
 DEFAULT_MODEL = "tiny-moe"
@@ -38,87 +41,86 @@ SHORT_QUESTIONS, SHORT_MARGIN = 120, 3.0
 _FAILED, _BAD_INPUT, _INTERRUPTED = 1, 2, 130
 
 
+# The options of a run, each with its type and what `--help` says.
+ModelName = Annotated[str, typer.Option("--model", help="A name in accuracy/models, or a .yaml file.")]
+ArmNames = Annotated[list[str] | None, typer.Option("--arm", help="Only this arm; may be repeated.")]
+Questions = Annotated[int | None, typer.Option("--questions", min=1, help="Only the first so many.")]
+Short = Annotated[
+    bool,
+    typer.Option(
+        "--short", help=f"{SHORT_QUESTIONS} questions, margin {SHORT_MARGIN:g}; of --performance a trial."
+    ),
+]
+BaseUrls = Annotated[
+    list[str] | None,
+    typer.Option("--base-url", help="ARM=URL of a server that runs already; may be repeated."),
+]
+CheckpointFolder = Annotated[
+    str | None, typer.Option("--checkpoint", help="Another folder of the checkpoint.")
+]
+DataFolder = Annotated[Path | None, typer.Option("--data", help="A folder with train.jsonl and test.jsonl.")]
+Output = Annotated[Path | None, typer.Option("--output", help=f"Folder of records; {SCRATCH} without it.")]
+Concurrency = Annotated[
+    int | None, typer.Option("--concurrency", min=1, help="Requests in flight; the model's if not given.")
+]
+MarginOrDefault = Annotated[
+    float | None, typer.Option("--margin", help=f"Accepted loss in points; {MARGIN_POINTS:g}.")
+]
+Keep = Annotated[bool, typer.Option("--record", help=f"Keep the records in {RESULTS}, where git has them.")]
+DryRun = Annotated[bool, typer.Option("--dry-run", help="Say what would be run, and start no server.")]
+Speed = Annotated[
+    bool,
+    typer.Option(
+        "--performance",
+        help="Also time each arm beside the baseline, under the configuration's `performance`.",
+    ),
+]
+Dtype = Annotated[str | None, typer.Option("--dtype", help="Of weights and activations.")]
+Resume = Annotated[bool, typer.Option("--resume/--no-resume", help="Go on with a run that was cut off.")]
+StartupTimeout = Annotated[
+    float | None, typer.Option("--startup-timeout", min=1, help="Seconds until a server answers.")
+]
+Attempts = Annotated[int, typer.Option("--attempts", min=1, help="Tries of a request.")]
+
+
 def run_command(
-    model: Annotated[
-        str, typer.Option("--model", help="A name in accuracy/models, or a .yaml file.")
-    ] = DEFAULT_MODEL,
-    arm: Annotated[list[str] | None, typer.Option("--arm", help="Only this arm; may be repeated.")] = None,
-    questions: Annotated[
-        int | None, typer.Option("--questions", min=1, help="Only the first so many.")
-    ] = None,
-    short: Annotated[
-        bool, typer.Option("--short", help=f"{SHORT_QUESTIONS} questions, margin {SHORT_MARGIN:g}.")
-    ] = False,
-    base_url: Annotated[
-        list[str] | None,
-        typer.Option("--base-url", help="ARM=URL of a server that runs already; may be repeated."),
-    ] = None,
-    checkpoint: Annotated[
-        str | None, typer.Option("--checkpoint", help="Another folder of the checkpoint.")
-    ] = None,
-    data: Annotated[
-        Path | None, typer.Option("--data", help="A folder with train.jsonl and test.jsonl.")
-    ] = None,
-    output: Annotated[
-        Path | None, typer.Option("--output", help=f"Folder of records; {SCRATCH} without it.")
-    ] = None,
-    concurrency: Annotated[
-        int | None, typer.Option("--concurrency", min=1, help="Requests in flight; the model's if not given.")
-    ] = None,
-    margin: Annotated[
-        float | None, typer.Option("--margin", help=f"Accepted loss in points; {MARGIN_POINTS:g}.")
-    ] = None,
-    largest: Annotated[
-        float | None, typer.Option("--largest", help="Limit of |Δ log-probability|; by dtype without it.")
-    ] = None,
-    mean: Annotated[
-        float | None, typer.Option("--mean", help="Limit of its mean; by dtype without it.")
-    ] = None,
-    identical: Annotated[
-        float | None,
-        typer.Option("--identical", help="Share of texts that must stay the same; by dtype without it."),
-    ] = None,
-    waive: Annotated[
-        list[str] | None,
-        typer.Option("--waive", help="A criterion that need not be measured; may be repeated."),
-    ] = None,
-    trust: Annotated[
-        bool,
-        typer.Option(
-            "--trust", help="Let the .yaml file set what can run code, such as --trust-remote-code."
-        ),
-    ] = False,
-    record: Annotated[
-        bool, typer.Option("--record", help=f"Keep the records in {RESULTS}, where git has them.")
-    ] = False,
-    dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Say what would be run, and start no server.")
-    ] = False,
-    dtype: Annotated[str | None, typer.Option("--dtype", help="Of weights and activations.")] = None,
-    resume: Annotated[
-        bool, typer.Option("--resume/--no-resume", help="Go on with a run that was cut off.")
-    ] = True,
-    startup_timeout: Annotated[
-        float | None, typer.Option("--startup-timeout", min=1, help="Seconds until a server answers.")
-    ] = None,
-    attempts: Annotated[int, typer.Option("--attempts", min=1, help="Tries of a request.")] = 8,
+    model: ModelName = DEFAULT_MODEL,
+    arm: ArmNames = None,
+    questions: Questions = None,
+    base_url: BaseUrls = None,
+    checkpoint: CheckpointFolder = None,
+    data: DataFolder = None,
+    output: Output = None,
+    concurrency: Concurrency = None,
+    margin: MarginOrDefault = None,
+    largest: Largest = None,
+    mean: Mean = None,
+    identical: Identical = None,
+    waive: Waive = None,
+    dtype: Dtype = None,
+    startup_timeout: StartupTimeout = None,
+    attempts: Attempts = 8,
+    *,
+    short: Short = False,
+    performance: Speed = False,
+    trust: Trust = False,
+    record: Keep = False,
+    dry_run: DryRun = False,
+    resume: Resume = True,
 ) -> None:
     """Ask the arms of a model the same questions, keep a record of each, and judge them in pairs.
 
     Exit code 0: no worse, or nothing to judge (the baseline alone). 1: worse, or an arm could not be run. 2: bad input.
-    3: undecided, or an arm was not judged for want of a baseline.
+    3: undecided, or an arm was not judged for want of a baseline. Speed decides it only where the configuration says so.
     """
     try:
         config = load_config(model, trusted=trust)
-        if data is not None:
-            # What others measured is of the model's own questions.
-            config = config.model_copy(update={"expected": Expected(reason="other questions, by --data")})
-        count = SHORT_QUESTIONS if short and questions is None else questions
+        timed = config.performance.shortened() if short else config.performance
         settings = RunSettings(
-            config=config,
+            config=config if data is None else _with_other_questions(config),
             model=checkpoint or config.model,
             dtype=dtype or config.dtype,
-            count=count,
+            count=SHORT_QUESTIONS if short and questions is None else questions,
             base_urls=parse_base_urls(base_url or [], config),
             output=output or (RESULTS if record else SCRATCH),
             concurrency=concurrency or config.concurrency,
@@ -126,43 +128,70 @@ def run_command(
             attempts=attempts,
             console=Console(stderr=True),
             data=find_data(config, checkpoint or config.model, data),
+            performance=timed if performance else None,
         )
         names = config.choose(arm)
         accepted = margin if margin is not None else SHORT_MARGIN if short else MARGIN_POINTS
-        looks_local = settings.model.startswith(("/", ".", "~"))
-        if looks_local and not settings.base_urls and not Path(settings.model).is_dir():
-            msg = f"checkpoint is {settings.model!r}, which is no folder; expected one, or a name on the hub"
-            raise ConfigError(msg)
-        if settings.dtype not in DTYPES:
-            msg = f"dtype is {settings.dtype!r}; expected one of {', '.join(DTYPES)}"
-            raise ConfigError(msg)
-        if not 0 < accepted < 100:  # noqa: PLR2004 - percent
-            msg = f"margin is {accepted:g} points; expected more than 0 and less than 100"
-            raise ConfigError(msg)
-        limits = limits_for(settings.dtype, largest=largest, mean=mean, identical=identical)
         options = Options(accepted, largest, mean, identical, waived=tuple(waive or ()))
-        if limits.needs_floor and BASELINE in names and any(config.arms[one].role == "eplb" for one in names):
-            settings, names = _with_repeat(settings, names)
-        require_lm_eval()
+        settings, names = _checked(settings, names, options)
     except (ExpertMapsError, ValueError) as error:
         typer.echo(f"error: {' '.join(str(error).split())}", err=True)
         raise typer.Exit(_BAD_INPUT) from error
-    if dry_run:
-        raise typer.Exit(show_plan(settings, names))
+    raise typer.Exit(show_plan(settings, names) if dry_run else _run(settings, names, options, resume=resume))
+
+
+def _with_other_questions(config: ModelConfig) -> ModelConfig:
+    """Return the configuration without what others measured, which is of the model's own questions."""
+    return config.model_copy(update={"expected": Expected(reason="other questions, by --data")})
+
+
+def _checked(settings: RunSettings, names: list[str], options: Options) -> tuple[RunSettings, list[str]]:
+    """Check what the options name, and add the baseline once more where 16 bits need it.
+
+    Raises:
+        ConfigError: a folder or a package is absent, or an option is out of range.
+    """
+    if (
+        settings.model.startswith(("/", ".", "~"))
+        and not settings.base_urls
+        and not Path(settings.model).is_dir()
+    ):
+        msg = f"checkpoint is {settings.model!r}, which is no folder; expected one, or a name on the hub"
+        raise ConfigError(msg)
+    if settings.dtype not in DTYPES:
+        msg = f"dtype is {settings.dtype!r}; expected one of {', '.join(DTYPES)}"
+        raise ConfigError(msg)
+    if not 0 < options.margin < 100:  # noqa: PLR2004 - percent
+        msg = f"margin is {options.margin:g} points; expected more than 0 and less than 100"
+        raise ConfigError(msg)
+    limits = limits_for(
+        settings.dtype, largest=options.largest, mean=options.mean, identical=options.identical
+    )
+    require_lm_eval()
+    if settings.performance is not None:
+        settings.performance.check()
+        require_client()
+    arms = settings.config.arms
+    if limits.needs_floor and BASELINE in names and any(arms[one].role == "eplb" for one in names):
+        return _with_repeat(settings, names)
+    return settings, names
+
+
+def _run(settings: RunSettings, names: list[str], options: Options, *, resume: bool) -> int:
+    """Run the arms, with no other run at the folder, until an end or a signal; the exit code."""
     previous = signal.signal(signal.SIGTERM, _interrupt)
     try:
         with contextlib.ExitStack() as stack:
             _enter(stack, settings)
-            code = run_arms(settings, names, options, resume=resume)
+            return run_arms(settings, names, options, stack, resume=resume)
     except KeyboardInterrupt:
         typer.echo("interrupted; run it again to go on", err=True)
-        raise typer.Exit(_INTERRUPTED) from None
+        return _INTERRUPTED
     except ExpertMapsError as error:
         typer.echo(f"error: {error}", err=True)
-        raise typer.Exit(_BAD_INPUT if isinstance(error, ConfigError) else _FAILED) from error
+        return _BAD_INPUT if isinstance(error, ConfigError) else _FAILED
     finally:
         signal.signal(signal.SIGTERM, previous)
-    raise typer.Exit(code)
 
 
 def _with_repeat(settings: RunSettings, names: list[str]) -> tuple[RunSettings, list[str]]:
@@ -191,8 +220,17 @@ def _interrupt(_number: int, _frame: FrameType | None) -> None:
     raise KeyboardInterrupt
 
 
-def run_arms(settings: RunSettings, names: list[str], options: Options, *, resume: bool) -> int:
+def run_arms(
+    settings: RunSettings, names: list[str], options: Options, stack: contextlib.ExitStack, *, resume: bool
+) -> int:
     """Run arms and print what came of them; the exit code.
+
+    Args:
+        settings: of the run.
+        names: of the arms.
+        options: how to judge.
+        stack: ends what is started beside the arms' own servers.
+        resume: whether to go on with a run that was cut off.
 
     Raises:
         ExpertMapsError: an arm could not be run; those after it were not.
@@ -209,63 +247,74 @@ def run_arms(settings: RunSettings, names: list[str], options: Options, *, resum
     settings.make_folder(settings.work)
     if not resume:
         resuming.begin_anew(settings.work)
-    baseline = None if BASELINE in names else _kept_baseline(settings)
-    if baseline is not None and baseline.summary.num_questions != len(prompts):
-        msg = (
-            f"the baseline in {settings.folder / BASELINE} answered {baseline.summary.num_questions} questions; expected "
-            f"{len(prompts)}, as are asked now: run it with --arm {BASELINE} too"
-        )
-        raise ConfigError(msg)
+    baseline = None if BASELINE in names else _kept_baseline(settings, len(prompts))
+    rounds = Rounds(settings, prompts, stack) if settings.performance and set(names) != {BASELINE} else None
     records: dict[str, Record] = {}
     for name in names:
-        folder, work = settings.folder / name, settings.work / name
         texts = None
         if baseline is not None and name != BASELINE:
             texts = texts_digest(question.text for question in baseline.questions)
         key = resuming.fingerprint(settings, name, texts)
+        folder, work = settings.folder / name, settings.work / name
         if resuming.is_done(work, key) and (folder / SUMMARY).exists():
             settings.say(f"{name}: complete, from the run that was cut off")
         else:
             resuming.set_done(work, None)
-            run_arm(settings, name, baseline)
+            run_arm(settings, name, baseline, rounds)
             resuming.set_done(work, key)
         records[name] = read_record(folder)
         if name == BASELINE:
             baseline = records[name]
     resuming.begin_anew(settings.work)
-    return report(records, baseline, options)
+    return report(settings, records, baseline, options)
 
 
-def _kept_baseline(settings: RunSettings) -> Record | None:
-    """Return the baseline of an earlier run; None where there is no complete one."""
+def _kept_baseline(settings: RunSettings, questions: int) -> Record | None:
+    """Return the baseline of an earlier run; None where there is no complete one.
+
+    Raises:
+        ConfigError: it answered another number of questions than are asked now.
+    """
     folder = settings.folder / BASELINE
-    if not (folder / SUMMARY).exists():
+    record = read_record(folder) if (folder / SUMMARY).exists() else None
+    if record is None or record.summary.status != "complete":
         return None
-    record = read_record(folder)
-    return record if record.summary.status == "complete" else None
+    if record.summary.num_questions != questions:
+        msg = (
+            f"the baseline in {folder} answered {record.summary.num_questions} questions; expected {questions}, as are "
+            f"asked now: run it with --arm {BASELINE} too"
+        )
+        raise ConfigError(msg)
+    return record
 
 
-def report(records: dict[str, Record], baseline: Record | None, options: Options) -> int:
-    """Print a table an arm and the verdicts; return the exit code, that of the worst verdict."""
-    codes = [0]
+def report(
+    settings: RunSettings, records: dict[str, Record], baseline: Record | None, options: Options
+) -> int:
+    """Print a table an arm, the verdicts and one table of all; return the exit code, that of the worst verdict."""
+    codes, arms = [0], []
     for name, record in records.items():
         summary = record.summary
         typer.echo(
             f"\n{summary.model}, {name} ({summary.role}, {summary.dtype})\n\n{field_table(summary)}", nl=False
         )
     for name, record in records.items():
-        if name == BASELINE:
-            continue
-        if baseline is None:
+        comparison = None
+        if name != BASELINE and baseline is None:
             typer.echo(f"\n{name}: not judged, there is no complete record of the baseline")
             codes.append(EXIT_CODES["undecided"])
-            continue
-        comparison = compare_records(baseline, record, options)
-        verdict = comparison.verdict
-        found = "".join(f"\nnote: {note}" for note in notes(comparison))
-        typer.echo(
-            f"\n{name} beside the baseline\n\n{criteria_table(verdict)}{found}\n{name}: {verdict.line}"
-        )
-        codes.append(verdict.exit_code)
+        elif name != BASELINE:
+            assert baseline is not None
+            comparison = compare_records(baseline, record, options)
+            verdict = comparison.verdict
+            found = "".join(f"\nnote: {note}" for note in notes(comparison))
+            typer.echo(
+                f"\n{name} beside the baseline\n\n{criteria_table(verdict)}{found}\n{name}: {verdict.line}"
+            )
+            codes.append(verdict.exit_code)
+        arms.append(Overviewed(record, comparison, of_arm(settings.folder, name, record.summary.started)))
+    typer.echo(f"\n{overview(arms)}", nl=False)
+    if settings.performance is not None and settings.performance.gate:
+        codes += [speed_code(one) for one in arms if one.record.summary.role == "eplb"]
     # Worse outweighs undecided.
     return _FAILED if _FAILED in codes else max(codes)

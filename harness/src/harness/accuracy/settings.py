@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from harness.accuracy.config import ModelConfig
+    from harness.accuracy.streams import Performance
 
 _WORK = "work"
 
@@ -42,6 +43,7 @@ class RunSettings:
         attempts: most tries of a request.
         console: where progress is shown.
         data: paths of the splits of local data; None for the hub's.
+        performance: the streams that arms are timed with; None where speed is not measured.
     """
 
     config: ModelConfig
@@ -55,6 +57,7 @@ class RunSettings:
     attempts: int
     console: Console = field(repr=False)
     data: dict[str, Path] | None = None
+    performance: Performance | None = None
 
     @functools.cached_property
     def identity(self) -> dict[str, str]:

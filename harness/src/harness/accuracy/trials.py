@@ -13,7 +13,8 @@ from rich.console import Console
 from expert_maps import plan, read_load
 from expert_maps.files import write_text
 from harness.accuracy import offline
-from harness.accuracy.config import BASELINE, EXPERT_MAPS, REPEAT, ConfigError
+from harness.accuracy.arms import EXPERT_MAPS
+from harness.accuracy.config import BASELINE, REPEAT, ConfigError
 from harness.accuracy.data import find_data
 from harness.accuracy.limits import limits_for
 from harness.accuracy.loading import load_config

@@ -1,0 +1,119 @@
+# SPDX-FileCopyrightText: The expert-maps authors
+# SPDX-License-Identifier: Apache-2.0
+"""One table of all that was measured of the arms: accuracy, log-probabilities, balance and speed."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from harness.accuracy import speed
+from harness.accuracy.performance import medians
+from harness.accuracy.table import NONE, markdown, points
+from harness.accuracy.verdict import EXIT_CODES
+from harness.record.tables import number
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from harness.accuracy.compare import Comparison
+    from harness.accuracy.records import Record
+    from harness.record.schema import RunRecord
+
+
+@dataclass(frozen=True)
+class Overviewed:
+    """An arm.
+
+    Attributes:
+        record: of its answers.
+        comparison: with the baseline; None where it was not judged.
+        timed: the record of its speed; None where that was not measured.
+    """
+
+    record: Record
+    comparison: Comparison | None
+    timed: RunRecord | None
+
+
+def speed_code(arm: Overviewed) -> int:
+    """Return the exit code of an arm's speed, where it decides."""
+    answer = "undecided" if arm.timed is None else str(arm.timed.quality["answer"])
+    return {"slower": EXIT_CODES["worse"], "undecided": EXIT_CODES["undecided"]}.get(answer, 0)
+
+
+def overview(arms: Sequence[Overviewed]) -> str:
+    """Return the table, and one of the times of each stream where speed was measured."""
+    rows = []
+    for arm in arms:
+        summary, comparison = arm.record.summary, arm.comparison
+        pairs = None if comparison is None else comparison.verdict.pairs
+        found = None if pairs is None else pairs.differences
+        balance = summary.load.balancedness
+        rows.append(
+            [
+                summary.arm,
+                NONE if summary.value is None else points(summary.value),
+                NONE if pairs is None else points(100 * pairs.outcomes.difference, signed=True),
+                NONE if found is None else f"{found.largest:.1e}",
+                NONE if balance is None else f"{balance:.4f}",
+                _ratios(arm.timed),
+                summary.role if comparison is None else comparison.verdict.answer,
+                NONE if arm.timed is None else str(arm.timed.quality["answer"]),
+            ]
+        )
+    columns = ["arm", "accuracy, %", "difference, points", "largest Δ log-probability", "balancedness"]
+    columns += ["time over the baseline's", "accuracy is", "speed is"]
+    return "\n".join([markdown(columns, rows, right=1), *_times(arms)])
+
+
+def _ratios(timed: RunRecord | None) -> str:
+    if timed is None:
+        return NONE
+    return "; ".join(f"{name} {_interval(one, one['decides'])}" for name, one in timed.performance.items())
+
+
+def _interval(stream: dict[str, object], metric: object) -> str:
+    ratios = stream["ratios"]
+    assert isinstance(ratios, dict)
+    ratio = ratios.get(metric)
+    return NONE if ratio is None else f"{ratio['value']:.3f} ({ratio['low']:.3f} to {ratio['high']:.3f})"
+
+
+def _times(arms: Sequence[Overviewed]) -> list[str]:
+    rows, rounds = [], set()
+    for arm in arms:
+        for name, stream in () if arm.timed is None else arm.timed.performance.items():
+            own, other = medians(stream, "arm"), medians(stream, "baseline")
+            for metric, title in speed.METRICS.items():
+                rounds.add(len(stream["arm"].get(metric, ())))
+                row = [
+                    arm.record.summary.arm,
+                    name,
+                    title,
+                    number(other.get(metric)),
+                    number(own.get(metric)),
+                ]
+                rows.append([*row, _interval(stream, metric), *(_answer(stream, metric))])
+    if not rows:
+        return []
+    columns = [
+        "arm",
+        "stream",
+        "median of the rounds",
+        "baseline",
+        "arm",
+        "time over the baseline's",
+        "speed is",
+    ]
+    about = (
+        f"Each stream in {', '.join(map(str, sorted(rounds)))} rounds, arm and baseline in turn, by vLLM's own client. Below 1 "
+        f"the arm is faster; intervals are of {100 * speed.CONFIDENCE:g} % (bootstrap over rounds).\n"
+    )
+    return [about, markdown(columns, rows, right=3)]
+
+
+def _answer(stream: dict[str, object], metric: str) -> list[str]:
+    if metric != stream["decides"]:
+        return [""]
+    return [": ".join(str(stream[name]) for name in ("answer", "why") if stream[name])]

@@ -1,0 +1,317 @@
+# SPDX-FileCopyrightText: The expert-maps authors
+# SPDX-License-Identifier: Apache-2.0
+"""The speed of an arm beside the baseline: the same requests to both servers in turn, by vLLM's own client.
+
+Both servers run at the same time, so that rounds can take turns and whatever else the machine does meets both alike. The
+baseline's is started once more for this, with the same recording as an arm's, or is the one of `--base-url`.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import importlib.util
+import json
+import os
+import select
+import statistics
+import subprocess
+import sys
+import time
+from typing import TYPE_CHECKING, Any
+
+from expert_maps.files import write_text
+from harness.accuracy import proof, speed
+from harness.accuracy.arm_run import ArmRun
+from harness.accuracy.asking import MAX_STOPS
+from harness.accuracy.config import BASELINE, ConfigError
+from harness.accuracy.loads import QuestionLoad
+from harness.accuracy.server import ServerError, last_lines
+from harness.accuracy.serving import serving
+from harness.record import history
+from harness.record.provenance import describe
+from harness.record.schema import RunRecord
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+    from pathlib import Path
+
+    from harness.accuracy.questions import Prompt
+    from harness.accuracy.server import Server
+    from harness.accuracy.settings import RunSettings
+    from harness.accuracy.streams import Stream
+
+RECORDS = "performance.jsonl"
+# No arm can have this name.
+_FOLDER = ".streams"
+# What vLLM's idle workers spin for after a round.
+_PAUSE_SECONDS = 1.5
+_STOP_SECONDS = 10.0
+_ENDED = "ended"
+_CLIENT = "vllm.benchmarks.serve"
+
+
+class _Baseline(ArmRun):
+    """The baseline's second server, with a folder of its own."""
+
+    @property
+    def work(self) -> Path:
+        return self.settings.work / _FOLDER
+
+
+def require_client() -> None:
+    """Say so where vLLM's client is not installed.
+
+    Raises:
+        ConfigError: it is not.
+    """
+    try:
+        found = importlib.util.find_spec(_CLIENT)
+    except ImportError:
+        found = None
+    if found is None:
+        msg = f"{_CLIENT} is not installed; expected it, with vLLM, for --performance"
+        raise ConfigError(msg)
+
+
+class Client:
+    """The client's process, which takes some seconds to import while servers start."""
+
+    def __init__(self, log: Path) -> None:
+        """Start it.
+
+        Args:
+            log: what it prints.
+        """
+        self._log = log
+        self._answers, write = os.pipe()
+        # Made-up prompts of a trace are drawn by Python's hashes.
+        environment = {**os.environ, "PYTHONHASHSEED": "0", "VLLM_NO_USAGE_STATS": "1"}
+        try:
+            with log.open("wb") as stream:
+                self._process = subprocess.Popen(  # noqa: S603 - this interpreter
+                    [sys.executable, "-m", "harness.accuracy.stream_client", str(write)],
+                    stdin=subprocess.PIPE,
+                    stdout=stream,
+                    stderr=subprocess.STDOUT,
+                    pass_fds=(write,),
+                    env=environment,
+                    start_new_session=True,  # Ctrl-C is for the harness
+                )
+        finally:
+            os.close(write)
+
+    def run(self, words: Sequence[str], seconds: float) -> dict[str, Any]:
+        """Return what it measured of a stream.
+
+        Args:
+            words: its arguments.
+            seconds: most seconds.
+
+        Raises:
+            ServerError: it failed, ended, or took too long.
+        """
+        assert self._process.stdin is not None
+        try:
+            self._process.stdin.write(json.dumps(words).encode() + b"\n")
+            self._process.stdin.flush()
+        except OSError as error:
+            raise self._failure(_ENDED) from error
+        received, deadline = b"", time.monotonic() + seconds
+        while not received.endswith(b"\n"):
+            if not select.select([self._answers], [], [], max(0.0, deadline - time.monotonic()))[0]:
+                what = f"did not end within {seconds:g} s"
+                raise self._failure(what)
+            part = os.read(self._answers, 2**16)
+            if not part:
+                raise self._failure(_ENDED)
+            received += part
+        found: dict[str, Any] = json.loads(received)
+        if "completed" not in found:
+            what = f"failed ({found['error']})"
+            raise self._failure(what)
+        return found
+
+    def _failure(self, what: str) -> ServerError:
+        return ServerError(f"vLLM's benchmark client {what}{last_lines(self._log)}")
+
+    def close(self) -> None:
+        """End it."""
+        os.close(self._answers)
+        assert self._process.stdin is not None
+        with contextlib.suppress(OSError):
+            self._process.stdin.close()
+        self._process.terminate()
+        try:
+            self._process.wait(_STOP_SECONDS)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            self._process.wait()
+
+
+class Rounds:
+    """Times arms, one after the other, beside the one baseline."""
+
+    def __init__(self, settings: RunSettings, prompts: Sequence[Prompt], stack: contextlib.ExitStack) -> None:
+        """Write the task's prompts and start the client.
+
+        Args:
+            settings: of the run, with `performance`.
+            prompts: of the task.
+            stack: ends what is started.
+        """
+        assert settings.performance is not None
+        self._settings, self._plan, self._stack = settings, settings.performance, stack
+        self._prompts, self._stop = settings.work / _FOLDER / "prompts.jsonl", prompts[0].stop[:MAX_STOPS]
+        settings.make_folder(self._prompts.parent)
+        most = max(stream.requests for stream in self._plan.streams.values())
+        texts = _texts(prompts[:most], settings)
+        write_text(self._prompts, "".join(json.dumps({"prompt": text}) + "\n" for text in texts))
+        self._client = Client(settings.work / _FOLDER / "client.log")
+        stack.callback(self._client.close)
+        self._baseline: Server | None = None
+
+    def measure(self, run: ArmRun, server: Server) -> None:
+        """Put all streams to an arm's server and to the baseline's, and add the record to the model's file of them.
+
+        Raises:
+            ServerError: the client or a server failed.
+            ProofError: the baseline's server is none.
+        """
+        other = self._baseline = self._baseline or self._start()
+        servers = {BASELINE: other, run.name: server}
+        found: dict[str, Any] = {}
+        for name, stream in self._plan.streams.items():
+            rows: dict[str, list[dict[str, Any]]] = {BASELINE: [], run.name: []}
+            # A server is slow at first: the first round warms both up, and does not count.
+            for one in servers:
+                self._once(stream, servers[one], self._plan.rounds)
+            for round_ in range(self._plan.rounds):
+                for one in list(servers)[:: -1 if round_ % 2 else 1]:  # who is first changes
+                    time.sleep(_PAUSE_SECONDS)
+                    rows[one].append(self._once(stream, servers[one], round_))
+            found[name] = self._judged(stream, rows[run.name], rows[BASELINE])
+            self._settings.say(f"{run.name}: {name}: {shown(found[name])}")
+        answer = speed.overall({name: one["answer"] for name, one in found.items()})
+        self._keep(run, found, answer)
+
+    def _once(self, stream: Stream, server: Server, round_: int) -> dict[str, Any]:
+        config = self._settings.config
+        seconds = config.request_seconds + (stream.requests / stream.rate if stream.rate else 0)
+        words = [
+            *("--backend", "openai", "--base-url", server.url, "--endpoint", "/v1/completions"),
+            *("--model", server.model, "--tokenizer", self._settings.model, "--disable-tqdm"),
+            *("--percentile-metrics", "ttft,tpot,e2el", "--metric-percentiles", "50,90,99"),
+            *("--ready-check-timeout-sec", "0", "--save-detailed"),
+            *stream.words(self._prompts, seed=round_, max_tokens=config.task.max_tokens, stop=self._stop),
+        ]
+        return self._client.run(words, seconds)
+
+    def _judged(
+        self, stream: Stream, arm: list[dict[str, Any]], baseline: list[dict[str, Any]]
+    ) -> dict[str, Any]:
+        values = {
+            side: {name: [float(row[name]) for row in rows] for name in speed.METRICS if name in rows[0]}
+            for side, rows in (("arm", arm), ("baseline", baseline))
+        }
+        ratios = {
+            name: speed.time_ratio(name, own, values["baseline"][name])
+            for name, own in values["arm"].items()
+            if name in values["baseline"]
+        }
+        decides = speed.CLOSED if stream.concurrency else speed.OPEN
+        failed = sum(int(row["failed"]) for row in (*arm, *baseline))
+        tokens = tuple(float(sum(row["total_output_tokens"] for row in rows)) for rows in (arm, baseline))
+        answer, why = speed.answer_of(
+            ratios.get(decides), len(arm), self._plan.margin, failed, (tokens[0], tokens[1])
+        )
+        error = next((row["error"] for row in (*arm, *baseline) if row["error"]), None)
+        return {
+            "answer": answer,
+            "why": why + (f": {error}" if failed and error else ""),
+            "decides": decides,
+            "failed": failed,
+            **values,
+            "ratios": {name: None if one is None else vars(one) for name, one in ratios.items()},
+        }
+
+    def _start(self) -> Server:
+        run = _Baseline(self._settings, BASELINE)
+        self._settings.make_folder(run.work)
+        if run.arm.record_load and BASELINE not in self._settings.base_urls:
+            # Recording takes time, in an arm too.
+            run.questions_load = QuestionLoad(run.work, "", "")
+            run.questions_load.begin(resumed=False)
+        server = self._stack.enter_context(serving(run))
+        proof.require_arm(run.arm, proof.read_state(server, needed=False))
+        return server
+
+    def _keep(self, run: ArmRun, found: Mapping[str, Any], answer: str) -> None:
+        plan, evidence = self._plan, run.evidence or proof.Evidence(None, None)
+        record = RunRecord(
+            kind="performance",
+            name=run.name,
+            settings={
+                "model": self._settings.config.name,
+                "started": run.started,
+                "dtype": self._settings.dtype,
+                "arguments": run.arguments,
+                **json.loads(plan.model_dump_json()),
+            },
+            provenance=describe(checkpoint=run.checkpoint, environment=run.environment),
+            proof=evidence.as_record(),
+            quality={"answer": answer},
+            performance=dict(found),
+        )
+        history.append(self._settings.folder / RECORDS, record)
+
+
+def shown(stream: Mapping[str, Any]) -> str:
+    """Return what was found of a stream, in a few words: how many times the baseline's time, with the interval."""
+    ratio = stream["ratios"].get(stream["decides"])
+    text = (
+        "not measured"
+        if ratio is None
+        else f"{ratio['value']:.3f} ({ratio['low']:.3f} to {ratio['high']:.3f})"
+    )
+    why = f" ({stream['why']})" if stream["why"] else ""
+    return f"{speed.METRICS[stream['decides']]}: {text} times the baseline's time: {stream['answer']}{why}"
+
+
+def of_arm(folder: Path, name: str, started: str) -> RunRecord | None:
+    """Return the record of an arm's speed that belongs to a record of its answers; None where there is none.
+
+    Args:
+        folder: of the model.
+        name: of the arm.
+        started: when its run began.
+
+    Raises:
+        FormatError: the file is malformed.
+    """
+    if not (folder / RECORDS).exists():
+        return None
+    found = [
+        one
+        for one in history.read(folder / RECORDS)
+        if (one.kind, one.name, one.settings.get("started")) == ("performance", name, started)
+    ]
+    return found[-1] if found else None
+
+
+def medians(stream: Mapping[str, Any], side: str) -> dict[str, float]:
+    """Return the median over rounds of each metric that was measured; `side` is `arm` or `baseline`."""
+    return {name: statistics.median(values) for name, values in stream[side].items()}
+
+
+def _texts(prompts: Sequence[Prompt], settings: RunSettings) -> list[str]:
+    """Return prompts as the client sends them; a chat's with its template, which a server applies otherwise."""
+    if not prompts[0].is_chat:
+        return [str(prompt.content) for prompt in prompts]
+    from transformers import AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(settings.model)
+    options = settings.config.task.chat_template_kwargs
+    return [
+        tokenizer.apply_chat_template(prompt.content, tokenize=False, add_generation_prompt=True, **options)
+        for prompt in prompts
+    ]
