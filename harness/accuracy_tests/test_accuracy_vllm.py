@@ -1,6 +1,9 @@
 # SPDX-FileCopyrightText: The expert-maps authors
 # SPDX-License-Identifier: Apache-2.0
-"""The embedded model through vLLM's CPU build and lm-eval, in short: three arms, one of them killed and run again."""
+"""The embedded model through vLLM's CPU build and lm-eval, in short: three arms, one of them killed and run again.
+
+A server without the plugin stands beside: what the arms are timed against, and what is no EPLB arm.
+"""
 
 from __future__ import annotations
 
@@ -10,17 +13,23 @@ import subprocess
 import sys
 import time
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
 
 from expert_maps import read_placement
-from harness.accuracy import proof
+from harness.accuracy import proof, speed
 from harness.accuracy.loading import load_config
 from harness.accuracy.records import read_record
 from harness.accuracy.run import SHORT_QUESTIONS as QUESTIONS
 from harness.accuracy.server import serve
+from harness.record import history
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from harness.accuracy.server import Server
 
 ROOT = Path(__file__).resolve().parents[2]
 ARMS = ("baseline", "eplb-static", "eplb-dynamic")
@@ -75,7 +84,22 @@ def running(processes: set[int]) -> set[int]:
 
 
 @pytest.fixture(scope="module")
-def results(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def plain(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    """A server as the baseline's, of vLLM alone."""
+    config = load_config(str(ROOT / "accuracy" / "models" / "tiny-moe.yaml"))
+    with serve(
+        str(ROOT / config.model),
+        [*config.server.arguments, "--dtype", "float32"],
+        tmp_path_factory.mktemp("plain") / "server.log",
+        environment={**config.server.environment, "VLLM_SERVER_DEV_MODE": "1"},
+        startup_seconds=300,
+        name=config.name,
+    ) as server:
+        yield server
+
+
+@pytest.fixture(scope="module")
+def results(plain: Server, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The records of a run whose second arm was killed, and went on."""
     output = tmp_path_factory.mktemp("results")
     folder = output / "tiny-moe"
@@ -102,9 +126,9 @@ def results(tmp_path_factory: pytest.TempPathFactory) -> Path:
     while running(started) and time.monotonic() < deadline:
         time.sleep(0.5)
     assert not running(started)
-    done = run(output, *SLOWER)
+    arms = [word for name in ARMS[1:] for word in ("--arm", name)]
+    done = run(output, *SLOWER, *arms, "--performance", "--base-url", f"baseline={plain.url}")
     assert done.returncode == 0, done.stdout + done.stderr
-    assert "baseline: complete, from the run that was cut off" in done.stderr
     assert f"eplb-static: questions: {known} of {QUESTIONS} are there" in done.stderr
     for name in ARMS[1:]:
         assert f"{name}: no worse" in done.stdout
@@ -188,22 +212,28 @@ def test_the_load_is_that_of_the_questions_and_of_no_token_more(results: Path) -
         assert sum(layer) == pytest.approx(tokens * config["num_experts_per_tok"], rel=0.01)
 
 
-def test_a_server_without_the_plugin_is_no_eplb_arm_and_lives_on(tmp_path: Path) -> None:
-    config = load_config(str(ROOT / "accuracy" / "models" / "tiny-moe.yaml"))
-    arguments = [word for word in config.server.arguments if "tensor-parallel" not in word]
-    environment = {**config.server.environment, "VLLM_SERVER_DEV_MODE": "1"}
-    with serve(
-        str(ROOT / config.model),
-        [*arguments, "--dtype", "float32"],
-        tmp_path / "server.log",
-        environment=environment,
-        startup_seconds=300,
-    ) as server:
-        done = run(tmp_path / "results", "--arm", "eplb-static", "--base-url", f"eplb-static={server.url}")
-        assert done.returncode == 1
-        assert done.stderr.count("error: ") == 1
-        assert "expert_maps in --additional-config" in done.stderr
-        assert summary(tmp_path / "results" / "tiny-moe", "eplb-static")["status"] == "failed"
-        assert proof.read_state(server, needed=False) is None
-        body = {"model": server.model, "prompt": "Question:", "max_tokens": 1}
-        assert server.post("/v1/completions", body)["choices"]
+def test_a_server_without_the_plugin_is_no_eplb_arm_and_lives_on(plain: Server, tmp_path: Path) -> None:
+    done = run(tmp_path / "results", "--arm", "eplb-static", "--base-url", f"eplb-static={plain.url}")
+    assert done.returncode == 1
+    assert done.stderr.count("error: ") == 1
+    assert "expert_maps in --additional-config" in done.stderr
+    assert summary(tmp_path / "results" / "tiny-moe", "eplb-static")["status"] == "failed"
+    assert proof.read_state(plain, needed=False) is None
+    body = {"model": plain.model, "prompt": "Question:", "max_tokens": 1}
+    assert plain.post("/v1/completions", body)["choices"]
+
+
+def test_arms_are_timed_beside_a_server_of_vllm_alone(results: Path) -> None:
+    records = history.read(results / "performance.jsonl")
+    assert [record.name for record in records] == list(ARMS[1:])
+    for record in records:
+        assert record.quality == {"answer": "undecided"}
+        assert record.proof["eplb_active"]
+        (stream,) = record.performance.values()
+        assert "decide" in stream["why"]
+        assert stream["failed"] == 0
+        # Who is faster says nothing here; that each metric was measured of both does.
+        for side in ("arm", "baseline"):
+            assert set(stream[side]) == set(speed.METRICS)
+            assert all(value > 0 for values in stream[side].values() for value in values)
+        assert stream["ratios"]["output_throughput"]["value"] > 0

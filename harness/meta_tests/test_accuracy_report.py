@@ -27,7 +27,7 @@ from harness.accuracy.table import points
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from harness.accuracy.report import ReportedArm
+    from harness.accuracy.overview import ReportedArm
 
 HAS_MATPLOTLIB = importlib.util.find_spec("matplotlib") is not None
 UNFINISHED = {"status": "failed", "reason": "the server stopped", "value": None, "load.rank_load": None}

@@ -7,8 +7,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+import numpy as np
+
 from harness.accuracy import speed
 from harness.accuracy.performance import medians
+from harness.accuracy.statistics import accuracy_interval
 from harness.accuracy.table import NONE, markdown, points
 from harness.accuracy.verdict import EXIT_CODES
 from harness.record.tables import number
@@ -16,37 +19,69 @@ from harness.record.tables import number
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from harness.accuracy.compare import Comparison
+    from numpy.typing import NDArray
+
+    from harness.accuracy.compare import Comparison, Options
     from harness.accuracy.records import Record
+    from harness.accuracy.schema import Summary
     from harness.record.schema import RunRecord
 
 
 @dataclass(frozen=True)
-class Overviewed:
-    """An arm.
+class ReportedArm:
+    """An arm of a report.
 
     Attributes:
-        record: of its answers.
-        comparison: with the baseline; None where it was not judged.
+        record: what was recorded.
+        comparison: with the baseline; None for the baseline itself, and where either is not complete.
+        options: how it was judged, or would have been.
         timed: the record of its speed; None where that was not measured.
     """
 
     record: Record
     comparison: Comparison | None
-    timed: RunRecord | None
+    options: Options
+    timed: RunRecord | None = None
+
+    @property
+    def summary(self) -> Summary:
+        """Of the record."""
+        return self.record.summary
+
+    @property
+    def name(self) -> str:
+        """Of the arm."""
+        return self.summary.arm
+
+    @property
+    def interval(self) -> tuple[float, float] | None:
+        """Exact 95 % interval of the accuracy, in percent; None without a value."""
+        if self.summary.value is None:
+            return None
+        low, high = accuracy_interval(self.summary.num_correct, self.summary.num_questions)
+        return 100 * low, 100 * high
+
+    @property
+    def rank_load(self) -> NDArray[np.float64] | None:
+        """Load of the ranks over the mean of their layer, float64 [L, R]; None where it was not recorded."""
+        if not self.summary.load.rank_load:
+            return None
+        loads = np.array(self.summary.load.rank_load, dtype=np.float64)
+        mean = loads.mean(axis=1, keepdims=True)
+        return np.divide(loads, mean, out=np.ones_like(loads), where=mean > 0)
 
 
-def speed_code(arm: Overviewed) -> int:
+def speed_code(arm: ReportedArm) -> int:
     """Return the exit code of an arm's speed, where it decides."""
     answer = "undecided" if arm.timed is None else str(arm.timed.quality["answer"])
     return {"slower": EXIT_CODES["worse"], "undecided": EXIT_CODES["undecided"]}.get(answer, 0)
 
 
-def overview(arms: Sequence[Overviewed]) -> str:
+def overview(arms: Sequence[ReportedArm]) -> str:
     """Return the table, and one of the times of each stream where speed was measured."""
     rows = []
     for arm in arms:
-        summary, comparison = arm.record.summary, arm.comparison
+        summary, comparison = arm.summary, arm.comparison
         pairs = None if comparison is None else comparison.verdict.pairs
         found = None if pairs is None else pairs.differences
         balance = summary.load.balancedness
@@ -80,7 +115,7 @@ def _interval(stream: dict[str, object], metric: object) -> str:
     return NONE if ratio is None else f"{ratio['value']:.3f} ({ratio['low']:.3f} to {ratio['high']:.3f})"
 
 
-def _times(arms: Sequence[Overviewed]) -> list[str]:
+def _times(arms: Sequence[ReportedArm]) -> list[str]:
     rows, rounds = [], set()
     for arm in arms:
         for name, stream in () if arm.timed is None else arm.timed.performance.items():
@@ -88,7 +123,7 @@ def _times(arms: Sequence[Overviewed]) -> list[str]:
             for metric, title in speed.METRICS.items():
                 rounds.add(len(stream["arm"].get(metric, ())))
                 row = [
-                    arm.record.summary.arm,
+                    arm.summary.arm,
                     name,
                     title,
                     number(other.get(metric)),

@@ -183,12 +183,12 @@ class Rounds:
         for name, stream in self._plan.streams.items():
             rows: dict[str, list[dict[str, Any]]] = {BASELINE: [], run.name: []}
             # A server is slow at first: the first round warms both up, and does not count.
-            for one in servers:
-                self._once(stream, servers[one], self._plan.rounds)
+            for one in servers.values():
+                self._once(stream, one, self._plan.rounds)
             for round_ in range(self._plan.rounds):
-                for one in list(servers)[:: -1 if round_ % 2 else 1]:  # who is first changes
+                for side, one in list(servers.items())[:: -1 if round_ % 2 else 1]:  # who is first changes
                     time.sleep(_PAUSE_SECONDS)
-                    rows[one].append(self._once(stream, servers[one], round_))
+                    rows[side].append(self._once(stream, one, round_))
             found[name] = self._judged(stream, rows[run.name], rows[BASELINE])
             self._settings.say(f"{run.name}: {name}: {shown(found[name])}")
         answer = speed.overall({name: one["answer"] for name, one in found.items()})

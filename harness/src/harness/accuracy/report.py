@@ -4,17 +4,15 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
 from expert_maps.files import describe
-from harness.accuracy.compare import Comparison, Options, compare_records, notes
+from harness.accuracy.compare import Options, compare_records, notes
 from harness.accuracy.limits import LIMITS, limits_for
+from harness.accuracy.overview import ReportedArm, overview
+from harness.accuracy.performance import of_arm
 from harness.accuracy.records import QUESTIONS, SUMMARY, read_record
 from harness.accuracy.schema import RecordError
-from harness.accuracy.statistics import accuracy_interval
 from harness.accuracy.table import NONE, field_table, markdown, one_line, points
 from harness.accuracy.verdict import criteria_table
 
@@ -22,54 +20,9 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
     from pathlib import Path
 
-    from numpy.typing import NDArray
-
     from harness.accuracy.records import Record
-    from harness.accuracy.schema import Summary
 
 PAGE, PLOT = "report.md", "report.png"
-
-
-@dataclass(frozen=True)
-class ReportedArm:
-    """An arm of a report.
-
-    Attributes:
-        record: what was recorded.
-        comparison: with the baseline; None for the baseline itself, and where either is not complete.
-        options: how it was judged, or would have been.
-    """
-
-    record: Record
-    comparison: Comparison | None
-    options: Options
-
-    @property
-    def summary(self) -> Summary:
-        """Of the record."""
-        return self.record.summary
-
-    @property
-    def name(self) -> str:
-        """Of the arm."""
-        return self.summary.arm
-
-    @property
-    def interval(self) -> tuple[float, float] | None:
-        """Exact 95 % interval of the accuracy, in percent; None without a value."""
-        if self.summary.value is None:
-            return None
-        low, high = accuracy_interval(self.summary.num_correct, self.summary.num_questions)
-        return 100 * low, 100 * high
-
-    @property
-    def rank_load(self) -> NDArray[np.float64] | None:
-        """Load of the ranks over the mean of their layer, float64 [L, R]; None where it was not recorded."""
-        if not self.summary.load.rank_load:
-            return None
-        loads = np.array(self.summary.load.rank_load, dtype=np.float64)
-        mean = loads.mean(axis=1, keepdims=True)
-        return np.divide(loads, mean, out=np.ones_like(loads), where=mean > 0)
 
 
 def gather(folder: Path, options: Options | None = None) -> list[ReportedArm]:
@@ -106,9 +59,10 @@ def gather(folder: Path, options: Options | None = None) -> list[ReportedArm]:
     others = sorted((one for one in records if one is not baseline), key=lambda one: one.summary.started)
     arms = [ReportedArm(baseline, None, options)]
     for record in others:
+        timed = of_arm(folder, record.summary.arm, record.summary.started)
         complete = {baseline.summary.status, record.summary.status} == {"complete"}
         comparison = compare_records(baseline, record, options) if complete else None
-        arms.append(ReportedArm(record, comparison, options))
+        arms.append(ReportedArm(record, comparison, options, timed))
     return arms
 
 
@@ -147,6 +101,8 @@ def page(arms: Sequence[ReportedArm], plot: str | None) -> str:
     ]
     if plot is not None:
         parts.append(f"![Accuracy, agreement, log-probabilities and load of every arm]({plot})\n")
+    if any(arm.timed for arm in arms):
+        parts += ["## All that was measured\n", overview(arms)]
     parts += ["## Accuracy\n", _accuracy(arms), "## Agreement\n", _agreement(arms), "## Load\n", _load(arms)]
     parts.append("## Tables\n")
     parts += [

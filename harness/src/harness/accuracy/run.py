@@ -21,7 +21,7 @@ from harness.accuracy.config import BASELINE, DTYPES, REPEAT, ConfigError, Expec
 from harness.accuracy.data import find_data
 from harness.accuracy.limits import limits_for
 from harness.accuracy.loading import load_config
-from harness.accuracy.overview import Overviewed, overview, speed_code
+from harness.accuracy.overview import ReportedArm, overview, speed_code
 from harness.accuracy.performance import Rounds, of_arm, require_client
 from harness.accuracy.records import SUMMARY, read_record, texts_digest
 from harness.accuracy.settings import RunSettings
@@ -312,9 +312,10 @@ def report(
                 f"\n{name} beside the baseline\n\n{criteria_table(verdict)}{found}\n{name}: {verdict.line}"
             )
             codes.append(verdict.exit_code)
-        arms.append(Overviewed(record, comparison, of_arm(settings.folder, name, record.summary.started)))
+        timed = of_arm(settings.folder, name, record.summary.started)
+        arms.append(ReportedArm(record, comparison, options, timed))
     typer.echo(f"\n{overview(arms)}", nl=False)
     if settings.performance is not None and settings.performance.gate:
-        codes += [speed_code(one) for one in arms if one.record.summary.role == "eplb"]
+        codes += [speed_code(one) for one in arms if one.summary.role == "eplb"]
     # Worse outweighs undecided.
     return _FAILED if _FAILED in codes else max(codes)
