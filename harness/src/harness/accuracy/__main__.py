@@ -137,6 +137,7 @@ def _refuse(error: Exception) -> typer.Exit:
 # Commands that need more than this module: vLLM, lm-eval. Their modules are imported for them and for the list.
 _HEAVY = {
     "run": ("harness.accuracy.run", "run_command"),
+    "view": ("harness.accuracy.viewer", "view_command"),
     "validate": ("harness.accuracy.checks", "validate_command"),
     "sensitivity": ("harness.accuracy.sensitivity", "sensitivity_command"),
     "false-alarms": ("harness.accuracy.false_alarms", "false_alarms_command"),

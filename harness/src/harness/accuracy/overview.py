@@ -12,9 +12,9 @@ import numpy as np
 from harness.accuracy import speed
 from harness.accuracy.performance import medians
 from harness.accuracy.statistics import accuracy_interval
-from harness.accuracy.table import NONE, markdown, points
+from harness.accuracy.table import NONE, points
 from harness.accuracy.verdict import EXIT_CODES
-from harness.record.tables import number
+from harness.record.tables import Sheet, number
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -77,7 +77,7 @@ def speed_code(arm: ReportedArm) -> int:
     return {"slower": EXIT_CODES["worse"], "undecided": EXIT_CODES["undecided"]}.get(answer, 0)
 
 
-def overview(arms: Sequence[ReportedArm]) -> str:
+def overview(arms: Sequence[ReportedArm]) -> list[Sheet]:
     """Return the table, and one of the times of each stream where speed was measured."""
     rows = []
     for arm in arms:
@@ -99,7 +99,7 @@ def overview(arms: Sequence[ReportedArm]) -> str:
         )
     columns = ["arm", "accuracy, %", "difference, points", "largest Δ log-probability", "balancedness"]
     columns += ["time over the baseline's", "accuracy is", "speed is"]
-    return "\n".join([markdown(columns, rows, right=1), *_times(arms)])
+    return [Sheet("All that was measured", "", columns, rows), *_times(arms)]
 
 
 def _ratios(timed: RunRecord | None) -> str:
@@ -115,7 +115,7 @@ def _interval(stream: dict[str, object], metric: object) -> str:
     return NONE if ratio is None else f"{ratio['value']:.3f} ({ratio['low']:.3f} to {ratio['high']:.3f})"
 
 
-def _times(arms: Sequence[ReportedArm]) -> list[str]:
+def _times(arms: Sequence[ReportedArm]) -> list[Sheet]:
     rows, rounds = [], set()
     for arm in arms:
         for name, stream in () if arm.timed is None else arm.timed.performance.items():
@@ -143,9 +143,9 @@ def _times(arms: Sequence[ReportedArm]) -> list[str]:
     ]
     about = (
         f"Each stream in {', '.join(map(str, sorted(rounds)))} rounds, arm and baseline in turn, by vLLM's own client. Below 1 "
-        f"the arm is faster; intervals are of {100 * speed.CONFIDENCE:g} % (bootstrap over rounds).\n"
+        f"the arm is faster; intervals are of {100 * speed.CONFIDENCE:g} % (bootstrap over rounds)."
     )
-    return [about, markdown(columns, rows, right=3)]
+    return [Sheet("Speed", about, columns, rows)]
 
 
 def _answer(stream: dict[str, object], metric: str) -> list[str]:

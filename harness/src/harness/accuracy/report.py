@@ -102,7 +102,7 @@ def page(arms: Sequence[ReportedArm], plot: str | None) -> str:
     if plot is not None:
         parts.append(f"![Accuracy, agreement, log-probabilities and load of every arm]({plot})\n")
     if any(arm.timed for arm in arms):
-        parts += ["## All that was measured\n", overview(arms)]
+        parts += [sheet.markdown() for sheet in overview(arms)]
     parts += ["## Accuracy\n", _accuracy(arms), "## Agreement\n", _agreement(arms), "## Load\n", _load(arms)]
     parts.append("## Tables\n")
     parts += [

@@ -314,7 +314,8 @@ def report(
             codes.append(verdict.exit_code)
         timed = of_arm(settings.folder, name, record.summary.started)
         arms.append(ReportedArm(record, comparison, options, timed))
-    typer.echo(f"\n{overview(arms)}", nl=False)
+    for sheet in overview(arms):
+        typer.echo(f"\n{sheet.body}")
     if settings.performance is not None and settings.performance.gate:
         codes += [speed_code(one) for one in arms if one.summary.role == "eplb"]
     # Worse outweighs undecided.

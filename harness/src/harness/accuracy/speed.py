@@ -70,7 +70,12 @@ def time_ratio(metric: str, arm: Sequence[float], baseline: Sequence[float]) -> 
     if np.ptp(logs) == 0:  # one round, or nothing that varies
         return Ratio(value, value, value)
     found = stats.bootstrap(
-        (logs,), np.mean, confidence_level=CONFIDENCE, n_resamples=_RESAMPLES, method="percentile", rng=0
+        (logs,),
+        np.mean,
+        confidence_level=CONFIDENCE,
+        n_resamples=_RESAMPLES,
+        method="percentile",
+        random_state=np.random.default_rng(0),
     ).confidence_interval
     return Ratio(value, math.exp(float(found.low)), math.exp(float(found.high)))
 

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from importlib import resources
 from typing import TYPE_CHECKING, Any
 
 from rich.table import Table
@@ -90,6 +91,11 @@ def measured_on(provenance: Provenance) -> str:
     if provenance.date is not None:
         parts.append(provenance.date)
     return "; ".join(parts) + "."
+
+
+def template_text(name: str) -> str:
+    """Return a file of the folder `templates` as it stands."""
+    return (resources.files("harness.record") / "templates" / name).read_text(encoding="utf-8")
 
 
 def page(template: str = "page.md.j2", /, **fields: Any) -> str:  # noqa: ANN401 - what the template names
