@@ -21,8 +21,8 @@ import pytest
 from expert_maps import read_placement
 from harness.accuracy import proof, speed
 from harness.accuracy.loading import load_config
+from harness.accuracy.options import SHORT_QUESTIONS as QUESTIONS
 from harness.accuracy.records import read_record
-from harness.accuracy.run import SHORT_QUESTIONS as QUESTIONS
 from harness.accuracy.server import serve
 from harness.record import history
 

@@ -15,13 +15,12 @@ from hypothesis import strategies as st
 
 from expert_maps import Placement, generate_placement
 from harness.accuracy.arms import Arm
+from harness.accuracy.evidence import Evidence, find_faults
 from harness.accuracy.proof import (
-    Evidence,
     ProofError,
     State,
     agree,
     compare_replicas,
-    find_faults,
     read_state,
     require_arm,
 )

@@ -17,13 +17,13 @@ from typing import TYPE_CHECKING
 import pytest
 from fake_server import ENVIRONMENT, Fake, install
 
+from harness.accuracy.checks import check_url
 from harness.accuracy.cpu_server import fork_on_a_cpu
 from harness.accuracy.server import (
     SHOWN_LINES,
     RefusedError,
     ServerError,
     attach,
-    check_url,
     command,
     fetch,
     last_lines,

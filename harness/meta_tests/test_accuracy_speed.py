@@ -24,6 +24,7 @@ from harness.accuracy.loading import load_config, parse_config
 from harness.accuracy.overview import speed_code
 from harness.accuracy.server import Server, ServerError
 from harness.accuracy.settings import RunSettings
+from harness.accuracy.stream_client import Client
 from harness.accuracy.streams import Performance, Stream
 from harness.record import history
 
@@ -185,7 +186,7 @@ def test_words_of_the_client() -> None:
 
 
 @pytest.fixture
-def client(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[performance.Client]:
+def client(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Client]:
     """vLLM's client, which is none."""
     for folder, name, text in (
         ("benchmarks", "serve", CLIENT),
@@ -199,12 +200,12 @@ def client(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[performa
         path.mkdir(parents=True)
         (path / f"{name}.py").write_text(text, encoding="utf-8")
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(tmp_path), *(path for path in sys.path if path)]))
-    found = performance.Client(tmp_path / "client.log")
+    found = Client(tmp_path / "client.log")
     yield found
     found.close()
 
 
-def test_the_client_measures_fails_and_hangs(client: performance.Client) -> None:
+def test_the_client_measures_fails_and_hangs(client: Client) -> None:
     found = client.run(["--seed", "1"], 30)
     assert found == {
         "completed": 2,

@@ -5,7 +5,7 @@
 from __future__ import annotations
 
 import math
-from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pytest
@@ -15,6 +15,9 @@ from harness.record import history
 from harness.record.__main__ import metrics_of, series
 from harness.record.schema import DeviceRecord, Provenance, RunRecord
 from harness.record.steps import ALPHA, LEAST, find_steps
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 
 def noise(kind: str, draw: np.random.Generator, count: int) -> np.ndarray:

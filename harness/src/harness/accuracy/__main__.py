@@ -18,17 +18,14 @@ import typer
 
 from expert_maps import ExpertMapsError
 from expert_maps.files import write_text
-from harness.accuracy.compare import (
+from harness.accuracy.compare import Options, as_json, compare, render
+from harness.accuracy.options import (  # noqa: TC001 - as above
     Floor,
     Identical,
     Largest,
     Margin,
     Mean,
-    Options,
     Waive,
-    as_json,
-    compare,
-    render,
 )
 from harness.accuracy.power import Aim, normal_size, size
 from harness.accuracy.report import PAGE, PLOT, gather, page

@@ -16,6 +16,7 @@ from harness.accuracy.arm_run import ArmRun
 from harness.accuracy.asking import Asker
 from harness.accuracy.client import AskError
 from harness.accuracy.config import BASELINE
+from harness.accuracy.evidence import Evidence, find_faults, moves
 from harness.accuracy.loads import QuestionLoad
 from harness.accuracy.records import texts_digest
 from harness.accuracy.resume import JOURNAL, MOVES_FILE, fingerprint, server_key
@@ -89,7 +90,7 @@ def _measure(run: ArmRun, baseline: Record | None, rounds: Rounds | None) -> Non
                 run.checkpoint = compare_served(run, server)
             needed = run.arm.role == "eplb"
             before = proof.read_state(server, needed=needed)
-            run.evidence = proof.Evidence(before, None)
+            run.evidence = Evidence(before, None)
             _require(run, before)
             asker.bind(server, run.name, run.arguments, run.environment, before.digest if before else None)
             run.evaluated, earlier, acted = _evaluate(run, asker, server, before)
@@ -98,8 +99,8 @@ def _measure(run: ArmRun, baseline: Record | None, rounds: Rounds | None) -> Non
             if rounds is not None and run.name != BASELINE:
                 rounds.measure(run, server)
             after = proof.read_state(server, checksums=True, needed=needed)
-            faults = proof.find_faults(run.arm, before, after, earlier, acted=acted)
-            run.evidence = proof.Evidence(before, after, faults, earlier)
+            faults = find_faults(run.arm, before, after, earlier, acted=acted)
+            run.evidence = Evidence(before, after, faults, earlier)
         if run.questions_load is not None:
             run.load = run.questions_load.summary(after.placement if after else None)
 
@@ -136,7 +137,7 @@ def _evaluate(
     earlier = _earlier_moves(kept, asker)
     went_on = asker.has_answers
     evaluated = asker.evaluate()
-    moved = proof.moves(before, proof.read_state(server))
+    moved = moves(before, proof.read_state(server))
     if went_on and earlier + moved <= 0:
         run.settings.say(
             f"{run.name}: no experts moved in what was left to ask, so all questions are asked anew"
@@ -145,7 +146,7 @@ def _evaluate(
         if run.questions_load is not None:
             run.questions_load.is_exact = False  # it holds both times
         evaluated = asker.evaluate()
-        moved = proof.moves(before, proof.read_state(server))
+        moved = moves(before, proof.read_state(server))
     write_text(kept, json.dumps({"context": asker.context, "rearrangements": earlier + moved}) + "\n")
     return evaluated, earlier, earlier + moved > 0
 

@@ -11,7 +11,8 @@ from datetime import datetime, timezone
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from harness.accuracy import proof, versions
+from harness.accuracy import versions
+from harness.accuracy.evidence import Evidence
 from harness.accuracy.loads import NOT_RECORDED, QuestionLoad
 from harness.accuracy.records import write_record
 from harness.accuracy.schema import Forced, Summary, task_version
@@ -52,7 +53,7 @@ class ArmRun:
     name: str
     arguments: list[str] = field(default_factory=list)
     placement: Placement | None = None
-    evidence: proof.Evidence | None = None
+    evidence: Evidence | None = None
     evaluated: Evaluated | None = None
     found: dict[str, str | None] | None = None
     forced: list[Forced] | None = None
@@ -96,7 +97,7 @@ class ArmRun:
         values = versions.shown([reason or "", *self.environment.values()], self.folders)
         questions: list[Question] = self.evaluated.questions if self.evaluated else []
         correct = sum(question.correct for question in questions)
-        evidence = self.evidence or proof.Evidence(None, None)
+        evidence = self.evidence or Evidence(None, None)
         summary = {
             "format": 1,
             "status": status,

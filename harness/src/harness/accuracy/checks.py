@@ -5,7 +5,9 @@
 from __future__ import annotations
 
 import json
+import re
 import tempfile
+import urllib.parse
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -15,17 +17,15 @@ from expert_maps import ExpertMapsError
 from harness.accuracy.config import BASELINE, ConfigError
 from harness.accuracy.data import check_data, find_data
 from harness.accuracy.loading import load_config
-from harness.accuracy.server import check_url
+from harness.accuracy.options import Trust  # noqa: TC001 - typer reads annotations at run time
+from harness.accuracy.server import ServerError
 
 if TYPE_CHECKING:
     from harness.accuracy.config import ModelConfig
     from harness.accuracy.settings import RunSettings
 
 _BAD_INPUT = 2
-Trust = Annotated[
-    bool,
-    typer.Option("--trust", help="Let the .yaml file set what can run code, such as --trust-remote-code."),
-]
+_HOST = re.compile(r"[A-Za-z0-9._:%-]+")
 
 
 def show_plan(settings: RunSettings, names: list[str]) -> int:
@@ -119,3 +119,21 @@ def parse_base_urls(texts: list[str], config: ModelConfig) -> dict[str, str]:
             raise ConfigError(msg)
         found[name] = check_url(url)
     return found
+
+
+def check_url(text: str) -> str:
+    """Return the base address of a server, without ``/v1``.
+
+    Raises:
+        ServerError: it is none.
+    """
+    try:
+        parts = urllib.parse.urlsplit(text)
+        right = parts.scheme in {"http", "https"} and not (parts.query or parts.fragment or parts.username)
+        right = right and _HOST.fullmatch(parts.hostname or "") is not None and parts.port != 0
+    except ValueError:  # the port is no number below 65536, or a bracket is open
+        right = False
+    if not right:
+        msg = f"base URL is {text!r}; expected one like http://127.0.0.1:8000"
+        raise ServerError(msg)
+    return text.rstrip("/").removesuffix("/v1")

@@ -5,10 +5,7 @@
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass
-from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
-
-import typer
+from typing import TYPE_CHECKING
 
 from harness.accuracy.config import REPEAT
 from harness.accuracy.kind import differences
@@ -18,29 +15,10 @@ from harness.accuracy.table import field_table
 from harness.accuracy.verdict import MARGIN_POINTS, criteria_table, judge
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from harness.accuracy.records import Record
     from harness.accuracy.verdict import Verdict
-
-# Options of the commands that judge.
-Margin = Annotated[float, typer.Option("--margin", help="Largest loss that is accepted, in points.")]
-Largest = Annotated[
-    float | None, typer.Option("--largest", help="Limit of |Δ log-probability|; by dtype without it.")
-]
-Mean = Annotated[float | None, typer.Option("--mean", help="Limit of its mean; by dtype without it.")]
-Identical = Annotated[
-    float | None,
-    typer.Option("--identical", help="Share of texts that must stay the same; by dtype without it."),
-]
-
-Waive = Annotated[
-    list[str] | None, typer.Option("--waive", help="A criterion that need not be measured; may be repeated.")
-]
-Floor = Annotated[
-    Path | None,
-    typer.Option(
-        "--floor", help="Record of the baseline once more; `repeat` beside the baseline without it."
-    ),
-]
 
 # The first of them are enough to look into what happened.
 _SHOWN_LOST = 10

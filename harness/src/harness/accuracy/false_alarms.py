@@ -25,8 +25,8 @@ from harness.accuracy import halves, offline, proof, trials
 from harness.accuracy.config import BASELINE
 from harness.accuracy.harmless import Change, draw
 from harness.accuracy.offline import Trial
+from harness.accuracy.options import DEFAULT_MODEL, RESULTS, SCRATCH
 from harness.accuracy.proof_pages import alarms_page
-from harness.accuracy.run import DEFAULT_MODEL, RESULTS, SCRATCH
 from harness.accuracy.verdict import judge
 
 if TYPE_CHECKING:

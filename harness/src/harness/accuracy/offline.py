@@ -18,6 +18,7 @@ from harness.accuracy import proof
 from harness.accuracy.arm_run import ArmRun
 from harness.accuracy.arms import Arm
 from harness.accuracy.cpu_server import fork_on_a_cpu
+from harness.accuracy.evidence import Evidence, find_faults
 from harness.accuracy.records import read_record, texts_digest
 from harness.accuracy.schema import Forced
 from harness.accuracy.server import RefusedError, Server
@@ -271,7 +272,7 @@ def measure(
         load.keep(state.recorded_steps if state else None, 0, settings.say)
     run.forced = forced(served, evaluated, trial.how, baseline)
     after = proof.read_state(served, checksums=True)
-    run.evidence = proof.Evidence(before, after, proof.find_faults(run.arm, before, after))
+    run.evidence = Evidence(before, after, find_faults(run.arm, before, after))
     settings.make_folder(run.folder)
     run.write("complete", None)
     return Measured(read_record(run.folder), evaluated)

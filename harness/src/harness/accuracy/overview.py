@@ -8,12 +8,15 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
+import typer
 
 from harness.accuracy import speed
-from harness.accuracy.performance import medians
+from harness.accuracy.compare import compare_records, notes
+from harness.accuracy.config import BASELINE
+from harness.accuracy.performance import medians, of_arm
 from harness.accuracy.statistics import accuracy_interval
-from harness.accuracy.table import NONE, points
-from harness.accuracy.verdict import EXIT_CODES
+from harness.accuracy.table import NONE, field_table, points
+from harness.accuracy.verdict import EXIT_CODES, criteria_table
 from harness.record.tables import Sheet, number
 
 if TYPE_CHECKING:
@@ -24,6 +27,7 @@ if TYPE_CHECKING:
     from harness.accuracy.compare import Comparison, Options
     from harness.accuracy.records import Record
     from harness.accuracy.schema import Summary
+    from harness.accuracy.settings import RunSettings
     from harness.record.schema import RunRecord
 
 
@@ -152,3 +156,37 @@ def _answer(stream: dict[str, object], metric: str) -> list[str]:
     if metric != stream["decides"]:
         return [""]
     return [": ".join(str(stream[name]) for name in ("answer", "why") if stream[name])]
+
+
+def print_results(
+    settings: RunSettings, records: dict[str, Record], baseline: Record | None, options: Options
+) -> int:
+    """Print a table an arm, the verdicts and one table of all; return the exit code, that of the worst verdict."""
+    codes, arms = [0], []
+    for name, record in records.items():
+        summary = record.summary
+        typer.echo(
+            f"\n{summary.model}, {name} ({summary.role}, {summary.dtype})\n\n{field_table(summary)}", nl=False
+        )
+    for name, record in records.items():
+        comparison = None
+        if name != BASELINE and baseline is None:
+            typer.echo(f"\n{name}: not judged, there is no complete record of the baseline")
+            codes.append(EXIT_CODES["undecided"])
+        elif name != BASELINE:
+            assert baseline is not None
+            comparison = compare_records(baseline, record, options)
+            verdict = comparison.verdict
+            found = "".join(f"\nnote: {note}" for note in notes(comparison))
+            typer.echo(
+                f"\n{name} beside the baseline\n\n{criteria_table(verdict)}{found}\n{name}: {verdict.line}"
+            )
+            codes.append(verdict.exit_code)
+        timed = of_arm(settings.folder, name, record.summary.started)
+        arms.append(ReportedArm(record, comparison, options, timed))
+    for sheet in overview(arms):
+        typer.echo(f"\n{sheet.body}")
+    if settings.performance is not None and settings.performance.gate:
+        codes += [speed_code(one) for one in arms if one.summary.role == "eplb"]
+    # Worse outweighs undecided.
+    return EXIT_CODES["worse"] if EXIT_CODES["worse"] in codes else max(codes)

@@ -8,14 +8,9 @@ baseline's is started once more for this, with the same recording as an arm's, o
 
 from __future__ import annotations
 
-import contextlib
 import importlib.util
 import json
-import os
-import select
 import statistics
-import subprocess
-import sys
 import time
 from typing import TYPE_CHECKING, Any
 
@@ -24,14 +19,16 @@ from harness.accuracy import proof, speed
 from harness.accuracy.arm_run import ArmRun
 from harness.accuracy.asking import MAX_STOPS
 from harness.accuracy.config import BASELINE, ConfigError
+from harness.accuracy.evidence import Evidence
 from harness.accuracy.loads import QuestionLoad
-from harness.accuracy.server import ServerError, last_lines
 from harness.accuracy.serving import serving
+from harness.accuracy.stream_client import Client
 from harness.record import history
 from harness.record.provenance import describe
 from harness.record.schema import RunRecord
 
 if TYPE_CHECKING:
+    import contextlib
     from collections.abc import Mapping, Sequence
     from pathlib import Path
 
@@ -45,8 +42,6 @@ RECORDS = "performance.jsonl"
 _FOLDER = ".streams"
 # What vLLM's idle workers spin for after a round.
 _PAUSE_SECONDS = 1.5
-_STOP_SECONDS = 10.0
-_ENDED = "ended"
 _CLIENT = "vllm.benchmarks.serve"
 
 
@@ -71,81 +66,6 @@ def require_client() -> None:
     if found is None:
         msg = f"{_CLIENT} is not installed; expected it, with vLLM, for --performance"
         raise ConfigError(msg)
-
-
-class Client:
-    """The client's process, which takes some seconds to import while servers start."""
-
-    def __init__(self, log: Path) -> None:
-        """Start it.
-
-        Args:
-            log: what it prints.
-        """
-        self._log = log
-        self._answers, write = os.pipe()
-        # Made-up prompts of a trace are drawn by Python's hashes.
-        environment = {**os.environ, "PYTHONHASHSEED": "0", "VLLM_NO_USAGE_STATS": "1"}
-        try:
-            with log.open("wb") as stream:
-                self._process = subprocess.Popen(  # noqa: S603 - this interpreter
-                    [sys.executable, "-m", "harness.accuracy.stream_client", str(write)],
-                    stdin=subprocess.PIPE,
-                    stdout=stream,
-                    stderr=subprocess.STDOUT,
-                    pass_fds=(write,),
-                    env=environment,
-                    start_new_session=True,  # Ctrl-C is for the harness
-                )
-        finally:
-            os.close(write)
-
-    def run(self, words: Sequence[str], seconds: float) -> dict[str, Any]:
-        """Return what it measured of a stream.
-
-        Args:
-            words: its arguments.
-            seconds: most seconds.
-
-        Raises:
-            ServerError: it failed, ended, or took too long.
-        """
-        assert self._process.stdin is not None
-        try:
-            self._process.stdin.write(json.dumps(words).encode() + b"\n")
-            self._process.stdin.flush()
-        except OSError as error:
-            raise self._failure(_ENDED) from error
-        received, deadline = b"", time.monotonic() + seconds
-        while not received.endswith(b"\n"):
-            if not select.select([self._answers], [], [], max(0.0, deadline - time.monotonic()))[0]:
-                what = f"did not end within {seconds:g} s"
-                raise self._failure(what)
-            part = os.read(self._answers, 2**16)
-            if not part:
-                raise self._failure(_ENDED)
-            received += part
-        found: dict[str, Any] = json.loads(received)
-        if "completed" not in found:
-            what = f"failed ({found['error']})"
-            raise self._failure(what)
-        return found
-
-    def _failure(self, what: str) -> ServerError:
-        return ServerError(f"vLLM's benchmark client {what}{last_lines(self._log)}")
-
-    def close(self) -> None:
-        """End it."""
-        os.close(self._answers)
-        assert self._process.stdin is not None
-        with contextlib.suppress(OSError):
-            self._process.stdin.close()
-        self._process.terminate()
-        try:
-            self._process.wait(_STOP_SECONDS)
-        except subprocess.TimeoutExpired:
-            self._process.kill()
-            self._process.wait()
 
 
 class Rounds:
@@ -246,7 +166,7 @@ class Rounds:
         return server
 
     def _keep(self, run: ArmRun, found: Mapping[str, Any], answer: str) -> None:
-        plan, evidence = self._plan, run.evidence or proof.Evidence(None, None)
+        plan, evidence = self._plan, run.evidence or Evidence(None, None)
         record = RunRecord(
             kind="performance",
             name=run.name,

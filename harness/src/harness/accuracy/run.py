@@ -8,25 +8,53 @@ import contextlib
 import signal
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING
 
 import typer
 from rich.console import Console
 
 from expert_maps import ExpertMapsError, FormatError
 from harness.accuracy import resume as resuming
-from harness.accuracy.checks import Trust, parse_base_urls, require_lm_eval, show_plan
-from harness.accuracy.compare import Identical, Largest, Mean, Options, Waive, compare_records, notes
+from harness.accuracy.checks import parse_base_urls, require_lm_eval, show_plan
+from harness.accuracy.compare import Options
 from harness.accuracy.config import BASELINE, DTYPES, REPEAT, ConfigError, Expected
 from harness.accuracy.data import find_data
 from harness.accuracy.limits import limits_for
 from harness.accuracy.loading import load_config
-from harness.accuracy.overview import ReportedArm, overview, speed_code
-from harness.accuracy.performance import Rounds, of_arm, require_client
+from harness.accuracy.options import (
+    DEFAULT_MODEL,
+    RESULTS,
+    SCRATCH,
+    SHORT_MARGIN,
+    SHORT_QUESTIONS,
+    ArmNames,
+    Attempts,
+    BaseUrls,
+    CheckpointFolder,
+    Concurrency,
+    DataFolder,
+    DryRun,
+    Dtype,
+    Identical,
+    Keep,
+    Largest,
+    MarginOrDefault,
+    Mean,
+    ModelName,
+    Output,
+    Questions,
+    Resume,
+    Short,
+    Speed,
+    StartupTimeout,
+    Trust,
+    Waive,
+)
+from harness.accuracy.overview import print_results
+from harness.accuracy.performance import Rounds, require_client
 from harness.accuracy.records import SUMMARY, read_record, texts_digest
 from harness.accuracy.settings import RunSettings
-from harness.accuracy.table import field_table
-from harness.accuracy.verdict import EXIT_CODES, MARGIN_POINTS, criteria_table
+from harness.accuracy.verdict import MARGIN_POINTS
 
 if TYPE_CHECKING:
     from types import FrameType
@@ -34,53 +62,7 @@ if TYPE_CHECKING:
     from harness.accuracy.config import ModelConfig
     from harness.accuracy.records import Record
 
-DEFAULT_MODEL = "tiny-moe"
-RESULTS, SCRATCH = Path("accuracy/results"), Path("build/accuracy")
-# Enough for an arm in which nothing differs to be no worse by 3 points: 0.05 ** (1 / 120) = 1 − 0.0247.
-SHORT_QUESTIONS, SHORT_MARGIN = 120, 3.0
 _FAILED, _BAD_INPUT, _INTERRUPTED = 1, 2, 130
-
-
-# The options of a run, each with its type and what `--help` says.
-ModelName = Annotated[str, typer.Option("--model", help="A name in accuracy/models, or a .yaml file.")]
-ArmNames = Annotated[list[str] | None, typer.Option("--arm", help="Only this arm; may be repeated.")]
-Questions = Annotated[int | None, typer.Option("--questions", min=1, help="Only the first so many.")]
-Short = Annotated[
-    bool,
-    typer.Option(
-        "--short", help=f"{SHORT_QUESTIONS} questions, margin {SHORT_MARGIN:g}; of --performance a trial."
-    ),
-]
-BaseUrls = Annotated[
-    list[str] | None,
-    typer.Option("--base-url", help="ARM=URL of a server that runs already; may be repeated."),
-]
-CheckpointFolder = Annotated[
-    str | None, typer.Option("--checkpoint", help="Another folder of the checkpoint.")
-]
-DataFolder = Annotated[Path | None, typer.Option("--data", help="A folder with train.jsonl and test.jsonl.")]
-Output = Annotated[Path | None, typer.Option("--output", help=f"Folder of records; {SCRATCH} without it.")]
-Concurrency = Annotated[
-    int | None, typer.Option("--concurrency", min=1, help="Requests in flight; the model's if not given.")
-]
-MarginOrDefault = Annotated[
-    float | None, typer.Option("--margin", help=f"Accepted loss in points; {MARGIN_POINTS:g}.")
-]
-Keep = Annotated[bool, typer.Option("--record", help=f"Keep the records in {RESULTS}, where git has them.")]
-DryRun = Annotated[bool, typer.Option("--dry-run", help="Say what would be run, and start no server.")]
-Speed = Annotated[
-    bool,
-    typer.Option(
-        "--performance",
-        help="Also time each arm beside the baseline, under the configuration's `performance`.",
-    ),
-]
-Dtype = Annotated[str | None, typer.Option("--dtype", help="Of weights and activations.")]
-Resume = Annotated[bool, typer.Option("--resume/--no-resume", help="Go on with a run that was cut off.")]
-StartupTimeout = Annotated[
-    float | None, typer.Option("--startup-timeout", min=1, help="Seconds until a server answers.")
-]
-Attempts = Annotated[int, typer.Option("--attempts", min=1, help="Tries of a request.")]
 
 
 def run_command(
@@ -266,7 +248,7 @@ def run_arms(
         if name == BASELINE:
             baseline = records[name]
     resuming.begin_anew(settings.work)
-    return report(settings, records, baseline, options)
+    return print_results(settings, records, baseline, options)
 
 
 def _kept_baseline(settings: RunSettings, questions: int) -> Record | None:
@@ -286,37 +268,3 @@ def _kept_baseline(settings: RunSettings, questions: int) -> Record | None:
         )
         raise ConfigError(msg)
     return record
-
-
-def report(
-    settings: RunSettings, records: dict[str, Record], baseline: Record | None, options: Options
-) -> int:
-    """Print a table an arm, the verdicts and one table of all; return the exit code, that of the worst verdict."""
-    codes, arms = [0], []
-    for name, record in records.items():
-        summary = record.summary
-        typer.echo(
-            f"\n{summary.model}, {name} ({summary.role}, {summary.dtype})\n\n{field_table(summary)}", nl=False
-        )
-    for name, record in records.items():
-        comparison = None
-        if name != BASELINE and baseline is None:
-            typer.echo(f"\n{name}: not judged, there is no complete record of the baseline")
-            codes.append(EXIT_CODES["undecided"])
-        elif name != BASELINE:
-            assert baseline is not None
-            comparison = compare_records(baseline, record, options)
-            verdict = comparison.verdict
-            found = "".join(f"\nnote: {note}" for note in notes(comparison))
-            typer.echo(
-                f"\n{name} beside the baseline\n\n{criteria_table(verdict)}{found}\n{name}: {verdict.line}"
-            )
-            codes.append(verdict.exit_code)
-        timed = of_arm(settings.folder, name, record.summary.started)
-        arms.append(ReportedArm(record, comparison, options, timed))
-    for sheet in overview(arms):
-        typer.echo(f"\n{sheet.body}")
-    if settings.performance is not None and settings.performance.gate:
-        codes += [speed_code(one) for one in arms if one.summary.role == "eplb"]
-    # Worse outweighs undecided.
-    return _FAILED if _FAILED in codes else max(codes)

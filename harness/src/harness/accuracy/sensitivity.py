@@ -25,8 +25,8 @@ from harness.accuracy import halves, int8, offline, trials
 from harness.accuracy.config import ConfigError
 from harness.accuracy.faults import KINDS, Fault, Kind, choose, is_of_a_replica
 from harness.accuracy.offline import DidNotServeError, Order, Trial
+from harness.accuracy.options import DEFAULT_MODEL, RESULTS, SCRATCH
 from harness.accuracy.proof_pages import faults_page, is_caught_by_answers
-from harness.accuracy.run import DEFAULT_MODEL, RESULTS, SCRATCH
 from harness.accuracy.verdict import judge
 
 if TYPE_CHECKING:

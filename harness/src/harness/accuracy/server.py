@@ -7,16 +7,13 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import importlib.metadata
-import json
 import os
-import re
 import secrets
 import shutil
 import socket
 import subprocess
 import sys
 import time
-import urllib.parse
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -41,9 +38,6 @@ _RUNNING_SECONDS = 30.0
 _MAX_ERROR = 300
 # What is answered below this will not become healthy.
 _NOT_YET = 500
-# In vLLM's own words of its configuration.
-_DTYPE = re.compile(r"\bdtype=torch\.(\w+)")
-_HOST = re.compile(r"[A-Za-z0-9._:%-]+")
 
 
 class ServerError(ExpertMapsError):
@@ -109,15 +103,6 @@ class Server:
             msg = f"{self.url}/v1/models lists no model; expected a server of vLLM's"
             raise ServerError(msg) from error
 
-    def dtype(self) -> str | None:
-        """Return the dtype of weights and activations; None where it does not say it."""
-        try:
-            told = json.dumps(self.get("/server_info"))
-        except ServerError:
-            return None
-        found = _DTYPE.search(told)
-        return found[1] if found else None
-
     def get(self, path: str, seconds: float = 60) -> Any:  # noqa: ANN401 - JSON
         """Get JSON; see `fetch`."""
         return fetch(f"{self.url}{path}", seconds=seconds)
@@ -170,24 +155,6 @@ async def _fetch(url: str, body: object, seconds: float) -> tuple[int, bytes]:
         return response.status, await read_body(response)
 
 
-def check_url(text: str) -> str:
-    """Return the base address of a server, without ``/v1``.
-
-    Raises:
-        ServerError: it is none.
-    """
-    try:
-        parts = urllib.parse.urlsplit(text)
-        right = parts.scheme in {"http", "https"} and not (parts.query or parts.fragment or parts.username)
-        right = right and _HOST.fullmatch(parts.hostname or "") is not None and parts.port != 0
-    except ValueError:  # the port is no number below 65536, or a bracket is open
-        right = False
-    if not right:
-        msg = f"base URL is {text!r}; expected one like http://127.0.0.1:8000"
-        raise ServerError(msg)
-    return text.rstrip("/").removesuffix("/v1")
-
-
 def attach(url: str, seconds: float = _RUNNING_SECONDS) -> Server:
     """Find a server that runs already; the first model it lists is asked.
 
@@ -224,13 +191,6 @@ def command(model: str, port: int, arguments: Sequence[str]) -> list[str]:
     return [sys.executable, "-m", "harness.accuracy.cpu_server", "--model", model, *place]
 
 
-def free_port() -> int:
-    """Return a port on loopback that nothing listens on."""
-    with socket.socket() as probe:
-        probe.bind((LOOPBACK, 0))
-        return int(probe.getsockname()[1])
-
-
 @contextlib.contextmanager
 def serve(
     model: str,
@@ -257,7 +217,9 @@ def serve(
     Raises:
         ServerError: it did not come up, or another server answers in its place.
     """
-    port = free_port()
+    with socket.socket() as probe:  # a port that nothing listens on
+        probe.bind((LOOPBACK, 0))
+        port = int(probe.getsockname()[1])
     # A second name that no other server has: what answers on the port could be another process's.
     mark = f"{name}-{secrets.token_hex(8)}"
     words = command(model, port, [*arguments, "--served-model-name", name, mark])

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import re
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -13,7 +14,7 @@ from expert_maps import plan, read_load, write_placement
 from harness.accuracy import proof, versions
 from harness.accuracy.config import BASELINE, ConfigError
 from harness.accuracy.loads import LOAD_FILE
-from harness.accuracy.server import attach, serve
+from harness.accuracy.server import ServerError, attach, serve
 from harness.record.schema import Checkpoint
 
 if TYPE_CHECKING:
@@ -23,6 +24,8 @@ if TYPE_CHECKING:
     from harness.accuracy.server import Server
 
 MAP_FILE = "expert_map.json"
+# In vLLM's own words of its configuration.
+_DTYPE = re.compile(r"\bdtype=torch\.(\w+)")
 
 
 def compare_served(run: ArmRun, server: Server) -> Checkpoint:
@@ -39,12 +42,21 @@ def compare_served(run: ArmRun, server: Server) -> Checkpoint:
         settings.say(
             f"{run.name}: the server serves {', '.join(sorted(names))}; expected one of {', '.join(sorted(wanted))}"
         )
-    found = server.dtype()
+    found = _dtype(server)
     if found not in {None, settings.dtype}:
         msg = f"arm {run.name} was not asked anything: the server computes in {found}; expected {settings.dtype}"
         raise proof.ProofError(msg)
     roots = {Path(text).name for one in described if isinstance(text := one[1] or one[0], str)}
     return Checkpoint(name=", ".join(sorted(roots)))
+
+
+def _dtype(server: Server) -> str | None:
+    """Return the dtype of weights and activations; None where the server does not say it."""
+    try:
+        found = _DTYPE.search(json.dumps(server.get("/server_info")))
+    except ServerError:
+        return None
+    return found[1] if found else None
 
 
 @contextlib.contextmanager

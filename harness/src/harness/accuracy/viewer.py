@@ -81,7 +81,8 @@ def marked(first: str, second: str) -> tuple[list[tuple[bool, str]], list[tuple[
     if max(map(len, pieces)) > _MOST_WORDS:
         pieces = [text.splitlines(keepends=True) for text in (first, second)]
     one, two = pieces
-    left, right = [], []
+    left: list[tuple[bool, str]] = []
+    right: list[tuple[bool, str]] = []
     for kind, begin, end, other_begin, other_end in difflib.SequenceMatcher(
         None, one, two, autojunk=False
     ).get_opcodes():

@@ -52,7 +52,7 @@ def _splits(ranks: NDArray[np.float64]) -> NDArray[np.float64]:
     sizes = np.arange(_SIDE, count - _SIDE + 1)
     # Sum of the first so many, less what it is on average, over its standard deviation but for a factor.
     expected = sizes * (count + 1) / 2
-    return np.abs(before - expected) / np.sqrt(sizes * (count - sizes))  # type: ignore[no-any-return]
+    return np.abs(before - expected) / np.sqrt(sizes * (count - sizes))
 
 
 def _largest(ranks: NDArray[np.float64], axis: int = -1) -> Any:  # noqa: ANN401 - a number, or one for each order
