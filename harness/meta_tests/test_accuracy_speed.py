@@ -24,7 +24,7 @@ from harness.accuracy.loading import load_config, parse_config
 from harness.accuracy.overview import speed_code
 from harness.accuracy.server import Server, ServerError
 from harness.accuracy.settings import RunSettings
-from harness.accuracy.stream_client import Client
+from harness.accuracy.streaming import Client
 from harness.accuracy.streams import Performance, Stream
 from harness.record import history
 
@@ -198,6 +198,9 @@ def client(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Client]:
     ):
         path = tmp_path / "vllm" / folder
         path.mkdir(parents=True)
+        # Before an installed one: a folder without this file would come after it.
+        for package in (path, path.parent):
+            (package / "__init__.py").touch()
         (path / f"{name}.py").write_text(text, encoding="utf-8")
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(tmp_path), *(path for path in sys.path if path)]))
     found = Client(tmp_path / "client.log")
@@ -206,7 +209,7 @@ def client(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Client]:
 
 
 def test_the_client_measures_fails_and_hangs(client: Client) -> None:
-    found = client.run(["--seed", "1"], 30)
+    found = client.run(["--seed", "1"], 120)
     assert found == {
         "completed": 2,
         "failed": 1,
@@ -215,8 +218,8 @@ def test_the_client_measures_fails_and_hangs(client: Client) -> None:
         "error": "TimeoutError: late",
     }
     with pytest.raises(ServerError, match="failed \\(ValueError: no such dataset\\)"):
-        client.run(["--fail"], 30)
-    assert client.run([], 30)["completed"] == 2
+        client.run(["--fail"], 120)
+    assert client.run([], 120)["completed"] == 2
     with pytest.raises(ServerError, match=r"did not end within 0\.2 s"):
         client.run(["--hang"], 0.2)
 
