@@ -99,7 +99,7 @@ def plain(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
 
 
 @pytest.fixture(scope="module")
-def results(plain: Server, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def results(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The records of a run whose second arm was killed, and went on."""
     output = tmp_path_factory.mktemp("results")
     folder = output / "tiny-moe"
@@ -126,6 +126,8 @@ def results(plain: Server, tmp_path_factory: pytest.TempPathFactory) -> Path:
     while running(started) and time.monotonic() < deadline:
         time.sleep(0.5)
     assert not running(started)
+    # Not before: it would stand beside the first run for nothing.
+    plain: Server = request.getfixturevalue("plain")
     arms = [word for name in ARMS[1:] for word in ("--arm", name)]
     done = run(output, *SLOWER, *arms, "--performance", "--base-url", f"baseline={plain.url}")
     assert done.returncode == 0, done.stdout + done.stderr

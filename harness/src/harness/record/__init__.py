@@ -7,6 +7,7 @@ Start here:
 - `schema`: `RunRecord`, versioned, and its `Provenance`.
 - `provenance`: `describe` says on what, with what and under which settings a run was made.
 - `history`: `append` to a file of records and `read` it; nothing that stands there is ever replaced.
+- `steps`: where a history took a step; `python -m harness.record FILE --metric NAME` shows both.
 - `older`: records of before there was one form.
 - `tables`: `Sheet` for the terminal and for pages, and the template of a page.
 
