@@ -14,9 +14,9 @@ import importlib
 import time
 from typing import TYPE_CHECKING, Any
 
-from expert_maps import Placement
 from expert_maps.policies import DEFAULT_POLICY
 from vllm_ascend_moe._log import logger
+from vllm_ascend_moe.backends.ascend import watching
 from vllm_ascend_moe.backends.ascend.answers import Answer, Question, answer
 from vllm_ascend_moe.backends.ascend.choosing import Choosing
 from vllm_ascend_moe.backends.ascend.model import AskedModel, Rows, initialize_hooks, rows_of
@@ -212,7 +212,8 @@ class AscendV1(Backend):
                     is_main=is_main,
                 )
         if self._main is not None:
-            session.meter.placement = self._placed()
+            rows = [] if self._proof is None else self._proof.rows
+            session.meter.placement = watching.placed(session.meter, rows, self._main.num_experts)
             session.meter.first_layer = self._main.first
             self.session.start_recording(len(self._main.layers), self._main.num_experts)
         if self.is_placed:
@@ -240,30 +241,10 @@ class AscendV1(Backend):
         moves = self._planner is None or self._planner.moves
         self.session.rearrangements += is_last and moves
         if before is not None and moves:
-            self._measure_move(before[index], index, is_last=is_last)
+            assert self._main is not None
+            rows, experts = self._proof.rows, self._main.num_experts
+            watching.layer_moved(self.session.meter, before[index], rows, index, experts, is_last=is_last)
         return result
-
-    def _measure_move(self, before: Rows, index: int, *, is_last: bool) -> None:
-        meter = self.session.meter
-        assert self._proof is not None
-        assert self._main is not None
-        if not meter.is_on:
-            return
-        meter.begin_move()
-        layers = (
-            Placement.from_rank_lists([rows], num_logical_experts=self._main.num_experts)
-            for rows in (before, self._proof.rows[index])
-        )
-        meter.moved(*layers)
-        if is_last:
-            meter.end_move(self._placed())
-
-    def _placed(self) -> Placement | None:
-        """Return what the main model's slots hold, for the metrics; None where nothing is counted, or on one rank."""
-        rows = [] if self._proof is None else self._proof.rows
-        if not self.session.meter.is_on or self._main is None or not rows or not all(map(all, rows)):
-            return None
-        return Placement.from_rank_lists(rows, num_logical_experts=self._main.num_experts)
 
     @property
     def _plans(self) -> bool:
@@ -280,7 +261,7 @@ class AscendV1(Backend):
         """Once vllm-ascend's runner and its process know each other: plan in the process's place, and count."""
         result = original(updator)
         if self.session.meter.is_on:
-            self.session.meter.slot_bytes = _slot_bytes(updator)
+            self.session.meter.slot_bytes = watching.slot_bytes(updator)
         if self._recording is not None and self._proof is not None:
             self._recording.begin(updator, self._proof.rows)
         settings = self.session.settings
@@ -317,12 +298,6 @@ class AscendV1(Backend):
         steps = recorder.num_rows if recorder else 0
         more = {"rearrangements": self.session.rearrangements, "recorded_steps": steps}
         return found and {**found, **more}
-
-
-def _slot_bytes(updator: Any) -> float:
-    """Return the bytes of what is moved for one slot, of vllm-ascend's first layer."""
-    slot = next(iter(updator.adaptor.expert_param_per_layer.values()))[0]
-    return float(sum(tensor.numel() * tensor.element_size() for tensor in slot))
 
 
 def _registered_layers() -> list[Any] | None:

@@ -237,13 +237,9 @@ class VllmEplb(Backend):
             return
         plan, meter = self.state.policy, self.session.meter
         self.session.rearrangements += plan.moves
-        before = meter.placement
-        if not meter.is_on or not plan.moves or before is None:
-            return
-        with contextlib.suppress(ExpertMapsError):  # a draft model's plan came in between
-            after = moving.placement_of(plan.rows, model_state, self.session.ranks.ep_size)
-            meter.moved(before, after)
-            meter.end_move(after)
+        if meter.is_on and plan.moves:
+            with contextlib.suppress(ExpertMapsError):  # a draft model's plan came in between
+                meter.rearranged(moving.placement_of(plan.rows, model_state, self.session.ranks.ep_size))
 
     def begin_forward(self, model_config: Any) -> None:
         """Forget the tokens of warm-up runs, which skip the EPLB step and leave theirs behind."""

@@ -120,6 +120,12 @@ class Meter:
             if began is not None:
                 self._observe(table.MOVING, time.perf_counter() - began)
 
+    def rearranged(self, after: Placement) -> None:
+        """Count a rearrangement of all layers at once: slots, time, and what is served from now on."""
+        if self._files is not None and self.placement is not None:
+            self.moved(self.placement, after)
+            self.end_move(after)
+
     # The record.
 
     def record_is(self, *, on: bool) -> None:
