@@ -12,10 +12,10 @@ import os
 import random
 from typing import TYPE_CHECKING
 
-import pytest
-
 if TYPE_CHECKING:
     from pathlib import Path
+
+    import pytest
 
 _VARIABLE = "EXPERT_MAPS_ORDER_SEED"
 
