@@ -8,15 +8,16 @@ together, because they may share what is dear to make. What starts engines keeps
 
 from __future__ import annotations
 
+import os
 import random
 from typing import TYPE_CHECKING
-
-import pytest
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-_OPTION = "order_seed"
+    import pytest
+
+_VARIABLE = "EXPERT_MAPS_ORDER_SEED"
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -26,12 +27,12 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     )
 
 
-# Before pytest-xdist starts its workers, which are given the options and must agree.
-@pytest.hookimpl(tryfirst=True)
 def pytest_configure(config: pytest.Config) -> None:
     """Draw a seed where none is given."""
-    if getattr(config.option, _OPTION) is None:
-        config.option.order_seed = random.SystemRandom().randrange(1, 10**6)
+    if config.option.order_seed is None:
+        # The workers of pytest-xdist must agree; they inherit the environment, and are not given what is set here.
+        drawn = str(random.SystemRandom().randrange(1, 10**6))
+        config.option.order_seed = int(os.environ.setdefault(_VARIABLE, drawn))
 
 
 def pytest_report_header(config: pytest.Config) -> str:

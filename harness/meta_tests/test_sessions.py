@@ -4,6 +4,8 @@
 
 from __future__ import annotations
 
+import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -121,3 +123,36 @@ def test_the_hashes_of_packages_are_those_of_their_bytes(tmp_path: Path) -> None
     assert list(first) == ["a", "b"]
     (tmp_path / "a").write_bytes(b"One")
     assert {name for name, digest in hashes(tmp_path).items() if digest != first[name]} == {"a"}
+
+
+def test_workers_run_tests_in_one_drawn_order(tmp_path: Path) -> None:
+    pytest.importorskip("xdist")
+    (tmp_path / "conftest.py").write_bytes((ROOT / "conftest.py").read_bytes())
+    (tmp_path / "pytest.ini").write_text("[pytest]\ntestpaths = tests\n", encoding="utf-8")
+    (tmp_path / "tests").mkdir()
+    tests = "".join(f"def test_{number}(): pass\n" for number in range(12))
+    (tmp_path / "tests" / "test_order.py").write_text(tests, encoding="utf-8")
+    environ = {
+        name: value
+        for name, value in os.environ.items()
+        if not name.startswith(("EXPERT_MAPS_ORDER", "PYTEST"))
+    }
+
+    def order(*options: str) -> tuple[str, list[str]]:
+        command = [sys.executable, "-m", "pytest", "-v", "-p", "no:cacheprovider", *options]
+        done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False, env=environ)
+        assert done.returncode == 0, done.stdout + done.stderr
+        seed = done.stdout.split("--order-seed ", 1)[1].split()[0]
+        return seed, re.findall(r"::(test_\d+) PASSED", done.stdout)
+
+    # Workers that draw for themselves collect in different orders, and pytest-xdist stops.
+    seed, _ = order("-n", "2")
+    first, again, files = (
+        order("--order-seed", seed)[1],
+        order("--order-seed", seed)[1],
+        order("--order-seed", "0")[1],
+    )
+    assert first == again
+    assert files == [f"test_{number}" for number in range(12)]
+    assert sorted(first) == sorted(files)
+    assert order("--order-seed", "1")[1] != files

@@ -15,7 +15,8 @@ from vllm_ascend_moe import backends, hardware
 from vllm_ascend_moe.backends.ascend import checks
 from vllm_ascend_moe.cli import app
 from vllm_ascend_moe.core.settings import SettingsError
-from vllm_ascend_moe.hardware import ReportError, Request, compare, model_digest
+from vllm_ascend_moe.hardware import ReportError, Request, model_digest
+from vllm_ascend_moe.hardware_comparison import compare
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -10,7 +10,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from harness.contract.source import SourceError, bindings, parameters
+from harness.contract.bindings import bindings
+from harness.contract.source import SourceError, parameters
 from vllm_ascend_moe.backends.ascend import answers as ascend
 from vllm_ascend_moe.backends.ascend import options as ascend_options
 from vllm_ascend_moe.core.settings import Settings

@@ -12,6 +12,7 @@ import zlib
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from harness.contract.bindings import bindings, bound_by
 from harness.contract.fetching import ContractError
 
 if TYPE_CHECKING:
@@ -204,7 +205,7 @@ class Sources:
     def _follow(self, module: str, node: ast.stmt, name: str) -> list[Definition]:
         """Go on from a statement that binds a name, as long as it only passes on something else."""
         if isinstance(node, (ast.Import, ast.ImportFrom)):
-            alias = next(alias for alias in node.names if _bound_by(alias) == name)
+            alias = next(alias for alias in node.names if bound_by(alias) == name)
             if isinstance(node, ast.Import):
                 # Without `as` it is the outermost package that is bound.
                 return [self._whole(alias.name if alias.asname else name)]
@@ -245,53 +246,6 @@ class Sources:
                 continue
         msg = f"{owner.where}: class {owner.node.name} has no {name}, nor has a base in the release"
         raise SourceError(msg)
-
-
-def bindings(body: list[ast.stmt], name: str) -> list[ast.stmt]:
-    """Return the statements that may have bound a name when a module's or a class's body is through."""
-    found: list[ast.stmt] = []
-    for node in body:
-        if _binds(node, name):
-            found = [node]
-            continue
-        inner = [bindings(branch, name) for branch in _branches(node)]
-        # Where every branch binds it, what stood before is gone.
-        before = [] if inner and all(inner) else found
-        found = before + [node for branch in inner for node in branch]
-    return found
-
-
-def _binds(node: ast.stmt, name: str) -> bool:
-    if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)):
-        return node.name == name
-    if isinstance(node, (ast.Import, ast.ImportFrom)):
-        return any(_bound_by(alias) == name for alias in node.names)
-    targets: list[ast.expr] = []
-    if isinstance(node, ast.Assign):
-        targets = node.targets
-    elif isinstance(node, ast.AnnAssign) and node.value is not None:
-        targets = [node.target]
-    return any(
-        isinstance(part, ast.Name) and isinstance(part.ctx, ast.Store) and part.id == name
-        for target in targets
-        for part in ast.walk(target)
-    )
-
-
-def _bound_by(alias: ast.alias) -> str:
-    return alias.asname or alias.name.partition(".")[0]
-
-
-def _branches(node: ast.stmt) -> list[list[ast.stmt]]:
-    if isinstance(node, ast.If):
-        if ast.unparse(node.test) in {"TYPE_CHECKING", "typing.TYPE_CHECKING"}:
-            return [node.orelse]
-        return [node.body, node.orelse]
-    if isinstance(node, ast.Try):
-        return [node.body + node.orelse, *(handler.body for handler in node.handlers), node.finalbody]
-    if isinstance(node, (ast.With, ast.AsyncWith)):
-        return [node.body]
-    return []
 
 
 def parameters(definition: Definition) -> tuple[str, ...]:

@@ -139,8 +139,9 @@ def _independent(
     entry: dict[str, Any], root: Path, document: dict[str, Any]
 ) -> Iterator[tuple[str, list[Any]]]:
     options = entry["parameters"]
-    twins = {"layout": naive.LAYOUTS, "policy": naive.POLICIES}.get(entry["kind"], {})
-    if twins and options[entry["kind"]] not in twins:
+    by_kind: dict[str, dict[str, Any]] = {"layout": {**naive.LAYOUTS}, "policy": {**naive.POLICIES}}
+    twins = by_kind.get(entry["kind"])
+    if twins is not None and options[entry["kind"]] not in twins:
         raise _failure(
             entry,
             f"the {entry['kind']} {options[entry['kind']]} has no slow twin in harness/golden/naive.py; "

@@ -128,9 +128,10 @@ def compare(
     Exit codes: 0 the same, 1 something differs, 2 bad input.
     """
     from vllm_ascend_moe import hardware
+    from vllm_ascend_moe.hardware_comparison import compare
 
     try:
-        found = hardware.compare(hardware.read(report), hardware.read(other))
+        found = compare(hardware.read(report), hardware.read(other))
     except ExpertMapsError as error:
         typer.echo(f"error: {error}", err=True)
         raise typer.Exit(_BAD_INPUT) from error

@@ -1,8 +1,9 @@
 # SPDX-FileCopyrightText: The expert-maps authors
 # SPDX-License-Identifier: Apache-2.0
-"""One file about one server: what was served, where, and what every slot held; and two such files held side by side.
+"""One file about one server: what was served, where, and what every slot held.
 
-Collected on an NPU and once more on the emulated NPU, they say whether the emulation told the truth.
+Collected on an NPU and once more on the emulated NPU, two of them say whether the emulation told the truth:
+`hardware_comparison`.
 """
 
 from __future__ import annotations
@@ -10,11 +11,10 @@ from __future__ import annotations
 import hashlib
 import importlib
 import json
-import math
 import platform
 import random
 import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from expert_maps import ExpertMapsError
@@ -24,16 +24,12 @@ from vllm_ascend_moe.core.activation import versions
 from vllm_ascend_moe.eplb import read_served_map
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
     from pathlib import Path
 
 FORMAT = "vllm-ascend-moe report 1"
 DTYPES = ("float32", "bfloat16", "float16")
 # Prompts are token ids that are drawn, the same everywhere; the first ids of a vocabulary are special.
 NUM_PROMPTS, _SEED, _FIRST_ID = 16, 0, 8
-# Of a probability's logarithm: sums are taken in another order, in 32 or in 16 bits.
-_LARGEST_DELTA = {"float32": 1e-3, "bfloat16": 0.25, "float16": 0.05}
-_SHOWN = 5
 
 # The commands, and what each is for.
 _COMMANDS = (
@@ -126,41 +122,11 @@ def collect(request: Request) -> dict[str, Any]:
         ExpertMapsError: the plugin refuses it.
     """
     request.check()
-    try:
-        from vllm import LLM, SamplingParams
-    except ImportError as error:
-        msg = f"vLLM cannot be imported ({error}); see `vllm-ascend-moe doctor`"
-        raise ReportError(msg) from error
-    options: dict[str, Any] = {}
-    if request.map_path is not None:
-        options["expert_map_path"] = str(request.map_path.absolute())
     begin = time.perf_counter()
-    try:
-        llm = LLM(
-            model=str(request.model.absolute()),
-            dtype=request.dtype,
-            tensor_parallel_size=request.ranks,
-            enable_expert_parallel=request.ranks > 1,
-            enforce_eager=True,
-            max_model_len=128,
-            max_num_seqs=NUM_PROMPTS,
-            # For all of them at once, and no more of a device's memory.
-            num_gpu_blocks_override=256,
-            enable_prefix_caching=False,
-            seed=0,
-            additional_config={"expert_maps": options},
-        )
-    except ExpertMapsError:
-        raise
-    except Exception as error:
-        # What stopped a worker is said in vLLM's log, above.
-        said = (str(error).splitlines() or [""])[0]
-        msg = f"vLLM does not serve {request.model} here ({type(error).__name__}: {said}); its log above says why"
-        raise ReportError(msg) from error
+    llm, sampling = _start(request)
     started = time.perf_counter()
     vocabulary = int(llm.llm_engine.model_config.get_vocab_size())
     prompts: list[Any] = [{"prompt_token_ids": ids} for ids in _prompts(vocabulary)]
-    sampling = SamplingParams(temperature=0, max_tokens=request.max_tokens, ignore_eos=True, logprobs=0)
     results = [result.outputs[0] for result in llm.generate(prompts, sampling, use_tqdm=False)]
     ended = time.perf_counter()
     ranks = llm.collective_rpc("expert_maps_report", args=(True,))
@@ -186,6 +152,41 @@ def collect(request: Request) -> dict[str, Any]:
         ],
         "seconds": {"start": round(started - begin, 2), "generate": round(ended - started, 2)},
     }
+
+
+def _start(request: Request) -> tuple[Any, Any]:
+    """Start vLLM's engine, and say how it samples."""
+    try:
+        from vllm import LLM, SamplingParams
+    except ImportError as error:
+        msg = f"vLLM cannot be imported ({error}); see `vllm-ascend-moe doctor`"
+        raise ReportError(msg) from error
+    options: dict[str, Any] = {}
+    if request.map_path is not None:
+        options["expert_map_path"] = str(request.map_path.absolute())
+    try:
+        llm = LLM(
+            model=str(request.model.absolute()),
+            dtype=request.dtype,
+            tensor_parallel_size=request.ranks,
+            enable_expert_parallel=request.ranks > 1,
+            enforce_eager=True,
+            max_model_len=128,
+            max_num_seqs=NUM_PROMPTS,
+            # For all of them at once, and no more of a device's memory.
+            num_gpu_blocks_override=256,
+            enable_prefix_caching=False,
+            seed=0,
+            additional_config={"expert_maps": options},
+        )
+    except ExpertMapsError:
+        raise
+    except Exception as error:
+        # What stopped a worker is said in vLLM's log, above.
+        said = (str(error).splitlines() or [""])[0]
+        msg = f"vLLM does not serve {request.model} here ({type(error).__name__}: {said}); its log above says why"
+        raise ReportError(msg) from error
+    return llm, SamplingParams(temperature=0, max_tokens=request.max_tokens, ignore_eos=True, logprobs=0)
 
 
 def _prompts(vocabulary: int) -> list[list[int]]:
@@ -251,133 +252,3 @@ def read(path: Path) -> dict[str, Any]:
         msg = f"{path} lacks {', '.join(missing)}; expected a whole report"
         raise ReportError(msg)
     return found
-
-
-@dataclass
-class Comparison:
-    """Two reports side by side.
-
-    Attributes:
-        lines: what was compared, and how it came out.
-        differences: what is not the same; empty where both served the same.
-    """
-
-    lines: list[str] = field(default_factory=list)
-    differences: list[str] = field(default_factory=list)
-
-
-def compare(one: dict[str, Any], other: dict[str, Any]) -> Comparison:
-    """Compare two reports of the same request.
-
-    Raises:
-        ReportError: they are of different requests, models or maps, or one of them is not whole.
-    """
-    try:
-        return _compare(one, other)
-    except (AttributeError, IndexError, KeyError, TypeError, ValueError) as error:
-        msg = (
-            f"a report is not as `vllm-ascend-moe doctor collect` writes it ({type(error).__name__}: {error})"
-        )
-        raise ReportError(msg) from error
-
-
-def _compare(one: dict[str, Any], other: dict[str, Any]) -> Comparison:
-    for name in ("model", "request"):
-        mine, theirs = dict(one[name]), dict(other[name])
-        mine.pop("name", None)
-        theirs.pop("name", None)
-        if mine != theirs:
-            keys = [key for key in {**mine, **theirs} if mine.get(key) != theirs.get(key)]
-            said = "; ".join(f"{key} {mine.get(key)} against {theirs.get(key)}" for key in keys)
-            msg = f"the reports are of another {name} each: {said}; expected the same in both"
-            raise ReportError(msg)
-    found = Comparison([_said(one), _said(other)])
-    _compare_placements(one, other, found)
-    _compare_checksums(one, other, found)
-    _compare_tokens(one, other, found)
-    return found
-
-
-def _said(report: dict[str, Any]) -> str:
-    known = report.get("versions", {})
-    with_versions = ", ".join(
-        f"{name} {known[name]}" for name in ("vllm", "vllm-ascend", "torch-npu") if known.get(name)
-    )
-    what = "emulated, not hardware" if report.get("emulated") else "not emulated"
-    return f"{report.get('chip') or report.get('platform', {}).get('kind')}, {what}: {with_versions}"
-
-
-def _compare_placements(one: dict[str, Any], other: dict[str, Any], found: Comparison) -> None:
-    for report in (one, other):
-        for rank in report["ranks"]:
-            found.differences += [
-                f"rank {rank.get('ep_rank')}: {wrong}" for wrong in rank.get("wrong_slots", [])
-            ]
-    rows = [[rank.get("physical_to_logical") for rank in report["ranks"]] for report in (one, other)]
-    if rows[0] != rows[1]:
-        found.differences.append("ranks serve other placements")
-    else:
-        found.lines.append(f"placement: the same on {len(rows[0])} ranks")
-
-
-def _compare_checksums(one: dict[str, Any], other: dict[str, Any], found: Comparison) -> None:
-    differ, count = [], 0
-    for mine, theirs in zip(one["ranks"], other["ranks"], strict=True):
-        layers = zip(mine.get("slot_checksums", []), theirs.get("slot_checksums", []), strict=True)
-        for layer, (left, right) in enumerate(layers):
-            for slot, (a, b) in enumerate(zip(left, right, strict=True)):
-                count += 1
-                if a != b:
-                    differ.append(f"layer {layer}, rank {mine.get('ep_rank')}, slot {slot}")
-    found.lines.append(f"slots: {count - len(differ)} of {count} hold the same bytes")
-    if differ:
-        found.differences.append(f"{len(differ)} of {count} slots hold other bytes: {_few(differ)}")
-
-
-def _compare_tokens(one: dict[str, Any], other: dict[str, Any], found: Comparison) -> None:
-    differ = [n for n, (a, b) in enumerate(zip(one["tokens"], other["tokens"], strict=True)) if a != b]
-    count = len(one["tokens"])
-    # Where texts part, both choose from the same past once more, and what follows has another.
-    deltas = [
-        abs(a - b)
-        for mine, theirs, left, right in zip(
-            one["tokens"], other["tokens"], one["logprobs"], other["logprobs"], strict=True
-        )
-        for a, b in list(zip(left, right, strict=True))[: _common(mine, theirs) + 1]
-    ]
-    # What is no number is the largest.
-    largest = max(deltas, default=0.0, key=lambda delta: (math.isnan(delta), delta))
-    limit = _LARGEST_DELTA[one["request"]["dtype"]]
-    found.lines.append(
-        f"texts: {count - len(differ)} of {count} are the same; the largest difference of a log-probability until they part "
-        f"is {largest:.1e} (at most {limit:g} is expected in {one['request']['dtype']})"
-    )
-    if differ and one["request"]["dtype"] == "float32":
-        found.differences.append(f"{len(differ)} of {count} texts differ: prompts {_few(map(str, differ))}")
-    if not largest <= limit:
-        found.differences.append(f"a log-probability differs by {largest:.1e}; expected {limit:g} at most")
-
-
-def _common(mine: list[int], theirs: list[int]) -> int:
-    """Return how many tokens two texts have in common from the start on."""
-    return next((n for n, (a, b) in enumerate(zip(mine, theirs, strict=True)) if a != b), len(mine))
-
-
-def _few(names: Iterable[str]) -> str:
-    shown = list(names)
-    return ", ".join(shown[:_SHOWN]) + (", …" if len(shown) > _SHOWN else "")
-
-
-__all__ = [
-    "DTYPES",
-    "FORMAT",
-    "Comparison",
-    "ReportError",
-    "Request",
-    "collect",
-    "commands",
-    "compare",
-    "model_digest",
-    "read",
-    "write",
-]

@@ -295,18 +295,3 @@ def markdown() -> str:
     table = "\n".join(f"| {' | '.join(line)} |" for line in lines)
     everywhere = "\n".join(f"- {what}" for what in REFUSED)
     return f"{table}\n\nRefused beside every release:\n\n{everywhere}\n"
-
-
-__all__ = [
-    "COLUMNS",
-    "NEWEST",
-    "REFUSED",
-    "RELEASES",
-    "VLLM",
-    "Layout",
-    "Release",
-    "find",
-    "markdown",
-    "problem",
-    "row",
-]
