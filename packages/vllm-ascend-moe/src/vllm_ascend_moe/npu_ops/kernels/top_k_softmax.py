@@ -54,7 +54,7 @@ def choose_by_logits(
         choice = logits[token]
         undefined = 0
         for expert in range(num_experts):
-            undefined += choice[expert] != choice[expert]
+            undefined += choice[expert] != choice[expert]  # so is a NaN, and only that
         if k_group < group_count:
             keep_groups(choice, False, group_best, group_ids, kept)  # noqa: FBT003 - Numba's, by position
         floor = floor_of_best(choice, kept, first, second, top_k)
