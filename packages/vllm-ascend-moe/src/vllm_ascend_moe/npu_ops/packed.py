@@ -20,12 +20,14 @@ import torch
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from numpy.typing import NDArray
+
 # The kernel's widest tile of each axis.
 _ALIGNMENT = 32
 # A slot's rows, on average, up to which the kernel is the quicker one in 16 bits; with more of them torch's product, which
 # uses the CPU's instructions for bfloat16, is. Measured on an AMD EPYC with AVX-512; in float32 the kernel always is.
 _FEW_ROWS = 16
-_UNSIGNED = {np.dtype(np.int32): np.dtype(np.uint32), np.dtype(np.int64): np.dtype(np.uint64)}
+_UNSIGNED: dict[Any, Any] = {np.dtype(np.int32): np.dtype(np.uint32), np.dtype(np.int64): np.dtype(np.uint64)}
 
 
 @dataclass(frozen=True, eq=False)
@@ -70,7 +72,7 @@ class PackedExperts:
             local = torch.from_numpy(slots.astype(np.int32, copy=False))
         output = torch.empty_like(hidden_states, memory_format=torch.contiguous_format)
         # As an unsigned number −1 is past the last slot.
-        unsigned = slots.view(_UNSIGNED[slots.dtype])
+        unsigned: NDArray[Any] = slots.view(_UNSIGNED[slots.dtype])
         if unsigned.max() < len(self.w13):
             self._run(output, hidden_states, topk_weights, local)
         else:
