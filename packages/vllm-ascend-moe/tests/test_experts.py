@@ -13,7 +13,7 @@ from sizes import TOLERANCE, LargestOutput, choose, normal
 from torch.nn import functional
 
 from expert_maps import LayoutName, generate_placement
-from vllm_ascend_moe.npu_ops import ops
+from vllm_ascend_moe.npu_ops import ops, packed
 from vllm_ascend_moe.npu_ops.experts import ExpertWeights, apply_experts
 from vllm_ascend_moe.npu_ops.ops import map_to_physical
 
@@ -222,3 +222,11 @@ def test_weights_that_do_not_fit_are_refused(changes: dict[str, torch.Tensor], m
     given_ = {"w13": torch.zeros(2, 4, 6), "w2": torch.zeros(2, 3, 4), **changes}
     with pytest.raises(ValueError, match=message):
         ExpertWeights(**given_)
+
+
+def test_without_vllms_kernel_nothing_is_packed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """With it, see `tests_vllm/test_vllm_experts.py`."""
+    monkeypatch.setattr(packed, "_functions", lambda: None)
+    packed._works.cache_clear()
+    assert packed.pack_experts(torch.ones(2, 64, 64), torch.ones(2, 32, 64)) is None
+    packed._works.cache_clear()

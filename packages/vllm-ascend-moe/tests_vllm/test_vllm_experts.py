@@ -31,9 +31,12 @@ from vllm.model_executor.layers.quantization.utils.quant_utils import (
 
 from expert_maps import generate_placement
 from vllm_ascend_moe.backends.cpu_experts import LocalRows, local_rows, pack_reloaded
+from vllm_ascend_moe.npu_ops import packed as packed_module
+from vllm_ascend_moe.npu_ops.experts import ExpertWeights, apply_experts
 from vllm_ascend_moe.npu_ops.limits import LimitError
 from vllm_ascend_moe.npu_ops.modular_experts import AscendExperts
 from vllm_ascend_moe.npu_ops.ops import map_to_physical
+from vllm_ascend_moe.npu_ops.packed import PackedExperts, pack_experts
 
 HIDDEN, INTERMEDIATE = 64, 32
 
@@ -328,3 +331,72 @@ def test_weights_that_are_loaded_anew_are_packed_again() -> None:
         method = SimpleNamespace(moe_kernel=other, process_weights_after_loading=calls.append)
         pack_reloaded(SimpleNamespace(quant_method=method))
         assert method.process_weights_after_loading == calls.append
+
+
+def packed_and_plain(
+    given_: dict[str, torch.Tensor], own: slice = slice(None)
+) -> tuple[PackedExperts, ExpertWeights]:
+    weights = ExpertWeights(given_["w13"][own].transpose(1, 2), given_["w2"][own].transpose(1, 2))
+    packed = pack_experts(weights.w13, weights.w2)
+    assert packed is not None
+    return packed, weights
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("tokens", [0, 1, 16, 40])
+def test_our_layer_by_vllms_packed_kernel_is_our_layer(dtype: torch.dtype, tokens: int) -> None:
+    given_ = {
+        name: t if name in {"ids", "weights"} else t.to(dtype) for name, t in problem(tokens, 8, 2, 3).items()
+    }
+    packed, weights = packed_and_plain(given_)
+    arguments = given_["hidden"], given_["weights"], given_["ids"], weights
+    wanted, found = apply_experts(*arguments), apply_experts(*arguments, packed=packed)
+    tolerance = 1e-5 if dtype == torch.float32 else 1e-2
+    torch.testing.assert_close(found, wanted, atol=tolerance, rtol=tolerance)
+    # The kernel serves where it is the quicker one, and only there.
+    assert packed.is_quicker(given_["hidden"], 128)
+    assert packed.is_quicker(given_["hidden"], 129) == (dtype == torch.float32)
+    if tokens and packed.is_quicker(given_["hidden"], tokens * 2):
+        assert torch.equal(found, vllms(given_))
+
+
+@settings(deadline=None, max_examples=40)
+@given(st.integers(1, 60), st.integers(4, 24), st.integers(1, 4), st.booleans(), st.integers(0, 2**32))
+def test_the_sum_over_ranks_by_the_packed_kernel_is_the_layer(
+    tokens: int, experts: int, top_k: int, physical: bool, seed: int
+) -> None:
+    """By logical ids with a map and by physical ids; some entries inactive, ranks uneven, experts perhaps unused."""
+    given_ = problem(tokens, experts, top_k, seed)
+    given_["ids"][torch.rand(given_["ids"].shape) < 0.2] = -1
+    whole = ExpertWeights(given_["w13"].transpose(1, 2), given_["w2"].transpose(1, 2))
+    wanted = apply_experts(given_["hidden"], given_["weights"], given_["ids"], whole)
+    total, cut = torch.zeros_like(wanted), experts // 3
+    for own in (slice(0, cut), slice(cut, experts)):
+        packed, weights = packed_and_plain(given_, own)
+        expert_map = torch.full((experts,), -1, dtype=torch.int32)
+        expert_map[own] = torch.arange(weights.num_slots, dtype=torch.int32)
+        where: dict[str, Any] = {"first_physical": own.start} if physical else {"expert_map": expert_map}
+        total += apply_experts(
+            given_["hidden"], given_["weights"], given_["ids"], weights, packed=packed, **where
+        )
+    torch.testing.assert_close(total, wanted, atol=1e-5, rtol=1e-5)
+
+
+def test_what_the_packed_kernel_cannot_serve_is_not_packed(monkeypatch: pytest.MonkeyPatch) -> None:
+    def pack(hidden: int, inner: int, dtype: torch.dtype = torch.float32) -> object:
+        w13, w2 = torch.ones(2, hidden, 2 * inner, dtype=dtype), torch.ones(2, inner, hidden, dtype=dtype)
+        return pack_experts(w13, w2)
+
+    assert pack(64, 32) is not None
+    assert pack(48, 32) is None
+    assert pack(64, 48) is None
+    assert pack(64, 32, torch.int8) is None
+    # A kernel that answers wrongly, as that of another release might, is found out before it serves.
+    functions = packed_module._functions()
+    wrong = SimpleNamespace(
+        cpu_prepack_moe_weight=functions.cpu_prepack_moe_weight, cpu_fused_moe=lambda out, *_: out.zero_()
+    )
+    monkeypatch.setattr(packed_module, "_functions", lambda: wrong)
+    packed_module._works.cache_clear()
+    assert pack(64, 32) is None
+    packed_module._works.cache_clear()

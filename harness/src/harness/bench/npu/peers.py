@@ -7,16 +7,18 @@ from __future__ import annotations
 import functools
 import importlib
 import importlib.util
-import platform
 from typing import TYPE_CHECKING, Any
 
 import torch
 
 from harness.bench.npu.inputs import Implementation
+from vllm_ascend_moe.npu_ops.packed import pack_experts
 
 if TYPE_CHECKING:
     from harness.bench.npu.devices import Kind
     from harness.bench.npu.inputs import Case, Outputs, Run, Tensors
+    from harness.bench.npu.models import Model
+    from vllm_ascend_moe.npu_ops.packed import PackedExperts
 
 _ROUTERS = "vllm.model_executor.layers.fused_moe.router"
 
@@ -123,28 +125,32 @@ def experts(kind: Kind) -> list[Implementation]:
         fused = find("vllm.model_executor.layers.fused_moe.fused_moe", "fused_experts")
         return [] if fused is None else [_fused_experts(fused)]
     fused = find("vllm._custom_ops", "cpu_fused_moe")
-    pack = find("vllm._custom_ops", "cpu_prepack_moe_weight")
-    if kind != "cpu" or fused is None or pack is None:
+    if kind != "cpu" or fused is None:
         return []
-    isa = _instructions()
-
-    @functools.lru_cache(maxsize=1)
-    def packed(_: str, w13: torch.Tensor, w2: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        return pack(w13, isa), pack(w2, isa)
 
     def prepare(case: Case, tensors: Tensors) -> Run:
-        w13, w2 = packed(case.model.name, tensors["w13"], tensors["w2"])
-        hidden, weights, ids = tensors["hidden"], tensors["weights"], tensors["ids"]
+        experts = packed(case, tensors)
+        assert experts is not None  # it has the kernel, and is tried with it
+        weights = experts.w13, experts.w2, None, None, tensors["weights"], tensors["ids"]
 
         def run() -> Outputs:
-            output = torch.empty_like(hidden)
-            fused(output, hidden, w13, w2, None, None, weights, ids, "silu", isa)
+            output = torch.empty_like(tensors["hidden"])
+            fused(output, tensors["hidden"], *weights, "silu", experts.instructions)
             return (output,)
 
         return run
 
-    about = f"vLLM's cpu_fused_moe ({isa}), weights packed before"
-    return [Implementation("vllm", about, prepare, is_peer=True)]
+    return [Implementation("vllm", "vLLM's cpu_fused_moe, weights packed before", prepare, is_peer=True)]
+
+
+def packed(case: Case, tensors: Tensors) -> PackedExperts | None:
+    """Return a rank's experts packed by vLLM, once for all that reads them so; None where it has no kernel for them."""
+    return _packed(case.model, tensors["w13"], tensors["w2"])
+
+
+@functools.lru_cache(maxsize=1)
+def _packed(_: Model, w13: torch.Tensor, w2: torch.Tensor) -> PackedExperts | None:
+    return pack_experts(w13.transpose(1, 2), w2.transpose(1, 2))
 
 
 def _fused_experts(fused: Any) -> Implementation:  # noqa: ANN401 - vLLM's
@@ -154,11 +160,3 @@ def _fused_experts(fused: Any) -> Implementation:  # noqa: ANN401 - vLLM's
         return lambda: (fused(*arguments),)
 
     return Implementation("vllm", "vLLM's fused_experts, in Triton", prepare, is_peer=True)
-
-
-def _instructions() -> str:
-    """Return the instruction set that vLLM's CPU experts choose for bfloat16."""
-    if platform.machine() in {"aarch64", "arm64"}:
-        return "neon"
-    amx = getattr(torch.cpu, "_is_amx_tile_supported", None)
-    return "amx" if amx is not None and amx() else "vec"

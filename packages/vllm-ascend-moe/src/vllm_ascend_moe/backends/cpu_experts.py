@@ -10,9 +10,12 @@ bytes move as others do.
 from __future__ import annotations
 
 import functools
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import torch
+from vllm_ascend_moe.npu_ops.packed import add_local
+
+if TYPE_CHECKING:
+    import torch
 
 
 class LocalRows:
@@ -55,46 +58,16 @@ class LocalRows:
         """
         kept: Any = super()
         if expert_map is None:
-            kept.apply(
-                output,
-                hidden_states,
-                w1,
-                w2,
-                topk_weights,
-                topk_ids,
-                activation,
-                global_num_experts,
-                None,
-                *args,
-                **kwargs,
-            )
+            given = hidden_states, w1, w2, topk_weights, topk_ids, activation, global_num_experts, None
+            kept.apply(output, *given, *args, **kwargs)
             return
         local = expert_map[topk_ids.long()]
-        here = local >= 0
-        token = here.nonzero()[:, 0]
-        rows = output.new_empty(len(token), output.shape[1])
-        if len(token):
-            weights, ids = topk_weights[here][:, None], local[here][:, None].to(topk_ids.dtype)
-            kept.apply(
-                rows,
-                # Indexing by a tensor copies element by element: three to seven times as slow.
-                hidden_states.index_select(0, token),
-                w1,
-                w2,
-                weights,
-                ids,
-                activation,
-                global_num_experts,
-                None,
-                *args,
-                **kwargs,
-            )
-        # Added in 32 bits, as vLLM's kernel adds a token's experts.
-        if output.dtype == torch.float32:
-            output.zero_().index_add_(0, token, rows)
-            return
-        total = torch.zeros(output.shape, dtype=torch.float32, device=output.device)
-        output.copy_(total.index_add_(0, token, rows.float()))
+
+        def run(rows: torch.Tensor, states: torch.Tensor, weights: torch.Tensor, ids: torch.Tensor) -> None:
+            given = states, w1, w2, weights, ids.to(topk_ids.dtype), activation, global_num_experts, None
+            kept.apply(rows, *given, *args, **kwargs)
+
+        add_local(run, output, hidden_states, topk_weights, local, local >= 0)
 
 
 @functools.cache

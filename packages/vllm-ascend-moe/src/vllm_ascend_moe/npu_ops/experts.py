@@ -5,10 +5,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import torch
 
 from vllm_ascend_moe.npu_ops import limits, ops
+
+if TYPE_CHECKING:
+    from vllm_ascend_moe.npu_ops.packed import PackedExperts
 
 _GATE_AND_UP = 2
 
@@ -107,6 +111,7 @@ def apply_experts(
     *,
     expert_map: torch.Tensor | None = None,
     first_physical: int = 0,
+    packed: PackedExperts | None = None,
 ) -> torch.Tensor:
     """Return this rank's contribution to the layer; the sum over ranks is the layer's output.
 
@@ -117,6 +122,8 @@ def apply_experts(
         weights: this rank's experts.
         expert_map: int32 [E], if ids are logical.
         first_physical: this rank's first physical id, if ids are physical.
+        packed: the same experts as `packed.pack_experts` makes them once: vLLM's kernel for a CPU then serves the
+            numbers of rows of which it is the quicker one.
 
     Returns:
         [T, H], dtype of hidden_states; zeros for tokens without an expert on this rank.
@@ -125,6 +132,10 @@ def apply_experts(
     num_slots = weights.num_slots
     if num_tokens == 0:
         return torch.zeros_like(hidden_states)
+    if packed is not None and packed.is_quicker(hidden_states, topk_ids.numel()):
+        return packed.apply(
+            hidden_states, topk_weights, topk_ids, expert_map=expert_map, first_physical=first_physical
+        )
     slots = local_slots(topk_ids, num_slots, expert_map=expert_map, first_physical=first_physical)
     # 1. Sort rows by slot. The slot past the last stands for other ranks: it is a valid id, as torch_npu
     #    wants, and outside the active range.

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from harness.bench.npu.devices import Kind
     from harness.bench.npu.inputs import Outputs, Run, Tensors
     from harness.bench.npu.models import Model
+    from vllm_ascend_moe.npu_ops.packed import PackedExperts
 
 # One output, rows grouped, by counts.
 _GROUPING: dict[str, Any] = {"split_item": 2, "group_type": 0, "group_list_type": 1}
@@ -138,7 +139,10 @@ class WholeMoe(Family):
     def implementations(self, kind: Kind) -> list[Implementation]:
         """Return this project's layer and vLLM's."""
         about = "apply_experts, on torch_npu's ops" if kind == "npu" else "apply_experts, which serves"
-        return [Implementation("apply_experts", about, _apply, serves=True), *peers.experts(kind)]
+        found = [Implementation("apply_experts", about, _apply, serves=True)]
+        if kind == "cpu":
+            found.append(Implementation("unpacked", "apply_experts without vLLM's packed kernel", _unpacked))
+        return [*found, *peers.experts(kind)]
 
     def bytes_moved(self, case: Case) -> int:
         """Read hidden states, routing and the experts that are used, write hidden states."""
@@ -177,7 +181,15 @@ def _loop(_: Case, tensors: Tensors) -> Run:
     return run
 
 
-def _apply(_: Case, tensors: Tensors) -> Run:
+def _apply(case: Case, tensors: Tensors) -> Run:
+    return _layer(tensors, packed=peers.packed(case, tensors))
+
+
+def _unpacked(_: Case, tensors: Tensors) -> Run:
+    return _layer(tensors, packed=None)
+
+
+def _layer(tensors: Tensors, packed: PackedExperts | None) -> Run:
     weights = ExpertWeights(tensors["w13"].transpose(1, 2), tensors["w2"].transpose(1, 2))
     hidden, probs, ids = tensors["hidden"], tensors["weights"], tensors["ids"]
-    return lambda: (apply_experts(hidden, probs, ids, weights),)
+    return lambda: (apply_experts(hidden, probs, ids, weights, packed=packed),)

@@ -33,7 +33,7 @@ def _compile(function: Callable[P, R], *, cache: bool) -> Callable[P, R]:
     return numba.njit(cache=cache, nogil=True, error_model="numpy", forceinline=True)(function)
 
 
-@numba.extending.intrinsic  # type: ignore[untyped-decorator]
+@numba.extending.intrinsic
 def memory_at(_: Any, address: Any) -> Any:  # noqa: ANN401 - Numba's
     """Return an address as what `numba.carray` takes: it costs a call a tenth of what an array of NumPy's does."""
 

@@ -41,7 +41,7 @@ def choose_by_logits(
         ids: [T, K], written, best first; of equal logits the lower id.
     """
     num_tokens, top_k = ids.shape
-    logits = numba.carray(memory_at(address), (num_tokens, num_experts), np.float32)
+    logits = numba.carray(memory_at(address), (num_tokens, num_experts), np.float32)  # type: ignore[attr-defined, call-arg]
     # Scratch, allocated at once: for one token, allocations are what takes time.
     floats, integers = (
         np.empty(2 * LANES + k_group, np.float32),
