@@ -77,13 +77,14 @@ BudgetStep best_step(Layer *p, const Goal *goal) {
     list_spares(p, &c);
     for (int32_t i = p->fill[hot] - 1; i >= p->fill[hot] - c.slots && c.best.worth < c.enough; i--) consider_slot(p, &c, i);
     if (c.best.worth < c.enough) consider_swaps(p, &c);
+    p->effort -= c.effort + c.spares;
     return c.best;
 }
 
 /* Bring all ranks to the target while moves are left; nonzero if that was possible. */
 int descend_by_excess(Layer *p, Goal *goal) {
     note_all(p, goal->target);
-    while (goal->steps-- > 0 && peak(p) > goal->target && !is_cancelled(p)) {
+    while (goal->steps-- > 0 && peak(p) > goal->target && p->effort > 0 && !is_cancelled(p)) {
         const int32_t hot = hottest(p);
         note_changes(p, goal->target);
         const BudgetStep step = best_step(p, goal);
@@ -112,6 +113,7 @@ EXPORTED int expert_maps_part_best_step(int64_t experts, int64_t ranks, int64_t 
     for (int64_t r = 0; r < ranks; r++) held[r] = (int32_t)room;
     layer_shape(p, (int32_t)experts, (int32_t)ranks, held);
     memcpy(p->weight, load, sizeof *load * (size_t)experts);
+    p->effort = INT64_MAX;
     start_from(p, now, held);
     memset(p->was, 0, sizeof *p->was * (size_t)ranks * (size_t)p->words);
     for (int32_t r = 0; r < ranks; r++)

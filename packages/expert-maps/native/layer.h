@@ -45,12 +45,13 @@ typedef struct {
     uint64_t *on;        /* [R, words], the rank's experts as a set */
     uint64_t *was;       /* the same in the present placement */
     int64_t moves_left;  /* slots that may still receive an expert that was not there */
+    int64_t effort;      /* how long steps from it may still be sought, see budget.c */
     int tracked;         /* whether there is a present placement */
     Pair *pairs;         /* [R, pairs of stride], lazily, sorted by sum */
     uint8_t *stale;      /* [R], whether its pairs must be computed anew */
     uint8_t *changed;    /* [R], whether its load changed since budget.c last looked */
     uint8_t *left_any, *came_any; /* [R], whether an expert left the rank, or came to it, since the present placement */
-    uint8_t *gets_back, *gives_back; /* [R], whether the rank had an expert of the hot rank's before, or the hot rank one of its, see budget.c */
+    uint8_t *gets_back, *gives_back; /* [R], whether it had an expert of the hot rank before; whether that had one of its */
     double *relief;      /* [E], see budget.c */
     double *next_share;  /* [E], with one copy more */
     uint64_t *places;    /* [E, rank_words], its holders as a set */

@@ -10,6 +10,8 @@
 #define NEAR_TARGET 0.998 /* of the target: such a rank has no room */
 #define FAIR 1.3     /* what a higher target saves, beside the excess that it takes away: steps that need not be so good */
 
+#define MOST_EFFORT 150000000 /* for a layer; about a second, which only those of many slots take */
+
 /* Number the present copies as their node does; those of experts that the node does not have are dropped. */
 static void localize(Work *w, const Problem *problem, const int32_t *current) {
     const int32_t experts = w->experts_per_node;
@@ -41,7 +43,7 @@ static int32_t count_above(const Layer *p, double load) {
     return n;
 }
 
-/* Without moves, what is left can still be spread: at a higher target others have room, and slots that changed may change again. */
+/* Without moves, what is left can still be spread: at a higher target others have room, and what changed may change again. */
 static void raise_target(Layer *p, double target, double least) {
     for (int i = 0; i < RAISES && peak(p) > target; i++) {
         const double before = peak(p);
@@ -67,6 +69,7 @@ static Outcome attempt(Work *w, const Problem *problem, const double *load, doub
         start_from(p, kept, held);
         complete(p);
         const int32_t forced = arrivals(p);
+        p->effort -= (int64_t)forced * experts / 8; /* what it took to choose those */
         p->moves_left = budget;
         outcome.hot += count_above(p, target);
         Goal goal = {target, least, 200 + 10 * (int64_t)ranks, 1};
@@ -93,7 +96,7 @@ static Outcome within_budget(Work *w, const Problem *problem, const double *load
     Outcome best = attempt(w, problem, load, wished, least, budget, slot, rank_load), last = best;
     if (best.reached || budget == UNLIMITED) return best;
     double low = wished, high = best.peak, target = wished;
-    for (int i = 0; i < NARROWINGS && high > low * (1 + problem->tolerance / 4); i++) {
+    for (int i = 0; i < NARROWINGS && high > low * (1 + problem->tolerance / 4) && w->now.effort > 0; i++) {
         target += FAIR * last.left / last.hot;
         if (last.reached || target >= high) target = (low + high) / 2;
         last = attempt(w, problem, load, target, least, budget, w->slot, w->rank_load);
@@ -134,6 +137,7 @@ double replan(Work *w, const Problem *problem, int64_t layer, int64_t *forced) {
     const double mean = total / (double)problem->ranks;
     if (mean > bound) bound = mean;
     *forced = 0;
+    w->now.effort = MOST_EFFORT;
     double reached = INFINITY;
     if (grouped) {
         localize(w, problem, current);

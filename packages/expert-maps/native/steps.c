@@ -78,6 +78,7 @@ typedef struct {
 static void weigh(const Layer *p, Choice *c, const Candidate *k, double paid) {
     const double worth = reassignment_gain(p, k->rank, k->out, k->in, c->target) / paid;
     if (--c->tries <= 0) c->enough = 0; /* whatever there is */
+    c->effort += p->count[k->out] + p->count[k->in];
     if (worth < c->best.worth) return;
     if (worth == c->best.worth && (!c->best.kind || (c->from == k->from && c->place < k->place))) return;
     c->best = (BudgetStep){worth, 2, k->rank, k->out, k->in};
@@ -93,6 +94,7 @@ static void try_one(const Layer *p, Choice *c, const Candidate *k, double *seen)
     const int moves = arrival(p, k->rank, k->in) - arrival(p, k->rank, k->out);
     const double paid = price(moves), wanted = bar(c, paid), least = k->most - k->loss;
     if (moves > p->moves_left || k->most < wanted) return;
+    c->effort += p->rank_words;
     if (least < wanted &&
         least + meetings(p, k->out, k->in) * (p->share[k->in] - p->next_share[k->in]) < wanted)
         return;
@@ -231,6 +233,7 @@ static void note_expert(Layer *p, int32_t e, double target) {
     }
     p->next_share[e] = fresh;
     p->relief[e] = relief;
+    p->effort -= p->rank_words + p->count[e];
 }
 
 /* Note anew what the last step changed. */

@@ -24,6 +24,7 @@ typedef struct {
     double target, excess; /* the hot rank's */
     double enough;         /* a step of this worth is taken without weighing others */
     int64_t tries;         /* candidates that may still be weighed */
+    int64_t effort;        /* what those that were looked at took: about so many ranks were read */
     int32_t hot;
     int32_t from, place;   /* of the best, as far as it is no swap */
     int32_t spares, cold_ranks; /* those listed, and of so many of the lightest ranks */
