@@ -266,6 +266,24 @@ def mutants(session: nox.Session) -> None:
         install_dev(session).run("python", "-m", "harness.mutants", *session.posargs)
 
 
+@nox.session(venv_backend="none")
+def fuzz(session: nox.Session) -> None:
+    """Give hostile input to everything that reads it, `-- --nightly` a million and more, `-- WORD` some; with atheris if it installs."""
+    shared = install_dev(session)
+    # The wheels of atheris are for few Pythons and machines; without it the rest runs, and says so.
+    with contextlib.suppress(CommandFailed):
+        shared = shared.under("fuzz")
+    shared.run("python", "-m", "harness.fuzz", *session.posargs)
+
+
+def _of_compiler(session: nox.Session, compiler: str, name: str) -> str | None:
+    """Return the path of a library that comes with a compiler, None where it has none."""
+    found = session.run(compiler, f"-print-file-name={name}", external=True, silent=True)
+    path = str(found).strip()
+    # A compiler answers with the bare name where it knows none.
+    return path if Path(path).is_absolute() else None
+
+
 @nox.session
 def build(session: nox.Session) -> None:
     """Build the packages twice to equal bytes, check them and use them."""
@@ -289,3 +307,25 @@ def docs(session: nox.Session) -> None:
 def lock(session: nox.Session) -> None:
     """Write the pinned requirement files anew; installs uv for it."""
     write_pinned_files(session)
+    session.install("--require-hashes", "-r", "requirements/tools.txt")
+    common = ["--quiet", "--universal", "--generate-hashes", "--no-emit-index-url", "--no-annotate"]
+    lowest = ["--resolution", "lowest-direct", f"{CORE}/pyproject.toml"]
+    # What serves runs on one Python; torch is left out, and what only torch's CUDA build needs with it.
+    never = Path(session.create_tmp()) / "overrides.txt"
+    never.write_text("torch; sys_platform == 'never'\n", encoding="utf-8")
+    without_torch = ["--no-emit-package", "torch", "--overrides", str(never)]
+    for name, python, options in (
+        ("nox", "3.10", []),
+        ("run", "3.10", []),
+        ("dev", "3.10", []),
+        ("pythons", "3.10", ["--constraints", "requirements/dev.txt"]),
+        ("minimums", "3.10", lowest),
+        ("tools", "3.10", []),
+        ("docs", "3.10", ["--constraints", "requirements/run.txt"]),
+        ("zig", "3.10", []),
+        ("fuzz", "3.10", []),
+        ("vllm", "3.11", without_torch),
+    ):
+        command = ["uv", "pip", "compile", *common, "--python-version", python, *options, "--group", name]
+        command += ["--output-file", f"requirements/{name}.txt"]
+        session.run(*command, *session.posargs, env={"UV_CUSTOM_COMPILE_COMMAND": "nox -s lock"})
