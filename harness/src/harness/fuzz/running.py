@@ -27,6 +27,8 @@ if TYPE_CHECKING:
 _NOTE = 2**20
 # Inputs that were read are mutated further.
 _MOST_KEPT = 500
+# Hypothesis makes some tens of documents in a second, where mutations are thousands.
+_ONE_MADE_IN = 50
 # After so many findings of a target there is enough to mend.
 _MOST_FINDINGS = 200
 
@@ -106,11 +108,10 @@ def _inputs(target: Target, count: int, seed: int, findings: list[Finding]) -> I
     for content in pool:
         yield "kept", content
     random = Random(f"{seed} {target.name}")  # noqa: S311 - no secrets
-    made = documents.make(target, count // 20, seed) if target.is_json else iter(())
+    made = documents.make(target, count // _ONE_MADE_IN, seed) if target.is_json else iter(())
     fixed = len(pool)
     for number in range(count):
-        # Hypothesis is slow: a twentieth.
-        if number % 20 == 0 and (document := next(made, None)) is not None:
+        if number % _ONE_MADE_IN == 0 and (document := next(made, None)) is not None:
             yield "made", document
             continue
         known = len(findings)

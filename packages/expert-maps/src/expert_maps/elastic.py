@@ -103,8 +103,9 @@ def rescale(  # noqa: PLR0913 - options by keyword
 
 
 def _surviving(current: Placement, failed_ranks: Iterable[int]) -> NDArray[np.intp]:
-    if isinstance(failed_ranks, str) or not isinstance(failed_ranks, Iterable):
-        msg = f"failed_ranks is {failed_ranks!r:.200}; expected several ranks, such as [3]"
+    given: object = failed_ranks
+    if isinstance(given, str) or not isinstance(given, Iterable):
+        msg = f"failed_ranks is {given!r:.200}; expected several ranks, such as [3]"
         raise LayoutError(msg)
     failed = {as_index("failed rank", rank, current.ep_size, error=LayoutError) for rank in failed_ranks}
     kept = np.array([rank for rank in range(current.ep_size) if rank not in failed], dtype=np.intp)
