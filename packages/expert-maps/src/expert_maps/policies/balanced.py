@@ -15,6 +15,8 @@ import numpy as np
 
 from expert_maps._frozen import Frozen
 from expert_maps._library import INTERFACE_VERSION, load_library
+from expert_maps._library import load_library
+from expert_maps._native_call import call
 from expert_maps.errors import LayoutError
 from expert_maps.policies._windows import START_TOLERANCE, coolest, draw_windows
 
@@ -172,7 +174,13 @@ def _search(
         tolerance=tolerance,
         **{name: None if array is None else array.ctypes.data for name, array in arrays.items()},
     )
-    status = load_library().expert_maps_plan(ctypes.byref(problem))
+    slots = cluster.num_physical_experts
+    status = call(
+        load_library().expert_maps_plan,
+        ctypes.byref(problem),
+        keep=(problem, *arrays.values()),
+        work=load.num_layers * slots * slots,
+    )
     if status == _OUT_OF_MEMORY:
         raise MemoryError
     _refuse_broken(status, arrays)
