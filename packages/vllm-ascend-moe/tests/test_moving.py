@@ -153,6 +153,7 @@ def test_after_a_rearrangement_a_slot_with_other_weights_is_named(monkeypatch: p
     target = Placement(ROWS, 1, num_logical_experts=4, allow_duplicates=True)
     experts = moving.move_experts(target, "map.json", model, state, ranks)
     assert experts is not None
+    state.model = model
     moving.compare_moved(state, 0, 0, experts)
     state.physical_to_logical_map[0, [1, 2]] = state.physical_to_logical_map[0, [2, 1]]
     with pytest.raises(

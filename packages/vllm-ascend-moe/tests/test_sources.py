@@ -124,9 +124,6 @@ def test_ranks_of_unequally_many_slots_stay_so() -> None:
     source = find_source(Settings(), 10, 4)
     assert source.layers(0, 2, 2).slots_per_rank.tolist() == [3, 3, 2, 2]
     assert source.layers(0, 2, 2) == generate_placement("linear", num_experts=10, ep_size=4, num_layers=2)
-    # Not as they would be split by themselves.
-    other = Placement([[*range(10)]], 4, slots_per_rank=[2, 3, 2, 3], num_logical_experts=10)
-    assert PlacementSource("x", other, is_file=True).layers(0, 1, 1).slots_per_rank.tolist() == [2, 3, 2, 3]
 
 
 # Map files

@@ -150,11 +150,11 @@ FIRST: tuple[tuple[str, Mutant | str], ...] = (
     (
         "ranks have unequally many slots",
         plugin(
-            "uneven slots are split evenly",
+            "uneven ranks pass where they are not served",
             "core/sources",
-            "            slots_per_rank=self.placement.slots_per_rank,\n",
-            "",
-            "sources.py::test_ranks_of_unequally_many_slots_stay_so",
+            "        if placement.is_even:",
+            "        if True:",
+            "ascend_checks.py::test_ranks_of_uneven_sizes_are_refused",
         ),
     ),
     ("shared experts are mixed into the placement", KNOWN["all ranks get the first shared expert"]),
