@@ -4,12 +4,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import nox
+from nox.command import CommandFailed
 
 # nox's own environment has no more than nox: what sessions are made of is read from the checkout.
 sys.path.insert(0, str(Path(__file__).parent / "harness" / "src"))
@@ -257,46 +259,6 @@ def minimums(session: nox.Session) -> None:
 def sanitize(session: nox.Session) -> None:
     """Run the planner's tests with a library that stops at bad addresses."""
     run_sanitized(session, PARALLEL)
-    """Run the planner's tests with a library that stops at a bad address and at undefined behaviour."""
-    compiler = next(filter(shutil.which, COMPILERS), None)
-    if compiler is None:
-        session.skip(f"none of {', '.join(COMPILERS)} is on the PATH")
-    runtimes = [_of_compiler(session, compiler, name) for name in ("libasan.so", "libubsan.so")]
-    if None in runtimes:
-        session.skip(f"{compiler} has no sanitizers")
-    shared = install_dev(session)
-    flags = "-g -fno-omit-frame-pointer -fsanitize=address,undefined,float-cast-overflow -fno-sanitize-recover=all"
-    library = _sanitized(session, shared, compiler, flags)
-    # Python's own leaks are not ours. Without libstdc++ from the start, SciPy's exceptions stop the sanitizer.
-    preload = " ".join(filter(None, [*runtimes, _of_compiler(session, compiler, "libstdc++.so.6")]))
-    env = {"LD_PRELOAD": preload, "EXPERT_MAPS_LIBRARY": library}
-    env |= {"ASAN_OPTIONS": "detect_leaks=0", "UBSAN_OPTIONS": "print_stacktrace=1"}
-    # Those of the reference call every C file.
-    names = ("test_balanced*.py", "test_reference*.py")
-    tests = sorted(str(path) for name in names for path in Path(CORE, "tests").glob(name))
-    # pytest would keep to itself what a sanitizer says at the end of the process.
-    arguments = ["--capture=sys", *(session.posargs or [*tests, *PARALLEL])]
-    shared.run("python", "-m", "pytest", *arguments, env={**ENV, **env})
-    # Threads by themselves: no library has both sanitizers.
-    runtime = _of_compiler(session, compiler, "libtsan.so")
-    if runtime is None or session.posargs:
-        return
-    library = _sanitized(session, shared, compiler, "-g -fno-omit-frame-pointer -fsanitize=thread")
-    env = {"LD_PRELOAD": runtime, "EXPERT_MAPS_LIBRARY": library, "TSAN_OPTIONS": "halt_on_error=1"}
-    tests = [f"{CORE}/tests/test_threads.py", "-k", "threads and not forks"]
-    shared.run("python", "-m", "pytest", "--capture=sys", *tests, env={**ENV, **env})
-
-
-def _sanitized(session: nox.Session, shared: Shared, compiler: str, flags: str) -> str:
-    """Compile the planner with a sanitizer, and return the library's path."""
-    scratch = Path(session.create_tmp()).absolute() / "wheel"
-    shutil.rmtree(scratch, ignore_errors=True)
-    warnings = "-Wall -Wextra -Wconversion -Wno-sign-conversion -Werror"
-    options = {"EXPERT_MAPS_CC": compiler, "EXPERT_MAPS_CFLAGS": f"{flags} {warnings}"}
-    wheel = ["--no-deps", "--no-build-isolation", "--wheel-dir", str(scratch), CORE]
-    shared.run("python", "-m", "pip", "wheel", "--quiet", *wheel, env=options)
-    with zipfile.ZipFile(next(scratch.glob("expert_maps-*.whl"))) as archive:
-        return archive.extract(LIBRARY, scratch)
 
 
 @nox.session(venv_backend="none")
@@ -308,20 +270,12 @@ def mutants(session: nox.Session) -> None:
 
 @nox.session(venv_backend="none")
 def fuzz(session: nox.Session) -> None:
-    """Give hostile input to everything that reads it, `-- --nightly` a million and more, `-- WORD` some; with atheris if it installs."""
+    """Give hostile input to everything that reads it."""
     shared = install_dev(session)
     # The wheels of atheris are for few Pythons and machines; without it the rest runs, and says so.
     with contextlib.suppress(CommandFailed):
         shared = shared.under("fuzz")
     shared.run("python", "-m", "harness.fuzz", *session.posargs)
-
-
-def _of_compiler(session: nox.Session, compiler: str, name: str) -> str | None:
-    """Return the path of a library that comes with a compiler, None where it has none."""
-    found = session.run(compiler, f"-print-file-name={name}", external=True, silent=True)
-    path = str(found).strip()
-    # A compiler answers with the bare name where it knows none.
-    return path if Path(path).is_absolute() else None
 
 
 @nox.session
@@ -347,25 +301,3 @@ def docs(session: nox.Session) -> None:
 def lock(session: nox.Session) -> None:
     """Write the pinned requirement files anew; installs uv for it."""
     write_pinned_files(session)
-    session.install("--require-hashes", "-r", "requirements/tools.txt")
-    common = ["--quiet", "--universal", "--generate-hashes", "--no-emit-index-url", "--no-annotate"]
-    lowest = ["--resolution", "lowest-direct", f"{CORE}/pyproject.toml"]
-    # What serves runs on one Python; torch is left out, and what only torch's CUDA build needs with it.
-    never = Path(session.create_tmp()) / "overrides.txt"
-    never.write_text("torch; sys_platform == 'never'\n", encoding="utf-8")
-    without_torch = ["--no-emit-package", "torch", "--overrides", str(never)]
-    for name, python, options in (
-        ("nox", "3.10", []),
-        ("run", "3.10", []),
-        ("dev", "3.10", []),
-        ("pythons", "3.10", ["--constraints", "requirements/dev.txt"]),
-        ("minimums", "3.10", lowest),
-        ("tools", "3.10", []),
-        ("docs", "3.10", ["--constraints", "requirements/run.txt"]),
-        ("zig", "3.10", []),
-        ("fuzz", "3.10", []),
-        ("vllm", "3.11", without_torch),
-    ):
-        command = ["uv", "pip", "compile", *common, "--python-version", python, *options, "--group", name]
-        command += ["--output-file", f"requirements/{name}.txt"]
-        session.run(*command, *session.posargs, env={"UV_CUSTOM_COMPILE_COMMAND": "nox -s lock"})

@@ -15,7 +15,6 @@ import numpy as np
 
 from expert_maps._frozen import Frozen
 from expert_maps._library import INTERFACE_VERSION, load_library
-from expert_maps._library import load_library
 from expert_maps._native_call import call
 from expert_maps.errors import LayoutError
 from expert_maps.policies._windows import START_TOLERANCE, coolest, draw_windows
