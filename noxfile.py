@@ -4,12 +4,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import nox
+from nox.command import CommandFailed
 
 # nox's own environment has no more than nox: what sessions are made of is read from the checkout.
 sys.path.insert(0, str(Path(__file__).parent / "harness" / "src"))
@@ -264,6 +266,16 @@ def mutants(session: nox.Session) -> None:
     """Put faults into a copy and name the test that catches each."""
     with exit_code_kept():
         install_dev(session).run("python", "-m", "harness.mutants", *session.posargs)
+
+
+@nox.session(venv_backend="none")
+def fuzz(session: nox.Session) -> None:
+    """Give hostile input to everything that reads it."""
+    shared = install_dev(session)
+    # The wheels of atheris are for few Pythons and machines; without it the rest runs, and says so.
+    with contextlib.suppress(CommandFailed):
+        shared = shared.under("fuzz")
+    shared.run("python", "-m", "harness.fuzz", *session.posargs)
 
 
 @nox.session

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from harness.mutants import MUTANTS, Mutant, __main__
+from harness.mutants import MUTANTS, Mutant, __main__, pains
 from harness.mutants.mutant import MutantError
 
 if TYPE_CHECKING:
@@ -41,6 +41,25 @@ def test_every_c_file_has_one_and_so_has_what_else_was_promised() -> None:
     assert sum(files.values()) >= 60
     assert len({mutant.what for mutant in MUTANTS}) == len(MUTANTS)
     assert 10 <= sum(mutant.short for mutant in MUTANTS) <= 18
+
+
+def test_every_report_has_a_fault_or_a_reason() -> None:
+    assert len(pains.PAINS) == 49
+    assert [report for report, fault in pains.PAINS if not isinstance(fault, Mutant)] == [
+        "new weights into a running EPLB server",
+        "load metrics over HTTP",
+        "a rescale with many slots a rank takes minutes",
+    ]
+    assert {fault for _, fault in pains.PAINS if isinstance(fault, Mutant)} <= set(MUTANTS)
+
+
+def test_the_table_names_report_bug_and_catcher(capsys: pytest.CaptureFixture[str]) -> None:
+    assert __main__.main(["--table"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) == 49
+    assert lines[46].startswith(
+        "47 two servers with one record lose rows: a record's lock is shared -> packages/"
+    )
 
 
 def made(tmp_path: Path, text: str) -> Path:

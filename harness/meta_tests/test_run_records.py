@@ -55,6 +55,7 @@ def test_what_cannot_be_written_leaves_the_history_as_it_was(tmp_path: Path) -> 
         ("{", "line 1"),
         ("[1]", "line 1: is list; expected a record"),
         ('{"benchmark": "cooking"}', "benchmark is 'cooking', without a format"),
+        ('{"benchmark": "planner, x", "machine": 4096, "cpus": "x"}', "machine is 4096: Input should be"),
         ('{"format": 3, "kind": "maps"}', "line 1: format is 3"),
         ('{"format": 2, "format": 2}', "line 1"),
         (

@@ -48,6 +48,9 @@ def test_known_answers(kind: str, steps: int, answer: str) -> None:
     found = advise(trace_of(kind, steps=steps), ep_size=4, redundant=redundant, costs=PRICE, least_gain=0.02)
     assert found.answer == found.answer_by_trace == answer, found
     assert found.reasons
+    if steps == 20:
+        assert found.reasons == ["the trace has 20 steps; expected at least 24"]
+        assert found.gain is None
     assert any("assumed, not measured" in line for line in found.assumptions)
 
 

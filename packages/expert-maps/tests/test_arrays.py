@@ -108,6 +108,8 @@ def header(descr: str = "'<i8'", order: str = "False", shape: str = "(2, 3)") ->
         (npy_with(header(order="1")), "the header is"),
         (npy_with(header(shape="(2, -3)")), "the header is"),
         (npy_with(header(shape="(2, x)")), "the header is"),
+        # What a pattern takes for a space or a digit, and int() does not, or as another number.
+        (npy_with(header(shape="(2,\x1d3)")), "the header is"),
         (npy_with(header(shape="(2, 4)")), r"takes 64 bytes; expected 48"),
         (npy_with(header(shape="(2, 2)")), r"takes 32 bytes; expected 48"),
         (npy_with(header(shape=f"({2**62}, 4)")), "longest"),

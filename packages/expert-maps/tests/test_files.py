@@ -34,6 +34,14 @@ def nameless(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) ->
     return has_them
 
 
+def test_of_a_bare_name_it_is_said_where_it_was_looked_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert files.describe("a.json") == f"a.json (in {tmp_path})"
+    assert files.describe("./a.json") == "./a.json"
+
+
 def test_a_bare_name_goes_into_the_current_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     files.write_text("map.json", "{}")

@@ -111,6 +111,7 @@ def test_redundancy_that_does_not_divide_names_the_nearest_that_does() -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
+        ({"layout": {}}, "layout is {}; expected one of linear, round_robin, ring, append"),
         ({"layout": "spiral"}, "layout is 'spiral'; expected one of linear, round_robin, ring, append"),
         ({"num_experts": 0}, "num_experts is 0; expected at least 1"),
         ({"ep_size": 0}, "ep_size is 0"),

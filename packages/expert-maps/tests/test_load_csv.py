@@ -113,5 +113,7 @@ def test_csv_doubts_are_said_and_can_be_decided(tmp_path: Path) -> None:
     steps = write(path, "step,layer,0,1\n1,3,5,6\n1,4,7,8\n0,4,3,4\n0,3,1,2\n")
     assert read_load(steps).counts.tolist() == [[[1, 2], [3, 4]], [[5, 6], [7, 8]]]
     assert inspect_load(steps).layers == (3, 4)
+    with pytest.raises(LoadError, match="the index column has inf"):
+        read_load(write(path, "layer,0,1\ninf,5,6\n2,3,4\n"))
     with pytest.raises(LoadError, match="expected the same layers in each step"):
         read_load(write(path, "step,layer,0,1\n1,3,5,6\n1,4,7,8\n0,4,3,4\n"))

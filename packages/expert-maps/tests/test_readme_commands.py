@@ -19,6 +19,7 @@ PAGES = {
     "docs/howto/ci.md": "# Maps and accuracy in your own CI",
     "docs/howto/convert.md": "# Convert from each system",
     "docs/tutorial.zh-CN.md": "# 教程：从负载到通过检查的映射，以及之后的改进",
+    "docs/failed_ranks.md": "# A rank has failed",
     "docs/tutorial.md": "# Tutorial: from a load to a checked map, and a better one later",
     "packages/expert-maps/README.md": "# expert-maps",
 }

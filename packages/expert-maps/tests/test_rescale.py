@@ -192,6 +192,8 @@ BEFORE = Placement([[0, 1, 2, 3, 4, 5, 6, 7]] * 2, 4)
     [
         ({"failed_ranks": [0, 1, 2, 3]}, "failed_ranks are all 4; expected at least one rank that is left"),
         ({"failed_ranks": [4]}, "failed rank is 4; expected one of 0 … 3"),
+        ({"failed_ranks": 3}, "failed_ranks is 3; expected several ranks"),
+        ({"failed_ranks": "3"}, "failed_ranks is '3'; expected several ranks"),
         ({"failed_ranks": [-1]}, "failed rank is -1; expected one of 0 … 3"),
         (
             {"failed_ranks": [1]},

@@ -148,6 +148,20 @@ def test_experts_are_moved_committed_and_checked(monkeypatch: pytest.MonkeyPatch
     assert state.physical_to_logical_map.tolist() == ROWS.tolist()
 
 
+def test_after_a_rearrangement_a_slot_with_other_weights_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    model, state, ranks = one_rank(monkeypatch)
+    target = Placement(ROWS, 1, num_logical_experts=4, allow_duplicates=True)
+    experts = moving.move_experts(target, "map.json", model, state, ranks)
+    assert experts is not None
+    state.model = model
+    moving.compare_moved(state, 0, 0, experts)
+    state.physical_to_logical_map[0, [1, 2]] = state.physical_to_logical_map[0, [2, 1]]
+    with pytest.raises(
+        DisagreementError, match=r"slot 1 of MoE layer 0 on rank 0 does not hold, .* expert 2 \(2 such"
+    ):
+        moving.compare_moved(state, 0, 0, experts)
+
+
 def test_scales_that_stay_behind_stop_the_start(monkeypatch: pytest.MonkeyPatch) -> None:
     model, state, ranks = one_rank(monkeypatch, leaves_scales=True)
     target = Placement(ROWS, 1, num_logical_experts=4, allow_duplicates=True)

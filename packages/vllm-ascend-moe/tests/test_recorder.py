@@ -19,6 +19,7 @@ from hypothesis import strategies as st
 
 from expert_maps import ExpertMapsError, FormatError, LoadError, plan, read_load
 from expert_maps.formats.loads import write_load
+from vllm_ascend_moe.core import record_file as files
 from vllm_ascend_moe.core import recorder as module
 from vllm_ascend_moe.core.meter import Meter
 from vllm_ascend_moe.core.record_control import control
@@ -94,7 +95,7 @@ def test_a_step_is_a_row(tmp_path: Path, name: str) -> None:
 def test_nothing_collected_writes_nothing(tmp_path: Path) -> None:
     recorder = LoadRecorder(str(tmp_path / "load.npz"), 2, 3)
     recorder.flush()
-    assert not list(tmp_path.iterdir())
+    assert not (tmp_path / "load.npz").exists()
     recorder.add(step(0))
     recorder.flush()
     before = (tmp_path / "load.npz").stat().st_mtime_ns
@@ -109,7 +110,7 @@ def test_steps_wait_for_the_interval(tmp_path: Path, monkeypatch: pytest.MonkeyP
         write_load(load, path)
         written.set()
 
-    monkeypatch.setattr(module, "write_load", write)
+    monkeypatch.setattr(files, "write_load", write)
     path = tmp_path / "load.npz"
     recorder = LoadRecorder(str(path), 2, 3, interval=3)
     for value in range(2):
@@ -128,7 +129,7 @@ def test_an_idle_server_writes_too(tmp_path: Path, monkeypatch: pytest.MonkeyPat
         write_load(load, path)
         written.set()
 
-    monkeypatch.setattr(module, "write_load", write)
+    monkeypatch.setattr(files, "write_load", write)
     monkeypatch.setattr(module, "MAX_SECONDS", 0.01)
     recorder = LoadRecorder(str(tmp_path / "load.npz"), 2, 3, interval=100)
     recorder.add(step(5))
@@ -150,7 +151,7 @@ def test_a_file_that_is_there_is_continued(
         assert recorder.num_rows == start
         for value in range(start, start + 3):
             recorder.add(step(value))
-        recorder.flush()
+        recorder.close()
     np.testing.assert_array_equal(rows(path), np.stack([step(value) for value in range(9)]))
     assert caplog.messages == [f"continuing the record {path}, which has {n} steps" for n in (3, 6)]
 
@@ -257,7 +258,7 @@ def test_the_file_is_bounded_while_totals_are_kept(
             total += step(number)
             if number % 3 == 0:
                 recorder.flush()
-        recorder.flush()
+        recorder.close()
         assert len(rows(path)) <= most
         np.testing.assert_array_equal(rows(path).sum(axis=0), total)
     np.testing.assert_array_equal(rows(path)[-1], step(39))
@@ -324,8 +325,8 @@ def test_a_write_that_breaks_off_leaves_the_old_record(
         with pytest.raises(FormatError, match="No space left on device"):
             recorder.flush()
     assert path.read_bytes() == before
+    recorder.close()
     assert list(tmp_path.iterdir()) == [path]
-    recorder.flush()
     assert len(rows(path)) == 2
 
 
@@ -342,7 +343,7 @@ def test_the_thread_tries_again_and_says_so(
         write_load(load, path)
         written.set()
 
-    monkeypatch.setattr(module, "write_load", write)
+    monkeypatch.setattr(files, "write_load", write)
     path = str(tmp_path / "load.npz")
     recorder = LoadRecorder(path, 2, 3, interval=1)
     recorder.add(step(0))
@@ -351,7 +352,10 @@ def test_the_thread_tries_again_and_says_so(
     assert written.wait(LONG)
     recorder.flush()
     np.testing.assert_array_equal(rows(path), np.stack([step(0), step(1)]))
-    assert f"the record {path} could not be written" in caplog.messages
+    said = [
+        message for message in caplog.messages if f"the record {path} could not be written: full" in message
+    ]
+    assert len(said) == recorder.failed_writes == 1
 
 
 # Adding while the thread writes
@@ -367,7 +371,7 @@ def test_steps_that_come_during_a_write_are_of_the_next(
         assert go_on.wait(LONG)
         write_load(load, path)
 
-    monkeypatch.setattr(module, "write_load", write)
+    monkeypatch.setattr(files, "write_load", write)
     path = str(tmp_path / "load.npy")
     recorder = LoadRecorder(path, 1, 8, interval=1)
     recorder.add(only(0, 8))
@@ -448,7 +452,7 @@ def test_a_fresh_start_drops_what_was_there_even_while_it_is_written(
             recorder.start(fresh=True)
             recorder.add(only(2, 8))
 
-    monkeypatch.setattr(module, "write_load", write)
+    monkeypatch.setattr(files, "write_load", write)
     recorder.add(only(1, 8))
     recorder.flush()
     status = recorder.status()
@@ -488,7 +492,7 @@ def test_a_write_that_fails_is_told_and_tried_again(tmp_path: Path, monkeypatch:
         raise OSError(msg)
 
     with monkeypatch.context() as during:
-        during.setattr(module, "write_load", full)
+        during.setattr(files, "write_load", full)
         with pytest.raises(OSError, match="No space"):
             recorder.flush()
     assert recorder.status()["failure"] == "No space left on device"

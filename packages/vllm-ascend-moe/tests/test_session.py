@@ -148,7 +148,7 @@ def test_vllm_s_own_call_at_the_end_of_a_worker_writes_the_record(tmp_path: Path
     worker.load_model()
     recorder = session_of(worker).recorder  # type: ignore[union-attr]
     assert recorder is not None
-    recorder.flush = lambda: record.write_text("written")  # type: ignore[method-assign]
+    recorder.close = lambda: record.write_text("written")  # type: ignore[method-assign]
     for _ in range(2):  # the worker's own shutdown follows
         record.unlink(missing_ok=True)
         WorkerReport.destroy_worker_extension(worker)  # type: ignore[arg-type]

@@ -298,6 +298,17 @@ def test_an_option_unlike_all_others_has_no_nearest() -> None:
         read_settings({"zzz": 1})
 
 
+def test_what_is_no_option_is_shown_as_a_terminal_can_take_it() -> None:
+    for options in ({"\x1b[2J": 1}, {"x" * 10**6: 1}, {"dynamic": "x" * 10**6}, {"dynamic": "\x1b"}):
+        with pytest.raises(SettingsError) as told:
+            read_settings(options)
+        assert str(told.value).isprintable()
+        assert len(str(told.value)) < 1000
+    with pytest.raises(SettingsError) as told:
+        read_settings({}, {f"{ENV_PREFIX}\x1b[2J": "1"})
+    assert str(told.value).isprintable()
+
+
 @pytest.mark.parametrize("config", [[], "on", 1, True, [("layout", "ring")]])
 def test_what_is_no_object_is_refused(config: object) -> None:
     assert_refused(f"expert_maps in the additional config is {config!r}; expected an object", config)

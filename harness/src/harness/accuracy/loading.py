@@ -12,7 +12,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from expert_maps import ExpertMapsError
-from expert_maps.files import describe, read_bytes
+from expert_maps.files import describe, printable, read_bytes
 from expert_maps.formats.yaml_text import parse_yaml
 from harness.accuracy import trust
 from harness.accuracy.config import MODELS, ConfigError, ModelConfig
@@ -71,7 +71,7 @@ def parse_config(document: dict[str, Any], source: str, *, trusted: bool = True)
         raise ConfigError(msg) from error
     except ValidationError as error:
         first = error.errors()[0]
-        place = ".".join(map(str, first["loc"])) or "the file"
+        place = printable(".".join(map(str, first["loc"])) or "the file", 200)
         reason = str(first.get("ctx", {}).get("error") or first["msg"])
         found = "" if first["type"] in {"missing", "value_error"} else f" is {first['input']!r:.200}"
         msg = f"{source}: {place}{found}: {reason}"

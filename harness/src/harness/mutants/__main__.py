@@ -9,7 +9,7 @@ import sys
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-from harness.mutants import MUTANTS, Mutant
+from harness.mutants import MUTANTS, Mutant, pains
 from harness.mutants.mutant import MutantError
 from harness.mutants.trial import Copy
 
@@ -25,7 +25,13 @@ def main(arguments: list[str] | None = None, root: Path | None = None) -> int:
     parser = argparse.ArgumentParser(prog="harness.mutants", description=__doc__)
     parser.add_argument("words", nargs="*", help="only faults whose name or file has one of these")
     parser.add_argument("--short", action="store_true", help="only a dozen, as in CI")
+    parser.add_argument(
+        "--table", action="store_true", help="print report -> bug -> catcher, and try nothing"
+    )
     options = parser.parse_args(arguments)
+    if options.table:
+        sys.stdout.write(pains.table())
+        return 0
     chosen = [mutant for mutant in MUTANTS if _is_chosen(mutant, options.words, short=options.short)]
     if not chosen:
         sys.stderr.write("no mutant has one of these words\n")

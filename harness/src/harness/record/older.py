@@ -6,6 +6,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, get_args
 
+from pydantic import ValidationError
+
 from expert_maps.errors import FormatError
 from expert_maps.files import describe
 from harness.record.provenance import DISTRIBUTIONS
@@ -38,7 +40,7 @@ def runs(lines: Sequence[Mapping[str, Any]], path: Path) -> list[RunRecord]:
         path: of the file, for messages.
 
     Raises:
-        FormatError: a line is of no benchmark that there has been.
+        FormatError: a line is of no benchmark that there has been, or a value is of the wrong type.
     """
     grouped: list[tuple[Kind, dict[str, Any], list[dict[str, Any]]]] = []
     for line in lines:
@@ -49,7 +51,13 @@ def runs(lines: Sequence[Mapping[str, Any]], path: Path) -> list[RunRecord]:
         if not grouped or grouped[-1][:2] != (kind, context) or (repeated and kind != "npu_ops"):
             grouped.append((kind, context, []))
         grouped[-1][2].append(rest)
-    return [_run(kind, context, rows) for kind, context, rows in grouped]
+    try:
+        return [_run(kind, context, rows) for kind, context, rows in grouped]
+    except ValidationError as error:
+        first = error.errors()[0]
+        field = ".".join(map(str, first["loc"]))
+        msg = f"{describe(path)}: {field} is {first['input']!r:.80}: {first['msg']}"
+        raise FormatError(msg) from error
 
 
 def _kind(line: Mapping[str, Any], path: Path) -> Kind:

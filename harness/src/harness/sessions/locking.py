@@ -32,6 +32,7 @@ def write_pinned_files(session: nox.Session) -> None:
         ("packages", "3.10", ["--constraints", "requirements/tools.txt"]),
         ("docs", "3.10", ["--constraints", "requirements/run.txt"]),
         ("zig", "3.10", []),
+        ("fuzz", "3.10", []),
         ("vllm", "3.11", without_torch),
     ):
         command = ["uv", "pip", "compile", *common, "--python-version", python, *options, "--group", name]

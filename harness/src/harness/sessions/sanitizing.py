@@ -32,7 +32,8 @@ def run_sanitized(session: nox.Session, options: Sequence[str]) -> None:
     if None in runtimes:
         session.skip(f"{compiler} has no sanitizers")
     shared = install_dev(session)
-    library = _compile_sanitized(session, shared, compiler)
+    flags = "-g -fno-omit-frame-pointer -fsanitize=address,undefined,float-cast-overflow -fno-sanitize-recover=all"
+    library = _compile_sanitized(session, shared, compiler, flags)
     # Python's own leaks are not ours. Without libstdc++ from the start, SciPy's exceptions stop the sanitizer.
     preload = " ".join(filter(None, [*runtimes, _of_compiler(session, compiler, "libstdc++.so.6")]))
     env = {"LD_PRELOAD": preload, "EXPERT_MAPS_LIBRARY": library}
@@ -43,12 +44,19 @@ def run_sanitized(session: nox.Session, options: Sequence[str]) -> None:
     # pytest would keep to itself what a sanitizer says at the end of the process.
     arguments = ["--capture=sys", *(session.posargs or [*tests, *options])]
     shared.run("python", "-m", "pytest", *arguments, env={**ENV, **env})
+    # Threads by themselves: no library has both sanitizers.
+    runtime = _of_compiler(session, compiler, "libtsan.so")
+    if runtime is None or session.posargs:
+        return
+    library = _compile_sanitized(session, shared, compiler, "-g -fno-omit-frame-pointer -fsanitize=thread")
+    env = {"LD_PRELOAD": runtime, "EXPERT_MAPS_LIBRARY": library, "TSAN_OPTIONS": "halt_on_error=1"}
+    tests = [f"{CORE}/tests/test_threads.py", "-k", "threads and not forks"]
+    shared.run("python", "-m", "pytest", "--capture=sys", *tests, env={**ENV, **env})
 
 
-def _compile_sanitized(session: nox.Session, shared: Shared, compiler: str) -> str:
+def _compile_sanitized(session: nox.Session, shared: Shared, compiler: str, flags: str) -> str:
     scratch = Path(session.create_tmp()).absolute() / "wheel"
     shutil.rmtree(scratch, ignore_errors=True)
-    flags = "-g -fno-omit-frame-pointer -fsanitize=address,undefined,float-cast-overflow -fno-sanitize-recover=all"
     warnings = "-Wall -Wextra -Wconversion -Wno-sign-conversion -Werror"
     options = {"EXPERT_MAPS_CC": compiler, "EXPERT_MAPS_CFLAGS": f"{flags} {warnings}"}
     wheel = ["--no-deps", "--no-build-isolation", "--wheel-dir", str(scratch), CORE]

@@ -52,13 +52,33 @@ def replace(target: Path, content: bytes) -> None:
     """
     folder = os.open(target.parent, getattr(os, "O_PATH", os.O_RDONLY) | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
-        for number in range(_NAMES):
-            _remove_abandoned(folder, _beside(target, number))
+        _remove_all_abandoned(folder, target)
         if not _write_nameless(folder, target, content):
             _write_named(folder, target, content)
     finally:
         os.close(folder)
     _sync_folder(target.parent)
+
+
+def remove_abandoned(target: Path) -> None:
+    """Remove what writers of a file left beside it when they were killed; those that live keep theirs.
+
+    Args:
+        target: not a link; its folder exists.
+
+    Raises:
+        OSError: the folder cannot be opened.
+    """
+    folder = os.open(target.parent, getattr(os, "O_PATH", os.O_RDONLY) | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        _remove_all_abandoned(folder, target)
+    finally:
+        os.close(folder)
+
+
+def _remove_all_abandoned(folder: int, target: Path) -> None:
+    for number in range(_NAMES):
+        _remove_abandoned(folder, _beside(target, number))
 
 
 def _write_nameless(folder: int, target: Path, content: bytes) -> bool:

@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
@@ -21,8 +22,6 @@ from expert_maps.policies.base import Cluster, Start
 from expert_maps.validation import as_count, as_index
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
-
     from numpy.typing import ArrayLike, NDArray
 
     from expert_maps.load import ExpertLoad
@@ -103,6 +102,10 @@ def rescale(  # noqa: PLR0913 - options by keyword
 
 
 def _surviving(current: Placement, failed_ranks: Iterable[int]) -> NDArray[np.intp]:
+    given: object = failed_ranks
+    if isinstance(given, str) or not isinstance(given, Iterable):
+        msg = f"failed_ranks is {given!r:.200}; expected several ranks, such as [3]"
+        raise LayoutError(msg)
     failed = {as_index("failed rank", rank, current.ep_size, error=LayoutError) for rank in failed_ranks}
     kept = np.array([rank for rank in range(current.ep_size) if rank not in failed], dtype=np.intp)
     if not kept.size:

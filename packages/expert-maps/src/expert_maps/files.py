@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import stat
 from dataclasses import dataclass
@@ -13,6 +14,7 @@ from typing import TYPE_CHECKING
 from expert_maps import limits
 from expert_maps._gzip import unpack, unpack_once
 from expert_maps._json import parse_json
+from expert_maps._replace import remove_abandoned as remove_beside
 from expert_maps._replace import replace
 from expert_maps.errors import FormatError, printable
 
@@ -28,6 +30,7 @@ __all__ = [
     "printable",
     "read_bytes",
     "read_json",
+    "remove_abandoned",
     "unpack",
     "unpack_once",
     "write_bytes",
@@ -168,6 +171,12 @@ def write_bytes(path: str | os.PathLike[str], content: bytes) -> None:
             raise
         msg = f"{describe(path)}: cannot be written: {getattr(error, 'strerror', None) or error}"
         raise FormatError(msg) from error
+
+
+def remove_abandoned(path: str | os.PathLike[str]) -> None:
+    """Remove what processes that were killed while they wrote a file left beside it; a folder that is absent has none."""
+    with contextlib.suppress(OSError, ValueError, RuntimeError):
+        remove_beside(Path(path).resolve())
 
 
 def _refuse_target(path: str | os.PathLike[str], target: Path) -> None:

@@ -118,8 +118,8 @@ def generate_placement(  # noqa: PLR0913 - options by keyword
         LayoutError: an unknown layout, or counts for which it does not exist.
         PlacementError: the layout puts an expert twice on a rank.
     """
-    if layout not in _LAYOUTS:
-        msg = f"layout is {layout!r}; expected one of {', '.join(LAYOUT_NAMES)}"
+    if layout not in LAYOUT_NAMES:  # of any type, which may have no hash
+        msg = f"layout is {layout!r:.200}; expected one of {', '.join(LAYOUT_NAMES)}"
         raise LayoutError(msg)
     experts = as_count("num_experts", num_experts, 1, limits.MAX_EXPERTS, error=LayoutError)
     ranks = as_count("ep_size", ep_size, 1, limits.MAX_RANKS, error=LayoutError)

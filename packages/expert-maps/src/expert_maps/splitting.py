@@ -13,6 +13,7 @@ import numpy as np
 from expert_maps import metrics
 from expert_maps._frozen import Frozen, lazy
 from expert_maps._library import load_library
+from expert_maps._native_call import call
 from expert_maps.errors import ExpertMapsError
 from expert_maps.load import as_load
 from expert_maps.placement import as_placement
@@ -163,9 +164,12 @@ def split_replicas(placement: PlacementLike, load: ArrayLike | ExpertLoad) -> Re
         placement.ep_size,
         placement.num_physical_experts,
     )
-    status = load_library().expert_maps_split(
+    status = call(
+        load_library().expert_maps_split,
         *(ctypes.c_int64(count) for count in counts),
         *(ctypes.c_void_p(array.ctypes.data) for array in arrays),
+        keep=arrays,
+        work=placement.num_layers * placement.num_physical_experts**2,
     )
     if status:
         raise MemoryError

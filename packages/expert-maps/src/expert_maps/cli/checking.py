@@ -108,8 +108,9 @@ def _number_or_list(text: str | None) -> tuple[int | None, Layers | None]:
 
     if text is None:
         return None, None
-    if text.strip().isdecimal():
-        return as_count("--layers", int(text) if len(text) < len(str(2**63)) else 2**63, 1), None
+    number = text.strip()
+    if number.isascii() and number.isdigit():
+        return as_count("--layers", int(number) if len(number) < len(str(2**63)) else 2**63, 1), None
     return None, as_layers(text)
 
 

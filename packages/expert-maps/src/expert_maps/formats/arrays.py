@@ -35,7 +35,8 @@ _MOST_NPY_HEADER = 2**16
 _ITEM = re.compile(
     r"""\s*(?P<quote>['"])(?P<key>descr|fortran_order|shape)(?P=quote)\s*:\s*"""
     r"""(?:(?P<quoted>['"])(?P<descr>[<>|=]?[a-zA-Z]\d{0,4})(?P=quoted)"""
-    r"""|(?P<order>True|False)|\((?P<shape>\s*(?:\d{1,19}\s*(?:,\s*\d{1,19}\s*){0,31},?\s*)?)\))\s*(?:,|$)"""
+    r"""|(?P<order>True|False)|\((?P<shape>\s*(?:\d{1,19}\s*(?:,\s*\d{1,19}\s*){0,31},?\s*)?)\))\s*(?:,|$)""",
+    re.ASCII,  # spaces and digits that int() takes, and no others
 )
 _MOST_AXES = 8
 _NUMBER_KINDS = "biufc"

@@ -4,18 +4,20 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 import threading
+import weakref
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 
-from expert_maps import ExpertMapsError, read_load
-from expert_maps.formats.loads import write_load
+from expert_maps import ExpertMapsError
 from vllm_ascend_moe._log import logger
 from vllm_ascend_moe.core.meter import Meter
+from vllm_ascend_moe.core.record_file import MOST, RecordError, RecordFile
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -25,10 +27,10 @@ MAX_ROWS = 4096
 MAX_NUMBERS = 4_000_000
 # A server that is idle writes too, so that being killed costs little.
 MAX_SECONDS = 5.0
-
-
-class RecordError(ExpertMapsError):
-    """A record cannot be continued; the message says what to change."""
+# Steps that wait for a write that does not end, beyond those of an interval; more are added up where they are.
+MAX_WAITING = 1024
+# Longest wait of a server that stops for a write that does not end.
+MAX_CLOSING_SECONDS = 10.0
 
 
 class LoadRecorder:
@@ -36,7 +38,8 @@ class LoadRecorder:
 
     A file that is there already is continued: a server that was restarted loses nothing. While serving, the
     file is written by a thread of its own, because compressing takes longer than a step: after some steps, and
-    after some seconds.
+    after some seconds. Where it cannot be written, serving goes on: the steps are kept, older ones added up, and
+    it is tried again.
 
     It can be stopped and started again, by `vllm_ascend_moe.report` and over HTTP; steps in between are not recorded.
 
@@ -45,6 +48,9 @@ class LoadRecorder:
         interval: steps after which it is written.
         is_on: whether steps are recorded.
         failure: why the last write failed; None where it did not.
+        failed_writes: how often it could not be written.
+        merged_rows: rows that were added to a neighbour while it could not be written; no token is lost by it.
+        dropped_steps: steps that were left out because they hold a negative count.
     """
 
     def __init__(
@@ -57,7 +63,7 @@ class LoadRecorder:
         is_on: bool = True,
         meter: Meter | None = None,
     ) -> None:
-        """Read what is there.
+        """Read what is there, and keep other servers from writing it until `close`.
 
         Args:
             path: ends in ``.npz`` or ``.npy``; its folder exists.
@@ -68,21 +74,36 @@ class LoadRecorder:
             meter: counts rows, and measures the load of each write; None for none.
 
         Raises:
-            RecordError: the file is of another model, or the folder is missing.
+            RecordError: the file is of another model, another server writes it, the folder is missing, or nothing can
+                be written there.
             ExpertMapsError: the file is no load.
         """
         self.path = path
         self.interval = interval
         self.is_on = is_on
         self.failure: str | None = None
+        self.failed_writes = self.merged_rows = self.dropped_steps = 0
         self._meter = meter or Meter()
         self._meter.record_is(on=is_on)
         # Steps that were added; that were taken to the host; that are in the file, or had no token.
         self._added = self._fetched = self._written = 0
+        # Of those added, how many are in a neighbour that waits on the device.
+        self._hidden = 0
         # Counts how often the record was begun anew, so that a write under way does not bring rows back.
         self._epoch = 0
+        self._file = RecordFile(path, (num_layers, num_experts))
         self._shape = (num_layers, num_experts)
-        self._rows = self._read()
+        try:
+            self._rows = self._file.read()
+        except BaseException:
+            self._file.close()
+            raise
+        self._is_written, self._in_file = True, len(self._rows)  # the rows, as they are
+        # What steps since the last write add up to, for the metrics, and how many they are.
+        self._unmeasured: NDArray[np.int64] | None = None
+        self._num_unmeasured = 0
+        self._is_failing = False
+        self._is_closed = False
         self._pending: list[torch.Tensor] = []  # of single steps, where they were counted
         self._fresh: list[NDArray[np.int64]] = []  # those of them that had a token
         self._fetching = threading.Lock()
@@ -90,34 +111,13 @@ class LoadRecorder:
         self._due = threading.Event()
         self._writer: threading.Thread | None = None
 
-    def _read(self) -> list[NDArray[np.int64]]:
-        path = Path(self.path)
-        if not path.absolute().parent.is_dir():
-            msg = f"record_path is {self.path}; there is no folder {path.absolute().parent}, create it first"
-            raise RecordError(msg)
-        if not path.exists() or path.stat().st_size == 0:
-            return []
-        counts = read_load(path).counts
-        if counts.shape[1:] != self._shape:
-            msg = (
-                f"{self.path} is a record of {counts.shape[1]} layers and {counts.shape[2]} experts; expected "
-                f"{self._shape[0]} and {self._shape[1]}, as the model has: name another record_path"
-            )
-            raise RecordError(msg)
-        if (counts % 1).any():
-            msg = f"{self.path} holds fractions; expected a record of whole tokens: name another record_path"
-            raise RecordError(msg)
-        logger.info("continuing the record %s, which has %d steps", self.path, len(counts))
-        return list(counts.astype(np.int64))
-
     @property
     def num_rows(self) -> int:
         """Rows that the file will have after the next write."""
         with self._fetching:
             self._fetch()
             count = len(self._rows) + len(self._fresh)
-        most = _most_rows(self._shape)
-        while count > most:
+        while count > _most_rows(self._shape):
             half = max(2, count // 2)
             count -= half // 2
         return count
@@ -127,41 +127,74 @@ class LoadRecorder:
 
         Args:
             load: integers [L, E], on any device; kept there until the next write, so it must be the
-                recorder's own. A step without a token is none.
+                recorder's own. A step without a token is none; after `close` none is taken.
         """
-        if not self.is_on:
+        if self._is_closed or not self.is_on:
             return
         self._pending.append(load)
         self._added += 1
         self._meter.unwritten(max(0, self._added - self._written))
         if self._writer is None:
-            self._writer = threading.Thread(target=self._write, name="expert-load-record", daemon=True)
+            # It must not keep alive what nobody else has any more.
+            known = (weakref.ref(self), self._due)
+            self._writer = threading.Thread(target=_write, args=known, name="expert-load-record", daemon=True)
             self._writer.start()
         if len(self._pending) >= self.interval:
             self._due.set()
+            if len(self._pending) > self.interval + MAX_WAITING:
+                self._halve_pending()
 
     def flush(self) -> None:
         """Write what was collected, and return when it is written.
 
         Raises:
             FormatError: the file cannot be written; what was collected is kept.
+            RecordError: it was changed by another program, and is left alone; what was collected is kept.
         """
         with self._lock:
-            with self._fetching:
-                taken = self._fetch()
-                fresh, epoch = list(self._fresh), self._epoch
-                rows = [*self._rows, *fresh]
-            if fresh:
-                rows = _bounded(rows)
-                self._write_file(rows)
-                self._meter.measure_experts(np.sum(fresh, axis=0))
-                self._meter.wrote(len(fresh))
-            with self._fetching:
-                self._written = taken
-                if epoch == self._epoch and fresh:
-                    self._rows = rows
-                    del self._fresh[: len(fresh)]
-            self._meter.unwritten(max(0, self._added - taken))
+            self._flush()
+
+    def close(self) -> None:
+        """Write what was collected, and let another server write the file.
+
+        Raises:
+            FormatError: the file cannot be written.
+            RecordError: it was changed by another program, or an earlier write does not end.
+        """
+        self._is_closed = True
+        self._due.set()
+        if not self._lock.acquire(timeout=MAX_CLOSING_SECONDS):
+            msg = (
+                f"{self.path}: a write has not ended in {MAX_CLOSING_SECONDS:g} s; steps since then are lost"
+            )
+            raise RecordError(msg)
+        try:
+            self._flush()
+        finally:
+            self._file.close()
+            self._lock.release()
+
+    def _flush(self) -> None:
+        with self._fetching:
+            taken, epoch = self._fetch(), self._epoch
+            if self._fresh:
+                self._take_fresh()
+            rows, is_written = self._rows, self._is_written
+        if not is_written:
+            self._write_file(rows)
+        with self._fetching:
+            if epoch == self._epoch:
+                self._written, self._is_written, self._in_file = taken, True, len(rows)
+        self._meter.unwritten(max(0, self._added - self._written))
+
+    def _take_fresh(self) -> None:
+        """Put the steps behind the rows; of these older ones are added up where there are too many."""
+        rows = [*self._rows, *self._fresh]
+        load = np.sum(self._fresh, axis=0)
+        self._unmeasured = load if self._unmeasured is None else _add(self._unmeasured, load)
+        self._num_unmeasured += len(self._fresh)
+        self._rows, self._fresh, self._is_written = _bounded(rows), [], False
+        self._count_merged(len(rows) - len(self._rows))
 
     # What is asked for while a server serves.
 
@@ -174,7 +207,8 @@ class LoadRecorder:
         if fresh:
             with self._fetching:
                 self._pending.clear()
-                self._fresh, self._rows = [], []
+                self._fresh, self._rows, self._hidden = [], [], 0
+                self._is_written, self._in_file = True, 0
                 self._fetched = self._written = self._added
                 self._epoch += 1
             self._meter.unwritten(0)
@@ -200,7 +234,7 @@ class LoadRecorder:
         return {
             "recording": self.is_on,
             "path": str(Path(self.path).absolute()),
-            "rows": len(self._rows),
+            "rows": self._in_file,
             "unwritten_steps": max(0, self._added - self._written),
             "added_steps": self._added,
             "written_steps": self._written,
@@ -209,32 +243,78 @@ class LoadRecorder:
 
     def _write_file(self, rows: list[NDArray[np.int64]]) -> None:
         try:
-            write_load(np.stack(rows), self.path)
+            self._file.write(rows)
         except (ExpertMapsError, OSError, RuntimeError) as error:
             self.failure = str(error)
+            self.failed_writes += 1
             self._meter.write_failed()
+            if not self._is_failing:
+                again = "steps are kept, older ones added up, and it is tried again"
+                logger.warning("the record %s could not be written: %s; %s", self.path, error, again)
+            self._is_failing = True
             raise
-        self.failure = None
+        if self._is_failing:
+            words = "the record %s is written again; %d rows were added to neighbours so far"
+            logger.info(words, self.path, self.merged_rows)
+        self.failure, self._is_failing = None, False
+        if self._unmeasured is not None:
+            self._meter.measure_experts(self._unmeasured)
+            self._meter.wrote(self._num_unmeasured)
+        self._unmeasured, self._num_unmeasured = None, 0
 
     def _fetch(self) -> int:
         """Take what is pending to the host; return how many steps were added until then."""
         count = len(self._pending)
-        added = self._fetched = self._fetched + count
-        if count:
-            steps = torch.stack(self._pending[:count]).cpu().numpy().astype(np.int64)
-            self._fresh += [step for step in steps if step.any()]
-            del self._pending[:count]
+        added = self._fetched = self._fetched + count + self._hidden
+        self._hidden = 0
+        if not count:
+            return added
+        steps = torch.stack(self._pending[:count]).cpu().numpy().astype(np.int64)
+        del self._pending[:count]
+        bad = (steps < 0).any(axis=(1, 2))
+        if bad.any():
+            if not self.dropped_steps:
+                logger.warning("a step with %d tokens for an expert is left out of the record", steps.min())
+            self.dropped_steps += int(bad.sum())
+        self._fresh += [step for step in steps[~bad] if step.any()]
+        if len(self._fresh) > _most_rows(self._shape):
+            fewer = _bounded(self._fresh)
+            self._count_merged(len(self._fresh) - len(fewer))
+            self._fresh = fewer
         return added
 
-    def _write(self) -> None:
-        while True:
-            self._due.wait(MAX_SECONDS)
-            self._due.clear()
-            try:
-                self.flush()
-            except (ExpertMapsError, OSError, RuntimeError):
-                # Nothing is lost: the steps are tried again with the next write.
-                logger.exception("the record %s could not be written", self.path)
+    def _halve_pending(self) -> None:
+        """Add up neighbours that wait for the device's turn, on the device."""
+        # A fetch takes them all anyway, and waits for the device, which serving must not.
+        if not self._fetching.acquire(blocking=False):
+            return
+        try:
+            steps = self._pending[: len(self._pending) // 2 * 2]
+            pairs = [_add_tensors(steps[i], steps[i + 1]) for i in range(0, len(steps), 2)]
+            self._pending[: len(steps)] = pairs
+            self._hidden += len(pairs)
+            self.merged_rows += len(pairs)
+        finally:
+            self._fetching.release()
+
+    def _count_merged(self, count: int) -> None:
+        # A record that is written is bounded too, which is no fault.
+        if self._is_failing:
+            self.merged_rows += count
+
+
+def _write(known: weakref.ref[LoadRecorder], due: threading.Event) -> None:
+    """Write for as long as somebody has the recorder."""
+    while True:
+        due.wait(MAX_SECONDS)
+        due.clear()
+        recorder = known()
+        if recorder is None or recorder._is_closed:  # noqa: SLF001 - its own
+            return
+        # A failure has been said and counted; the steps are tried again with the next write.
+        with contextlib.suppress(ExpertMapsError, OSError, RuntimeError):
+            recorder.flush()
+        del recorder
 
 
 def _most_rows(shape: tuple[int, ...]) -> int:
@@ -246,6 +326,21 @@ def _bounded(rows: list[NDArray[np.int64]]) -> list[NDArray[np.int64]]:
     most = _most_rows(rows[0].shape)
     while len(rows) > most:
         half = max(2, len(rows) // 2)
-        older = [rows[i] + rows[i + 1] if i + 1 < half else rows[i] for i in range(0, half, 2)]
+        older = [_add(rows[i], rows[i + 1]) if i + 1 < half else rows[i] for i in range(0, half, 2)]
         rows = older + rows[half:]
     return rows
+
+
+def _add(a: NDArray[np.int64], b: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Add counts from 0; what would be above the highest becomes it, and none becomes negative."""
+    return np.where(b > MOST - a, MOST, a + np.minimum(b, MOST - a))
+
+
+def _add_tensors(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
+    """Add counts as `_add` does; one that is negative already makes a sum that is."""
+    a, b = a.long(), b.long()
+    added = a + b
+    return torch.where((a | b) < 0, -1, torch.where(added < 0, MOST, added))
+
+
+__all__ = ["LoadRecorder", "RecordError"]

@@ -220,7 +220,7 @@ class Session:
         self.advance(State.STOPPING)
         if self.recorder is not None:
             try:
-                self.recorder.flush()
+                self.recorder.close()
             except (ExpertMapsError, OSError, RuntimeError):
                 logger.exception("the record %s could not be written", self.recorder.path)
 

@@ -13,12 +13,15 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
 from expert_maps import POLICY_NAMES, ExpertMapsError, LayoutName
+from expert_maps.files import printable
 from expert_maps.policies import DEFAULT_POLICY
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
 CONFIG_KEY = "expert_maps"
+# Of what is no option, in a message.
+_LONGEST_NAME = 100
 ENV_PREFIX = "VLLM_ASCEND_MOE_"
 ENV_ENABLED = "VLLM_ASCEND_MOE_ENABLED"
 
@@ -205,7 +208,7 @@ def _validate(kind: type[_T], values: Mapping[str, Any], *, strict: bool, prefix
     for option in values:
         if option not in known:
             msg = (
-                f"{prefix}{option} is not an option; expected one of {', '.join(known)}"
+                f"{prefix}{printable(str(option), _LONGEST_NAME)} is not an option; expected one of {', '.join(known)}"
                 f"{_nearest(str(option), known)}"
             )
             raise SettingsError(msg)
@@ -219,7 +222,7 @@ def _validate(kind: type[_T], values: Mapping[str, Any], *, strict: bool, prefix
         option = str(first["loc"][0])
         expected = first["msg"].removeprefix("Input should be ")
         shown = prefix + (option.upper() if prefix == ENV_PREFIX else option)
-        msg = f"{shown} is {first['input']!r}; expected {expected}"
+        msg = f"{shown} is {first['input']!r:.200}; expected {expected}"
         raise SettingsError(msg) from error
 
 
@@ -230,9 +233,8 @@ def _read_environ(environ: Mapping[str, str]) -> dict[str, str]:
         if not variable.startswith(ENV_PREFIX) or variable == ENV_ENABLED or value == "":
             continue
         if variable not in known:
-            msg = (
-                f"{variable} is not an option; expected one of {', '.join(known)}{_nearest(variable, known)}"
-            )
+            shown = printable(variable, _LONGEST_NAME)
+            msg = f"{shown} is not an option; expected one of {', '.join(known)}{_nearest(variable, known)}"
             raise SettingsError(msg)
         found[known[variable]] = value
     return found

@@ -136,7 +136,7 @@ def _labels(numbers: Float64Array, layout: Layout) -> Float64Array | None:
     column: Float64Array = numbers[:, layout.names.index("layer") if "layer" in layout.names else 0]
     if np.isnan(column).any():
         return None
-    if (column % 1).any() or (column < 0).any() or (column >= limits.MAX_LAYERS).any():
+    if (column < 0).any() or (column >= limits.MAX_LAYERS).any() or (column % 1).any():
         msg = f"the index column has {column[0]:g} …; expected layer numbers below {limits.MAX_LAYERS}"
         raise LoadError(msg)
     # pandas numbers rows from 0, whatever the layers are.

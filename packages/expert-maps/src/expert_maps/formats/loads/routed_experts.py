@@ -109,7 +109,7 @@ def _check(array: NDArray[Any], experts: int) -> None:
         raise LoadError(msg)
     start = 0
     for piece in pieces(array):
-        bad = first_true(~((piece >= 0) & (piece < experts) & (piece % 1 == 0)))
+        bad = first_true(~((piece >= 0) & (piece < experts) & (np.floor(piece) == piece)))
         if bad is not None:
             token, layer, place = bad[0]
             msg = (
