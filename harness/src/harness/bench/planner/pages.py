@@ -210,7 +210,7 @@ _GAP = (
     "How far the hottest rank is above the lower bound that `balanced` proves with `certify`, which is not timed, mean over layers, in %. The same "
     "expert twice on a rank makes a gap smaller than a placement allows."
 )
-_TIME = "Median of a call in ms."
+_TIME = "Median of a call in ms of the processor."
 _FAMILIES = (
     "Log-normal as above; heavy: σ 1, and 2 % of the experts four times as hot; Zipf as above; recorded: every layer of "
     "ESFT's four tasks, 64 experts. Goals: `balanced` within 0.05 % at nine and five slots a rank, in 1/23 of the time "
@@ -221,7 +221,7 @@ _BROKEN = (
     "Counted over all layers: experts without a slot, slots whose expert stands on their rank already (the second copy is wasted), and "
     "groups on several nodes."
 )
-_GROWTH = "Median of a call in ms; the last row is p in time ∝ size^p."
+_GROWTH = "Median of a call in ms of the processor; the last row is p in time ∝ size^p."
 _REPLAN = (
     'Every expert\'s load changes by a log-normal factor (σ {sigma:.3f}). "At most" limits the slots of a '
     "layer that may change. Balancedness is mean / max rank load, mean over layers."

@@ -100,15 +100,15 @@ def compare(problem: Problem, peers: Sequence[Peer], pace: Pace) -> Outcome:
 
 
 def time_in_turn(calls: dict[str, Callable[[], Any]], pace: Pace) -> dict[str, list[float]]:
-    """Return the seconds of each call, one turn each in a round."""
+    """Return the processor seconds of each call, one turn each in a round: what else the machine does is not counted."""
     seconds: dict[str, list[float]] = {name: [] for name in calls}
     for done in range(pace.repeats):
         for name, call in calls.items():
             if done >= _FEWEST and sum(seconds[name]) > pace.budget_s:
                 continue
-            start = time.perf_counter()
+            start = time.process_time()
             call()
-            seconds[name].append(time.perf_counter() - start)
+            seconds[name].append(time.process_time() - start)
     return seconds
 
 
