@@ -224,10 +224,10 @@ def test_a_full_disk_behind_standard_output_is_one_line(tmp_path: Path) -> None:
 
 
 def test_ctrl_c_ends_planning_at_once_and_writes_nothing(tmp_path: Path) -> None:
-    # A layer that takes the compiled planner many seconds.
-    np.save(tmp_path / "load.npy", np.random.default_rng(0).lognormal(size=(20, 512)))
-    counts = ("--physical", 2048, "--ep-size", 64)
-    assert run("plan", "load.npy", *counts, "--output", "map.json").exit_code == 0
+    # Layers that take the compiled planner a minute.
+    np.save(tmp_path / "load.npy", np.random.default_rng(0).lognormal(size=(250, 512)))
+    counts = ("--experts", 512, "--redundant", 1536, "--ep-size", 64, "--layers", 250)
+    assert run("generate", *counts, "--output", "map.json").exit_code == 0
     process = start("rescale", "map.json", "load.npy", "--ep-size", 126, "--output", "next.json")
     time.sleep(3)
     assert process.poll() is None

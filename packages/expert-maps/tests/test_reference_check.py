@@ -102,8 +102,13 @@ def test_an_interrupt_cancels_what_is_being_planned(monkeypatch: pytest.MonkeyPa
 
     ended: list[bool] = []
     monkeypatch.setattr("expert_maps.policies.balanced.load_library", Endless)
-    with pytest.raises(KeyboardInterrupt):
-        plan(np.ones((64, 256)), ep_size=288, num_physical_experts=576)
+    # A background job of a shell ignores Ctrl-C, and so do these tests in one.
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            plan(np.ones((64, 256)), ep_size=288, num_physical_experts=576)
+    finally:
+        signal.signal(signal.SIGINT, before)
     assert ended == [True]
 
 
