@@ -272,3 +272,12 @@ def test_a_configuration_survives_yaml(tmp_path: Path) -> None:
     path = tmp_path / "small.yaml"
     path.write_text(yaml.safe_dump(SMALL, sort_keys=False), encoding="utf-8")
     assert load_config(str(path)) == parse_config(SMALL, "small")
+
+
+def test_an_option_of_an_arm_that_cannot_be_printed_is_told_in_plain_characters() -> None:
+    with pytest.raises(ConfigError) as told:
+        parse_config(
+            changed("arms", "eplb", "additional_config", "expert_maps", "lay\ufeffout", value=4), "small"
+        )
+    assert "lay\\ufeffout" in str(told.value)
+    assert str(told.value).isprintable()

@@ -72,7 +72,8 @@ def parse_config(document: dict[str, Any], source: str, *, trusted: bool = True)
     except ValidationError as error:
         first = error.errors()[0]
         place = printable(".".join(map(str, first["loc"])) or "the file", 200)
-        reason = str(first.get("ctx", {}).get("error") or first["msg"])
+        # What a validator of an arm's options says names them as they were written.
+        reason = printable(str(first.get("ctx", {}).get("error") or first["msg"]), None)
         found = "" if first["type"] in {"missing", "value_error"} else f" is {first['input']!r:.200}"
         msg = f"{source}: {place}{found}: {reason}"
         raise ConfigError(msg) from error
