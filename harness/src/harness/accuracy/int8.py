@@ -39,6 +39,19 @@ def quantise(weight: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     return (weight.float() / divisor).round().clamp(-_LARGEST, _LARGEST).to(torch.int8), scale
 
 
+def copy_without_weights(source: Path, folder: Path) -> None:
+    """Copy a checkpoint's configuration, tokenizer and questions.
+
+    Args:
+        source: a checkpoint.
+        folder: is made; files of an earlier one are replaced.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    for path in source.iterdir():
+        if path.is_file() and path.suffix in {".json", ".jinja", ".jsonl"}:
+            shutil.copyfile(path, folder / path.name)
+
+
 def quantise_checkpoint(source: Path, folder: Path) -> Path:
     """Write a checkpoint whose experts are int8 and the rest bfloat16.
 
@@ -52,10 +65,7 @@ def quantise_checkpoint(source: Path, folder: Path) -> Path:
     import torch
     from safetensors.torch import load_file, save_file
 
-    folder.mkdir(parents=True, exist_ok=True)
-    for path in source.iterdir():
-        if path.is_file() and path.suffix in {".json", ".jinja", ".jsonl"}:
-            shutil.copyfile(path, folder / path.name)
+    copy_without_weights(source, folder)
     tensors = {}
     for name, tensor in load_file(source / _WEIGHTS).items():
         if ".experts." in name:

@@ -5,7 +5,6 @@
 from __future__ import annotations
 
 import json
-import shutil
 import zlib
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -14,7 +13,7 @@ import numpy as np
 
 from expert_maps import Placement, plan, write_placement
 from expert_maps.models import counts_from_config
-from harness.accuracy.int8 import quantise_checkpoint
+from harness.accuracy.int8 import copy_without_weights, quantise_checkpoint
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -87,10 +86,7 @@ def write_drafting(folder: Path, model: Path) -> Path:
     import torch
     from safetensors.torch import load_file, save_file
 
-    folder.mkdir(parents=True, exist_ok=True)
-    for path in model.iterdir():
-        if path.is_file() and path.suffix in {".json", ".jinja", ".jsonl"}:
-            shutil.copyfile(path, folder / path.name)
+    copy_without_weights(model, folder)
     config = json.loads((model / "config.json").read_text(encoding="utf-8"))
     num_layers, hidden = config["num_hidden_layers"], config["hidden_size"]
     tensors = load_file(model / "model.safetensors")
