@@ -11,7 +11,7 @@ import pytest
 from typer.testing import CliRunner, Result
 
 from harness.ascend import __main__ as command
-from harness.ascend import engine
+from harness.ascend import ending, engine
 from harness.ascend.models import TINY_MOE
 
 ROOT = Path(__file__).parents[2]
@@ -41,7 +41,7 @@ def run(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, started: Started, *word
     monkeypatch.setattr(command, "ROOT", tmp_path)
     monkeypatch.setattr(command, "stage", lambda release: SimpleNamespace(release=release))
     monkeypatch.setattr(engine, "environment", started.environment)
-    monkeypatch.setattr(engine, "run_module", started.run_module)
+    monkeypatch.setattr(ending, "run_module", started.run_module)
     return CliRunner().invoke(command.app, ["collect", "--output", str(tmp_path / "emulated.json"), *words])
 
 

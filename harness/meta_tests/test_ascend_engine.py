@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from harness.ascend import engine, forkserver, stage
+from harness.ascend import ending, engine, forkserver, stage
 from harness.ascend.forkserver import ForkServer, ForkServerError, ForkServers
 from harness.ascend.pins import SHA256
 from harness.contract.fetching import ContractError
@@ -116,13 +116,13 @@ def test_what_runs_in_a_session_is_found() -> None:
         [sys.executable, "-c", "input()"], stdin=subprocess.PIPE, start_new_session=True
     )
     try:
-        assert engine.left_behind(process.pid, 0.2) == (process.pid,)
+        assert ending.left_behind(process.pid, 0.2) == (process.pid,)
     finally:
         process.kill()
     # It ends in its time, and nobody has asked for its exit code yet.
-    assert engine.left_behind(process.pid, 10) == ()
+    assert ending.left_behind(process.pid, 10) == ()
     process.communicate()
-    assert engine.left_behind(None) == ()
+    assert ending.left_behind(None) == ()
 
 
 @pytest.mark.parametrize(

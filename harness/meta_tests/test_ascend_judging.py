@@ -15,10 +15,11 @@ import pytest
 from expert_maps import Placement, generate_placement, write_placement
 from expert_maps.formats.loads import write_load
 from harness.ascend import metering
-from harness.ascend.cases import MUTANTS, Case, cases_for
-from harness.ascend.engine import Served
+from harness.ascend.case import MUTANTS, Case
+from harness.ascend.cases import cases_for
 from harness.ascend.judging import Reference, judge
 from harness.ascend.models import TINY_MOE, write_map
+from harness.ascend.served import Served
 from vllm_ascend_moe import releases
 from vllm_ascend_moe.core.metric_table import METRICS
 

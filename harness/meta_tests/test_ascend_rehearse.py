@@ -15,11 +15,11 @@ from typer.testing import CliRunner
 from expert_maps import generate_placement, write_placement
 from harness.ascend import __main__ as command
 from harness.ascend import engine, page, rehearse
-from harness.ascend.cases import Case
-from harness.ascend.engine import Served
+from harness.ascend.case import Case
 from harness.ascend.judging import Judged
 from harness.ascend.models import TINY_MOE
 from harness.ascend.prompts import PromptsError, prompts_for, read_prompts
+from harness.ascend.served import Served
 from harness.ascend.session import Row
 from vllm_ascend_moe import releases
 

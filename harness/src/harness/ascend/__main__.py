@@ -19,7 +19,7 @@ from rich.console import Console
 
 from expert_maps import ExpertMapsError
 from expert_maps.files import write_text
-from harness.ascend import accuracy, engine, page
+from harness.ascend import accuracy, ending, engine, page
 from harness.ascend import rehearse as rehearsal
 from harness.ascend.models import TINY_MOE
 from harness.ascend.prompts import read_prompts
@@ -31,6 +31,8 @@ from vllm_ascend_moe import hardware, releases
 
 app = typer.Typer(help=__doc__, add_completion=False, pretty_exceptions_enable=False)
 _BAD_INPUT = 2
+# As `timeout` says it.
+_LATE = 124
 _SHOWN = 20
 
 
@@ -158,11 +160,12 @@ def collect(
     words += [] if map_path is None else ["--map", str(map_path.absolute())]
     folder = ROOT.absolute() / "collected"
     folder.mkdir(parents=True, exist_ok=True)
-    code = engine.run_module(
+    code = ending.run_module(
         ("vllm_ascend_moe", "doctor", "collect", *words),
         folder / "log.txt",
         engine.environment(staged, chip, folder, plugin=True),
     )
+    code = _LATE if code is None else code
     if code:
         said = _own_lines(folder / "log.txt") or [f"it ended with exit code {code}"]
         typer.echo(f"error: {said[-1]} (log: {folder / 'log.txt'})", err=True)

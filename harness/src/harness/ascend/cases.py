@@ -4,9 +4,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
+from harness.ascend.case import MUTANTS, Case
 from harness.ascend.models import (
     DRAFTING,
     QUANTISED,
@@ -23,7 +23,6 @@ if TYPE_CHECKING:
 
     from vllm_ascend_moe.releases import Release
 
-MUTANTS = ("log2phy", "neighbour", "layer_shift")
 # A cycle of vllm-ascend: steps of load, steps to plan, a step a layer.
 _CYCLE = {"dynamic": True, "window_size": 3, "step_interval": 9}
 # So few tokens never pay for a move.
@@ -32,51 +31,6 @@ _DYNAMIC = {**_CYCLE, "min_gain": 0}
 _V2_CYCLE = {"dynamic": True, "window_size": 3, "step_interval": 6, "min_gain": 0}
 # By vllm-ascend's own policy.
 _THEIRS = {**_CYCLE, "policy": "vllm"}
-Expected = Literal["right", "refused", "ends"]
-
-
-@dataclass(frozen=True)
-class Case:
-    """One engine and what it must do.
-
-    Attributes:
-        name: as the table shows it.
-        model: a checkpoint.
-        chip: A2 or A3.
-        ranks: expert-parallel ranks.
-        config: vllm-ascend's and the plugin's additional config; None for none.
-        engine: more of vLLM's arguments.
-        expected: ``right``: the tokens of one rank without the plugin, and every slot holds what the tables name;
-            ``refused``: the plugin stops the start, with a reason; ``ends``: it fails, within its time limit.
-        says: words that a refusal must have.
-        mutants: damages that must be noticed.
-        moves: whether experts must have moved by the end.
-        record: a map that vllm-ascend must have written.
-        load: a record of load that the plugin must have written; one row a step, and all of them what the routers chose.
-        rows: a map whose placement the live tables must show; None where any is right.
-        kills: whether a worker is killed amid a round.
-        is_server: whether the OpenAI server is started in place of an engine in one process.
-        runner: vllm-ascend's, 1 or 2.
-        drafts: whether a draft model proposes tokens, of which some must be right.
-    """
-
-    name: str
-    model: Path
-    chip: str
-    ranks: int = 2
-    config: dict[str, Any] | None = None
-    engine: dict[str, Any] = field(default_factory=dict)
-    expected: Expected = "right"
-    says: str = ""
-    mutants: tuple[str, ...] = ()
-    moves: bool = False
-    record: Path | None = None
-    load: Path | None = None
-    rows: Path | None = None
-    kills: bool = False
-    is_server: bool = False
-    runner: int = 1
-    drafts: bool = False
 
 
 def copies(release: Release, *, dynamic: bool) -> int:
@@ -97,44 +51,20 @@ def cases_for(release: Release, folder: Path, *, every: bool = True) -> list[Cas
     folder = folder.absolute()
     static, moving = copies(release, dynamic=False), copies(release, dynamic=True)
     planned, deepseek, start = (folder / f"{name}.json" for name in ("planned", "planned_deepseek", "start"))
-    load = folder / "static_load.npz"
     write_map(planned, TINY_MOE, redundant=static)
     write_map(deepseek, TINY_DEEPSEEK, redundant=static)
     write_map(start, TINY_MOE, redundant=moving)
     with_map = {"expert_maps": {"expert_map_path": str(planned)}}
-    some = "with copies" if static else "without copies"
+    record = folder / "static_load.npz"
     return [
         # Those that take longest come first; another runner's import Triton, in environments of their own.
         Case("static map, API server, data parallel 2", TINY_MOE, "A3", config=with_map, is_server=True),
         # Four ranks take most, so not beside every release.
         *(_parallel_cases(folder, moving) if every and release.checked == "ci" else []),
         *(_runner_v2_cases(folder, planned, start, every=every) if release.serves_v2 else []),
-        Case("plugin inactive", TINY_MOE, "A2"),
-        Case("`{}`", TINY_MOE, "A3", config={"expert_maps": {}}),
-        Case(f"static map, {some}", TINY_MOE, "A3", config=with_map, mutants=MUTANTS, rows=planned),
-        Case(
-            "layout that stays, recorded, copies in turn",
-            TINY_MOE,
-            "A3",
-            config={
-                "expert_maps": {
-                    "layout": "ring" if static else "round_robin",
-                    "num_redundant_experts": static,
-                    "replica_choice": "rank_offset",
-                    "record_path": str(load),
-                }
-            },
-            load=load,
-        ),
-        # On the path AllGather, which vllm-ascend serves wrongly by itself.
-        Case(
-            f"static map, {some}",
-            TINY_DEEPSEEK,
-            "A2",
-            config={"expert_maps": {"expert_map_path": str(deepseek)}},
-            rows=deepseek,
-        ),
-        *_dynamic_cases(folder, start, moving, every=every),
+        *_static_cases(planned, deepseek, record, static),
+        *_dynamic_cases(folder, start, moving),
+        *(_more_dynamic_cases(folder, start, moving) if every else []),
         *(_quantised_cases(folder, release, start) if every else []),
         *(_draft_cases(folder, deepseek, release) if every else []),
         Case(
@@ -154,6 +84,27 @@ def cases_for(release: Release, folder: Path, *, every: bool = True) -> list[Cas
             expected="refused",
             says="enable_ep_weight_filter",
         ),
+    ]
+
+
+def _static_cases(planned: Path, deepseek: Path, load: Path, redundant: int) -> list[Case]:
+    """Return the cases in which experts stay where they are: by no map, a layout, and maps of two models."""
+    layout = {
+        "layout": "ring" if redundant else "round_robin",
+        "num_redundant_experts": redundant,
+        "replica_choice": "rank_offset",
+        "record_path": str(load),
+    }
+    recorded = "layout that stays, recorded, copies in turn"
+    mapped = f"static map, {'with copies' if redundant else 'without copies'}"
+    of_moe, of_deepseek = ({"expert_maps": {"expert_map_path": str(path)}} for path in (planned, deepseek))
+    return [
+        Case("plugin inactive", TINY_MOE, "A2"),
+        Case("`{}`", TINY_MOE, "A3", config={"expert_maps": {}}),
+        Case(mapped, TINY_MOE, "A3", config=of_moe, mutants=MUTANTS, rows=planned),
+        Case(recorded, TINY_MOE, "A3", config={"expert_maps": layout}, load=load),
+        # On the path AllGather, which vllm-ascend serves wrongly by itself.
+        Case(mapped, TINY_DEEPSEEK, "A2", config=of_deepseek, rows=deepseek),
     ]
 
 
@@ -243,12 +194,15 @@ def _draft_cases(folder: Path, planned: Path, release: Release) -> list[Case]:
     ]
 
 
-def _dynamic_cases(folder: Path, start: Path, redundant: int, *, every: bool) -> list[Case]:
-    """Return the cases in which vllm-ascend moves experts."""
+def _dynamic_cases(folder: Path, start: Path, redundant: int) -> list[Case]:
+    """Return the cases in which vllm-ascend moves experts, beside every release."""
     record, load = folder / "recorded.json", folder / "load.npz"
-    config = {"expert_maps": {"num_redundant_experts": redundant, **_DYNAMIC}}
     from_map = {"expert_map_path": str(start), **_DYNAMIC, "record_path": str(load)}
-    cases = [
+    of_theirs = {
+        "expert_maps": {"num_redundant_experts": redundant, **_DYNAMIC},
+        "eplb_config": {"expert_map_record_path": str(record)},
+    }
+    return [
         Case(
             "dynamic from a map, recorded",
             TINY_MOE,
@@ -261,14 +215,16 @@ def _dynamic_cases(folder: Path, start: Path, redundant: int, *, every: bool) ->
             "dynamic from the layout, recording by vllm-ascend",
             TINY_MOE,
             "A3",
-            config={**config, "eplb_config": {"expert_map_record_path": str(record)}},
+            config=of_theirs,
             record=record,
         ),
     ]
-    if not every:
-        return cases
+
+
+def _more_dynamic_cases(folder: Path, start: Path, redundant: int) -> list[Case]:
+    """Return the cases of moving experts that say the same of each release."""
+    config = {"expert_maps": {"num_redundant_experts": redundant, **_DYNAMIC}}
     return [
-        *cases,
         Case(
             "dynamic without copies",
             TINY_MOE,

@@ -25,13 +25,8 @@ _KILL_AFTER_SECONDS, _LONG = 1.0, 400
 def main(request_path: str, response_path: str) -> None:
     """Start an engine, generate, inspect, damage and inspect again; every step is written as soon as it is known."""
     request: dict[str, Any] = json.loads(Path(request_path).read_text(encoding="utf-8"))
-    response: dict[str, Any] = {
-        "phase": "start",
-        "session": os.getsid(0),
-        "rounds": [],
-        "inspections": [],
-        "mutants": {},
-    }
+    response: dict[str, Any] = {"phase": "start", "session": os.getsid(0)}
+    response |= {"rounds": [], "inspections": [], "mutants": {}}
 
     def write() -> None:
         Path(response_path).write_text(json.dumps(response), encoding="utf-8")
@@ -59,13 +54,7 @@ def main(request_path: str, response_path: str) -> None:
     if request["drafts"]:
         response["accepted"] = _accepted(llm)
     for mutant in request["mutants"]:
-        changed = llm.collective_rpc("damage", args=(mutant,))
-        response["mutants"][mutant] = {
-            "changed": any(changed),
-            "inspection": _inspect(llm),
-            **_generate(llm, request),
-        }
-        llm.collective_rpc("repair")
+        response["mutants"][mutant] = _damaged(llm, request, mutant)
         write()
     if request["kills"]:
         response["ended_seconds"] = _kill_one(llm, request)
@@ -98,6 +87,14 @@ def _generate(llm: Any, request: dict[str, Any]) -> dict[str, Any]:  # noqa: ANN
         ],
         "seconds": seconds,
     }
+
+
+def _damaged(llm: Any, request: dict[str, Any], mutant: str) -> dict[str, Any]:  # noqa: ANN401 - vLLM's
+    """Return what is seen of a damage, and what is served with it; it is mended again."""
+    changed = llm.collective_rpc("damage", args=(mutant,))
+    found = {"changed": any(changed), "inspection": _inspect(llm), **_generate(llm, request)}
+    llm.collective_rpc("repair")
+    return found
 
 
 def _accepted(llm: Any) -> int:  # noqa: ANN401 - vLLM's

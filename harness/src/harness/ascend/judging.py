@@ -10,15 +10,16 @@ from typing import TYPE_CHECKING, Any
 
 from expert_maps import ExpertMapsError, read_load, read_placement, write_placement
 from harness.ascend import metering
-from harness.ascend.engine import compare_tokens, is_quantised
+from harness.ascend.engine import is_quantised
+from harness.ascend.served import compare_tokens
 from harness.ascend.tables import InspectionError, live_rows, slot_faults
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
     from pathlib import Path
 
-    from harness.ascend.cases import Case
-    from harness.ascend.engine import Served
+    from harness.ascend.case import Case
+    from harness.ascend.served import Served
     from harness.ascend.tables import Experts
 
 # Of a probability's logarithm, between one rank and two in float32: sums are taken in another order.

@@ -12,6 +12,7 @@ from expert_maps import ExpertMapsError, read_placement
 from harness.ascend import engine
 from harness.ascend.models import TINY_MOE, write_map
 from harness.ascend.prompts import prompts_for
+from harness.ascend.served import compare_tokens
 from harness.ascend.stage import ROOT, stage
 from harness.ascend.tables import InspectionError, experts_of, slot_faults
 
@@ -19,7 +20,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
     from pathlib import Path
 
-    from harness.ascend.engine import Served
+    from harness.ascend.served import Served
     from vllm_ascend_moe.releases import Release
 
 MAX_RANKS = 16
@@ -191,7 +192,7 @@ def _judge(outcome: Outcome, without: Served, with_map: Served, num_experts: int
         outcome.wrong.append(outcome.reason)
         return
     assert without.tokens is not None
-    outcome.texts = engine.compare_tokens(with_map.tokens, without.tokens)
+    outcome.texts = compare_tokens(with_map.tokens, without.tokens)
     differ = [n for n, (a, b) in enumerate(zip(with_map.tokens, without.tokens, strict=True)) if a != b]
     if differ:
         outcome.wrong.append(

@@ -17,12 +17,14 @@ from typing import TYPE_CHECKING, Any
 from harness.accuracy.server import ServerError
 from harness.accuracy.server import serve as serve_http
 from harness.ascend import engine, metering
+from harness.ascend.ending import LIMIT_SECONDS, left_behind
+from harness.ascend.served import Served, own_error, read_names
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
     from harness.accuracy.server import Server
-    from harness.ascend.cases import Case
+    from harness.ascend.case import Case
 
 _DATA_PARALLEL = 2
 _AT_ONCE = 8
@@ -32,7 +34,7 @@ _ANSWER_SECONDS = 60.0
 
 def serve(
     case: Case, folder: Path, variables: Mapping[str, str], prompts: Sequence[str], num_rounds: int = 1
-) -> engine.Served:
+) -> Served:
     """Serve a case by the OpenAI server with data parallel 2, and inspect what its engines answer.
 
     Args:
@@ -46,31 +48,15 @@ def serve(
     folder.mkdir(parents=True, exist_ok=True)
     log, names = folder / "log.txt", folder / "names.txt"
     names.unlink(missing_ok=True)
-    arguments = ["--dtype", "float32", "--enforce-eager", "--max-model-len", "512", "--max-num-seqs", "64"]
-    arguments += [
-        "--max-num-batched-tokens",
-        "512",
-        "--num-gpu-blocks-override",
-        "1024",
-        "--no-enable-prefix-caching",
-        "--seed",
-        "0",
-    ]
-    tensor_parallel = case.ranks // _DATA_PARALLEL
-    arguments += ["--data-parallel-size", str(_DATA_PARALLEL), "--enable-expert-parallel"]
-    arguments += ["--tensor-parallel-size", str(tensor_parallel)]
-    arguments += ["--worker-extension-cls", engine.EXTENSION]
-    if case.config is not None:
-        arguments += ["--additional-config", json.dumps(case.config)]
     begin, rounds, inspections, failed, session = time.monotonic(), [], [], None, None
     metrics: dict[str, float] | None = None
     try:
         with serve_http(
             str(case.model.absolute()),
-            arguments,
+            _arguments(case),
             log,
             environment={**variables, "VLLM_SERVER_DEV_MODE": "1"},
-            startup_seconds=engine.LIMIT_SECONDS,
+            startup_seconds=LIMIT_SECONDS,
             stop_seconds=_STOP_SECONDS,
         ) as server:
             assert server.process is not None
@@ -82,20 +68,38 @@ def serve(
             metrics = metering.scrape(server.url)
     except ServerError as error:
         failed = str(error)
-    refused = engine.own_error(log) if failed else None
-    return engine.Served(
+    refused = own_error(log) if failed else None
+    return Served(
         rounds,
         inspections,
         {},
         refused,
         None if refused else failed,
-        engine.read_names(names),
-        engine.left_behind(session),
+        read_names(names),
+        left_behind(session),
         False,  # noqa: FBT003 - a server is ended in any case
         time.monotonic() - begin,
         log,
         metrics=metrics,
     )
+
+
+def _arguments(case: Case) -> list[str]:
+    """Return vLLM's arguments: greedy, eager, float32, and half of the ranks for each of the two engines."""
+    given = {
+        "--dtype": "float32",
+        "--max-model-len": 512,
+        "--max-num-seqs": 64,
+        "--max-num-batched-tokens": 512,
+        "--num-gpu-blocks-override": 1024,
+        "--seed": 0,
+        "--data-parallel-size": _DATA_PARALLEL,
+        "--tensor-parallel-size": case.ranks // _DATA_PARALLEL,
+        "--worker-extension-cls": engine.EXTENSION,
+        **({} if case.config is None else {"--additional-config": json.dumps(case.config)}),
+    }
+    switches = ["--enforce-eager", "--no-enable-prefix-caching", "--enable-expert-parallel"]
+    return [*switches, *(str(word) for pair in given.items() for word in pair)]
 
 
 def _session_below(guard: int) -> int:

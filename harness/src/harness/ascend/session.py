@@ -11,11 +11,13 @@ from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING
 
 from harness.ascend import engine, models, server
-from harness.ascend.cases import Case, cases_for
+from harness.ascend.case import Case
+from harness.ascend.cases import cases_for
 from harness.ascend.forkserver import ForkServers
 from harness.ascend.judging import Judged, Reference, judge
 from harness.ascend.models import SIZES, size_of
 from harness.ascend.prompts import prompts_for
+from harness.ascend.served import Served, compare_tokens
 from harness.ascend.stage import ROOT, Staged, stage
 from harness.ascend.tables import experts_of
 
@@ -155,13 +157,13 @@ def _one_rank(version: str, model: Path, alone: Future[Reference], cpu_build: Fu
     found, plain = alone.result(), cpu_build.result()
     case = Case("one rank, without the plugin", model, "A2", ranks=1)
     judged = Judged(seconds=found.seconds, paths=found.paths)
-    judged.equal = engine.compare_tokens(found.tokens, plain.tokens)
+    judged.equal = compare_tokens(found.tokens, plain.tokens)
     if judged.equal[0] != judged.equal[1]:
         judged.problems.append("texts differ from vLLM's CPU build")
     return Row(version, case, judged)
 
 
-def _serve(staged: Staged, case: Case, folder: Path, servers: ForkServers) -> engine.Served:
+def _serve(staged: Staged, case: Case, folder: Path, servers: ForkServers) -> Served:
     variables = engine.environment(staged, case.chip, folder, plugin=True, runner=case.runner)
     if case.load is not None:
         # One that is there would be continued.
