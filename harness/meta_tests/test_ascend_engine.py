@@ -152,6 +152,20 @@ def test_the_plugins_own_error_is_a_refusal(
         assert served.failed.startswith(said)
 
 
+def test_what_has_started_was_not_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, servers: ForkServers | None
+) -> None:
+    # A rank that lives on after another was killed may end in an error of the plugin's.
+    body = (
+        "answer.write_text(json.dumps({'phase': 'killed', 'ended_seconds': 1.0}))\n"
+        "print('vllm_ascend_moe.hooks.wrapping.UpstreamError: asked again')\nsys.exit(1)"
+    )
+    served = engine.serve({"engine": {}}, tmp_path / "run", _child(tmp_path, monkeypatch, body), 60, servers)
+    assert served.refused is None
+    assert served.failed is not None
+    assert served.failed.startswith("UpstreamError: asked again")
+
+
 def _fork(server: ForkServer, folder: Path, code: str, seconds: float = 60) -> str:
     """Run a module in a fork; what it printed."""
     folder.mkdir(exist_ok=True)

@@ -272,6 +272,8 @@ def test_every_release_has_all_cases(release: releases.Release, tmp_path: Path) 
         "W8A8, static map",
         "W8A8, static map",
         "W8A8, dynamic from a map",
+        "ModelSlim's W8A8, static map",
+        "ModelSlim's W8A8, dynamic from a map",
         "MTP, static map",
         "MTP, dynamic",
     ]

@@ -115,6 +115,18 @@ def test_ranks_exchange_nothing_where_vllm_ascend_asks_for_the_plan(monkeypatch:
     assert exchanged == ["broadcast"]
 
 
+def test_a_step_that_failed_after_it_had_the_plan_is_named_as_the_reason() -> None:
+    # Beside a rank that died: vLLM runs the steps that were queued behind the one that failed.
+    one = planner(shuffled(1), Told(shuffled(2).physical_to_logical), 0)
+    one.put(1)
+    one.share()
+    one.get()
+    with pytest.raises(UpstreamError, match="the step that asked has failed"):
+        one.get()
+    one.share()
+    one.get()
+
+
 def test_the_load_is_read_while_others_serve_and_its_failure_is_no_plan(
     caplog: pytest.LogCaptureFixture,
 ) -> None:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from harness.ascend.case import MUTANTS, Case
 from harness.ascend.models import (
     DRAFTING,
+    MODELSLIM,
     QUANTISED,
     REDUNDANT,
     TINY_DEEPSEEK,
@@ -167,6 +168,12 @@ def _quantised_cases(folder: Path, release: Release, start: Path) -> list[Case]:
             config={"expert_maps": {**from_map, **_DYNAMIC}},
             moves=True,
         ),
+    ]
+    # As ModelSlim writes it: with offsets, and told of in a file of its own.
+    slim = folder / MODELSLIM
+    cases += [
+        Case("ModelSlim's W8A8, static map", slim, "A3", config={"expert_maps": from_map}, rows=start),
+        Case("ModelSlim's W8A8, dynamic from a map", slim, "A2", config=cases[-1].config, moves=True),
     ]
     if release.serves_v2:
         config = {"expert_maps": {**from_map, **_V2_CYCLE}}

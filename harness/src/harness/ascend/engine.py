@@ -83,9 +83,11 @@ def options(model: Path, ranks: int, config: Mapping[str, Any] | None, **engine:
 
 
 def is_quantised(model: Path) -> bool:
-    """Say whether a checkpoint is quantised, by its configuration."""
+    """Say whether a checkpoint is quantised, by its configuration or by ModelSlim's file."""
     path = model / "config.json"
-    return path.is_file() and "quantization_config" in json.loads(path.read_text(encoding="utf-8"))
+    return (model / "quant_model_description.json").is_file() or (
+        path.is_file() and "quantization_config" in json.loads(path.read_text(encoding="utf-8"))
+    )
 
 
 def environment(
@@ -184,5 +186,8 @@ def _why(
         return refused, f"{late}{last_lines(log)}"
     if refused is not None or broken is not None or response["phase"] == "end":
         return refused, broken
-    refused = own_error(log)
-    return refused, None if refused else f"{last_error(log)} (log: {log.name}, phase {response['phase']})"
+    # A server that has started was not refused; the plugin may be what ended it.
+    own = own_error(log)
+    if own and response["phase"] == "start":
+        return own, None
+    return None, f"{own or last_error(log)} (log: {log.name}, phase {response['phase']})"

@@ -12,17 +12,22 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from expert_maps import Placement, plan, write_placement
+from expert_maps.files import write_text
 from expert_maps.models import counts_from_config
-from harness.accuracy.int8 import copy_without_weights, quantise_checkpoint
+from harness.accuracy.int8 import copy_without_weights, quantise, quantise_checkpoint
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
+
+    import torch
 
 TINY_MOE, TINY_DEEPSEEK = Path("accuracy/tiny-moe"), Path("accuracy/tiny-deepseek")
 # MoE layers and experts of the embedded models.
 SIZES = {TINY_MOE: (4, 16), TINY_DEEPSEEK: (3, 16)}
 # A folder's name: the first of them with experts in int8, made where it is served.
 QUANTISED = "tiny-moe-w8a8"
+# The same numbers as ModelSlim writes them, which quantises for NPUs.
+MODELSLIM = "tiny-moe-modelslim"
 # Another: the second with a layer that predicts the token after next (MTP), which drafts.
 DRAFTING = "tiny-deepseek-mtp"
 # Copies in the maps.
@@ -41,8 +46,12 @@ def size_of(model: Path) -> tuple[int, int]:
 def make(models: Iterable[Path]) -> list[Path]:
     """Make those models that are made of others, and return them."""
     wanted = sorted(set(models))
-    quantised = [quantise_checkpoint(TINY_MOE, model) for model in wanted if model.name == QUANTISED]
-    return quantised + [write_drafting(model, TINY_DEEPSEEK) for model in wanted if model.name == DRAFTING]
+    make_by_name = {
+        QUANTISED: lambda model: quantise_checkpoint(TINY_MOE, model),
+        MODELSLIM: lambda model: write_modelslim(model, TINY_MOE),
+        DRAFTING: lambda model: write_drafting(model, TINY_DEEPSEEK),
+    }
+    return [make_by_name[model.name](model) for model in wanted if model.name in make_by_name]
 
 
 def write_map(path: Path, model: Path, ep_size: int = 2, redundant: int = REDUNDANT) -> Placement:
@@ -68,6 +77,33 @@ def write_twice(path: Path, model: Path) -> Path:
     )
     write_placement(placement, path)
     return path
+
+
+def write_modelslim(folder: Path, source: Path) -> Path:
+    """Write a checkpoint whose experts are int8 as ModelSlim writes it: W8A8_DYNAMIC, a scale and an offset a row.
+
+    A file beside the weights names the quantisation of each tensor. ModelSlim's offsets are zero where weights are
+    symmetric, and no kernel of W8A8_DYNAMIC reads them; here an expert's are its own, so that a slot which holds
+    another's is seen.
+    """
+    import torch
+    from safetensors.torch import load_file, save_file
+
+    copy_without_weights(source, folder)
+    tensors: dict[str, torch.Tensor] = {}
+    description = {"model_quant_type": "W8A8_DYNAMIC", "version": "1.0.0"}
+    for name, tensor in load_file(source / "model.safetensors").items():
+        if ".experts." not in name:
+            tensors[name], description[name] = tensor, "FLOAT"
+            continue
+        quantised, scale = quantise(tensor)
+        offset = torch.full_like(scale, 1 + int(name.split(".experts.")[1].split(".")[0]))
+        stem = name.removesuffix(".weight")
+        for part, value in (("weight", quantised), ("weight_scale", scale), ("weight_offset", offset)):
+            tensors[f"{stem}.{part}"], description[f"{stem}.{part}"] = value, "W8A8_DYNAMIC"
+    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+    write_text(folder / "quant_model_description.json", json.dumps(description, indent=1) + "\n")
+    return folder
 
 
 def write_drafting(folder: Path, model: Path) -> Path:

@@ -75,6 +75,8 @@ class Planner:
         self._proposal: Future[torch.Tensor | None] | None = None
         # What all ranks have been told, until vllm-ascend asks for it.
         self._shared: torch.Tensor | None = None
+        # Whether it has asked since they were told.
+        self._is_given = False
 
     @property
     def moves(self) -> bool:
@@ -107,23 +109,28 @@ class Planner:
         if self._plan is not None:
             proposal, self._proposal = self._proposal, None
             told = None if proposal is None else proposal.result()
-            self._shared = self._plan.share(told, _rows(self.placement))
+            self._shared, self._is_given = self._plan.share(told, _rows(self.placement)), False
 
     def get(self) -> list[Task]:
         """Return what is to be done in every layer; nothing is moved in one that stays as it is.
 
         Raises:
-            UpstreamError: the plan is asked for before a step's end at which it was due.
+            UpstreamError: the plan is asked for before a step's end at which it was due, or once more, as vLLM does
+                where the step that asked has failed and others were queued behind it.
         """
         new = old = self.placement
         if self._plan is not None:
             rows, self._shared = self._shared, None
+            if rows is None and self._is_given:
+                msg = "vllm-ascend asks again for a plan that it has got: the step that asked has failed, see its error above"
+                raise UpstreamError(msg)
             if rows is None:
                 msg = (
                     "vllm-ascend asks for a plan that has not been told to all ranks; expected it to ask in the step after "
                     f"{table.EPLB_FORWARD_END} in which {table.EPLB_PLAN_DUE} says so"
                 )
                 raise UpstreamError(msg)
+            self._is_given = True
             new = Placement(rows.numpy(), old.ep_size, num_logical_experts=old.num_logical_experts)
         maps = (
             new.global_expert_map().copy()
