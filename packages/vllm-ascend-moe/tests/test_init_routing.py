@@ -70,9 +70,8 @@ def test_it_is_the_obvious_loop(
     # Sorted by expert, and by token within an expert.
     order = [i for expert in range(start, end) for i, found in enumerate(flat) if found == expert]
     source, source_scale = npu_dynamic_quant.twin(x) if quant_mode == 1 else (x, None)
-    assert tuple(rows.shape) == (tokens * k, 6)
+    assert (tuple(rows.shape), tuple(scale.shape)) == ((tokens * k, 6), (tokens * k,))
     assert rows.dtype == (torch.int8 if quant_mode == 1 else dtype)
-    assert tuple(scale.shape) == (tokens * k,)
     for position, entry in enumerate(order):
         assert torch.equal(rows[position], source[entry // k])
         if source_scale is not None:
