@@ -16,7 +16,7 @@ from nox.command import CommandFailed
 # nox's own environment has no more than nox: what sessions are made of is read from the checkout.
 sys.path.insert(0, str(Path(__file__).parent / "harness" / "src"))
 
-from harness.sessions import wheels
+from harness.sessions import trying, wheels
 from harness.sessions.calling import exit_code_kept, from_where_nox_was_called, lowest_python, npu_python
 from harness.sessions.environments import CORE, ENV, HARNESS, PLUGIN, install, install_dev, install_serve
 from harness.sessions.locking import write_pinned_files
@@ -87,25 +87,21 @@ def _tests_of_core(posargs: Sequence[str]) -> tuple[list[str], list[str]]:
 
 @nox.session(venv_backend="none")
 def lint(session: nox.Session) -> None:
-    """Check style, format, types and workflows."""
+    """Check style, types, workflows, and that installs have hashes."""
     shared = install_dev(session)
     shared.run("ruff", "check", ".")
     shared.run("ruff", "format", "--check", ".")
     packages = [part for name in ("expert_maps", "vllm_ascend_moe", "harness") for part in ("-p", name)]
     shared.run("mypy", *packages)
-    tests = (
-        f"{CORE}/tests",
-        f"{PLUGIN}/tests",
-        f"{PLUGIN}/tests_vllm",
-        f"{HARNESS}/meta_tests",
-        f"{HARNESS}/accuracy_tests",
-    )
+    tests = [f"{member}/tests" for member in (CORE, PLUGIN)]
+    tests += [f"{PLUGIN}/tests_vllm", f"{HARNESS}/meta_tests", f"{HARNESS}/accuracy_tests"]
     shared.run("mypy", "noxfile.py", "conftest.py", f"{CORE}/hatch_build.py")
     for folder in tests:
         shared.run("mypy", folder)
     shared.run("mypy", EMULATED, env={**ENV, "MYPYPATH": EMULATED})
-    # Without looking anything up elsewhere.
+    # Both without looking anything up elsewhere.
     shared.run("zizmor", "--offline", "--quiet", ".github")
+    shared.run("python", "-m", "harness.sessions.audit")
 
 
 @nox.session
@@ -287,7 +283,7 @@ def build(session: nox.Session) -> None:
             session.error("; ".join(problems))
     wheels.build(session)
     wheels.check(session)
-    wheels.use(session)
+    trying.use(session)
 
 
 @nox.session

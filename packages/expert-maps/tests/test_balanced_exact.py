@@ -95,12 +95,25 @@ def optimum(load: NDArray[np.float64], capacity: NDArray[np.int64]) -> float:
     integrality[-1] = 0
     aim = np.zeros(width)
     aim[-1] = 1
+    constraints = LinearConstraint(np.array(rows), low, high)
+    return _coolest(load, ranks, x, aim, constraints, integrality)
+
+
+def _coolest(
+    load: NDArray[np.float64],
+    ranks: int,
+    x: NDArray[np.int64],
+    aim: NDArray[np.float64],
+    constraints: LinearConstraint,
+    integrality: NDArray[np.float64],
+) -> float:
+    """Solve the programme of `optimum`, and return what the hottest rank of its placement carries."""
     # HiGHS has called what is not the best the optimum: 1.604 for 1.574 in (8, 4, 9, "lognormal") with presolve, and in
     # older releases 3.333 for 3 in (5, 5, 10, "ties") without. What it finds is a placement either way.
     found = [
         milp(
             aim,
-            constraints=LinearConstraint(np.array(rows), low, high),
+            constraints=constraints,
             integrality=integrality,
             bounds=Bounds(0, 1),
             options={"mip_rel_gap": 1e-9, "presolve": presolve},

@@ -13,6 +13,19 @@ from sizes import DTYPES, normal
 from vllm_ascend_moe.npu_ops.ops import npu_dynamic_quant, npu_moe_init_routing_v2
 
 
+def check_counts(
+    counts: torch.Tensor, flat: list[int], start: int, end: int, experts: int, count_type: int
+) -> None:
+    by_expert = [flat.count(expert) for expert in range(start, end)]
+    if count_type == 0:
+        assert counts.tolist() == [sum(by_expert[: i + 1]) for i in range(end - start)]
+    elif count_type == 1:
+        assert counts.tolist() == by_expert
+    else:
+        pairs = [[start + i, n] for i, n in enumerate(by_expert) if n]
+        assert counts.tolist() == pairs + [[0, 0]] * (experts - len(pairs))
+
+
 @settings(deadline=None, max_examples=120)
 @given(
     st.integers(0, 12),
@@ -41,9 +54,8 @@ def test_it_is_the_obvious_loop(
     start = data.draw(st.integers(0, experts - 1))
     end = data.draw(st.integers(start + 1, experts))
     x = normal(tokens, 6, seed=seed, dtype=dtype)
-    ids = torch.randint(-1, experts, (tokens, k), generator=torch.Generator().manual_seed(seed)).to(
-        torch.int32
-    )
+    drawn = torch.Generator().manual_seed(seed)
+    ids = torch.randint(-1, experts, (tokens, k), generator=drawn, dtype=torch.int32)
     rows, row_idx, counts, scale = implementation(
         x,
         ids,
@@ -58,16 +70,14 @@ def test_it_is_the_obvious_loop(
     # Sorted by expert, and by token within an expert.
     order = [i for expert in range(start, end) for i, found in enumerate(flat) if found == expert]
     source, source_scale = npu_dynamic_quant.twin(x) if quant_mode == 1 else (x, None)
-    assert tuple(rows.shape) == (tokens * k, 6)
+    assert (tuple(rows.shape), tuple(scale.shape)) == ((tokens * k, 6), (tokens * k,))
     assert rows.dtype == (torch.int8 if quant_mode == 1 else dtype)
-    assert tuple(scale.shape) == (tokens * k,)
     for position, entry in enumerate(order):
         assert torch.equal(rows[position], source[entry // k])
         if source_scale is not None:
             assert scale[position] == source_scale[entry // k]
-    assert row_idx.dtype == torch.int32
-    twin = implementation is npu_moe_init_routing_v2.twin
-    if twin:
+    assert (row_idx.dtype, counts.dtype) == (torch.int32, torch.int64)
+    if twin := implementation is npu_moe_init_routing_v2.twin:
         # Nobody may read what is undefined: whoever does shall see it.
         past = rows[len(order) :]
         assert (past == -128 if quant_mode == 1 else past.isnan()).all()
@@ -78,15 +88,7 @@ def test_it_is_the_obvious_loop(
         assert not twin or (row_idx[len(order) :] == -(2**31)).all()
     else:
         assert row_idx.tolist() == [order.index(i) if i in order else -1 for i in range(len(flat))]
-    assert counts.dtype == torch.int64
-    by_expert = [flat.count(expert) for expert in range(start, end)]
-    if count_type == 0:
-        assert counts.tolist() == [sum(by_expert[: i + 1]) for i in range(end - start)]
-    elif count_type == 1:
-        assert counts.tolist() == by_expert
-    else:
-        pairs = [[start + i, n] for i, n in enumerate(by_expert) if n]
-        assert counts.tolist() == pairs + [[0, 0]] * (experts - len(pairs))
+    check_counts(counts, flat, start, end, experts, count_type)
 
 
 def test_a_scale_is_carried_along() -> None:

@@ -23,6 +23,7 @@ import torch
 from expert_maps import FormatError, read_load
 from expert_maps.formats.loads import write_load
 from vllm_ascend_moe.core import record_file as files
+from vllm_ascend_moe.core import record_rows
 from vllm_ascend_moe.core import recorder as module
 from vllm_ascend_moe.core.recorder import LoadRecorder, RecordError
 
@@ -203,7 +204,7 @@ def test_a_full_disk_loses_nothing_and_costs_bounded_memory(
     recorder.add(step())
     recorder.flush()
     before = path.read_bytes()
-    monkeypatch.setattr(module, "MAX_ROWS", 8)
+    monkeypatch.setattr(record_rows, "MAX_ROWS", 8)
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
     handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
     try:
@@ -264,7 +265,7 @@ def test_after_the_end_no_step_is_taken(tmp_path: Path) -> None:
 
 
 def test_counts_stay_at_the_highest(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "MAX_ROWS", 2)
+    monkeypatch.setattr(record_rows, "MAX_ROWS", 2)
     path = tmp_path / "load.npy"
     np.save(path, np.full((2, 2, 3), 1e25))
     recorder = LoadRecorder(str(path), 2, 3)
@@ -273,16 +274,16 @@ def test_counts_stay_at_the_highest(tmp_path: Path, monkeypatch: pytest.MonkeyPa
         recorder.flush()
     assert (np.load(path) > 0).all()
     assert np.load(path)[0].tolist() == [[2**63 - 1] * 3] * 2
-    added = module._add_tensors(step(2**63 - 1), step(3))
+    added = record_rows.add_tensors(step(2**63 - 1), step(3))
     assert added.tolist() == step(2**63 - 1).tolist()
-    assert module._add_tensors(step(2**63 - 1), step(0)).tolist() == step(2**63 - 1).tolist()
+    assert record_rows.add_tensors(step(2**63 - 1), step(0)).tolist() == step(2**63 - 1).tolist()
 
 
 def test_a_negative_count_is_left_out_and_counted(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     recorder = LoadRecorder(str(tmp_path / "load.npz"), 2, 3)
     for value in (1, -5, 1):
         recorder.add(step(value))
-    recorder.add(module._add_tensors(step(-1), step(9)))
+    recorder.add(record_rows.add_tensors(step(-1), step(9)))
     recorder.close()
     assert total(tmp_path / "load.npz") == recorder.dropped_steps == 2
     assert "a step with -5 tokens" in caplog.text

@@ -20,6 +20,7 @@ from hypothesis import strategies as st
 from expert_maps import ExpertMapsError, FormatError, LoadError, plan, read_load
 from expert_maps.formats.loads import write_load
 from vllm_ascend_moe.core import record_file as files
+from vllm_ascend_moe.core import record_rows
 from vllm_ascend_moe.core import recorder as module
 from vllm_ascend_moe.core.meter import Meter
 from vllm_ascend_moe.core.record_control import control
@@ -213,10 +214,10 @@ def test_no_token_is_lost_over_a_bound_and_steps_keep_their_order(parts: list[in
     whole, added = np.eye(steps, dtype=np.int64)[:, None], 0
     kept: list[NDArray[np.int64]] = []
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(module, "MAX_ROWS", most)
+        patch.setattr(record_rows, "MAX_ROWS", most)
         for part in parts:
             with ending():
-                kept = module._bounded([*kept, *whole[added : added + part]])
+                kept = record_rows.bounded([*kept, *whole[added : added + part]])
             added += part
     assert len(kept) <= most
     # Each step is in exactly one row, in a row are only steps that followed each other, and rows stand in order.
@@ -235,8 +236,8 @@ def test_the_tightest_bound_is_two_rows(monkeypatch: pytest.MonkeyPatch) -> None
         for steps in (2, 3, 4, 7):
             given_ = [step(number).numpy() for number in range(steps)]
             with monkeypatch.context() as patch, ending():
-                patch.setattr(module, name, value)
-                kept = module._bounded(given_)
+                patch.setattr(record_rows, name, value)
+                kept = record_rows.bounded(given_)
             assert len(kept) <= 2
             np.testing.assert_array_equal(np.sum(kept, axis=0), np.sum(given_, axis=0))
 
@@ -247,7 +248,7 @@ def test_the_tightest_bound_is_two_rows(monkeypatch: pytest.MonkeyPatch) -> None
 def test_the_file_is_bounded_while_totals_are_kept(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, value: int, most: int
 ) -> None:
-    monkeypatch.setattr(module, name, value)
+    monkeypatch.setattr(record_rows, name, value)
     path = str(tmp_path / "load.npz")
     total = torch.zeros(2, 3, dtype=torch.int64)
     for start in range(0, 40, 20):
@@ -267,7 +268,7 @@ def test_the_file_is_bounded_while_totals_are_kept(
 def test_a_file_above_the_bound_is_taken_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = str(tmp_path / "load.npz")
     write_load(np.stack([step(value) for value in range(30)]), path)
-    monkeypatch.setattr(module, "MAX_ROWS", 4)
+    monkeypatch.setattr(record_rows, "MAX_ROWS", 4)
     recorder = LoadRecorder(path, 2, 3)
     recorder.add(step(30))
     recorder.flush()
@@ -276,7 +277,7 @@ def test_a_file_above_the_bound_is_taken_whole(tmp_path: Path, monkeypatch: pyte
 
 
 def test_the_number_of_rows_is_that_of_the_next_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "MAX_ROWS", 4)
+    monkeypatch.setattr(record_rows, "MAX_ROWS", 4)
     recorder = LoadRecorder(str(tmp_path / "load.npz"), 2, 3)
     for number in range(9):
         recorder.add(step(number))
@@ -385,7 +386,7 @@ def test_steps_that_come_during_a_write_are_of_the_next(
 
 
 def test_nothing_is_lost_or_doubled_between_threads(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "MAX_ROWS", 16)
+    monkeypatch.setattr(record_rows, "MAX_ROWS", 16)
     path = str(tmp_path / "load.npy")
     recorder = LoadRecorder(path, 1, 240, interval=1)
 

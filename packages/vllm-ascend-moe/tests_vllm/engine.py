@@ -110,23 +110,7 @@ def run(
     Raises:
         FailedError: it failed, or took too long.
     """
-    options: dict[str, Any] = {
-        "model": str(model),
-        "dtype": "float32",
-        "enforce_eager": True,
-        "max_model_len": 128,
-        "max_num_seqs": 64,
-        "num_gpu_blocks_override": BLOCKS,
-        "enable_prefix_caching": False,
-        "seed": 0,
-        # By its own name, the report in a configuration that the plugin has not seen is refused.
-        "worker_extension_cls": "observer.Observer"
-        if observes or expert_maps is None
-        else "vllm_ascend_moe.report.WorkerReport",
-        **engine,
-    }
-    if expert_maps is not None:
-        options["additional_config"] = {"expert_maps": expert_maps}
+    options = _options(model, expert_maps, observes=observes) | engine
     request = {
         "engine": options,
         "prompts": [list(prompt) for prompt in prompts],
@@ -151,6 +135,27 @@ def run(
         [round_["seconds"] for round_ in response["rounds"]],
         log,
     )
+
+
+def _options(model: Path, expert_maps: dict[str, Any] | None, *, observes: bool) -> dict[str, Any]:
+    """Return vLLM's arguments; those of a run come over them."""
+    options: dict[str, Any] = {
+        "model": str(model),
+        "dtype": "float32",
+        "enforce_eager": True,
+        "max_model_len": 128,
+        "max_num_seqs": 64,
+        "num_gpu_blocks_override": BLOCKS,
+        "enable_prefix_caching": False,
+        "seed": 0,
+        # By its own name, the report in a configuration that the plugin has not seen is refused.
+        "worker_extension_cls": "observer.Observer"
+        if observes or expert_maps is None
+        else "vllm_ascend_moe.report.WorkerReport",
+    }
+    if expert_maps is not None:
+        options["additional_config"] = {"expert_maps": expert_maps}
+    return options
 
 
 def _run_to_end(arguments: tuple[str, str], log: Path, environ: Mapping[str, str]) -> str:

@@ -85,6 +85,17 @@ def assert_measured(running: Server, rearrangements: int) -> None:
     assert all(1 <= value <= 2 for value in found["expert_maps_peak_to_mean"].values())
 
 
+def assert_strangers_are_refused(running: Server) -> None:
+    for name, value in (
+        ("X-Forwarded-For", "10.0.0.1"),
+        ("Forwarded", "for=10.0.0.1"),
+        ("Origin", "http://a.b"),
+    ):
+        status, why = ask_record(running, "start", **{name: value})
+        assert status == 403
+        assert ("asked from 10.0.0.1" if "X" in name else f"the header {name.lower()}") in why
+
+
 def test_tensor_parallel_over_http(model: Path, alone: Run, tmp_path: Path) -> None:
     record, planned = tmp_path / "load.npz", tmp_path / "map.json"
     options = config(
@@ -104,14 +115,7 @@ def test_tensor_parallel_over_http(model: Path, alone: Run, tmp_path: Path) -> N
         # Nothing is recorded until it is asked for.
         running.complete(PROMPTS[:2])
         assert scrape(running)["expert_maps_recording"] == {"": 0}
-        for name, value in (
-            ("X-Forwarded-For", "10.0.0.1"),
-            ("Forwarded", "for=10.0.0.1"),
-            ("Origin", "http://a.b"),
-        ):
-            status, why = ask_record(running, "start", **{name: value})
-            assert status == 403
-            assert ("asked from 10.0.0.1" if "X" in name else f"the header {name.lower()}") in why
+        assert_strangers_are_refused(running)
         assert ask_record(running, "dump")[0] == 409
         assert ask_record(running, "start")[1]["recording"]
         assert scrape(running)["expert_maps_recording"] == {"": 1}

@@ -80,6 +80,21 @@ class Sequences(NamedTuple):
         return found[: self.lengths[row]]
 
 
+def _check_mode(input_layout: str, sparse_mode: int, atten_mask: torch.Tensor | None) -> None:
+    """Refuse what is not emulated; raises as `npu_fused_infer_attention_score`."""
+    if (
+        input_layout not in _LAYOUTS
+        or sparse_mode not in {0, _CAUSAL}
+        or (sparse_mode == 0 and atten_mask is not None)
+    ):
+        masked = "without" if atten_mask is None else "with"
+        msg = (
+            f"npu_fused_infer_attention_score: {input_layout}, sparse_mode {sparse_mode} {masked} a mask; expected "
+            f"one of {', '.join(_LAYOUTS)}, and sparse_mode 3, or 0 without a mask"
+        )
+        raise NotImplementedError(msg)
+
+
 @given(NPU, "npu_fused_infer_attention_score", ignored=(*_IGNORED, *_QUANTISED))
 def npu_fused_infer_attention_score(
     query: torch.Tensor,
@@ -127,17 +142,7 @@ def npu_fused_infer_attention_score(
     Raises:
         NotImplementedError: another layout or mode.
     """
-    if (
-        input_layout not in _LAYOUTS
-        or sparse_mode not in {0, _CAUSAL}
-        or (sparse_mode == 0 and atten_mask is not None)
-    ):
-        masked = "without" if atten_mask is None else "with"
-        msg = (
-            f"npu_fused_infer_attention_score: {input_layout}, sparse_mode {sparse_mode} {masked} a mask; expected "
-            f"one of {', '.join(_LAYOUTS)}, and sparse_mode 3, or 0 without a mask"
-        )
-        raise NotImplementedError(msg)
+    _check_mode(input_layout, sparse_mode, atten_mask)
     rows, ends = _flatten(query, input_layout, actual_seq_lengths)
     if query_rope is not None:
         rows = torch.cat((rows, _flatten(query_rope, input_layout, actual_seq_lengths)[0]), -1)

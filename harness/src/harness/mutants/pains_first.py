@@ -131,7 +131,7 @@ FIRST: tuple[tuple[str, Mutant | str], ...] = (
         "map and configured redundancy disagree",
         plugin(
             "a configured redundancy that contradicts the map passes",
-            "eplb",
+            "_served_map",
             "if num_redundant_experts not in {0, placement.num_redundant_experts}:",
             "if False:",
             "eplb.py::test_a_file_that_contradicts_the_settings_is_an_error",
@@ -163,7 +163,7 @@ FIRST: tuple[tuple[str, Mutant | str], ...] = (
         "a choice by rank where ranks must agree",
         plugin(
             "ranks that must agree may choose by rank",
-            "core/replicas",
+            "core/slot_rule",
             "check_ranks_agree(self.choice, placement, ranks_must_agree=self.ranks_must_agree)",
             "check_ranks_agree(self.choice, placement, ranks_must_agree=False)",
             "replicas.py::test_where_ranks_must_agree_a_choice_by_rank_is_refused",

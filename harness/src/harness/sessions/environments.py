@@ -13,12 +13,15 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from nox.command import CommandFailed
+
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Callable, Mapping, Sequence
 
     import nox
 
-TORCH = "torch==2.13.0"
+# torch's build for a CPU where pip finds it, else the usual index's, which brings CUDA along on Linux.
+TORCH = ("requirements/torch-cpu.txt", "requirements/torch.txt")
 CORE = "packages/expert-maps"
 PLUGIN = "packages/vllm-ascend-moe"
 HARNESS = "harness"
@@ -110,7 +113,7 @@ def _install_shared(session: nox.Session, name: str, pinned: list[str]) -> Share
     ]
     sources += [*Path().glob("packages/*/pyproject.toml"), Path(HARNESS, "pyproject.toml")]
     stamps = {
-        "pins": _digest(shared.folder, [pinned, [TORCH]]),
+        "pins": _digest(shared.folder, [pinned, [*TORCH]]),
         "members": _digest(shared.folder, [members], sources),
     }
     if not _has_stamp(shared.folder, stamps["pins"], "pins"):
@@ -118,7 +121,7 @@ def _install_shared(session: nox.Session, name: str, pinned: list[str]) -> Share
             sys.executable, "-m", "virtualenv", "--quiet", "--clear", str(shared.folder), external=True
         )
         shared.install(*pinned)
-        shared.install(TORCH)
+        install_torch(shared.install)
         if not _has_compiler():
             shared.install("--require-hashes", "-r", "requirements/zig.txt")
         _stamp_file(shared.folder, "pins").write_text(stamps["pins"], encoding="utf-8")
@@ -126,6 +129,20 @@ def _install_shared(session: nox.Session, name: str, pinned: list[str]) -> Share
         shared.install(*members)
         _stamp_file(shared.folder, "members").write_text(stamps["members"], encoding="utf-8")
     return shared
+
+
+def install_torch(pip_install: Callable[..., object]) -> None:
+    """Install torch by hash; what it needs beside CUDA's libraries is installed already.
+
+    Args:
+        pip_install: calls pip's install with its arguments.
+    """
+    words = ["--require-hashes", "--no-deps", "-r"]
+    cpu, usual = TORCH
+    try:
+        pip_install(*words, cpu)
+    except CommandFailed:
+        pip_install(*words, usual)
 
 
 def _stamp_file(folder: Path, name: str = "pins") -> Path:

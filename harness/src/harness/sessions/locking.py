@@ -12,6 +12,18 @@ from harness.sessions.environments import CORE
 if TYPE_CHECKING:
     import nox
 
+_TORCH_NEEDS = (
+    "filelock",
+    "fsspec",
+    "jinja2",
+    "markupsafe",
+    "mpmath",
+    "networkx",
+    "setuptools",
+    "sympy",
+    "typing-extensions",
+)
+
 
 def write_pinned_files(session: nox.Session) -> None:
     """Resolve each group of pyproject.toml anew, and pin what was found by hash; the session's words go to uv."""
@@ -22,6 +34,8 @@ def write_pinned_files(session: nox.Session) -> None:
     never = Path(session.create_tmp()) / "overrides.txt"
     never.write_text("torch; sys_platform == 'never'\n", encoding="utf-8")
     without_torch = ["--no-emit-package", "torch", "--overrides", str(never)]
+    # What torch needs of Python is pinned in the files of those who have it.
+    without_needs = [word for name in _TORCH_NEEDS for word in ("--no-emit-package", name)]
     for name, python, options in (
         ("nox", "3.10", []),
         ("run", "3.10", []),
@@ -34,6 +48,7 @@ def write_pinned_files(session: nox.Session) -> None:
         ("zig", "3.10", []),
         ("fuzz", "3.10", []),
         ("vllm", "3.11", without_torch),
+        ("torch", "3.10", without_needs),
     ):
         command = ["uv", "pip", "compile", *common, "--python-version", python, *options, "--group", name]
         command += ["--output-file", f"requirements/{name}.txt"]

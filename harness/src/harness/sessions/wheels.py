@@ -1,23 +1,21 @@
 # SPDX-FileCopyrightText: The expert-maps authors
 # SPDX-License-Identifier: Apache-2.0
-"""Building the packages: for each machine, twice to equal bytes; then checking them, and using them where nothing else is."""
+"""Building the packages: for each machine, twice to equal bytes; then checking them."""
 
 from __future__ import annotations
 
 import hashlib
 import os
-import platform
 import re
 import shlex
 import shutil
 import struct
 import subprocess
-import sys
 import zipfile
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from harness.sessions.environments import CORE, PLUGIN, TORCH
+from harness.sessions.environments import CORE, PLUGIN
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -116,36 +114,3 @@ def check(session: nox.Session) -> None:
             session.run(
                 "uv", "pip", "compile", "--quiet", "--python", python, *where, str(asked), silent=True
             )
-
-
-def use(session: nox.Session) -> None:
-    """Install each package into an empty environment and use it there."""
-    counts = ["--model", "deepseek-r1", "--ep-size", "16", "--redundant", "16"]
-    generate = ["expert-maps", "generate", *counts, "--output", "map.json"]
-    load = "from expert_maps.policies import load_planner; print(load_planner().expert_maps_plan)"
-    maps = "import vllm_ascend_moe.eplb as e; print(e.init_eplb_config(None, 0, {'num_experts': 8, 'ep_size': 2}))"
-    absent = "import expert_maps as e; print(e.plan([[9., 1.]], ep_size=2, policy='reference').placement)"
-    planner = [generate, ["python", "-c", load]]
-    # With the wheel of expert-maps; torch at the tested version: a newer one is as good, but a different download.
-    here = [
-        str(path) for path in DIST.glob(f"expert_maps-*_{platform.machine()}.whl") if sys.platform == "linux"
-    ]
-    # pip keeps what it built from a file of that name before.
-    fresh = ["--no-cache-dir"]
-    source, plugin = next(DIST.glob("expert_maps-*.tar.gz")), next(DIST.glob("vllm_ascend_moe-*.whl"))
-    trials: list[tuple[list[str], list[list[str]], dict[str, str]]] = [
-        ([str(source), *fresh], planner, {}),
-        # A machine whose compiler does not work: all but the compiled planner.
-        ([str(source), *fresh], [generate, ["python", "-c", absent]], {"CC": "false", "EXPERT_MAPS_CC": ""}),
-        ([str(plugin), TORCH, *here], [["python", "-c", maps], *planner], {}),
-    ]
-    scratch = Path(session.create_tmp())
-    for number, (packages, commands, environ) in enumerate(trials):
-        binaries = scratch.absolute() / f"venv-{number}" / "bin"
-        made = [sys.executable, "-m", "virtualenv", "--quiet", "--clear", str(binaries.parent)]
-        session.run(*made, external=True)
-        pip = [str(binaries / "python"), "-m", "pip", "install", "--quiet", "--no-compile"]
-        session.run(*pip, "--find-links", str(DIST), *packages, env=environ, external=True)
-        with session.chdir(scratch):
-            for command in commands:
-                session.run(str(binaries / command[0]), *command[1:], external=True)

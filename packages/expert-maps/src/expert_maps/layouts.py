@@ -129,20 +129,13 @@ def generate_placement(  # noqa: PLR0913 - options by keyword
     if redundant < 0:
         msg = f"num_physical_experts is {experts + redundant}; expected at least {experts}, num_experts"
         raise LayoutError(msg)
-    shared = as_count("num_shared_experts", num_shared_experts, 0, error=LayoutError)
-    if shared_on_every_rank and not shared:
-        msg = "num_shared_experts is 0 with shared_on_every_rank; expected at least 1"
-        raise LayoutError(msg)
-    if shared > ranks and not shared_on_every_rank:
-        msg = f"num_shared_experts is {shared}; expected at most ep_size, {ranks}: a rank gets one of them (all of them with shared_on_every_rank)"
-        raise LayoutError(msg)
+    shared = _as_shared(num_shared_experts, ranks, on_every_rank=shared_on_every_rank)
     # The layouts are loops over slots.
-    slots_in_all = experts + redundant + (ranks if shared else 0)
     check_counts(
         num_layers=layers,
         num_logical_experts=experts + shared,
         ep_size=ranks,
-        num_physical_experts=slots_in_all,
+        num_physical_experts=experts + redundant + (ranks if shared else 0),
         error=LayoutError,
     )
     check_divides(experts, redundant, ranks)
@@ -153,17 +146,28 @@ def generate_placement(  # noqa: PLR0913 - options by keyword
             [*slot, *(every if shared_on_every_rank else [every[rank % shared]])]
             for rank, slot in enumerate(slots)
         ]
-    per_rank = np.array([len(slot) for slot in slots])
     row = np.array([expert for slot in slots for expert in slot], dtype=np.int64)
     return Placement(
         np.broadcast_to(row, (layers, len(row))),
         ranks,
         num_logical_experts=experts + shared,
-        slots_per_rank=per_rank,
+        slots_per_rank=np.array([len(slot) for slot in slots]),
         # A shared expert on every rank is redundancy by the numbers, yet the routed split is vLLM's.
         allow_uneven=shared > 0,
         allow_duplicates=allow_duplicates,
     )
+
+
+def _as_shared(num_shared_experts: int, ep_size: int, *, on_every_rank: bool) -> int:
+    """Return the shared experts of a layer; arguments and errors as of `generate_placement`."""
+    shared = as_count("num_shared_experts", num_shared_experts, 0, error=LayoutError)
+    if on_every_rank and not shared:
+        msg = "num_shared_experts is 0 with shared_on_every_rank; expected at least 1"
+        raise LayoutError(msg)
+    if shared > ep_size and not on_every_rank:
+        msg = f"num_shared_experts is {shared}; expected at most ep_size, {ep_size}: a rank gets one of them (all of them with shared_on_every_rank)"
+        raise LayoutError(msg)
+    return shared
 
 
 def _refuse_redundancy(layout: LayoutName, num_redundant_experts: int) -> None:

@@ -10,10 +10,9 @@ from typing import Annotated
 import typer
 
 from expert_maps.cli.loading import LoadOptions
-from expert_maps.cli.options import EpSizeOption, JsonOption, as_numbers, refuse_two_stdins
+from expert_maps.cli.options import EpSizeOption, JsonOption, refuse_two_stdins
 from expert_maps.cli.server import Choices, ServerOptions
-from expert_maps.cli.simulate import PoliciesOption, as_policies
-from expert_maps.errors import ExpertMapsError
+from expert_maps.cli.sweeping import PoliciesOption, as_policies, some_numbers
 
 
 def advise(
@@ -61,12 +60,8 @@ def advise(
     from expert_maps.cli.loading import inspect_loads
 
     refuse_two_stdins({"LOAD": loads, "--map": said.map, "--model": said.model})
-    copies = None if redundant is None else as_numbers("--redundant", redundant)
-    times = None if intervals is None else as_numbers("--intervals", intervals)
-    for name, given in (("--redundant", copies), ("--intervals", times)):
-        if given == []:
-            msg = f"{name} has no value; expected one or several separated by commas"
-            raise ExpertMapsError(msg)
+    copies = None if redundant is None else some_numbers("--redundant", redundant)
+    times = None if intervals is None else some_numbers("--intervals", intervals)
     served = server.served()
     model = model_of(loads, said)
     if model is not None:

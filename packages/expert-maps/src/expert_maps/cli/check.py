@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -16,15 +17,17 @@ from expert_maps.cli.options import JsonOption, MapArgument, refuse_two_stdins
 from expert_maps.cli.usage import CHECK_FAILED
 
 if TYPE_CHECKING:
-    from expert_maps.cli.checking import Checked
+    from expert_maps.cli.checking import Checked, Expected
     from expert_maps.errors import Violations
 
 _MOST_IN_JSON = 100_000
 
 
-def check(
-    file: MapArgument,
-    experts: Annotated[int | None, typer.Option("--experts", help="Expect this many experts.")] = None,
+@dataclass(frozen=True)
+class CountOptions:
+    """What the map ought to be; None where nothing is expected. The fields are the options' names."""
+
+    experts: Annotated[int | None, typer.Option("--experts", help="Expect this many experts.")] = None
     layers: Annotated[
         str | None,
         typer.Option(
@@ -33,26 +36,53 @@ def check(
             help="Expect this many MoE layers; or those of these numbers in the model, like 3-60, which chooses them "
             "where a map has dense ones too (SGLang).",
         ),
-    ] = None,
+    ] = None
     ep_size: Annotated[
         int | None,
         typer.Option(
             "--ep-size", help="Expect this many ranks; what has a map of a format that does not say them."
         ),
-    ] = None,
+    ] = None
     redundant: Annotated[
         int | None, typer.Option("--redundant", help="Expect this many redundant experts of a layer.")
-    ] = None,
-    physical: Annotated[
-        int | None, typer.Option("--physical", help="Expect this many slots of a layer.")
-    ] = None,
+    ] = None
+    physical: Annotated[int | None, typer.Option("--physical", help="Expect this many slots of a layer.")] = (
+        None
+    )
     model: Annotated[
         str | None,
         typer.Option(
             "--model",
             help=f"{MODEL_HELP}: expect its layers and experts.",
         ),
-    ] = None,
+    ] = None
+
+    def expected(self) -> Expected:
+        """Put it together.
+
+        Raises:
+            ExpertMapsError: an option says what cannot be, or two contradict each other.
+        """
+        from expert_maps.cli import checking
+        from expert_maps.validation import as_count
+
+        counts = (
+            ("num_logical_experts", "--experts", self.experts, 1),
+            ("ep_size", "--ep-size", self.ep_size, 1),
+            ("num_redundant_experts", "--redundant", self.redundant, 0),
+            ("num_physical_experts", "--physical", self.physical, 1),
+        )
+        named = {
+            name: as_count(option, value, minimum)
+            for name, option, value, minimum in counts
+            if value is not None
+        }
+        return checking.expect(named, self.layers, self.model)
+
+
+def check(
+    file: MapArgument,
+    counts: CountOptions = CountOptions(),
     golden: Annotated[
         Path | None, typer.Option("--golden", help="Expect exactly this map: an expert map or a golden map.")
     ] = None,
@@ -74,28 +104,14 @@ def check(
     """
     from expert_maps.cli import checking
     from expert_maps.formats.mapfile import Asked
-    from expert_maps.validation import as_count
 
-    refuse_two_stdins({"MAP": file, "--golden": golden, "--model": model})
-    expected = checking.expect(
-        {
-            name: as_count(option, value, minimum)
-            for name, option, value, minimum in (
-                ("num_logical_experts", "--experts", experts, 1),
-                ("ep_size", "--ep-size", ep_size, 1),
-                ("num_redundant_experts", "--redundant", redundant, 0),
-                ("num_physical_experts", "--physical", physical, 1),
-            )
-            if value is not None
-        },
-        layers,
-        model,
-    )
-    reference = None if golden is None else checking.read_golden(golden, ep_size)
+    refuse_two_stdins({"MAP": file, "--golden": golden, "--model": counts.model})
+    expected = counts.expected()
+    reference = None if golden is None else checking.read_golden(golden, counts.ep_size)
     checked = checking.examine(
         file,
         Asked(
-            ep_size=ep_size,
+            ep_size=counts.ep_size,
             key=form.key,
             allow_uneven=form.allow_uneven,
             allow_duplicates=form.allow_duplicates,

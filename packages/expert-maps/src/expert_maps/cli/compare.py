@@ -25,6 +25,7 @@ from expert_maps.errors import ExpertMapsError, LayoutError
 
 if TYPE_CHECKING:
     from expert_maps._layers import LayerNames
+    from expert_maps.cli.loading import Loaded
     from expert_maps.comparison import ComparisonRow
 
 _PROPOSED = 3
@@ -55,26 +56,18 @@ def compare(
     Worst is the lowest balancedness of a layer, and which layer has it. Over steps is what a load of several steps is
     planned for by the policy balanced; the others plan for the sum. Seconds are those of this run.
     """
-    from expert_maps._words import counted
     from expert_maps.cli.loading import inspect_loads
-    from expert_maps.cli.output import print_json, say
     from expert_maps.cli.plotting import check_plot, write_plot
     from expert_maps.cli.work import work
     from expert_maps.comparison import compare as compare_plans
-    from expert_maps.layouts import LAYOUT_NAMES
-    from expert_maps.policies import POLICY_NAMES
 
-    known = (*POLICY_NAMES, *LAYOUT_NAMES)
-    names = [as_choice("--policies", name.strip(), known) for name in policies.split(",") if name.strip()]
-    if not names:
-        msg = f"--policies is {policies!r}; expected names separated by commas, like balanced,deepseek"
-        raise ExpertMapsError(msg)
+    names = _policies(policies)
     inputs: Inputs = {"LOAD": loads, "--map": said.map, "--model": said.model}
     refuse_two_stdins(inputs)
     drawn = check_plot(plot, inputs)
     loaded = inspect_loads(loads, said)
     trace = loaded.load
-    copies = _proposed(trace.num_experts, ep_size) if redundant is None else _copies(redundant)
+    copies = _copies(redundant, trace.num_experts, ep_size)
     rows = work(
         "comparing policies",
         lambda progress: compare_plans(
@@ -90,10 +83,51 @@ def compare(
     if all(row.reason is not None for row in rows):
         msg = f"nothing to compare: {rows[0].reason}"
         raise LayoutError(msg)
-    if drawn.path is not None:
-        from expert_maps.plots_of_runs import plot_comparison
+    write_plot(drawn, lambda: _drawn(rows))
+    _tell(rows, loaded, ep_size, json=json)
 
-        write_plot(drawn, lambda: plot_comparison(rows))
+
+def _drawn(rows: list[ComparisonRow]) -> object:
+    from expert_maps.plots_of_runs import plot_comparison
+
+    return plot_comparison(rows)
+
+
+def _policies(text: str) -> list[str]:
+    from expert_maps.layouts import LAYOUT_NAMES
+    from expert_maps.policies import POLICY_NAMES
+
+    known = (*POLICY_NAMES, *LAYOUT_NAMES)
+    names = [as_choice("--policies", name.strip(), known) for name in text.split(",") if name.strip()]
+    if not names:
+        msg = f"--policies is {text!r}; expected names separated by commas, like balanced,deepseek"
+        raise ExpertMapsError(msg)
+    return names
+
+
+def _copies(text: str | None, num_experts: int, ep_size: int) -> list[int]:
+    if text is None:
+        return _proposed(num_experts, ep_size)
+    copies = as_numbers("--redundant", text)
+    if not copies:
+        msg = f"--redundant is {text!r}; expected numbers separated by commas, like 0,32,64"
+        raise ExpertMapsError(msg)
+    return copies
+
+
+def _proposed(num_experts: int, ep_size: int) -> list[int]:
+    from expert_maps.counts import least_redundancy
+
+    least = least_redundancy(num_experts, ep_size)
+    most = num_experts * (ep_size - 1)
+    return [copies for more in range(_PROPOSED) if (copies := least + more * ep_size) <= most] or [least]
+
+
+def _tell(rows: list[ComparisonRow], loaded: Loaded, ep_size: int, *, json: bool) -> None:
+    from expert_maps._words import counted
+    from expert_maps.cli.output import print_json, say
+
+    trace = loaded.load
     if json:
         print_json(
             {
@@ -112,22 +146,6 @@ def compare(
         wrap=True,
     )
     _print(rows, ep_size, loaded.layers)
-
-
-def _copies(text: str) -> list[int]:
-    copies = as_numbers("--redundant", text)
-    if not copies:
-        msg = f"--redundant is {text!r}; expected numbers separated by commas, like 0,32,64"
-        raise ExpertMapsError(msg)
-    return copies
-
-
-def _proposed(num_experts: int, ep_size: int) -> list[int]:
-    from expert_maps.counts import least_redundancy
-
-    least = least_redundancy(num_experts, ep_size)
-    most = num_experts * (ep_size - 1)
-    return [copies for more in range(_PROPOSED) if (copies := least + more * ep_size) <= most] or [least]
 
 
 def _print(rows: list[ComparisonRow], ep_size: int, names: LayerNames) -> None:

@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -28,6 +29,24 @@ if TYPE_CHECKING:
     from expert_maps.placement import Placement
 
 
+@dataclass(frozen=True)
+class SharedOptions:
+    """Which shared experts are mixed in. The fields are the options' names."""
+
+    shared: Annotated[
+        int,
+        typer.Option(
+            "--shared", help="Shared experts to mix in: each rank gets one more slot for one of them."
+        ),
+    ] = 0
+    shared_on_every_rank: Annotated[
+        bool,
+        typer.Option(
+            "--shared-on-every-rank", help="Give every rank all shared experts instead of one in turn."
+        ),
+    ] = False
+
+
 def generate(
     ep_size: EpSizeOption,
     experts: Annotated[int | None, typer.Option("--experts", help="Routed experts of a layer.")] = None,
@@ -39,18 +58,7 @@ def generate(
     layout: Annotated[
         str, typer.Option("--layout", help="One of linear, round_robin, ring, append.")
     ] = "ring",
-    shared: Annotated[
-        int,
-        typer.Option(
-            "--shared", help="Shared experts to mix in: each rank gets one more slot for one of them."
-        ),
-    ] = 0,
-    shared_on_every_rank: Annotated[
-        bool,
-        typer.Option(
-            "--shared-on-every-rank", help="Give every rank all shared experts instead of one in turn."
-        ),
-    ] = False,
+    mixed: SharedOptions = SharedOptions(),
     model: MapModelOption = None,
     output: OutputOption = None,
     allow_duplicates: AllowDuplicatesOption = False,
@@ -60,43 +68,56 @@ def generate(
 
     Without --redundant and --physical there are no redundant experts.
     """
-    from expert_maps.cli.sizing import slots_of_layer
     from expert_maps.cli.writing import Output, check_output
     from expert_maps.formats.native import dumps
     from expert_maps.layouts import LAYOUT_NAMES, generate_placement
-    from expert_maps.validation import as_count
 
     target = check_output(output, {"--model": model}, json=json)
-    numbers: tuple[int, ...] = ()
-    if model is not None:
-        counts = read_model(model, layers)
-        numbers = counts.moe_layers
-        experts = counts.num_experts if experts is None else experts
-        layers = counts.num_layers if layers is None else layers
-    if experts is None:
-        msg = "the number of experts is missing; expected --experts or --model"
-        raise LayoutError(msg)
-    if physical is not None:
-        slots_of_layer(redundant, physical, experts, None)
-        redundant = as_count("--physical", physical, experts, error=LayoutError) - experts
+    of_model = None if model is None else read_model(model, layers)
+    if of_model is not None:
+        experts = of_model.num_experts if experts is None else experts
+        layers = of_model.num_layers if layers is None else layers
+    experts = _known(experts)
     placement = generate_placement(
         as_choice("--layout", layout, LAYOUT_NAMES),
         num_experts=experts,
         ep_size=ep_size,
-        num_redundant_experts=0 if redundant is None else redundant,
+        num_redundant_experts=_copies(redundant, physical, experts),
         num_layers=1 if layers is None else layers,
-        num_shared_experts=shared,
-        shared_on_every_rank=shared_on_every_rank,
+        num_shared_experts=mixed.shared,
+        shared_on_every_rank=mixed.shared_on_every_rank,
         allow_duplicates=allow_duplicates,
     )
-    name = None if model in {None, "-"} else Path(str(model)).name
-    made = {"command": "generate", "layout": layout}
-    text = dumps(placement, model=name, layers=numbers or None, num_shared_experts=shared, provenance=made)
+    text = dumps(
+        placement,
+        model=None if model in {None, "-"} else Path(str(model)).name,
+        layers=(of_model and of_model.moe_layers) or None,
+        num_shared_experts=mixed.shared,
+        provenance={"command": "generate", "layout": layout},
+    )
     if output is None and not json:
         Output(Path("-")).write(text)
-        return
-    target.write(text)
-    _print(placement, layout, target, json=json)
+    else:
+        target.write(text)
+        _print(placement, layout, target, json=json)
+
+
+def _known(experts: int | None) -> int:
+    if experts is None:
+        msg = "the number of experts is missing; expected --experts or --model"
+        raise LayoutError(msg)
+    return experts
+
+
+def _copies(redundant: int | None, physical: int | None, experts: int) -> int:
+    """Return P - E; none where neither option is given."""
+    from expert_maps.cli.sizing import slots_of_layer
+    from expert_maps.validation import as_count
+
+    if physical is None:
+        return 0 if redundant is None else redundant
+    slots_of_layer(redundant, physical, experts, None)
+    return as_count("--physical", physical, experts, error=LayoutError) - experts
 
 
 def _print(placement: Placement, layout: str, target: Output, *, json: bool) -> None:

@@ -1,6 +1,6 @@
 # SPDX-FileCopyrightText: The expert-maps authors
 # SPDX-License-Identifier: Apache-2.0
-"""What `simulate` and `advise` print and write of runs."""
+"""Runs of `simulate`, and what it and `advise` print and write of them."""
 
 from __future__ import annotations
 
@@ -10,16 +10,48 @@ from typing import TYPE_CHECKING, Any
 
 from expert_maps._words import counted
 from expert_maps.cli.output import as_count, as_size, print_json, say
+from expert_maps.cli.work import work
 from expert_maps.errors import LayoutError
-from expert_maps.simulation import OFF, Costs, as_parquet, row_of
+from expert_maps.simulation import OFF, as_parquet, row_of, simulate
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
     from pathlib import Path
 
+    from expert_maps.cli.costs import CostOptions
+    from expert_maps.cli.sweeping import RunOptions, SweepOptions
     from expert_maps.cli.writing import Output
     from expert_maps.load import ExpertLoad
-    from expert_maps.simulation import Run
+    from expert_maps.simulation import Costs, Run, Setting
+
+
+def run_sweep(
+    trace: ExpertLoad,
+    settings: Sequence[Setting],
+    swept: SweepOptions,
+    costs: CostOptions,
+    price: Costs,
+    how: RunOptions,
+) -> list[Run]:
+    """Replay the trace under each setting, with a bar.
+
+    Raises:
+        ExpertMapsError: a setting or the trace does not fit.
+    """
+    return work(
+        "simulating",
+        lambda progress: simulate(
+            trace,
+            settings,
+            window=swept.look_back,
+            first=swept.first,
+            costs=price,
+            workers=costs.processes,
+            on_ray=how.ray,
+            resume=how.resume,
+            progress=progress,
+        ),
+    )
 
 
 def refuse_nothing(runs: Sequence[Run]) -> None:

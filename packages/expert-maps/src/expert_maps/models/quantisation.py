@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from expert_maps._words import counted
 from expert_maps.models.modelslim import W8A8_DYNAMIC, modelslim_bytes
@@ -189,8 +189,8 @@ def _modelopt(quant: Config, shape: Shape, config: Config) -> tuple[int, str]:
     raise UntoldError(msg)
 
 
-def _compressed(quant: Config, shape: Shape, config: Config) -> tuple[int, str]:
-    """One group of layers of compressed-tensors: the weights' bits, type and strategy."""
+def _group_of_experts(quant: Config) -> Mapping[str, Any]:
+    """Return the one group of layers that says how experts are stored."""
     groups = quant.get("config_groups")
     found = list(groups.values()) if isinstance(groups, Mapping) else []
     named = [
@@ -207,10 +207,17 @@ def _compressed(quant: Config, shape: Shape, config: Config) -> tuple[int, str]:
         untold(
             f"config_groups of the quantisation has {counted(len(found), 'group')}; expected one that says experts'"
         )
-    weights = Config(config.name, found[0]["weights"])
-    layout = found[0].get("format") or quant.get("format")
+    group: Mapping[str, Any] = found[0]
+    return group
+
+
+def _compressed(quant: Config, shape: Shape, config: Config) -> tuple[int, str]:
+    """One group of layers of compressed-tensors: the weights' bits, type and strategy."""
+    found = _group_of_experts(quant)
+    weights = Config(config.name, found["weights"])
+    layout = found.get("format") or quant.get("format")
     kind, bits, strategy = weights.get("type"), weights.get("num_bits"), weights.get("strategy")
-    has_input = isinstance(found[0].get("input_activations"), Mapping)
+    has_input = isinstance(found.get("input_activations"), Mapping)
     if layout == "pack-quantized" and kind == "int":
         group = -1 if strategy == "channel" else _size(weights, "group_size", 1)
         asymmetric = weights.get("symmetric") is False
@@ -232,7 +239,7 @@ def _compressed(quant: Config, shape: Shape, config: Config) -> tuple[int, str]:
         scales = sum(outputs for outputs, _ in shape.projections)
         return shape.numbers - shape.biases + scales * _SCALE, f"{kind}8 with a float32 scale a row"
     if bits == _BYTE and kind == "float" and strategy == "tensor":
-        inputs = found[0].get("input_activations")
+        inputs = found.get("input_activations")
         is_static = isinstance(inputs, Mapping) and inputs.get("dynamic") is False
         scales = len(shape.projections) * (1 + is_static)
         return shape.numbers - shape.biases + scales * _SCALE, "float8 with a scale a projection"

@@ -124,16 +124,29 @@ def find(  # noqa: PLR0913 - options by keyword
         "linear", num_experts=trace.num_experts, ep_size=ep_size, num_layers=trace.num_layers
     )
     half = trace.num_steps // 2
-    runs: list[Run] = []
-    if half:
-        settings = sweep(
-            ep_sizes=[ep_size],
-            redundant=sorted({*usual, copies}),
-            policies=(policy,),
-            intervals=sorted({0, max(1, half // 8), max(1, half // 4)}),
-        )
-        runs = simulate(trace, settings, first=half, costs=price, workers=workers, progress=progress)
-    done = [run for run in runs if run.reason is None]
-    runs = done if any(run.setting.policy != OFF for run in done) else []
+    amounts = sorted({*usual, copies})
+    runs = _sweep(trace, ep_size, amounts, policy, price, workers, progress) if half else []
     before = metrics.rank_load(linear, trace)
     return Findings(trace, result, before, advice, runs, half, price, names, tuple(notes))
+
+
+def _sweep(
+    trace: ExpertLoad,
+    ep_size: int,
+    amounts: list[int],
+    policy: str,
+    costs: Costs,
+    workers: int,
+    progress: Callable[[int, int], object] | None,
+) -> list[Run]:
+    """Simulate amounts of redundancy from the second half on; no runs where only the server without EPLB could be run."""
+    half = trace.num_steps // 2
+    settings = sweep(
+        ep_sizes=[ep_size],
+        redundant=amounts,
+        policies=(policy,),
+        intervals=sorted({0, max(1, half // 8), max(1, half // 4)}),
+    )
+    runs = simulate(trace, settings, first=half, costs=costs, workers=workers, progress=progress)
+    done = [run for run in runs if run.reason is None]
+    return done if any(run.setting.policy != OFF for run in done) else []

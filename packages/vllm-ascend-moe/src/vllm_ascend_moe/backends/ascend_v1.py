@@ -10,7 +10,6 @@ Run beside the released vllm-ascend on an emulated NPU.
 
 from __future__ import annotations
 
-import importlib
 import time
 from typing import TYPE_CHECKING, Any
 
@@ -19,6 +18,7 @@ from vllm_ascend_moe._log import logger
 from vllm_ascend_moe.backends.ascend import watching
 from vllm_ascend_moe.backends.ascend.answers import Answer, Question, answer
 from vllm_ascend_moe.backends.ascend.choosing import Choosing
+from vllm_ascend_moe.backends.ascend.left import forget_engine, registered_layers
 from vllm_ascend_moe.backends.ascend.model import AskedModel, Rows, initialize_hooks, rows_of
 from vllm_ascend_moe.backends.ascend.options import chooses, counts_load, needs_eplb
 from vllm_ascend_moe.backends.ascend.planning import Planner, planner_for
@@ -80,7 +80,7 @@ class AscendV1(Backend):
             table.NODE_COUNT,
         )
         wrapping.check_hooks((*table.BESIDE_ASCEND, *asks, *called))
-        self._forget_engine()
+        forget_engine(self._release)
         for hook in asks:
             wrapping.wrap(hook, _around_init_eplb_config)
         # One process has one NPU, and an engine that moves experts has it for itself.
@@ -97,16 +97,6 @@ class AscendV1(Backend):
             wrapping.wrap(table.DUMMY_RUN, self._recording.around_dummy_run)
         for hook in initialize_hooks():
             wrapping.wrap(hook, around_initialize_model)
-
-    def _forget_engine(self) -> None:
-        """Let vllm-ascend number its layers anew: an engine before this one has left its own in the process."""
-        for name in self._release.layers:
-            for value in list(vars(importlib.import_module(name)).values()):
-                if isinstance(value, type) and "moe_counter" in vars(value):
-                    value.moe_counter = -1  # type: ignore[attr-defined]
-        registered = _registered_layers()
-        if registered is not None:
-            registered.clear()  # vllm-ascend never does
 
     # Loading.
 
@@ -159,7 +149,7 @@ class AscendV1(Backend):
         finally:
             self._building = None
         made = AskedModel(model, self._asked, fills_by_map=self._release.fills == "map")
-        if draft and made.layers and needs_eplb(self.session.settings) and _registered_layers() is not None:
+        if draft and made.layers and needs_eplb(self.session.settings) and registered_layers() is not None:
             msg = (
                 f"{type(model).__name__} is a draft model with {len(made.layers)} MoE layers, where vllm-ascend's EPLB is on (for "
                 "dynamic, record_path, log_balancedness, or copies by layout); expected one without, or a static map: "
@@ -298,13 +288,6 @@ class AscendV1(Backend):
         steps = recorder.num_rows if recorder else 0
         more = {"rearrangements": self.session.rearrangements, "recorded_steps": steps}
         return found and {**found, **more}
-
-
-def _registered_layers() -> list[Any] | None:
-    """Return the layers that vllm-ascend's EPLB takes for the model's, of whichever model; None where it asks the model."""
-    adaptor = importlib.import_module("vllm_ascend.eplb.adaptor.vllm_adaptor").VllmEplbAdaptor
-    found: list[Any] | None = getattr(adaptor, "_registered_moe_layers", None)
-    return found
 
 
 def _around_init_eplb_config(original: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:

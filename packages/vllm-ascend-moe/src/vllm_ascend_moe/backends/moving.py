@@ -10,6 +10,7 @@ import numpy as np
 import torch
 
 from expert_maps import LayoutError, Placement
+from vllm_ascend_moe._log import logger
 from vllm_ascend_moe.core.agreement import DisagreementError, gather
 from vllm_ascend_moe.core.checksums import each_tensor, slot_checksums, slot_tensors
 from vllm_ascend_moe.eplb import EplbConfigError
@@ -98,6 +99,11 @@ def local_checksums(model: Any) -> NDArray[np.int64]:
     return torch.stack(sums).numpy()
 
 
+def checksums_in_hex(model: Any) -> list[list[str]]:
+    """Return `local_checksums` as words: not every transport carries integers of 64 bits."""
+    return [[f"{int(slot):016x}" for slot in layer] for layer in local_checksums(model).view("u8")]
+
+
 def _slot_tensors(model: Any, layer: int) -> list[Slots]:
     """Return what a layer holds for each slot: all of its parameters, or else what is moved.
 
@@ -108,6 +114,13 @@ def _slot_tensors(model: Any, layer: int) -> list[Slots]:
     if module is None or any(isinstance(weights, list) for weights in moved):
         return moved
     return list(slot_tensors(module, model.num_local_physical_experts))
+
+
+def say_redundant_bytes(model: Any) -> None:
+    """Log what this rank's share of the redundant experts takes, if there are any."""
+    if model.num_redundant_experts:
+        size = redundant_bytes(model) / 2**20
+        logger.info("redundant experts take %.1f MiB of this rank's memory", size)
 
 
 def redundant_bytes(model: Any) -> int:

@@ -120,28 +120,39 @@ def make_policy(name: str | None = None, max_moves: int | None = None) -> type[A
             Raises:
                 ExpertMapsError: no plan can be made.
             """
-            load = weight.cpu().numpy()
             old = None if old_global_expert_indices is None else old_global_expert_indices.cpu().numpy()
-            current = None
-            if policy == "balanced" and old is not None:
-                current = _as_placement(old, load.shape[1], num_replicas, num_ranks)
-            groups, nodes = usable_groups(policy, num_groups, num_nodes, load.shape[1], num_ranks)
-            result = plan(
-                load,
-                num_physical_experts=num_replicas,
-                ep_size=num_ranks,
-                num_groups=groups,
-                num_nodes=nodes,
-                policy=policy,
-                current=current,
-                max_moves=None if current is None else max_moves,
-            )
-            rows = result.placement.physical_to_logical
-            if old is not None and current is None:
-                rows = keep_slots(rows, old, num_ranks)
+            cluster = (num_replicas, num_groups, num_nodes, num_ranks)
+            rows = _planned_rows(policy, max_moves, weight.cpu().numpy(), cluster, old)
             return torch.from_numpy(rows.astype(np.int64))
 
     return ExpertMapsPolicy
+
+
+def _planned_rows(
+    policy: str,
+    max_moves: int | None,
+    load: NDArray[np.number],
+    cluster: tuple[int, int, int, int],
+    old: NDArray[np.integer] | None,
+) -> NDArray[np.integer]:
+    """Plan [L, E], with what vLLM says of the cluster: P, groups, nodes, R. Arguments and errors as of `make_policy`."""
+    slots, num_groups, num_nodes, ep_size = cluster
+    current = None
+    if policy == "balanced" and old is not None:
+        current = _as_placement(old, load.shape[1], slots, ep_size)
+    groups, nodes = usable_groups(policy, num_groups, num_nodes, load.shape[1], ep_size)
+    result = plan(
+        load,
+        num_physical_experts=slots,
+        ep_size=ep_size,
+        num_groups=groups,
+        num_nodes=nodes,
+        policy=policy,
+        current=current,
+        max_moves=None if current is None else max_moves,
+    )
+    rows = result.placement.physical_to_logical
+    return keep_slots(rows, old, ep_size) if old is not None and current is None else rows
 
 
 def _as_placement(

@@ -18,6 +18,7 @@ from expert_maps import ExpertMapsError
 from vllm_ascend_moe._log import logger
 from vllm_ascend_moe.backends import moving, rules
 from vllm_ascend_moe.backends.eplb_hooks import EPLB_HOOKS
+from vllm_ascend_moe.backends.homes import Homes
 from vllm_ascend_moe.backends.interface import Backend
 from vllm_ascend_moe.backends.one_plan import OnePlan
 from vllm_ascend_moe.backends.policy import check_policy, make_policy
@@ -62,10 +63,7 @@ class VllmEplb(Backend):
         self.first_layer = 0
         # By model, its state's number: a draft model has its own, and may be added first.
         self._rules: dict[int, SlotRule] = {}
-        # Of every model, in vLLM's order: its state, and the placement that its loader fills, int64 [L, P].
-        self._loaded: list[tuple[Any, torch.Tensor]] = []
-        # While vLLM's own layout serves, because weights are loaded or have failed to: where each model's experts belong.
-        self._away: list[Placement] = []
+        self._homes = Homes()
 
     @property
     def is_placed(self) -> bool:
@@ -148,7 +146,7 @@ class VllmEplb(Backend):
         model_state = next(reversed(state.model_states.values()))
         session.attach(model_state)
         self.state = state
-        self._loaded.append((model_state, model_state.physical_to_logical_map.clone()))
+        self._homes.add(model_state)
         self.set_policy(state, model)
         is_main = self.main_state is None and model_config is session.config.model_config
         self._rules[id(model_state)] = self.slot_rule(model, is_main=is_main)
@@ -196,9 +194,7 @@ class VllmEplb(Backend):
         session.meter.placement = session.source.layers(*stage)
         session.meter.first_layer = self.first_layer
         session.meter.slot_bytes = rules.move_rule(session, model).slot_bytes
-        if model.num_redundant_experts:
-            size = moving.redundant_bytes(model) / 2**20
-            logger.info("redundant experts take %.1f MiB of this rank's memory", size)
+        moving.say_redundant_bytes(model)
 
     def finish_loading(self) -> None:
         """See that the hooks were called; see `Backend`."""
@@ -212,7 +208,7 @@ class VllmEplb(Backend):
     @property
     def may_rearrange(self) -> bool:
         """Whether vLLM may move experts: not away from a static placement, nor while weights are loaded."""
-        return bool(self.session.settings.dynamic) and not self._away
+        return bool(self.session.settings.dynamic) and not self._homes.are_left
 
     def write_slots(self, model_state: Any) -> None:
         """Write the replica choice over the tables that vLLM has committed."""
@@ -254,8 +250,7 @@ class VllmEplb(Backend):
         if state is None or self.session.settings.record_path is None:
             return
         counts = state.expert_load_pass
-        shape = (counts.shape[0], state.model.num_logical_experts)
-        load = torch.zeros(shape, dtype=torch.int64, device=counts.device)
+        load = counts.new_zeros((counts.shape[0], state.model.num_logical_experts), dtype=torch.int64)
         if not is_dummy and ranks.counts_tokens:
             load.scatter_add_(1, state.physical_to_logical_map.long(), counts.long())
         if not ranks.share_all_tokens:
@@ -272,33 +267,17 @@ class VllmEplb(Backend):
         if self.state.is_async:
             logger.info("%s: moves that are under way are dropped", name)
             self.state.drain_async()
-        ep_size = self.session.ranks.ep_size
-        # After a failure they are there already, and belong where they were before that.
-        self._away = self._away or [moving.live_placement(state, ep_size) for state, _ in self._loaded]
-        for model_state, rows in self._loaded:
-            # What is there may be no weights any more, after a sleep.
-            self._move(moving.placement_of(rows, model_state, ep_size), model_state, checks=False)
+        self._homes.leave(self.session.ranks, self.write_slots)
 
     def end_reload(self) -> None:
         """Move every model's experts to where they were, fill every copy, and compare bytes; see `Backend`."""
         checks = self.session.config.load_config.load_format != "dummy"
-        for target, (model_state, _) in zip(self._away, self._loaded, strict=False):
-            self._move(target, model_state, checks=checks)
-        self._away = []
+        self._homes.come_back(self.session.ranks, self.write_slots, checks=checks)
 
     def abort_reload(self) -> None:
         """Serve on in vLLM's own layout, whose every slot is as the loader has left it; see `Backend`."""
-        if self._away:
+        if self._homes.are_left:
             logger.error("new weights could not be loaded; experts stay in vLLM's own layout until they are")
-
-    def _move(self, target: Placement, model_state: Any, *, checks: bool) -> None:
-        moving.move_experts(
-            target, "the placement", model_state.model, model_state, self.session.ranks, checks=checks
-        )
-        self.write_slots(model_state)
-        # Counted by slot, of which each held another expert.
-        model_state.expert_load_window.zero_()
-        model_state.expert_load_pass.zero_()
 
     def report(self, *, checksums: bool) -> dict[str, Any]:
         """Return what vLLM's EPLB state says; see `Backend`."""
@@ -314,9 +293,7 @@ class VllmEplb(Backend):
             "recorded_steps": recorder.num_rows if recorder else 0,
         }
         if checksums:
-            # In hex: not every transport carries integers of 64 bits.
-            sums = moving.local_checksums(self.main_state.model).view("u8")
-            report["slot_checksums"] = [[f"{int(slot):016x}" for slot in layer] for layer in sums]
+            report["slot_checksums"] = moving.checksums_in_hex(self.main_state.model)
         return report
 
 

@@ -5,7 +5,6 @@
 from __future__ import annotations
 
 import contextlib
-import math
 import threading
 import weakref
 from pathlib import Path
@@ -17,14 +16,12 @@ import torch
 from expert_maps import ExpertMapsError
 from vllm_ascend_moe._log import logger
 from vllm_ascend_moe.core.meter import Meter
-from vllm_ascend_moe.core.record_file import MOST, RecordError, RecordFile
+from vllm_ascend_moe.core.record_file import RecordError, RecordFile
+from vllm_ascend_moe.core.record_rows import Unmeasured, add_tensors, bounded, rows_left
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-# Past these the older rows are added up in pairs: the file stays bounded, and no token is lost.
-MAX_ROWS = 4096
-MAX_NUMBERS = 4_000_000
 # A server that is idle writes too, so that being killed costs little.
 MAX_SECONDS = 5.0
 # Steps that wait for a write that does not end, beyond those of an interval; more are added up where they are.
@@ -78,9 +75,7 @@ class LoadRecorder:
                 be written there.
             ExpertMapsError: the file is no load.
         """
-        self.path = path
-        self.interval = interval
-        self.is_on = is_on
+        self.path, self.interval, self.is_on = path, interval, is_on
         self.failure: str | None = None
         self.failed_writes = self.merged_rows = self.dropped_steps = 0
         self._meter = meter or Meter()
@@ -99,11 +94,8 @@ class LoadRecorder:
             self._file.close()
             raise
         self._is_written, self._in_file = True, len(self._rows)  # the rows, as they are
-        # What steps since the last write add up to, for the metrics, and how many they are.
-        self._unmeasured: NDArray[np.int64] | None = None
-        self._num_unmeasured = 0
-        self._is_failing = False
-        self._is_closed = False
+        self._unmeasured = Unmeasured()
+        self._is_failing = self._is_closed = False
         self._pending: list[torch.Tensor] = []  # of single steps, where they were counted
         self._fresh: list[NDArray[np.int64]] = []  # those of them that had a token
         self._fetching = threading.Lock()
@@ -116,11 +108,7 @@ class LoadRecorder:
         """Rows that the file will have after the next write."""
         with self._fetching:
             self._fetch()
-            count = len(self._rows) + len(self._fresh)
-        while count > _most_rows(self._shape):
-            half = max(2, count // 2)
-            count -= half // 2
-        return count
+            return rows_left(len(self._rows) + len(self._fresh), self._shape)
 
     def add(self, load: torch.Tensor) -> None:
         """Add a step, and write from time to time; nothing waits for the device.
@@ -190,11 +178,8 @@ class LoadRecorder:
     def _take_fresh(self) -> None:
         """Put the steps behind the rows; of these older ones are added up where there are too many."""
         rows = [*self._rows, *self._fresh]
-        load = np.sum(self._fresh, axis=0)
-        self._unmeasured = load if self._unmeasured is None else _add(self._unmeasured, load)
-        self._num_unmeasured += len(self._fresh)
-        self._rows, self._fresh, self._is_written = _bounded(rows), [], False
-        self._count_merged(len(rows) - len(self._rows))
+        self._unmeasured.add(self._fresh)
+        self._rows, self._fresh, self._is_written = self._within_bounds(rows), [], False
 
     # What is asked for while a server serves.
 
@@ -257,10 +242,7 @@ class LoadRecorder:
             words = "the record %s is written again; %d rows were added to neighbours so far"
             logger.info(words, self.path, self.merged_rows)
         self.failure, self._is_failing = None, False
-        if self._unmeasured is not None:
-            self._meter.measure_experts(self._unmeasured)
-            self._meter.wrote(self._num_unmeasured)
-        self._unmeasured, self._num_unmeasured = None, 0
+        self._unmeasured.tell(self._meter)
 
     def _fetch(self) -> int:
         """Take what is pending to the host; return how many steps were added until then."""
@@ -276,11 +258,7 @@ class LoadRecorder:
             if not self.dropped_steps:
                 logger.warning("a step with %d tokens for an expert is left out of the record", steps.min())
             self.dropped_steps += int(bad.sum())
-        self._fresh += [step for step in steps[~bad] if step.any()]
-        if len(self._fresh) > _most_rows(self._shape):
-            fewer = _bounded(self._fresh)
-            self._count_merged(len(self._fresh) - len(fewer))
-            self._fresh = fewer
+        self._fresh = self._within_bounds([*self._fresh, *(step for step in steps[~bad] if step.any())])
         return added
 
     def _halve_pending(self) -> None:
@@ -290,17 +268,19 @@ class LoadRecorder:
             return
         try:
             steps = self._pending[: len(self._pending) // 2 * 2]
-            pairs = [_add_tensors(steps[i], steps[i + 1]) for i in range(0, len(steps), 2)]
+            pairs = [add_tensors(steps[i], steps[i + 1]) for i in range(0, len(steps), 2)]
             self._pending[: len(steps)] = pairs
             self._hidden += len(pairs)
             self.merged_rows += len(pairs)
         finally:
             self._fetching.release()
 
-    def _count_merged(self, count: int) -> None:
-        # A record that is written is bounded too, which is no fault.
+    def _within_bounds(self, rows: list[NDArray[np.int64]]) -> list[NDArray[np.int64]]:
+        """Add up older rows until there are few enough; a record that is written is bounded too, which is no fault."""
+        fewer = bounded(rows)
         if self._is_failing:
-            self.merged_rows += count
+            self.merged_rows += len(rows) - len(fewer)
+        return fewer
 
 
 def _write(known: weakref.ref[LoadRecorder], due: threading.Event) -> None:
@@ -315,32 +295,6 @@ def _write(known: weakref.ref[LoadRecorder], due: threading.Event) -> None:
         with contextlib.suppress(ExpertMapsError, OSError, RuntimeError):
             recorder.flush()
         del recorder
-
-
-def _most_rows(shape: tuple[int, ...]) -> int:
-    return max(2, min(MAX_ROWS, MAX_NUMBERS // math.prod(shape)))
-
-
-def _bounded(rows: list[NDArray[np.int64]]) -> list[NDArray[np.int64]]:
-    """Add up neighbours in the older half until there are few enough rows; recent steps stay single."""
-    most = _most_rows(rows[0].shape)
-    while len(rows) > most:
-        half = max(2, len(rows) // 2)
-        older = [_add(rows[i], rows[i + 1]) if i + 1 < half else rows[i] for i in range(0, half, 2)]
-        rows = older + rows[half:]
-    return rows
-
-
-def _add(a: NDArray[np.int64], b: NDArray[np.int64]) -> NDArray[np.int64]:
-    """Add counts from 0; what would be above the highest becomes it, and none becomes negative."""
-    return np.where(b > MOST - a, MOST, a + np.minimum(b, MOST - a))
-
-
-def _add_tensors(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
-    """Add counts as `_add` does; one that is negative already makes a sum that is."""
-    a, b = a.long(), b.long()
-    added = a + b
-    return torch.where((a | b) < 0, -1, torch.where(added < 0, MOST, added))
 
 
 __all__ = ["LoadRecorder", "RecordError"]

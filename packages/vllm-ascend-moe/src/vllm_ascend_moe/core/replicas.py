@@ -21,193 +21,26 @@ differently then leave a token to nobody, or take it twice: there, choices that 
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, get_args
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 
 from expert_maps import ExpertMapsError, Placement
-from expert_maps.formats.weights import read_stored
 from expert_maps.routing import default_rows
-from vllm_ascend_moe.core.settings import ReplicaChoiceName
+from vllm_ascend_moe.core.replica_weights import read_replica_weights, settings_weights
+from vllm_ascend_moe.core.slot_rule import (
+    BY_RANK,
+    MAX_SLOTS,
+    REPLICA_CHOICES,
+    ReplicaChoice,
+    ReplicaChoiceError,
+    SlotRule,
+    check_ranks_agree,
+)
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
-
-    from vllm_ascend_moe.core.settings import Settings
-    from vllm_ascend_moe.core.sources import PlacementSource
-
-ReplicaChoice = ReplicaChoiceName
-REPLICA_CHOICES: tuple[str, ...] = get_args(ReplicaChoiceName)
-# Those by which a token's copy depends on the rank that sends it.
-BY_RANK = frozenset({"static", "own_rank", "tensor_parallel", "local"})
-# Of vLLM's table; a list longer than this cannot be written.
-MAX_SLOTS = 1024
-
-
-class ReplicaChoiceError(ExpertMapsError):
-    """The choice does not exist, lacks what it needs, or would let ranks disagree."""
-
-
-@dataclass(frozen=True, eq=False)
-class SlotRule:
-    """How one rank chooses among copies.
-
-    Attributes:
-        choice: see the module.
-        turn: by how many tokens this rank is ahead of rank 0, so that ranks with one token each do not all
-            choose the same copy; the same on ranks that see the same tokens.
-        tp_size: tensor-parallel size, for ``tensor_parallel``.
-        ranks_must_agree: whether all ranks see the same tokens.
-        weights: float64 [L, E, X], for ``weighted``.
-        rows: the period in tokens of ``weighted``.
-        group_size: ranks that see the same tokens as this one, for ``local``; they are number ``turn`` of such groups.
-        num_nodes: servers, for ``local``.
-    """
-
-    choice: ReplicaChoiceName
-    turn: int = 0
-    tp_size: int = 1
-    ranks_must_agree: bool = False
-    weights: NDArray[np.float64] | None = None
-    rows: int = 128
-    group_size: int = 1
-    num_nodes: int = 1
-
-    @classmethod
-    def from_settings(
-        cls,
-        settings: Settings,
-        source: PlacementSource | None = None,
-        *,
-        ep_size: int,
-        tp_size: int,
-        ep_rank: int = 0,
-        splits_tokens: bool = False,
-        num_nodes: int = 1,
-    ) -> SlotRule:
-        """Make the rule that the settings ask for.
-
-        Args:
-            settings: the plugin's.
-            source: the placement that is served; needed where the settings name weights.
-            ep_size: R.
-            tp_size: tensor-parallel size; the ranks of such a group see the same tokens.
-            ep_rank: this rank.
-            splits_tokens: unless they are split among them (sequence parallelism).
-            num_nodes: servers, each with as many ranks.
-
-        Raises:
-            ExpertMapsError: the file of weights is unreadable, or for another placement.
-        """
-        weights = settings_weights(settings, source)
-        turn = ep_rank if splits_tokens else ep_rank // tp_size
-        # These differ within such a group, static only between groups.
-        differs_within = settings.choice in {"tensor_parallel", "own_rank"} and tp_size > 1
-        groups = 1 if differs_within else ep_size // tp_size
-        return cls(
-            settings.choice,
-            turn,
-            tp_size,
-            not splits_tokens and groups == 1,
-            weights,
-            group_size=1 if splits_tokens else tp_size,
-            num_nodes=num_nodes,
-        )
-
-    def tables(
-        self, placement: Placement, first_layer: int = 0
-    ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-        """Return every expert's slots.
-
-        Args:
-            placement: of some layers.
-            first_layer: index of the first of them, among those that there are weights for.
-
-        Returns:
-            slots: int64 [L, E, N], physical ids, −1 past the count.
-            count: int64 [L, E].
-
-        Raises:
-            ReplicaChoiceError: the choice would let ranks disagree.
-            ExpertMapsError: there are no weights for these layers, or they are no shares.
-        """
-        check_ranks_agree(self.choice, placement, ranks_must_agree=self.ranks_must_agree)
-        if placement.replica_count.max() > MAX_SLOTS:
-            msg = f"an expert has {placement.replica_count.max()} copies; expected at most {MAX_SLOTS}, as vLLM's table has"
-            raise ExpertMapsError(msg)
-        if self.choice == "weighted":
-            return self._weighted(placement, first_layer)
-        copies = placement.logical_to_physical.astype(np.int64)  # [L, E, X]
-        count = placement.replica_count.astype(np.int64)
-        if self.choice == "local":
-            copies, count = self._near(placement, copies)
-        if self.choice in {"local", "rank_offset"}:
-            turn = (np.arange(copies.shape[2]) + self.turn) % count[..., None]
-            slots = np.take_along_axis(copies, turn, axis=2)
-            return np.where(np.arange(copies.shape[2]) < count[..., None], slots, -1), count
-        if self.choice == "own_rank":
-            rank = self.turn % placement.ep_size
-            own = placement.global_log2phy(prefer_own_rank=True)[:, rank]
-            return own[..., None].astype(np.int64), np.ones_like(count)
-        start = np.full(count.shape[1], self.turn)
-        if self.choice == "tensor_parallel":
-            start = self.turn % self.tp_size + self.turn // self.tp_size + np.arange(count.shape[1])
-        slots = np.take_along_axis(copies, (start % count)[..., None], axis=2)
-        return slots, np.ones_like(count)
-
-    def _near(
-        self, placement: Placement, copies: NDArray[np.int64]
-    ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-        """Put the copies that are near in front, and count them: [L, E, X] and [L, E]."""
-        ranks = placement.slot_rank[copies]  # of what does not exist any rank's
-        ranks_per_node = placement.ep_size // self.num_nodes
-        near = exists = copies >= 0
-        for size in (ranks_per_node, self.group_size):
-            within = exists & (ranks // size == self.turn * self.group_size // size)
-            near = np.where(within.any(axis=2, keepdims=True), within, near)
-        first = np.argsort(~near, axis=2, kind="stable")
-        return np.take_along_axis(copies, first, axis=2), near.sum(axis=2)
-
-    def _weighted(
-        self, placement: Placement, first_layer: int
-    ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-        assert self.weights is not None
-        layers = placement.num_layers
-        if first_layer + layers > len(self.weights):
-            msg = (
-                f"replica_weights has shape {list(self.weights.shape)}; expected at least "
-                f"{first_layer + layers} layers, [L, E, X] as the placement"
-            )
-            raise ExpertMapsError(msg)
-        copies = placement.logical_to_physical
-        tables = [
-            placement.weighted_routing_table(
-                layer,
-                self.turn % placement.ep_size,
-                _fit(self.weights[first_layer + layer], copies[layer]),
-                rows=self.rows,
-            )
-            for layer in range(layers)
-        ]
-        slots = np.stack(tables).transpose(0, 2, 1).astype(np.int64)  # [L, E, rows]
-        count = np.where(placement.replica_count > 1, slots.shape[2], 1).astype(np.int64)
-        return np.where(np.arange(slots.shape[2]) < count[..., None], slots, -1), count
-
-
-def check_ranks_agree(choice: str, placement: Placement, *, ranks_must_agree: bool) -> None:
-    """Refuse a choice by rank where all ranks see the same tokens, and there are copies to choose from.
-
-    Raises:
-        ReplicaChoiceError: see the class.
-    """
-    if ranks_must_agree and choice in BY_RANK and placement.num_redundant_experts:
-        msg = (
-            f"replica choice is {choice}, by which each rank chooses a copy of its own; expected rank_offset "
-            "or weighted, because without all-to-all all ranks must agree"
-        )
-        raise ReplicaChoiceError(msg)
 
 
 def build_routing_table(
@@ -242,23 +75,7 @@ def build_routing_table(
         ReplicaChoiceError: see the class.
         ExpertMapsError: an index does not exist, or the weights are no shares.
     """
-    if choice not in REPLICA_CHOICES:
-        msg = f"replica choice is {choice!r}; expected one of {', '.join(REPLICA_CHOICES)}"
-        raise ReplicaChoiceError(msg)
-    if (choice == "weighted") != (replica_weights is not None):
-        found = "missing" if replica_weights is None else "given"
-        msg = f"replica_weights are {found}; expected them with the choice weighted only, and it is {choice}"
-        raise ReplicaChoiceError(msg)
-    for quantity, value, below in (
-        ("layer", layer, placement.num_layers),
-        ("ep_rank", ep_rank, placement.ep_size),
-    ):
-        if not 0 <= value < below:
-            msg = f"{quantity} is {value}; expected 0 … {below - 1}"
-            raise ExpertMapsError(msg)
-    if rows is not None and rows < 1:
-        msg = f"rows is {rows}; expected at least 1"
-        raise ExpertMapsError(msg)
+    _check(placement, layer, ep_rank, choice, rows, has_weights=replica_weights is not None)
     one_layer = Placement(
         placement.physical_to_logical[layer : layer + 1],
         placement.ep_size,
@@ -283,6 +100,29 @@ def build_routing_table(
     return torch.from_numpy(written_out(slots, count, rows))
 
 
+def _check(
+    placement: Placement, layer: int, ep_rank: int, choice: str, rows: int | None, *, has_weights: bool
+) -> None:
+    """Refuse arguments of `build_routing_table` that contradict the placement or each other; raises as it does."""
+    if choice not in REPLICA_CHOICES:
+        msg = f"replica choice is {choice!r}; expected one of {', '.join(REPLICA_CHOICES)}"
+        raise ReplicaChoiceError(msg)
+    if (choice == "weighted") != has_weights:
+        found = "given" if has_weights else "missing"
+        msg = f"replica_weights are {found}; expected them with the choice weighted only, and it is {choice}"
+        raise ReplicaChoiceError(msg)
+    for quantity, value, below in (
+        ("layer", layer, placement.num_layers),
+        ("ep_rank", ep_rank, placement.ep_size),
+    ):
+        if not 0 <= value < below:
+            msg = f"{quantity} is {value}; expected 0 … {below - 1}"
+            raise ExpertMapsError(msg)
+    if rows is not None and rows < 1:
+        msg = f"rows is {rows}; expected at least 1"
+        raise ExpertMapsError(msg)
+
+
 def written_out(slots: NDArray[np.int64], count: NDArray[np.int64], rows: int) -> NDArray[np.int32]:
     """Write the lists of one layer out, a row a token.
 
@@ -296,51 +136,6 @@ def written_out(slots: NDArray[np.int64], count: NDArray[np.int64], rows: int) -
     """
     table = slots[np.arange(len(count)), np.arange(rows)[:, None] % count]
     return np.asarray(table.astype(np.int32))
-
-
-def _fit(weights: NDArray[np.float64], copies: NDArray[np.int32]) -> NDArray[np.float64]:
-    """Cut or pad a layer's last axis: the most copies of a layer are fewer than those of all layers."""
-    width = copies.shape[1]
-    if weights.shape[1] > width and not weights[:, width:].any():
-        return weights[:, :width]
-    missing = width - weights.shape[1]
-    return np.pad(weights, ((0, 0), (0, missing))) if missing > 0 else weights
-
-
-def settings_weights(settings: Settings, source: PlacementSource | None) -> NDArray[np.float64] | None:
-    """Return the weights that the settings name, or None.
-
-    Args:
-        settings: the plugin's.
-        source: the placement that is served; None only where the settings name no weights.
-
-    Raises:
-        ExpertMapsError: see `read_replica_weights`.
-    """
-    path = settings.replica_weights_path
-    if path is None:
-        return None
-    assert source is not None
-    return read_replica_weights(path, source)
-
-
-def read_replica_weights(path: str, source: PlacementSource) -> NDArray[np.float64]:
-    """Read each copy's share of its expert's tokens, float64 [L, E, X].
-
-    Args:
-        path: what ``expert-maps weights`` wrote.
-        source: the placement that is served. A layout whose number of layers is not known is compared for as many as
-            there are weights for.
-
-    Raises:
-        ExpertMapsError: the file is unreadable, of another form, or for another placement.
-    """
-    stored = read_stored(path)
-    if source.is_file or source.num_layers is not None:
-        total = source.num_layers or source.placement.num_layers
-    else:
-        total = len(stored.weights)
-    return stored.require(source.layers(0, total, total))
 
 
 __all__ = [

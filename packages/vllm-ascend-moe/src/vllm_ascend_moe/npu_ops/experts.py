@@ -161,14 +161,18 @@ def apply_experts(
     if weights.is_quantised:
         activated, row_scale = ops.npu_dynamic_quant(activated, smooth_scales=None)
     rows = _multiply(activated, row_scale, counts, weights.w2, weights.w2_scale, hidden_states.dtype)
+    return _summed(rows, row_idx.view(num_tokens, top_k), topk_weights.to(hidden_states.dtype))
+
+
+def _summed(rows: torch.Tensor, entry_row: torch.Tensor, topk_weights: torch.Tensor) -> torch.Tensor:
+    """Add up rows [N, H] by token, weighted [T, K]; entry_row [T, K] is −1 for an expert on another rank."""
     # 3. Add up by token. Rows past the active ones are undefined, NaN perhaps, and 0 x NaN is NaN: so an
     #    entry on another rank reads, with weight 0, a row that its token has here; a token that has none
     #    is set to zero afterwards.
-    entry_row = row_idx.view(num_tokens, top_k)
     local = entry_row >= 0
     own_row = entry_row.amax(1, keepdim=True)
     entry_row = torch.where(local, entry_row, own_row.clamp(min=0))
-    probs = torch.where(local, topk_weights.to(hidden_states.dtype), 0)
+    probs = torch.where(local, topk_weights, 0)
     summed = ops.npu_moe_token_unpermute(rows, entry_row.reshape(-1), probs, False)  # noqa: FBT003 - torch_npu's signature
     return torch.where(own_row >= 0, summed, 0)
 
