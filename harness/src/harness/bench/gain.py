@@ -46,7 +46,7 @@ SHAPE = skewed.Shape(layers=2, hidden=512, inner=2048, heads=2, experts=16, top_
 # Prompts of a rank: in the record, of which a step has one; and in a round.
 TRACE_PROMPTS, PROMPTS = 48, 6
 # Rounds that fit the time model, and those before that are not counted.
-_CALIBRATING, _WARM_UP = 5, 1
+_CALIBRATING, _WARM_UP = 8, 1
 # The servers that take turns, by the redundant experts of their maps; None for none.
 ARMS: dict[str, int | None] = {"off": None, "map": 0, "map_with_copies": 2}
 # Of prompts: what is recorded, what fits the model, and from where on arms are compared.
