@@ -7,6 +7,7 @@ from __future__ import annotations
 import json
 import os
 from dataclasses import replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
@@ -20,11 +21,11 @@ from harness.record import history
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
-    from pathlib import Path
 
     from typing_extensions import Self
 
 # Tokens of a step: rank 0 of two has most of them, and one expert of the first layer has more than half.
+ROOT = Path(__file__).parents[2]
 LOAD = np.full((2, 16), 8.0)
 LOAD[0, 0], LOAD[0, 1], LOAD[1, :4] = 1600, 600, 500
 BESIDE, EXPERTS = 0.08, 0.25  # seconds of a step without a map
@@ -139,6 +140,30 @@ def test_prediction_and_measurement_are_kept_in_one_record(
     assert record.proof["planned_digests"].keys() == {"map", "map_with_copies"}
     assert record.provenance.checkpoint is not None
     assert record.provenance.checkpoint.name == "skewed-top-1"
+
+
+def test_the_page_says_what_the_record_does() -> None:
+    records = history.read(ROOT / "harness/bench/records/serving.jsonl")
+    found = [record for record in records if record.name == gain.NAME][-1].performance
+    page = (ROOT / "docs/measured.md").read_text()
+    for arm, name in zip(
+        gain.ARMS, ("without a map", "planned map, no copies", "planned map, two copies"), strict=True
+    ):
+        rate, balance = found[f"{arm}_median_tokens_per_s"], found[f"{arm}_balancedness"]
+        cells = ["", ""]
+        if gain.ARMS[arm] is not None:
+            low, high = found[f"{arm}_to_off_ratio_interval"]
+            cells = [
+                f"{found[f'{arm}_to_off_ratio']:.2f} [{low:.2f}, {high:.2f}]",
+                f"{found[f'{arm}_predicted_ratio']:.2f}",
+            ]
+            for told in (f"{found[f'{arm}_predicted_gain']:.1%}", f"{found[f'{arm}_measured_gain']:.1%}"):
+                assert told.replace("%", " %") in page
+        line = f"| {name} | {rate:.0f} | {balance:.3f} | {' | '.join(cells)} |"
+        assert line.replace("  ", " ") in page.replace("  ", " ")
+    assert (
+        f"a step takes {found['step_ms']:.1f} ms, the hottest rank's experts {found['moe_ms']:.1f} ms" in page
+    )
 
 
 def _write_config(folder: Path, shape: skewed.Shape) -> None:

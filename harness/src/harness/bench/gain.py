@@ -52,7 +52,7 @@ ARMS: dict[str, int | None] = {"off": None, "map": 0, "map_with_copies": 2}
 # Of prompts: what is recorded, what fits the model, and from where on arms are compared.
 _RECORDED, _FITTING, _COMPARED = 1, 1000, 2000
 _RESAMPLES = 5000
-_NAME = (
+NAME = (
     f"planned maps and the advice's prediction, vLLM CPU build, {RANKS} data-parallel ranks, "
     f"prompts of {PROMPT_TOKENS} tokens, float32, eager"
 )
@@ -191,7 +191,7 @@ def median_interval(values: Sequence[float]) -> tuple[float, float]:
 
 def show(result: dict[str, Any]) -> None:
     """Print what was measured beside what was predicted."""
-    table = Table(title=_NAME, title_justify="left")
+    table = Table(title=NAME, title_justify="left")
     for head in ("arm", "tokens/s", "balancedness", "times as fast as off", "predicted"):
         table.add_column(head, justify="left" if head == "arm" else "right")
     for arm, copies in ARMS.items():
@@ -242,7 +242,7 @@ def main(
         record,
         RunRecord(
             kind="serving",
-            name=_NAME,
+            name=NAME,
             settings=settings,
             provenance=provenance,
             proof=proof,
