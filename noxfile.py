@@ -132,8 +132,11 @@ def vllm_oldest(session: nox.Session) -> None:
 
 @nox.session(venv_backend="none")
 def serving_bench(session: nox.Session) -> None:
-    """Time what a static map costs a server."""
-    install_serve(session).run("python", "-m", "harness.bench.serving", *session.posargs)
+    """Time what a static map costs a server, or what it gains."""
+    module, words = "serving", list(session.posargs)
+    if words[:1] == ["gain"]:
+        module, *words = words
+    install_serve(session).run("python", "-m", f"harness.bench.{module}", *words)
 
 
 @nox.session(venv_backend="none")

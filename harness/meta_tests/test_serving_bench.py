@@ -22,16 +22,16 @@ if TYPE_CHECKING:
 def test_the_routers_of_the_skewed_model_favour_rank_0() -> None:
     import torch
 
-    weights = skewed.weights()
+    shape, weights = skewed.USUAL, skewed.weights()
     config = skewed.config()
     embedded = torch.nn.functional.rms_norm(weights["model.embed_tokens.weight"], (config["hidden_size"],))
     shares = []
     for layer in range(config["num_hidden_layers"]):
         logits = embedded @ weights[f"model.layers.{layer}.mlp.gate.weight"].T
-        chosen = logits.topk(skewed.TOP_K).indices
-        shares.append(float((chosen < skewed.EXPERTS // 2).float().mean()))
+        chosen = logits.topk(shape.top_k).indices
+        shares.append(float((chosen < shape.experts // 2).float().mean()))
         # Tokens choose by themselves, too: no expert has all of them, and few have none.
-        popularity = torch.bincount(chosen.flatten(), minlength=skewed.EXPERTS) / len(embedded)
+        popularity = torch.bincount(chosen.flatten(), minlength=shape.experts) / len(embedded)
         assert popularity.max() < 0.9
         assert (popularity > 0).float().mean() > 0.75
     assert 0.6 < np.mean(shares) < 0.8

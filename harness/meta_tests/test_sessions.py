@@ -85,6 +85,13 @@ def test_a_run_of_the_planner_is_kept_when_asked(commands: Any) -> None:  # noqa
     assert words[-2:] == ["--repeats", "3"]
 
 
+def test_what_a_map_gains_is_a_word_of_the_session_that_times_serving(commands: Any) -> None:  # noqa: ANN401 - as above
+    [words] = commands("serving_bench", "gain", "--rounds", "2")
+    assert words[-3:] == ["harness.bench.gain", "--rounds", "2"]
+    [words] = commands("serving_bench", "--rounds", "2")
+    assert words[-3:] == ["harness.bench.serving", "--rounds", "2"]
+
+
 def test_the_cheap_ones_leave_the_checkout_as_it_was(tmp_path: Path) -> None:
     def status() -> str:
         command = ["git", "status", "--porcelain", "--untracked-files=no"]

@@ -7,6 +7,7 @@ Engines that exist at the same time can take turns, so that what else the machin
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import random
@@ -18,7 +19,7 @@ import time
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
     from pathlib import Path
     from types import TracebackType
 
@@ -51,26 +52,30 @@ def arm_environment() -> dict[str, str]:
     }
 
 
-class Arm:
-    """An engine in a process of its own; its `with` block starts and ends it."""
+class Engine:
+    """A process of its own that answers each line with one of JSON; its `with` block starts and ends it."""
 
-    def __init__(self, model: Path, options: Mapping[str, Any]) -> None:
-        """Know what is served.
+    def __init__(
+        self, module: str, words: Sequence[str], environment: Mapping[str, str] | None = None
+    ) -> None:
+        """Know what is started.
 
         Args:
-            model: folder of the checkpoint.
-            options: vLLM's, beside those that all arms have.
+            module: run with these words, and behind them the number of the file that it answers into.
+            words: of its command line.
+            environment: in place of what is set for every arm.
         """
-        self._words = [str(model), json.dumps(options)]
+        self._module, self._words = module, list(words)
+        self._environment = {**arm_environment(), **(environment or {})}
 
     def __enter__(self) -> Self:
-        """Start it; the first round waits until it is there."""
+        """Start it; the first answer waits until it is there."""
         self._log = tempfile.TemporaryFile()
         self._answers, write = os.pipe()
         try:
             self._process = subprocess.Popen(  # noqa: S603 - this interpreter
-                [sys.executable, "-m", __name__, *self._words, str(write)],
-                env=arm_environment(),
+                [sys.executable, "-m", self._module, *self._words, str(write)],
+                env=self._environment,
                 stdin=subprocess.PIPE,
                 stdout=self._log,
                 stderr=subprocess.STDOUT,
@@ -80,25 +85,41 @@ class Arm:
             os.close(write)
         return self
 
-    def run_round(self) -> tuple[float, float]:
-        """Return the seconds of a round, and the processor seconds of all its processes.
+    def ask(self, line: str = "") -> None:
+        """Send it a line.
+
+        Raises:
+            ArmError: it has ended.
+        """
+        assert self._process.stdin is not None
+        try:
+            self._process.stdin.write(f"{line}\n".encode())
+            self._process.stdin.flush()
+        except OSError as error:
+            raise self._error(_ENDED) from error
+
+    def answer(self) -> Any:  # noqa: ANN401 - whatever JSON holds
+        """Wait for its answer to a line.
 
         Raises:
             ArmError: see the class.
         """
+        line = b""
+        while not line.endswith(b"\n"):
+            if not select.select([self._answers], [], [], _SECONDS)[0]:
+                raise self._error(_SILENT)
+            part = os.read(self._answers, 2**16)
+            if not part:
+                raise self._error(_ENDED)
+            line += part
+        return json.loads(line)
+
+    def end(self) -> None:
+        """Let it end; the `with` block's end waits for that."""
         assert self._process.stdin is not None
-        try:
-            self._process.stdin.write(b"\n")
-            self._process.stdin.flush()
-        except OSError as error:
-            raise self._error(_ENDED) from error
-        if not select.select([self._answers], [], [], _SECONDS)[0]:
-            raise self._error(_SILENT)
-        line = os.read(self._answers, 200)
-        if not line:
-            raise self._error(_ENDED)
-        wall, cpu = json.loads(line)
-        return float(wall), float(cpu)
+        # A line may be on its way to one that has ended.
+        with contextlib.suppress(OSError):
+            self._process.stdin.close()
 
     def _error(self, what: str) -> ArmError:
         self._log.seek(0)
@@ -108,15 +129,37 @@ class Arm:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         """End it by itself, so that what it records is written."""
-        assert self._process.stdin is not None
+        self.end()
         try:
-            self._process.stdin.close()
             self._process.wait(60)
-        except (OSError, subprocess.TimeoutExpired):
+        except subprocess.TimeoutExpired:
             self._process.kill()
             self._process.wait()
         os.close(self._answers)
         self._log.close()
+
+
+class Arm(Engine):
+    """An engine that runs the same round for each line."""
+
+    def __init__(self, model: Path, options: Mapping[str, Any]) -> None:
+        """Know what is served.
+
+        Args:
+            model: folder of the checkpoint.
+            options: vLLM's, beside those that all arms have.
+        """
+        super().__init__(__name__, [str(model), json.dumps(options)])
+
+    def run_round(self) -> tuple[float, float]:
+        """Return the seconds of a round, and the processor seconds of all its processes.
+
+        Raises:
+            ArmError: see the class.
+        """
+        self.ask()
+        wall, cpu = self.answer()
+        return float(wall), float(cpu)
 
 
 def main(model: str, options: str, answers: str) -> None:
@@ -150,7 +193,7 @@ def main(model: str, options: str, answers: str) -> None:
         start, used = time.perf_counter(), cpu_seconds()
         llm.generate(prompts, sampling, use_tqdm=False)
         answer = json.dumps([time.perf_counter() - start, cpu_seconds() - used])
-        os.write(int(answers), answer.encode())
+        os.write(int(answers), f"{answer}\n".encode())
 
 
 if __name__ == "__main__":
