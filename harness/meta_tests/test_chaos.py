@@ -5,7 +5,9 @@
 from __future__ import annotations
 
 import random
+import re
 from collections import Counter
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -28,8 +30,6 @@ from vllm_ascend_moe.backends.one_plan import OnePlan
 from vllm_ascend_moe.core.gain import MoveRule
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
     from typer.testing import Result
 
 EXPERTS, RANKS, LAYERS = 16, 2, 4
@@ -216,3 +216,17 @@ def test_a_folder_without_a_model_is_refused(tmp_path: Path) -> None:
     options = running.Options(tmp_path, 1, 0, 1, 2, tmp_path)
     with pytest.raises(ExpertMapsError, match="expected the folder of a Mixture-of-Experts checkpoint"):
         running.run(options, print)
+
+
+def test_every_test_that_the_page_of_faults_names_is_there() -> None:
+    root = Path(__file__).parents[2]
+    page = (root / "docs/faults.md").read_text(encoding="utf-8")
+    tests = [
+        path.read_text(encoding="utf-8") for path in root.glob("packages/vllm-ascend-moe/tests*/test_*.py")
+    ]
+    named = set(re.findall(r"`(test_\w+)`", page))
+    assert len(named) > 10
+    assert [name for name in named if not any(f"def {name}(" in text for text in tests)] == []
+    cases = (root / "harness/src/harness/ascend/cases.py").read_text(encoding="utf-8")
+    for case in re.findall(r"case `([^`]+)`", page):
+        assert f'"{case}"' in cases

@@ -39,7 +39,9 @@ ARGUMENTS = (
     *("--dtype", "float32"),
     "--enforce-eager",
     *("--max-model-len", "128"),
-    *("--max-num-seqs", "64"),
+    *("--max-num-seqs", "32"),
+    # Few sizes of a step: vLLM keeps what it has prepared for each, and takes memory until it has seen all of them.
+    *("--max-num-batched-tokens", "64"),
     # Each token is computed, and counted, once.
     "--no-enable-prefix-caching",
     # Soon each has been used, and takes memory.
@@ -112,6 +114,7 @@ def run(options: Options, say: Callable[[str], None]) -> Outcome:
             )
         found.seconds = time.monotonic() - begin
         operator.look()
+        watch.write(options.folder / "samples.json")
         warm_up = max(_WARM_UP_SECONDS, _WARM_UP_SHARE * found.seconds)
         found.growths = [one for each in watch.samples.values() if (one := growth(each, warm_up)) is not None]
     judge(found, load, int(config["num_experts_per_tok"]))

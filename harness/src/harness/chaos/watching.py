@@ -10,9 +10,10 @@ does not move.
 from __future__ import annotations
 
 import contextlib
+import json
 import threading
 import time
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -193,6 +194,11 @@ class Watch:
         """End."""
         self._ends.set()
         self._thread.join()
+
+    def write(self, path: Path) -> None:
+        """Write all samples as JSON, to be looked at where something has grown."""
+        told = [{"process": process, **asdict(samples)} for process, samples in self.samples.items()]
+        path.write_text(json.dumps(told) + "\n", encoding="utf-8")
 
     def _run(self) -> None:
         while not self._ends.wait(_SECONDS):
