@@ -191,6 +191,13 @@ def ascend(session: nox.Session) -> None:
 
 
 @nox.session(venv_backend="none")
+def chaos(session: nox.Session) -> None:
+    """Serve while plans fail and ranks are late: no wrong answer, no leak."""
+    with exit_code_kept():
+        install_serve(session).run("python", "-m", "harness.chaos", *session.posargs)
+
+
+@nox.session(venv_backend="none")
 def peers(session: nox.Session) -> None:
     """Run vLLM's and vllm-ascend's own tests on this project's functions."""
     install_serve(session).run("python", "-m", "harness.peers", *session.posargs)

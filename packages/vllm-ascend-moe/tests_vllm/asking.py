@@ -4,8 +4,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import re
 import urllib.error
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -15,8 +18,6 @@ from prometheus_client.parser import text_string_to_metric_families
 from vllm_ascend_moe.core.metric_table import PREFIX
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
     from engine import Run, Server
 
 PROMPTS = random_prompts(64, 256, seed=2)
@@ -65,6 +66,31 @@ def ask_record(running: Server, action: str, body: object = None, **headers: str
     except urllib.error.HTTPError as error:
         return error.code, json.loads(error.read())["error"]["message"]
     return 200, json.loads(answer)
+
+
+def ask_record_on_ranks(running: Server, action: str) -> None:
+    """Ask for something about the record by vLLM's own way to call workers."""
+    running.post("/collective_rpc", {"method": "expert_maps_record", "args": [action]})
+
+
+def worker_process(log: str, ep_rank: int) -> int:
+    """Return the process of an expert-parallel rank, as vLLM's lines name it."""
+    found = re.search(rf"\(Worker\w*_EP{ep_rank} pid=(\d+)\)", log)
+    assert found is not None, f"no line of rank {ep_rank}"
+    return int(found[1])
+
+
+def processes(session: int) -> list[int]:
+    """Return the processes of a server that run: it leads a session."""
+    found = []
+    for folder in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError):
+            # After the name in brackets; a zombie does not run.
+            status = (folder / "stat").read_text(encoding="utf-8", errors="replace")
+            state, _, _, of = status.rpartition(")")[2].split()[:4]
+            if int(of) == session and state not in {"Z", "X"}:
+                found.append(int(folder.name))
+    return found
 
 
 def assert_answers_as(alone: Run, running: Server) -> None:

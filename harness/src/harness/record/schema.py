@@ -20,6 +20,7 @@ Kind = Literal[
     "maps",  # derived maps beside loops
     "commits",  # a layer's commit to vLLM's state
     "serving",  # throughput with and without a static map
+    "chaos",  # answers under plans that fail and ranks that are late
 ]
 Text = Annotated[str, Field(min_length=1)]
 Count = Annotated[int, Field(ge=0)]

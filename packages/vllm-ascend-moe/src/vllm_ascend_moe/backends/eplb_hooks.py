@@ -73,7 +73,7 @@ def _around_rearrange(original: Callable[..., Any], state: Any, *args: Any, **kw
         if backend.session.settings.dynamic:
             backend.session.meter.skipped("reloading")
         return None
-    with backend.rearranging():
+    with backend.rearranging(), backend.session.naming("moving experts"):
         return original(state, *args, **kwargs)
 
 
@@ -95,7 +95,8 @@ def _around_step(
 ) -> Any:
     backend = _backend_of(state)
     if backend is not None and not is_profile:
-        backend.record(is_dummy=is_dummy)
+        with backend.session.naming("recording load"):
+            backend.record(is_dummy=is_dummy)
     return original(state, is_dummy, is_profile, **kwargs)
 
 

@@ -44,7 +44,7 @@ def around_worker_init(
 def _load(session: Session, original: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
     wrapping.forget_calls()
     session.start_metrics()
-    with session.loading():
+    with session.loading(), session.naming("loading"):
         result = original(*args, **kwargs)
         session.backend.finish_loading()
     session.advance(State.SERVING)

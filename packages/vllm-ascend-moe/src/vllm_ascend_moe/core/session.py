@@ -33,6 +33,7 @@ if TYPE_CHECKING:
 
 # Set on objects of vLLM's that belong to an engine.
 _ATTRIBUTE = "_vllm_ascend_moe_session"
+_LONGEST_ERROR = 500
 _loading: ContextVar[Session | None] = ContextVar("loading", default=None)
 _alive: weakref.WeakSet[Session] = weakref.WeakSet()
 
@@ -129,6 +130,21 @@ class Session:
             yield
         finally:
             _loading.reset(token)
+
+    @contextlib.contextmanager
+    def naming(self, phase: str) -> Iterator[None]:
+        """Say of an error in a `with` block on which rank and in which phase it was; it is raised as it is.
+
+        Args:
+            phase: such as ``loading``.
+        """
+        try:
+            yield
+        except Exception as error:
+            said = " ".join(str(error).split())[:_LONGEST_ERROR]
+            place = (self.ranks.ep_rank, self.ranks.ep_size)
+            logger.error("rank %d of %d failed while %s: %s: %s", *place, phase, type(error).__name__, said)
+            raise
 
     # What all ranks must agree on.
 
