@@ -13,6 +13,7 @@ import re
 import signal
 import subprocess
 import sys
+import time
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -57,6 +58,14 @@ def assert_moved_and_right(alone: Run, running: Server) -> None:
     assert len({rank["digest"] for rank in found}) == 1
 
 
+def wait_until_gone(session: int) -> None:
+    """Wait for the end of all of a server's processes."""
+    deadline = time.monotonic() + ENDED_SECONDS
+    while left := processes(session):
+        assert time.monotonic() < deadline, f"processes {left} are left behind"
+        time.sleep(0.2)
+
+
 def test_tensor_and_data_parallel_over_http(tmp_path: Path) -> None:
     # Tokens are split over tensor-parallel ranks.
     model = tiny_models.qwen3_moe(tmp_path / "model")
@@ -81,10 +90,9 @@ def test_three_ranks_serve_what_four_did_when_one_has_died(tmp_path: Path) -> No
         ask_record_on_ranks(running, "dump")
         rows = report(running)[0]["physical_to_logical"]
         os.kill(worker_process(running.log, 3), signal.SIGKILL)
-        # vLLM's front end ends by itself, and says 0 then.
-        running.process.wait(ENDED_SECONDS)
+        # It ends by itself; its exit code is 0 all the same, which is vLLM's.
+        wait_until_gone(running.process.pid)
         assert re.search(r"EngineCore_DP1 pid.* Worker proc VllmWorker-1 died unexpectedly", running.log)
-        assert processes(running.process.pid) == []
     # Killed, it has lost no token that was written.
     counted = read_load(record).total.sum(axis=1).tolist()
     assert counted == [TOKENS * 2] * 3
@@ -97,6 +105,9 @@ def test_three_ranks_serve_what_four_did_when_one_has_died(tmp_path: Path) -> No
         three.write_text("no map", encoding="utf-8")
         assert_answers_as(alone, running)
         assert [rank["ep_size"] for rank in report(running)] == [3]
-        assert running.stop() == 0
+        ask_record_on_ranks(running, "dump")
+        # The front end itself: nobody is left who would end the rest.
+        os.kill(running.process.pid, signal.SIGKILL)
+        wait_until_gone(running.process.pid)
     # The record has been continued.
     assert read_load(record).total.sum(axis=1).tolist() == [TOKENS * 2 * 2] * 3
