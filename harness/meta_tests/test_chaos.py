@@ -177,7 +177,7 @@ def test_what_must_not_be_is_a_problem(tmp_path: Path) -> None:
         assert words in found.problems[0]
     found = outcome()
     found.faults["changed by a refusal"] = 1
-    found.growths = [Growth("a server", 48.0, 300.0, 50.0, 40.0, 0.0, 48)]
+    found.growths = [Growth("a server", 1200.0, 300.0, 50.0, 40.0, 0.0, 1000)]
     running.judge(found, tmp_path / "none.npz", top_k=4)
     assert [
         word in " ".join(found.problems)

@@ -94,8 +94,8 @@ def test_every_request_is_right_wrong_or_lost(server: Server, how: str) -> None:
 # What grows
 
 
-def samples(mib: Callable[[Array], Array], descriptors: Array | int = 7) -> Samples:
-    seconds = np.arange(0.0, 120.0)
+def samples(mib: Callable[[Array], Array], descriptors: Array | int = 7, every: float = 10) -> Samples:
+    seconds = every * np.arange(120.0)
     noise = np.random.default_rng(1).normal(0, 0.3, len(seconds))
     return Samples(
         "a server",
@@ -108,24 +108,33 @@ def samples(mib: Callable[[Array], Array], descriptors: Array | int = 7) -> Samp
 def test_a_leak_is_told_and_a_start_or_a_jump_is_none() -> None:
     quiet = {
         "flat": samples(lambda at: 0 * at),
-        "start": samples(lambda at: -300 * np.exp(-at / 3)),
-        "a jump back and forth": samples(lambda at: 50.0 * (abs(at - 70) < 5)),
+        "start": samples(lambda at: -300 * np.exp(-at / 30)),
+        "a jump back and forth": samples(lambda at: 50.0 * (abs(at - 700) < 50)),
     }
     for name, one in quiet.items():
-        found = growth(one, 20)
+        found = growth(one, 200)
         assert found is not None
         assert found.problems() == [], name
         assert 99 < found.mib < 101
     leak, descriptors = (
-        growth(samples(lambda at: at / 5), 20),
-        growth(samples(lambda at: 0 * at, np.arange(120) // 10), 20),
+        growth(samples(lambda at: at / 50), 200),
+        growth(samples(lambda at: 0 * at, np.arange(120) // 10), 200),
     )
     assert leak is not None
     assert descriptors is not None
     assert ["MiB" in one for one in leak.problems()] == [True]
-    assert leak.mib_grown == pytest.approx(99 / 5, rel=0.05)
+    assert leak.mib_grown == pytest.approx(990 / 50, rel=0.05)
     assert ["descriptors" in one for one in descriptors.problems()] == [True]
-    assert growth(samples(lambda at: at), 115) is None
+    assert growth(samples(lambda at: at), 1150) is None
+    # In a minute a server still meets what it has not seen.
+    meeting, leaking = (
+        growth(samples(lambda at: at, every=1), 20),
+        growth(samples(lambda at: 4 * at, every=1), 20),
+    )
+    assert meeting is not None
+    assert leaking is not None
+    assert meeting.problems() == []
+    assert ["MiB" in one for one in leaking.problems()] == [True]
 
 
 def test_processes_are_watched_with_those_below() -> None:

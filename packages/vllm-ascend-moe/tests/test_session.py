@@ -159,9 +159,7 @@ def test_vllm_s_own_call_at_the_end_of_a_worker_writes_the_record(tmp_path: Path
 @pytest.mark.parametrize(
     ("calls", "missing"), [((), "initialize_model"), ((table.INITIALIZE_MODEL,), "EplbState.add_model")]
 )
-def test_a_hook_that_is_never_called_stops_the_start(
-    calls: tuple[table.Hook, ...], missing: str, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_a_hook_that_is_never_called_stops_the_start(calls: tuple[table.Hook, ...], missing: str) -> None:
     # As with a model runner that has functions of its own: those that are hooked are there, and fit.
     worker = Worker(config(), calls=calls)
     with pytest.raises(wrapping.UpstreamError, match=f"{missing} was never called while the model was"):
@@ -169,8 +167,6 @@ def test_a_hook_that_is_never_called_stops_the_start(
     session = session_of(worker)
     assert session is not None
     assert session.state is State.PREPARED
-    said = caplog.text.partition("rank 0 of 1 failed while loading: UpstreamError: ")[2]
-    assert f"{missing} was never called" in said
 
 
 def test_what_another_engine_called_does_not_count() -> None:

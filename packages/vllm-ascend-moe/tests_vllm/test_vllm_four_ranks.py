@@ -13,6 +13,7 @@ import re
 import signal
 import subprocess
 import sys
+import time
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -45,8 +46,8 @@ pytestmark = pytest.mark.skipif(
 )
 FOUR = ["--tensor-parallel-size", "2", "--data-parallel-size", "2"]
 MOVING = {"dynamic": True, "step_interval": 16, "window_size": 16, "min_gain": 0}
-# By then a server must have seen that a rank is gone.
-ENDED_SECONDS = 30
+# From a rank's being killed to the server's end: vLLM itself gives the other data-parallel engine 30 seconds.
+ENDED_SECONDS = 60
 
 
 def assert_moved_and_right(alone: Run, running: Server) -> None:
@@ -55,6 +56,14 @@ def assert_moved_and_right(alone: Run, running: Server) -> None:
     assert found[0]["ep_size"] == 4
     assert found[0]["rearrangements"] > 0
     assert len({rank["digest"] for rank in found}) == 1
+
+
+def wait_until_gone(session: int) -> None:
+    """Wait for the end of all of a server's processes."""
+    deadline = time.monotonic() + ENDED_SECONDS
+    while left := processes(session):
+        assert time.monotonic() < deadline, f"processes {left} are left behind"
+        time.sleep(0.2)
 
 
 def test_tensor_and_data_parallel_over_http(tmp_path: Path) -> None:
@@ -81,10 +90,9 @@ def test_three_ranks_serve_what_four_did_when_one_has_died(tmp_path: Path) -> No
         ask_record_on_ranks(running, "dump")
         rows = report(running)[0]["physical_to_logical"]
         os.kill(worker_process(running.log, 3), signal.SIGKILL)
-        # vLLM's front end ends by itself, and says 0 then.
-        running.process.wait(ENDED_SECONDS)
+        # It ends by itself; its exit code is 0 all the same, which is vLLM's.
+        wait_until_gone(running.process.pid)
         assert re.search(r"EngineCore_DP1 pid.* Worker proc VllmWorker-1 died unexpectedly", running.log)
-        assert processes(running.process.pid) == []
     # Killed, it has lost no token that was written.
     counted = read_load(record).total.sum(axis=1).tolist()
     assert counted == [TOKENS * 2] * 3

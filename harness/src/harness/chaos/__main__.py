@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 _FOUND, _UNUSABLE = 1, 2
 # A run that is kept; others go below build/.
-KEPT = Path("harness/chaos/records/chaos.jsonl")
+KEPT = Path("harness/bench/records/chaos.jsonl")
 
 
 def main(

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
 # Between two looks; requests wait for each.
 _LOOK_SECONDS = 5.0
+_MOST_PROBLEMS = 10
 # So many plans are waited for on a machine that is busy with something else, so much longer at most.
 _FEWEST_PLANS, _MOST_OVERTIME_SECONDS = 40, 300.0
 
@@ -76,9 +77,10 @@ class Operator:
         """
         reports = self._call("expert_maps_report", checksums=True)
         self._found.looks += 1
-        self._found.problems += [
-            f"look {self._found.looks}: {fault}" for fault in slot_faults(reports, self._experts)
-        ]
+        faults = [f"look {self._found.looks}: {fault}" for fault in slot_faults(reports, self._experts)]
+        # What is wrong once stays wrong.
+        if len(self._found.problems) < _MOST_PROBLEMS:
+            self._found.problems += faults
         counts = [Counter(one) for one in self._call("tell_chaos")]
         late = sum(one.pop("late", 0) for one in counts)
         if any(one != counts[0] for one in counts):

@@ -54,7 +54,7 @@ PROMPTS, _FEWEST = 96, 16
 # A limit for what hangs, not for a busy machine.
 _START_SECONDS = 900.0
 # Warm-up that is left out of slopes: this share of the time, and this many seconds at least.
-_WARM_UP_SHARE, _WARM_UP_SECONDS = 0.2, 12.0
+_WARM_UP_SHARE, _WARM_UP_SECONDS = 1 / 3, 12.0
 
 
 @dataclass(frozen=True)

@@ -2,9 +2,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """Memory and descriptors of a server's processes, sampled from /proc while it serves; and whether they grow.
 
-A process's memory is its proportional set size: what it shares with others counts in parts, so that the sum is what the
-server takes. Whether it grows is told by Theil and Sen's slope, the median over all pairs of samples, which a single jump
-does not move.
+A process's memory is what it has for itself, anonymous and shared: files that are mapped come and go with what else runs on
+the machine. Whether it grows is told by Theil and Sen's slope, the median over all pairs of samples, which a single jump does
+not move.
 """
 
 from __future__ import annotations
@@ -27,8 +27,11 @@ if TYPE_CHECKING:
 _SECONDS = 1.0
 _ENDING_SECONDS, _POLL_SECONDS = 15.0, 0.1
 _KIB_PER_MIB = 1024
-# Over the time that was watched. An allocator that is still finding its level takes a few; a leak has no end.
+# Over the time that was watched.
 MOST_MIB, MOST_DESCRIPTORS = 8.0, 4.0
+# For its first minutes a server takes memory for each size of a step that it meets: what is watched for less than these
+# seconds may grow by that.
+SHORT_SECONDS, MOST_SHORT_MIB = 600.0, 256.0
 # Below this there is no slope.
 _FEWEST = 10
 
@@ -75,8 +78,9 @@ class Growth:
     def problems(self) -> list[str]:
         """Say what grew by more than noise."""
         found = []
+        most_mib = MOST_MIB if self.seconds >= SHORT_SECONDS else MOST_SHORT_MIB
         for what, grown, most in (
-            ("MiB", self.mib_grown, MOST_MIB),
+            ("MiB", self.mib_grown, most_mib),
             ("descriptors", self.descriptors_grown, MOST_DESCRIPTORS),
         ):
             if not grown <= most:
@@ -135,11 +139,9 @@ def name_of(process: int) -> str:
 
 
 def _mib(process: int) -> float:
-    for line in Path(f"/proc/{process}/smaps_rollup").read_text(encoding="ascii").splitlines():
-        if line.startswith("Pss:"):
-            return int(line.split()[1]) / _KIB_PER_MIB
-    msg = f"/proc/{process}/smaps_rollup names no Pss"
-    raise OSError(msg)
+    lines = Path(f"/proc/{process}/status").read_text(encoding="utf-8", errors="replace").splitlines()
+    own = [int(line.split()[1]) for line in lines if line.startswith(("RssAnon:", "RssShmem:"))]
+    return sum(own) / _KIB_PER_MIB
 
 
 def still_there(processes: Iterable[int], seconds: float = _ENDING_SECONDS) -> list[int]:
