@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from expert_maps._words import counted
+from expert_maps.cli.aims import BatchOptions
 from expert_maps.cli.loading import LoadOptions, LoadsArgument
 from expert_maps.cli.mapping import FromOption, RanksOption
 from expert_maps.cli.options import (
@@ -40,6 +41,11 @@ def evaluate(
     ] = None,
     source: FromOption = None,
     ep_size: RanksOption = None,
+    activated: Annotated[
+        bool,
+        typer.Option("--activated", help="Also print how many slots a batch of decode activates."),
+    ] = False,
+    of_batch: BatchOptions = BatchOptions(),  # noqa: B008 - frozen
     said: LoadOptions = LoadOptions(),  # noqa: B008 - frozen
     plot: PlotOption = None,
     table: TableOption = False,
@@ -51,8 +57,11 @@ def evaluate(
 
     Balancedness is mean / max rank load; 1 is perfect; over all layers it is the ratio of the sums. Over steps it is
     the ratio of the sums over steps, each step with its own hottest rank. An expert's tokens are split evenly over its
-    copies.
+    copies. With --batch-tokens and --top-k, or --activated where each step of the load is a batch of decode, also the slots
+    that a batch is expected to activate on each rank, whose weights the rank reads.
     """
+    from expert_maps.activation import activated as count_activated
+    from expert_maps.cli.activation_report import evaluated_lines
     from expert_maps.cli.carrying import read_map_for
     from expert_maps.cli.loading import inspect_loads
     from expert_maps.cli.mapping import MapOptions
@@ -78,9 +87,12 @@ def evaluate(
     placement = read.placement
     found = evaluate_placement(placement, trace)
     chosen = None if layer is None else as_index("layer", layer, placement.num_layers)
+    batch = of_batch.batch(trace) if activated or of_batch.given else None
+    of_rank = None if batch is None else count_activated(placement, trace, batch)
     write_plot(drawn, lambda: draw_placement(placement, trace))
     if json:
-        print_json(_document(found, names))
+        more = {} if of_rank is None else {"activated": of_rank.tolist()}
+        print_json(_document(found, names) | more)
         return
     say(title_of(placement, trace, str(file)), wrap=True)
     if table:
@@ -88,15 +100,20 @@ def evaluate(
     if chosen is not None:
         _print_ranks(found, chosen, names)
     say(_lines(found, names), wrap=True)
+    if of_rank is not None and batch is not None:
+        say(evaluated_lines(of_rank, batch, names), wrap=True)
 
 
 def _document(found: Evaluation, names: LayerNames) -> dict[str, object]:
+    import numpy as np
+
     placement, trace = found.placement, found.load
     document: dict[str, object] = {
         "num_layers": placement.num_layers,
         "layers": names.listed,
         "num_logical_experts": placement.num_logical_experts,
-        "num_redundant_experts": placement.num_redundant_experts,
+        # A number, or one for each layer where they differ.
+        "num_redundant_experts": np.asarray(placement.num_redundant_experts).tolist(),
         "ep_size": placement.ep_size,
         "num_steps": trace.num_steps,
         "overall_balancedness": found.overall_balancedness,
