@@ -13,6 +13,7 @@ from typer.testing import CliRunner
 from expert_maps import Placement
 from expert_maps.activation import Batch, activated
 from harness.bench import objectives
+from harness.bench.planner.studies import ESFT_FILE
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -37,7 +38,7 @@ def test_thrown_batches_agree_with_the_model_on_one_rank() -> None:
 
 def test_a_run_prints_and_writes_both_tables(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     counts = np.random.default_rng(1).poisson(20, size=(16, 2, 64))
-    np.savez(tmp_path / objectives.ESFT_FILE, one=counts, two=counts[::-1])
+    np.savez(tmp_path / ESFT_FILE, one=counts, two=counts[::-1])
     monkeypatch.setattr(objectives, "SIZES", ((80, 16),))
     monkeypatch.setattr(objectives, "TOKENS", (16,))
     monkeypatch.setattr(objectives, "BUDGETS", (8,))

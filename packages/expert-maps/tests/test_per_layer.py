@@ -33,13 +33,19 @@ def test_a_budget_is_spent_as_well_as_by_trying_every_way(seed: int) -> None:
     layers, options = int(rng.integers(1, 5)), int(rng.integers(1, 5))
     units = int(rng.integers(0, layers * options + 1))
     # Not always falling, nor convex, with ties, and with what cannot be.
-    cost = rng.integers(0, 9, size=(layers, options)).astype(np.float64)
+    cost = rng.integers(0, 3 if seed % 2 else 9, size=(layers, options)).astype(np.float64)
     cost[:, 1:][rng.random((layers, options - 1)) < 0.2] = np.inf
     chosen = spend(cost, units)
     found = (cost[np.arange(layers), chosen].sum(), chosen.sum())
     assert found == slow.spend(cost.tolist(), units)
     every = cheapest(cost, units)
     assert [slow.spend(cost.tolist(), most)[0] for most in range(units + 1)] == every.tolist()
+
+
+def test_of_equal_ways_the_one_with_fewest_slots_is_taken() -> None:
+    # One unit of the second layer saves as much as two of the first.
+    assert spend(np.array([[2.0, 2, 1], [1, 0, 0]]), 2).tolist() == [0, 1]
+    assert spend(np.array([[1.0, 0, 0], [2, 2, 1]]), 2).tolist() == [1, 0]
 
 
 def test_layers_that_need_copies_get_them() -> None:

@@ -43,7 +43,7 @@ MUTANTS = (
         f"{_S}budgeting.py",
         "left = int(np.argmax(tables[-1] <= tables[-1][units]))",
         "left = units",
-        f"{_T}per_layer.py::test_a_budget_is_spent_as_well_as_by_trying_every_way",
+        f"{_T}per_layer.py::test_of_equal_ways_the_one_with_fewest_slots_is_taken",
     ),
     Mutant(
         "only equal slots are planned when copies are given by layer",
