@@ -67,6 +67,23 @@ def test_evaluate_counts_what_a_batch_activates() -> None:
     assert "activated" not in run("evaluate", "map.json", "load.npy").stdout
 
 
+def test_a_trace_of_routed_experts_is_planned_for_batch_by_batch() -> None:
+    rng = np.random.default_rng(3)
+    ids = np.argsort(rng.gumbel(size=(40, 2, 16)) - np.linspace(0, 3, 16), axis=2)[:, :, :3]
+    np.save("routed_experts.npy", ids)
+    words = ("plan", "routed_experts.npy", "--experts", 16, "--window", 8, "--ep-size", 4)
+    told = json.loads(run(*words, "--objective", "activated", "--json", "-o", "map.json").stdout)
+    assert told["batch"] == {"tokens": None, "top_k": None, "copies": "split"}
+    placement = read_placement("map.json")
+    for layer in range(2):
+        active = [set(batch[:, layer].ravel().tolist()) for batch in ids.reshape(5, 8, 2, 3)]
+        of_rank = [
+            np.mean([len(each & set(placement.local_experts(layer, rank).tolist())) for each in active])
+            for rank in range(4)
+        ]
+        assert told["activated"][layer] == pytest.approx(max(of_rank))
+
+
 def test_a_plan_by_layers_is_written_read_and_evaluated() -> None:
     words = ("plan", "load.npy", "--ep-size", 4, "--redundant", 2, "--redundancy", "per-layer")
     result = run(*words, "-o", "map.json", "--table")

@@ -5,6 +5,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Annotated, cast
 
 import typer
@@ -13,10 +14,13 @@ from expert_maps.cli.options import as_choice
 from expert_maps.errors import LayoutError
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Callable, Mapping
 
     from expert_maps.activation import Batch, CopyChoice
+    from expert_maps.cli.loading import Loaded
+    from expert_maps.cli.planner_options import PlanOptions, ShownOptions
     from expert_maps.load import ExpertLoad
+    from expert_maps.planning import PlanResult
 
 # Kept here, so that help needs no NumPy; a test compares them.
 OBJECTIVES = ("tokens", "activated")
@@ -44,7 +48,7 @@ _CopiesOption = Annotated[
         "split if not given.",
     ),
 ]
-ObjectiveOption = Annotated[
+_ObjectiveOption = Annotated[
     str,
     typer.Option(
         "--objective",
@@ -52,7 +56,7 @@ ObjectiveOption = Annotated[
         help="What the hottest rank is to have least of: tokens, or for decode slots that a batch activates.",
     ),
 ]
-RedundancyOption = Annotated[
+_RedundancyOption = Annotated[
     str,
     typer.Option(
         "--redundancy",
@@ -94,7 +98,54 @@ class BatchOptions:
         return batch
 
 
-def as_redundancy(text: str) -> str:
+@dataclass(frozen=True)
+class AimOptions:
+    """What a plan is to be good at. The fields are the options' names."""
+
+    objective: _ObjectiveOption = "tokens"
+    redundancy: _RedundancyOption = "equal"
+
+    @property
+    def is_per_layer(self) -> bool:
+        """Whether each layer gets its own number of slots."""
+        return self.redundancy == "per-layer"
+
+    def check(self, asked: PlanOptions, of_batch: BatchOptions, shown: ShownOptions) -> None:
+        """Refuse, before anything is read, options that go not together.
+
+        Raises:
+            ExpertMapsError: an unknown aim, or an option that it does not have; it is named.
+        """
+        # What only a plan by tokens, with as many slots in every layer, has.
+        others: dict[str, object] = {
+            "--policy": None if asked.policy == "balanced" else asked.policy,
+            "--current": asked.current,
+            "--certify": asked.certify,
+            "--allow-uneven": asked.allow_uneven,
+            "--allow-duplicates": asked.allow_duplicates,
+        }
+        if as_choice("--objective", self.objective, OBJECTIVES) == "activated":
+            _refuse_with("--objective activated", others)
+        else:
+            _refuse_with("--objective tokens", of_batch.given)
+        if _as_redundancy(self.redundancy) == "per-layer":
+            is_other = None if self.objective == "tokens" else self.objective
+            _refuse_with("--redundancy per-layer", {**others, "--plot": shown.plot, "--objective": is_other})
+
+    def aimed(
+        self, plans: Callable[..., PlanResult], loaded: Loaded, of_batch: BatchOptions
+    ) -> Callable[..., PlanResult]:
+        """Return the planner's call with what it is to be good at.
+
+        Raises:
+            ExpertMapsError: the load is none of such batches.
+        """
+        if self.objective == "tokens":
+            return plans
+        return partial(plans, objective=self.objective, batch=of_batch.batch(loaded.load))
+
+
+def _as_redundancy(text: str) -> str:
     """Return a value of `--redundancy`; whoever gives a number means another option.
 
     Raises:
@@ -106,7 +157,7 @@ def as_redundancy(text: str) -> str:
     return as_choice("--redundancy", text, REDUNDANCIES)
 
 
-def refuse_with(what: str, given: Mapping[str, object]) -> None:
+def _refuse_with(what: str, given: Mapping[str, object]) -> None:
     """Refuse options that go not together.
 
     Args:

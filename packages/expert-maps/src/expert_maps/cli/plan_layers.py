@@ -12,6 +12,7 @@ from expert_maps.cli.work import work
 if TYPE_CHECKING:
     from expert_maps._layers import LayerNames
     from expert_maps.cli.loading import Loaded, LoadOptions
+    from expert_maps.cli.planner_options import PlanOptions
     from expert_maps.cli.writing import Output
     from expert_maps.per_layer import PerLayerPlan
 
@@ -26,10 +27,7 @@ class LayersAsked:
         target: where the map goes.
         names: how layers are named.
         ep_size: R.
-        slots: P of equal layers, which says the budget.
-        groups: the router's expert groups.
-        nodes: servers.
-        tolerance: as it was given.
+        asked: the planner's options.
     """
 
     loaded: Loaded
@@ -37,10 +35,7 @@ class LayersAsked:
     target: Output
     names: LayerNames
     ep_size: int
-    slots: int
-    groups: int
-    nodes: int
-    tolerance: float | None
+    asked: PlanOptions
 
     def run(self, *, table: bool, json: bool) -> None:
         """Plan, write the map and print what it is worth.
@@ -51,18 +46,23 @@ class LayersAsked:
         from expert_maps.cli.output import print_json, say
         from expert_maps.cli.plan_report import title_of
         from expert_maps.cli.planned import map_text
+        from expert_maps.cli.sizing import slots_or_proposal
         from expert_maps.per_layer import plan_per_layer
 
-        trace = self.loaded.load
+        trace, asked = self.loaded.load, self.asked
+        # What equal slots would take says the budget.
+        slots, proposed = slots_or_proposal(
+            asked.redundant, asked.physical, trace.num_experts, self.ep_size, None, allow_uneven=True
+        )
         plan = work(
             "planning layers",
             lambda progress: plan_per_layer(
                 trace,
                 ep_size=self.ep_size,
-                num_physical_experts=self.slots,
-                num_groups=self.groups,
-                num_nodes=self.nodes,
-                tolerance=self.tolerance,
+                num_physical_experts=slots,
+                num_groups=asked.groups,
+                num_nodes=asked.nodes,
+                tolerance=asked.tolerance,
                 progress=progress,
             ),
         )
@@ -77,7 +77,8 @@ class LayersAsked:
         say(title_of(plan.placement, trace, "balanced, slots per layer"), err=err, wrap=True)
         if table:
             _print_table(plan, self.names, err=err)
-        say([*plan.summary().splitlines(), self.target.line], err=err, wrap=True)
+        lines = [] if proposed is None else [proposed]
+        say([*lines, *plan.summary().splitlines(), self.target.line], err=err, wrap=True)
 
 
 def _document(plan: PerLayerPlan, names: LayerNames, target: Output) -> dict[str, object]:
