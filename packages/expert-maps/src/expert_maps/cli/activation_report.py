@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -40,11 +41,30 @@ def activation_document(found: Activation) -> dict[str, object]:
     }
 
 
-def evaluated_lines(of_rank: NDArray[np.float64], batch: Batch, names: LayerNames) -> list[str]:
-    """Return what a batch activates under a placement: float64 [L, R] in."""
-    busiest = of_rank.max(axis=1)
-    worst = int(busiest.argmax())
-    return [
-        f"batch: {batch.describe()}",
-        f"activated slots of the busiest rank: mean over layers {busiest.mean():.3f}, most {busiest[worst]:.3f} in {names.one(worst)}; mean of all ranks {of_rank.mean():.3f}",
-    ]
+@dataclass(frozen=True)
+class Counts:
+    """What a batch activates under a placement, if that was asked for.
+
+    Attributes:
+        batch: what a batch is; None where nobody asked.
+        of_rank: float64 [L, R], expected activated slots.
+    """
+
+    batch: Batch | None = None
+    of_rank: NDArray[np.float64] | None = None
+
+    @property
+    def document(self) -> dict[str, object]:
+        """What `--json` tells of it."""
+        return {} if self.of_rank is None else {"activated": self.of_rank.tolist()}
+
+    def lines(self, names: LayerNames) -> list[str]:
+        """Return what is printed of it."""
+        if self.batch is None or self.of_rank is None:
+            return []
+        busiest = self.of_rank.max(axis=1)
+        worst = int(busiest.argmax())
+        return [
+            f"batch: {self.batch.describe()}",
+            f"activated slots of the busiest rank: mean over layers {busiest.mean():.3f}, most {busiest[worst]:.3f} in {names.one(worst)}; mean of all ranks {self.of_rank.mean():.3f}",
+        ]

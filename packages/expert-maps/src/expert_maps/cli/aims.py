@@ -17,8 +17,10 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
     from expert_maps.activation import Batch, CopyChoice
+    from expert_maps.cli.activation_report import Counts
     from expert_maps.cli.loading import Loaded
     from expert_maps.cli.planner_options import PlanOptions, ShownOptions
+    from expert_maps.layered import AnyPlacement
     from expert_maps.load import ExpertLoad
     from expert_maps.planning import PlanResult
 
@@ -96,6 +98,29 @@ class BatchOptions:
         batch = Batch(self.batch_tokens, self.top_k, cast("CopyChoice", choice))
         check_batch(load, batch)
         return batch
+
+
+@dataclass(frozen=True)
+class CountOptions(BatchOptions):
+    """The same, and whether activated slots are counted where nothing of that is said."""
+
+    activated: Annotated[
+        bool, typer.Option("--activated", help="Also print how many slots a batch of decode activates.")
+    ] = False
+
+    def count(self, placement: AnyPlacement, load: ExpertLoad) -> Counts:
+        """Return what a batch activates; nothing where that is not asked for.
+
+        Raises:
+            ExpertMapsError: as `batch`.
+        """
+        from expert_maps.activation import activated
+        from expert_maps.cli.activation_report import Counts
+
+        if not (self.activated or self.given):
+            return Counts()
+        batch = self.batch(load)
+        return Counts(batch, activated(placement, load, batch))
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from expert_maps._words import counted
-from expert_maps.cli.aims import BatchOptions
+from expert_maps.cli.aims import CountOptions
 from expert_maps.cli.loading import LoadOptions, LoadsArgument
 from expert_maps.cli.mapping import FromOption, RanksOption
 from expert_maps.cli.options import (
@@ -32,20 +32,18 @@ if TYPE_CHECKING:
 
 _HOTTEST = 3
 
+_LayerOption = Annotated[
+    int | None, typer.Option("--layer", help="Print every rank of this MoE layer, by row from 0.")
+]
+
 
 def evaluate(
     file: MapArgument,
     loads: LoadsArgument,
-    layer: Annotated[
-        int | None, typer.Option("--layer", help="Print every rank of this MoE layer, by row from 0.")
-    ] = None,
+    layer: _LayerOption = None,
     source: FromOption = None,
     ep_size: RanksOption = None,
-    activated: Annotated[
-        bool,
-        typer.Option("--activated", help="Also print how many slots a batch of decode activates."),
-    ] = False,
-    of_batch: BatchOptions = BatchOptions(),  # noqa: B008 - frozen
+    of_batch: CountOptions = CountOptions(),  # noqa: B008 - frozen
     said: LoadOptions = LoadOptions(),  # noqa: B008 - frozen
     plot: PlotOption = None,
     table: TableOption = False,
@@ -60,8 +58,6 @@ def evaluate(
     copies. With --batch-tokens and --top-k, or --activated where each step of the load is a batch of decode, also the slots
     that a batch is expected to activate on each rank, whose weights the rank reads.
     """
-    from expert_maps.activation import activated as count_activated
-    from expert_maps.cli.activation_report import evaluated_lines
     from expert_maps.cli.carrying import read_map_for
     from expert_maps.cli.loading import inspect_loads
     from expert_maps.cli.mapping import MapOptions
@@ -87,21 +83,17 @@ def evaluate(
     placement = read.placement
     found = evaluate_placement(placement, trace)
     chosen = None if layer is None else as_index("layer", layer, placement.num_layers)
-    batch = of_batch.batch(trace) if activated or of_batch.given else None
-    of_rank = None if batch is None else count_activated(placement, trace, batch)
+    counts = of_batch.count(placement, trace)
     write_plot(drawn, lambda: draw_placement(placement, trace))
     if json:
-        more = {} if of_rank is None else {"activated": of_rank.tolist()}
-        print_json(_document(found, names) | more)
+        print_json(_document(found, names) | counts.document)
         return
     say(title_of(placement, trace, str(file)), wrap=True)
     if table:
         _print_layers(found, names)
     if chosen is not None:
         _print_ranks(found, chosen, names)
-    say(_lines(found, names), wrap=True)
-    if of_rank is not None and batch is not None:
-        say(evaluated_lines(of_rank, batch, names), wrap=True)
+    say([*_lines(found, names), *counts.lines(names)], wrap=True)
 
 
 def _document(found: Evaluation, names: LayerNames) -> dict[str, object]:
