@@ -206,8 +206,8 @@ over the tasks. [What the objectives are, and why the bounds hold](../../package
 _ACTIVATED = (
     "Slots that a batch activates on the busiest rank, mean over layers. *Expected*: by the model, on what was planned for, with "
     "the gap to the proved lower bound in %. *Thrown*: batches drawn from the later windows, each token with six different experts, "
-    "each choice to any copy; the busiest rank of each batch. Balancedness by tokens, on the later windows, is what it costs. Compare "
-    "80/16 with 64/16: where tokens are split over copies, none activate as few as no copies at all."
+    "each choice to any copy; the busiest rank of each batch. Balancedness by tokens, on the later windows, is what it costs. 80/16 "
+    "activates no fewer than 64/16: where tokens are split over copies, copies do not help here."
 )
 _ACTIVATED_COLUMNS = (
     "slots/ranks, batch",
