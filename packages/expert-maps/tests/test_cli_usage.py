@@ -88,7 +88,7 @@ def test_every_example_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
         (("check", "x", "--n-routed-experts", 4), "--experts?"),
         (("generate", "--num-layers", 4), "--layers?"),
         (("plan", "x", "--out", "y"), "--output?"),
-        (("plan", "x", "--redundent", 4), "--redundant?"),
+        (("plan", "x", "--redundent", 4), "--redundant or --redundancy?"),
         (("check", "x", "--all-violations"), "--all?"),
         (("show", "x", "--zzz"), "no such option: --zzz (see "),
         (("balance",), "no such command: balance; did you mean plan?"),

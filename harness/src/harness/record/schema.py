@@ -21,6 +21,7 @@ Kind = Literal[
     "commits",  # a layer's commit to vLLM's state
     "serving",  # throughput with and without a static map
     "chaos",  # answers under plans that fail and ranks that are late
+    "objectives",  # plans by activated slots, and with redundancy by layer
 ]
 Text = Annotated[str, Field(min_length=1)]
 Count = Annotated[int, Field(ge=0)]

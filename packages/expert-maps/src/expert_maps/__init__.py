@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 from expert_maps._version import __version__
 
 if TYPE_CHECKING:
+    from expert_maps.activation import Batch, activated
     from expert_maps.comparison import ComparisonRow, compare
     from expert_maps.counts import least_redundancy
     from expert_maps.elastic import rescale
@@ -49,6 +50,7 @@ if TYPE_CHECKING:
         rank_load,
         step_peaks,
     )
+    from expert_maps.per_layer import PerLayerPlan, plan_per_layer
     from expert_maps.placement import Placement
     from expert_maps.planning import plan
     from expert_maps.policies import POLICY_NAMES, PolicyName
@@ -59,6 +61,7 @@ if TYPE_CHECKING:
 __all__ = [
     "LAYOUT_NAMES",
     "POLICY_NAMES",
+    "Batch",
     "ComparisonRow",
     "Evaluation",
     "ExpertLoad",
@@ -68,6 +71,7 @@ __all__ = [
     "LayoutName",
     "LoadError",
     "Moves",
+    "PerLayerPlan",
     "Placement",
     "PlacementError",
     "PlanResult",
@@ -75,6 +79,7 @@ __all__ = [
     "ReplicaWeights",
     "Violation",
     "__version__",
+    "activated",
     "balancedness",
     "compare",
     "evaluate",
@@ -87,6 +92,7 @@ __all__ = [
     "overall_balancedness",
     "peak_to_mean",
     "plan",
+    "plan_per_layer",
     "rank_load",
     "read_load",
     "read_placement",
@@ -103,6 +109,7 @@ __all__ = [
 _HOMES: dict[str, str] = {
     name: module
     for module, names in (
+        ("activation", ("Batch", "activated")),
         ("comparison", ("ComparisonRow", "compare")),
         ("counts", ("least_redundancy",)),
         ("elastic", ("rescale",)),
@@ -138,6 +145,7 @@ _HOMES: dict[str, str] = {
                 "step_peaks",
             ),
         ),
+        ("per_layer", ("PerLayerPlan", "plan_per_layer")),
         ("placement", ("Placement",)),
         ("planning", ("plan",)),
         ("policies", ("POLICY_NAMES", "PolicyName")),

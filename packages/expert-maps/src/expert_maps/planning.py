@@ -11,6 +11,7 @@ import numpy as np
 
 from expert_maps import metrics
 from expert_maps._starting import start_from
+from expert_maps.by_activation import Asked, plan_by_activation
 from expert_maps.counts import as_physical, check_cluster, check_groups, least_redundancy
 from expert_maps.errors import LayoutError
 from expert_maps.load import ExpertLoad, as_load
@@ -26,6 +27,8 @@ if TYPE_CHECKING:
 
     from numpy.typing import ArrayLike
 
+    from expert_maps.activation import Batch
+    from expert_maps.by_activation import Objective
     from expert_maps.placement import PlacementLike
 
     Progress = Callable[[int, int], object]
@@ -51,6 +54,8 @@ def plan(  # noqa: PLR0913 - options by keyword
     allow_uneven: bool = False,
     allow_duplicates: bool = False,
     certify: bool = False,
+    objective: Objective | str = "tokens",
+    batch: Batch | None = None,
     progress: Progress | None = None,
 ) -> PlanResult:
     """Plan which experts get copies and on which rank every copy sits.
@@ -96,6 +101,9 @@ def plan(  # noqa: PLR0913 - options by keyword
             plan is the same. Cheap are the mean of the ranks (of the hottest node), the pigeonhole principle for large
             copies, and on up to 32 slots a short try of all placements; dear are a Lagrangian bound for two slots a rank
             and a long try of all placements.
+        objective: what the hottest rank has least of. ``tokens``; or ``activated``, for decode: the slots that a batch
+            is expected to activate there (`PlanResult.activation`), by ``balanced`` and from scratch.
+        batch: what a batch of decode is, with ``activated``; see `expert_maps.activation.Batch`.
         progress: called with (layers planned, L) as the work goes on.
 
     Returns:
@@ -119,8 +127,12 @@ def plan(  # noqa: PLR0913 - options by keyword
         slots = trace.num_experts + least_redundancy(trace.num_experts, ep_size)
     asked = Cluster(slots, ep_size, num_groups, num_nodes, allow_duplicates, allow_uneven)
     cluster = check_cluster(trace.num_layers, trace.num_experts, asked)
-    request = _Request(trace, cluster, tolerance, present, max_moves, certify=certify, progress=progress)
-    return _PLANNERS[name](name, request)
+    aim = Asked(objective, batch)
+    aim.check(trace, cluster, name, {"current": present, "max_moves": max_moves, "certify": certify or None})
+    shown = progress if batch is None else None
+    request = _Request(trace, cluster, tolerance, present, max_moves, certify=certify, progress=shown)
+    result = _PLANNERS[name](name, request)
+    return result if batch is None else plan_by_activation(result, batch, cluster, tolerance, progress)
 
 
 @dataclass(frozen=True)

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
+    from expert_maps.activation import Activation
     from expert_maps.load import ExpertLoad
     from expert_maps.placement import Placement, PlacementLike
     from expert_maps.policies import PolicyName
@@ -78,7 +79,7 @@ class Origin:
 class PlanResult(Balance, Frozen):
     """What `plan` and `rescale` return. Read-only; functions that take a placement take it as well.
 
-    Two are equal where placement, policy, load, lower bound and moves are.
+    Two are equal where placement, policy, load, lower bound, moves and activation are.
 
     Attributes:
         placement: the plan.
@@ -88,6 +89,7 @@ class PlanResult(Balance, Frozen):
             group on one node, has a hottest rank below it. `balanced` proves it; for the other policies it is the mean
             rank load.
         moves: what changes from the placement that was planned from; None where there was none.
+        activation: what the plan is worth by activated slots, where it was planned for those; None else.
     """
 
     placement: Placement
@@ -95,6 +97,7 @@ class PlanResult(Balance, Frozen):
     load: ExpertLoad
     lower_bound: Float64Array
     moves: metrics.Moves | None = None
+    activation: Activation | None = None
     _origin: Origin | None = field(default=None, compare=False)
 
     @lazy
@@ -180,6 +183,8 @@ class PlanResult(Balance, Frozen):
         )
 
     def _proof(self) -> list[str]:
+        if self.activation is not None:
+            return [self.activation.summary()]
         # With several steps it is not the sum that is planned for, and its gap would mislead.
         if self.policy != "balanced" or self.load.num_steps > 1:
             return []

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from expert_maps._words import counted
+from expert_maps.cli.aims import CountOptions
 from expert_maps.cli.loading import LoadOptions, LoadsArgument
 from expert_maps.cli.mapping import FromOption, RanksOption
 from expert_maps.cli.options import (
@@ -31,15 +32,18 @@ if TYPE_CHECKING:
 
 _HOTTEST = 3
 
+_LayerOption = Annotated[
+    int | None, typer.Option("--layer", help="Print every rank of this MoE layer, by row from 0.")
+]
+
 
 def evaluate(
     file: MapArgument,
     loads: LoadsArgument,
-    layer: Annotated[
-        int | None, typer.Option("--layer", help="Print every rank of this MoE layer, by row from 0.")
-    ] = None,
+    layer: _LayerOption = None,
     source: FromOption = None,
     ep_size: RanksOption = None,
+    of_batch: CountOptions = CountOptions(),  # noqa: B008 - frozen
     said: LoadOptions = LoadOptions(),  # noqa: B008 - frozen
     plot: PlotOption = None,
     table: TableOption = False,
@@ -51,7 +55,8 @@ def evaluate(
 
     Balancedness is mean / max rank load; 1 is perfect; over all layers it is the ratio of the sums. Over steps it is
     the ratio of the sums over steps, each step with its own hottest rank. An expert's tokens are split evenly over its
-    copies.
+    copies. With --batch-tokens and --top-k, or --activated where each step of the load is a batch of decode, also the slots
+    that a batch is expected to activate on each rank, whose weights the rank reads.
     """
     from expert_maps.cli.carrying import read_map_for
     from expert_maps.cli.loading import inspect_loads
@@ -78,25 +83,29 @@ def evaluate(
     placement = read.placement
     found = evaluate_placement(placement, trace)
     chosen = None if layer is None else as_index("layer", layer, placement.num_layers)
+    counts = of_batch.count(placement, trace)
     write_plot(drawn, lambda: draw_placement(placement, trace))
     if json:
-        print_json(_document(found, names))
+        print_json(_document(found, names) | counts.document)
         return
     say(title_of(placement, trace, str(file)), wrap=True)
     if table:
         _print_layers(found, names)
     if chosen is not None:
         _print_ranks(found, chosen, names)
-    say(_lines(found, names), wrap=True)
+    say([*_lines(found, names), *counts.lines(names)], wrap=True)
 
 
 def _document(found: Evaluation, names: LayerNames) -> dict[str, object]:
+    import numpy as np
+
     placement, trace = found.placement, found.load
     document: dict[str, object] = {
         "num_layers": placement.num_layers,
         "layers": names.listed,
         "num_logical_experts": placement.num_logical_experts,
-        "num_redundant_experts": placement.num_redundant_experts,
+        # A number, or one for each layer where they differ.
+        "num_redundant_experts": np.asarray(placement.num_redundant_experts).tolist(),
         "ep_size": placement.ep_size,
         "num_steps": trace.num_steps,
         "overall_balancedness": found.overall_balancedness,

@@ -19,6 +19,8 @@ EXAMPLES: dict[str, tuple[str, ...]] = {
         "expert-maps plan load.npz --ep-size 4 --physical 20 --table",
         "expert-maps plan load.npz --ep-size 4 --groups 4 --nodes 2 --output grouped.json",
         "expert-maps plan later.npz --ep-size 4 --current map.json --max-moves 3 --output next.json",
+        "expert-maps plan load.npz --ep-size 4 --redundant 4 --objective activated --batch-tokens 8 --top-k 2",
+        "expert-maps plan load.npz --ep-size 4 --redundant 2 --redundancy per-layer --output layers.json",
         "expert-maps plan load.npz --ep-size 4 --output - | expert-maps check -",
     ),
     "load": (
@@ -52,6 +54,7 @@ EXAMPLES: dict[str, tuple[str, ...]] = {
         "expert-maps evaluate map.json later.npz",
         "expert-maps evaluate map.json later.npz --layer 2",
         "expert-maps evaluate map.json later.npz --table",
+        "expert-maps evaluate map.json later.npz --batch-tokens 8 --top-k 2",
     ),
     "advise": (
         "expert-maps advise load.npz --ep-size 4 --expert-bytes 44040192 --bandwidth 25",

@@ -12,6 +12,7 @@ import numpy as np
 
 from expert_maps._layers import UNNUMBERED, LayerNames
 from expert_maps._words import counted
+from expert_maps.cli.activation_report import activation_document, activation_lines
 from expert_maps.cli.output import as_size, print_json, say, warn
 from expert_maps.cli.tables import print_table
 from expert_maps.evaluate import Evaluation, evaluate
@@ -84,7 +85,8 @@ class PlanReport:
     @property
     def _shows_gap(self) -> bool:
         # With several steps it is not the sum that is planned for, and its gap would mislead.
-        return self.result.policy == "balanced" and self.trace.num_steps == 1
+        is_by_tokens = self.result.policy == "balanced" and self.result.activation is None
+        return is_by_tokens and self.trace.num_steps == 1
 
     def warn_of_mended(self) -> None:
         """Say where the map in use breaks a rule that the plan keeps, for which a rank may become hotter."""
@@ -127,6 +129,8 @@ class PlanReport:
                 f"balancedness over steps: {before.over_steps:.4f} before, {after.over_steps:.4f} after"
             )
         lines.append(f"hottest rank / mean: {1 / was:.3f} before, {1 / now:.3f} after")
+        if result.activation is not None:
+            lines += activation_lines(result.activation, self.before.placement, self.trace)
         if self._shows_gap:
             lines.append(f"gap to the proved lower bound: {self._overall_gap:.3%}")
         if self.ungrouped is not None:
@@ -208,6 +212,8 @@ class PlanReport:
         if self.trace.num_steps > 1:
             document["balancedness_over_steps_before"] = self.before.over_steps
             document["balancedness_over_steps"] = self.after.over_steps
+        if result.activation is not None:
+            document |= activation_document(result.activation)
         if result.moves is not None:
             document["mended_layers"] = np.nonzero(result.mended)[0].tolist()
             document["changed_per_layer"] = result.moves.changed.sum(axis=1).tolist()

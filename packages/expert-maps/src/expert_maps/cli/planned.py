@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
     from expert_maps.cli.loading import Loaded, LoadOptions
     from expert_maps.cli.writing import Output
+    from expert_maps.layered import AnyPlacement
     from expert_maps.placement import Placement
     from expert_maps.planning import PlanResult
 
@@ -91,18 +92,31 @@ class Making:
 
     def _map_text(self, result: PlanResult) -> str:
         """Return the map that the command writes, with how it was made."""
-        from expert_maps.formats.native import dumps
+        made = {"command": self.command, "policy": result.policy}
+        if result.activation is not None:
+            made["objective"] = f"activated, {result.activation.batch.describe()}"
+        return map_text(result.placement, self.loaded, self.said, self.names, made)
 
-        file = self.loaded.file
-        counts = np.ascontiguousarray(file.load.counts, dtype="<f8")
-        made = {
-            "command": self.command,
-            "policy": result.policy,
-            "load": f"{file.form}, SHA-256 of its counts {hashlib.sha256(counts.tobytes()).hexdigest()}",
-        }
-        model = self.said.model
-        name = None if model in {None, "-"} else Path(str(model)).name
-        return dumps(result.placement, model=name, layers=self.names.numbers, provenance=made)
+
+def map_text(
+    placement: AnyPlacement, loaded: Loaded, said: LoadOptions, names: LayerNames, made: dict[str, str]
+) -> str:
+    """Return a map with how it was made.
+
+    Args:
+        placement: what is written.
+        loaded: what was planned for.
+        said: how it was read.
+        names: how layers are named.
+        made: what is told beside the load.
+    """
+    from expert_maps.formats.native import dumps
+
+    file = loaded.file
+    counts = np.ascontiguousarray(file.load.counts, dtype="<f8")
+    origin = {"load": f"{file.form}, SHA-256 of its counts {hashlib.sha256(counts.tobytes()).hexdigest()}"}
+    name = None if said.model in {None, "-"} else Path(str(said.model)).name
+    return dumps(placement, model=name, layers=names.numbers, provenance=made | origin)
 
 
 def ungrouped_balancedness(result: PlanResult) -> float | None:

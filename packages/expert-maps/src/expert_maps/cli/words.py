@@ -152,6 +152,7 @@ QUANTITIES: dict[str, tuple[str, ...]] = {
         name: (f"--{name.replace('_', '-')}",)
         for name in (
             "bandwidth",
+            "batch_tokens",
             "device",
             "expert_bytes",
             "first",
@@ -161,6 +162,7 @@ QUANTITIES: dict[str, tuple[str, ...]] = {
             "prompt_tokens",
             "step_ms",
             "tolerance",
+            "top_k",
             "workers",
         )
     },

@@ -14,6 +14,8 @@ both to the same answer on thousands of small problems. Read them in this order:
 7. `incremental`, `budget`, `relabelling`: from a placement in use, or on other ranks. `replanning` puts these together.
 8. `windows`: a load of several steps.
 9. `splitting`: how tokens are best split over the copies of a placement that is given.
+10. `activated`: plans for decode, by the slots that a batch activates; `budgeting`: copies by layer. Their twins are NumPy, and
+    ``docs/objectives.md`` has the words.
 
 `policy` makes a policy of it: ``expert_maps.plan(load, ep_size=8, policy="reference")``.
 """
