@@ -7,7 +7,7 @@
 
 static void release(Windowed *p, int32_t *node_of, float *weight) {
     void *const arrays[] = {p->count, p->offset, p->share, p->load, p->power, p->slope, p->rise, p->felt, p->total,
-                            p->order, p->on,     p->was,   node_of, weight};
+                            p->order, p->holder, p->first, p->end,  p->seen, p->may, p->on,   p->was,  node_of,  weight};
     for (size_t i = 0; i < sizeof arrays / sizeof *arrays; i++) free(arrays[i]);
 }
 
@@ -85,11 +85,17 @@ int plan_over_time(const Problem *problem, const int64_t *forced) {
     p.felt = calloc(e, sizeof *p.felt);
     p.total = calloc(r, sizeof *p.total);
     p.order = calloc(r, sizeof *p.order);
+    p.holder = calloc((size_t)problem->slots, sizeof *p.holder);
+    p.first = calloc(e, sizeof *p.first);
+    p.end = calloc(e, sizeof *p.end);
+    p.seen = calloc(r, sizeof *p.seen);
+    p.may = calloc(r * r, sizeof *p.may);
     p.on = calloc(r * p.words, sizeof *p.on);
     p.was = problem->current ? calloc(r * p.words, sizeof *p.was) : NULL;
     p.weight = weight;
     p.node_of_expert = node_of;
-    const int failed = !weight || !p.count || !p.offset || !p.share || !p.load || !p.power || !p.slope || !p.rise || !p.felt || !p.total || !p.order || !p.on ||
+    const int failed = !weight || !p.count || !p.offset || !p.share || !p.load || !p.power || !p.slope || !p.rise ||
+                       !p.felt || !p.total || !p.order || !p.holder || !p.first || !p.end || !p.seen || !p.may || !p.on ||
                        (problem->nodes > 1 && !node_of) || (problem->current && !p.was);
     for (size_t i = 1; !failed && i < r; i++) p.offset[i] = p.offset[i - 1] + p.capacity[i - 1];
     for (size_t i = 0; problem->current && i < r; i++) held += problem->held[i];

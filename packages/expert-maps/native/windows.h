@@ -6,6 +6,9 @@
 #ifndef EXPERT_MAPS_WINDOWS_H
 #define EXPERT_MAPS_WINDOWS_H
 
+#if defined(__GNUC__) && !defined(__clang__)
+#pragma GCC optimize("no-trapping-math") /* nobody reads the processor's flags: a larger and a smaller number need no branch */
+#endif
 #include "plan.h"
 
 #define MOST_WINDOWS 16
@@ -31,6 +34,10 @@ typedef struct {
     float unit[MOST_WINDOWS];      /* one over the window's hottest load */
     float worth[MOST_WINDOWS];     /* tokens times the window's hottest load */
     double sum[MOST_WINDOWS];      /* of the ranks' powers */
+    int32_t *holder;               /* [P], the ranks of each expert's copies, in order, expert by expert */
+    int32_t *first, *end;          /* [E], where an expert's are among them */
+    int32_t *seen;                 /* [R], whether no swap of the rank's helps, in this step */
+    uint8_t *may;                  /* [R, R], whether swaps of the first with the second were tried, in this step */
     int32_t *order;                /* [R], the ranks, the one that counts least first */
     uint64_t *on, *was;            /* [R, words]; `was` is NULL without a present placement */
     int64_t moves_left;
@@ -52,6 +59,51 @@ static inline void windowed_flip(uint64_t *set, const Windowed *p, int32_t rank,
     set[(size_t)rank * p->words + (expert >> 6)] ^= (uint64_t)1 << (expert & 63);
 }
 
+#define FLOOR 0.1f /* of the hottest rank's load: to the 32nd what is below counts as nothing, and must not underflow */
+
+/* Sums over windows are taken in LANES sums, which a processor adds to at once. */
+static inline float sum_lanes(const float *sum) { return (sum[0] + sum[1]) + (sum[2] + sum[3]); }
+
+static inline float *loads_of(const Windowed *p, int32_t rank) { return p->load + (size_t)rank * p->windows; }
+static inline float *share_of(const Windowed *p, int32_t e) { return p->share + (size_t)e * p->windows; }
+static inline float *slopes_of(const Windowed *p, int32_t rank) { return p->slope + (size_t)rank * p->windows; }
+static inline float *powers_of(const Windowed *p, int32_t rank) { return p->power + (size_t)rank * p->windows; }
+
+static inline int32_t *ranks_of(const Windowed *p, int32_t e) { return p->holder + p->first[e]; }
+
+static inline float larger(float a, float b) { return a > b ? a : b; }
+static inline float smaller(float a, float b) { return a < b ? a : b; }
+
+/* The 32nd power of a load in units of the window's hottest one. Beyond 16 it is infinite, and so is the sum: no step goes there. */
+static inline float power(float load) {
+    const float x = larger(load, FLOOR), x2 = x * x, x4 = x2 * x2, x8 = x4 * x4, x16 = x8 * x8;
+    return x16 * x16;
+}
+
+static inline float root(float sum) { return sqrtf(sqrtf(sqrtf(sqrtf(sqrtf(sum))))); }
+
+/* By how much more is counted, at the present slopes, where a rank gets the shares of an expert. */
+static inline float rise_over(const Windowed *p, const float *slope, int32_t e, const int32_t windows) {
+    const float *share = share_of(p, e);
+    float sum[LANES] = {0};
+    for (int32_t v = 0; v < windows; v += LANES)
+        for (int32_t i = 0; i < LANES; i++) sum[i] += slope[v + i] * share[v + i];
+    return sum_lanes(sum);
+}
+
+static inline float rise(const Windowed *p, const float *slope, int32_t e) { return rise_over(p, slope, e, p->windows); }
+
+/* The sum over windows, in LANES sums. Terms are computed apart, so that a compiler sees loops without a sum in them. */
+static inline float sum_windows(const float *term, const int32_t windows) {
+    float sum[LANES] = {0};
+    for (int32_t v = 0; v < windows; v += LANES)
+        for (int32_t i = 0; i < LANES; i++) sum[i] += term[v + i];
+    return sum_lanes(sum);
+}
+
+static inline int may_move(const Windowed *p, int32_t moves) { return p->moves_left == UNLIMITED || moves <= p->moves_left; }
+
+void consider_reassignments(Windowed *p, int32_t hot, Change *best);
 void descend_windows(Windowed *p);
 
 #endif

@@ -9,7 +9,7 @@ from harness.mutants.mutant import Mutant
 _C = "packages/expert-maps/native/"
 _T = "packages/expert-maps/tests/test_"
 
-# what, C file, text before, text after, test, whether in the short list
+# what, C file (without its ending where that is .c), text before, text after, test, whether in the short list
 _LIST: tuple[tuple[str, str, str, str, str, bool], ...] = (
     (
         "the mean bound is a hundredth too high",
@@ -197,7 +197,7 @@ _LIST: tuple[tuple[str, str, str, str, str, bool], ...] = (
     ),
     (
         "windows count by the power of 4 in place of 32",
-        "windows",
+        "windows.h",
         "return x16 * x16;",
         "return x4;",
         "reference_windows.py::test_plans_for_windows_are_the_references",
@@ -205,7 +205,7 @@ _LIST: tuple[tuple[str, str, str, str, str, bool], ...] = (
     ),
     (
         "a window counts without its root",
-        "windows",
+        "windows.h",
         "return sqrtf(sqrtf(sqrtf(sqrtf(sqrtf(sum)))));",
         "return sum;",
         "reference_windows.py::test_plans_for_windows_are_the_references",
@@ -216,6 +216,22 @@ _LIST: tuple[tuple[str, str, str, str, str, bool], ...] = (
         "windows",
         "if (gained - p->rise[j] - rounding >= best->change",
         "if (gained - p->rise[j] >= 10 * best->change",
+        "reference_windows.py::test_plans_for_windows_are_the_references",
+        False,
+    ),
+    (
+        "a rank whose swaps did not help is passed over in later steps too",
+        "windows",
+        "        memset(p->seen, 0, sizeof *p->seen * (size_t)p->num_ranks);\n",
+        "",
+        "reference_windows.py::test_plans_for_windows_are_the_references",
+        False,
+    ),
+    (
+        "where a copy goes, the others do not carry more",
+        "reassign",
+        "has_out ? keep : 0,",
+        "has_out ? 0 : 0,",
         "reference_windows.py::test_plans_for_windows_are_the_references",
         False,
     ),
@@ -254,6 +270,6 @@ _LIST: tuple[tuple[str, str, str, str, str, bool], ...] = (
 )
 
 MUTANTS = tuple(
-    Mutant(what, f"{_C}{file}.c", before, after, _T + test, short)
+    Mutant(what, f"{_C}{file}" if "." in file else f"{_C}{file}.c", before, after, _T + test, short)
     for what, file, before, after, test, short in _LIST
 )

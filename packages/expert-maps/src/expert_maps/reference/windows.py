@@ -1,6 +1,6 @@
 # SPDX-FileCopyrightText: The expert-maps authors
 # SPDX-License-Identifier: Apache-2.0
-"""Improve a plan for windows of the load in place of their sum. The twin of ``native/windows.c`` and ``over_time.c``.
+"""Improve a plan for windows of the load in place of their sum. The twin of ``windows.c`` and ``reassign.c`` in ``native``.
 
 In each window the ranks wait for its hottest one. That is taken smoothly: a window counts (Σ_ranks load³²)^(1/32), which is
 its hottest load or a little more. A rank just below the hottest counts too: it may be the hottest in a window to come. The
