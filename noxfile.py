@@ -8,7 +8,6 @@ import contextlib
 import os
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import nox
 from nox.command import CommandFailed
@@ -21,10 +20,8 @@ from harness.sessions.calling import exit_code_kept, from_where_nox_was_called, 
 from harness.sessions.environments import CORE, ENV, HARNESS, PLUGIN, install, install_dev, install_serve
 from harness.sessions.locking import write_pinned_files
 from harness.sessions.sanitizing import run_sanitized
+from harness.sessions.smoke import tests_of_core, tests_of_plugin
 from harness.sessions.tags import problems_of
-
-if TYPE_CHECKING:
-    from collections.abc import Sequence
 
 nox.needs_version = ">=2024.10.9"
 # pip, not uv: a torch build that is only known to pip's configuration must be found.
@@ -36,21 +33,6 @@ nox.options.error_on_missing_interpreters = False
 
 # What is shown of serving in short, for a vLLM other than the newest.
 OLDEST_TESTS = "test_vllm_oldest.py"
-# What a session with `--short` runs on Pythons that have the whole in the nightly run: files, imports, ctypes, the planner.
-SMOKE_TESTS = ("imports", "library", "files", "cli_plan", "loads", "maps", "planning", "yaml_text")
-# Those of the plugin's that lean on what it depends on: options, pages, files, kernels.
-PLUGIN_SMOKE_TESTS = (
-    "plugin_imports",
-    "settings",
-    "doctor",
-    "releases",
-    "option_table",
-    "eplb",
-    "experts",
-    "map_and_record",
-    "recorder",
-    "register",
-)
 # A worker for each core; `-- -n 0` shows what a test prints, and lets a debugger in.
 PARALLEL = ("-n", "auto", "--maxprocesses", "8", "--dist", "worksteal")
 EMULATED = f"{HARNESS}/emulated_npu"
@@ -74,15 +56,8 @@ def unit(session: nox.Session) -> None:
 def pythons(session: nox.Session) -> None:
     """Run the tests of expert-maps on each Python that is here."""
     install(session, "pythons", CORE)
-    words, tests = _tests_of_core(session.posargs)
+    words, tests = tests_of_core(session.posargs)
     session.run("pytest", *tests, *PARALLEL, *words, env=ENV)
-
-
-def _tests_of_core(posargs: Sequence[str]) -> tuple[list[str], list[str]]:
-    """Return pytest's options and the tests of expert-maps: a few of them with ``--short``."""
-    words = [word for word in posargs if word != "--short"]
-    short = len(words) < len(posargs)
-    return words, [f"{CORE}/tests/test_{name}.py" for name in SMOKE_TESTS] if short else [f"{CORE}/tests"]
 
 
 @nox.session(venv_backend="none")
@@ -248,17 +223,15 @@ def bench(session: nox.Session) -> None:
 @nox.session(python=lowest_python())
 def minimums(session: nox.Session) -> None:
     """Run both packages' tests with the lowest versions they allow."""
-    words, tests = _tests_of_core(session.posargs)
+    words, tests = tests_of_core(session.posargs)
     # What old versions say of each other's deprecations is not ours to mend.
     options = [*PARALLEL, "-W", "default::DeprecationWarning", *words]
     install(session, "minimums", CORE)
     session.run("pytest", *tests, *options, env=ENV)
     # In front of the environment that has torch: few indexes have a torch for every Python that is not for CUDA.
     # As a module: the command of pytest that is installed is of another version than what it would find.
-    of_plugin = [f"{PLUGIN}/tests"]
-    if "--short" in session.posargs:
-        of_plugin = [f"{PLUGIN}/tests/test_{name}.py" for name in PLUGIN_SMOKE_TESTS]
-    install_dev(session).under("minimums").run("python", "-m", "pytest", *of_plugin, *options)
+    shared = install_dev(session).under("minimums")
+    shared.run("python", "-m", "pytest", *tests_of_plugin(session.posargs), *options)
 
 
 @nox.session(venv_backend="none")
