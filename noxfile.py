@@ -20,7 +20,7 @@ from harness.sessions.calling import exit_code_kept, from_where_nox_was_called, 
 from harness.sessions.environments import CORE, ENV, HARNESS, PLUGIN, install, install_dev, install_serve
 from harness.sessions.locking import write_pinned_files
 from harness.sessions.sanitizing import run_sanitized
-from harness.sessions.short import tests_of_core, tests_of_plugin
+from harness.sessions.smoke import tests_of_core, tests_of_plugin
 from harness.sessions.tags import problems_of
 
 nox.needs_version = ">=2024.10.9"
@@ -230,8 +230,8 @@ def minimums(session: nox.Session) -> None:
     session.run("pytest", *tests, *options, env=ENV)
     # In front of the environment that has torch: few indexes have a torch for every Python that is not for CUDA.
     # As a module: the command of pytest that is installed is of another version than what it would find.
-    of_plugin = tests_of_plugin(session.posargs)
-    install_dev(session).under("minimums").run("python", "-m", "pytest", *of_plugin, *options)
+    shared = install_dev(session).under("minimums")
+    shared.run("python", "-m", "pytest", *tests_of_plugin(session.posargs), *options)
 
 
 @nox.session(venv_backend="none")

@@ -15,6 +15,7 @@ import zipfile
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from harness.sessions.bom import FILE
 from harness.sessions.environments import CORE, PLUGIN
 
 if TYPE_CHECKING:
@@ -104,6 +105,9 @@ def check(session: nox.Session) -> None:
     files = sorted(map(str, DIST.iterdir()))
     session.run("twine", "check", "--strict", *files)
     session.run("check-wheel-contents", *(name for name in files if name.endswith(".whl")))
+    for name in files:
+        if name.endswith(".whl") and not _has_bom(Path(name)):
+            session.error(f"{name}: no bill of materials in it; expected one at .dist-info/sboms/{FILE}")
     asked = Path(session.create_tmp()) / "asked.txt"
     asked.write_text("expert-maps\n", encoding="utf-8")
     # With this interpreter where one is needed: looking for others takes longer than the rest.
@@ -114,3 +118,8 @@ def check(session: nox.Session) -> None:
             session.run(
                 "uv", "pip", "compile", "--quiet", "--python", python, *where, str(asked), silent=True
             )
+
+
+def _has_bom(wheel: Path) -> bool:
+    with zipfile.ZipFile(wheel) as archive:
+        return any(name.endswith(f".dist-info/sboms/{FILE}") for name in archive.namelist())
