@@ -11,6 +11,7 @@ import typer
 
 from expert_maps._layers import LayerNames
 from expert_maps._words import counted
+from expert_maps.cli.costs import BandwidthOption
 from expert_maps.cli.mapping import MapOptions
 from expert_maps.cli.options import (
     ExpertBytesOption,
@@ -35,6 +36,17 @@ def diff(
         typer.Option("--layer", help="List the slots of this MoE layer that change, by row from 0."),
     ] = None,
     expert_bytes: ExpertBytesOption = None,
+    scheduled: Annotated[
+        bool,
+        typer.Option(
+            "--schedule", help="Also who sends what to whom, in rounds; --table or --layer lists them."
+        ),
+    ] = False,
+    bandwidth: BandwidthOption = None,
+    nodes: Annotated[
+        int | None,
+        typer.Option("--nodes", help="Servers that the ranks are spread over: nearest ranks send first."),
+    ] = None,
     table: TableOption = False,
     said: MapOptions = MapOptions(),  # noqa: B008 - frozen
     json: JsonOption = False,
@@ -43,21 +55,30 @@ def diff(
 
     A changed slot is fetched if its expert was not on that rank before; otherwise it is copied there. Bytes are those
     that are fetched.
+
+    With --schedule, the way from A to B as rounds in which a rank sends one expert at most and receives one at most, into
+    room for one more expert on each rank; every expert is served all the time.
     """
     from expert_maps import metrics
+    from expert_maps.cli.scheduled import Way, refuse_without_schedule
     from expert_maps.cli.mapping import MapOfModel, alike, names_of_both, read_any_map
     from expert_maps.cli.output import print_json, say
     from expert_maps.cli.plan_report import moved_line
     from expert_maps.validation import as_index
 
     refuse_two_stdins({"A": before, "B": after, "--model": said.model})
+    if not scheduled:
+        refuse_without_schedule({"--bandwidth": bandwidth, "--nodes": nodes})
     of_both = MapOfModel.of(said)
     was, becomes = (read_any_map(path, of_both) for path in (before, after))
     old, new = alike(was, before), alike(becomes, after)
     names = names_of_both(was.layers, "A", becomes.layers, "B")
     moved = metrics.moves(old, new)
-    size = None if expert_bytes is None else moved.bytes(expert_bytes)
+    model = of_both.counts
+    size_of_one = model.expert_bytes if expert_bytes is None and model is not None else expert_bytes
+    size = None if size_of_one is None else moved.bytes(size_of_one)
     chosen = range(old.num_layers) if layer is None else [as_index("layer", layer, old.num_layers)]
+    way = Way.of(old, new, nodes, size_of_one, bandwidth) if scheduled else None
     if json:
         print_json(
             {
@@ -70,13 +91,17 @@ def diff(
                 "changed_per_layer": moved.changed.sum(axis=1).tolist(),
                 "moves": [move for index in chosen for move in _moves_of(old, new, moved, index)],
             }
+            | ({} if way is None else {"schedule": way.told(chosen)})
         )
         return
     if layer is not None:
         _print_slots(old, new, moved, layer, names)
     elif table:
         _print_layers(moved, names)
-    say([moved_line(moved, size), *_most_changed(moved, names)], wrap=True)
+    if way is not None and (table or layer is not None):
+        way.print_rounds(chosen, names)
+    more = [] if way is None else way.lines()
+    say([moved_line(moved, size), *_most_changed(moved, names), *more], wrap=True)
 
 
 def _most_changed(moved: Moves, names: LayerNames) -> list[str]:
