@@ -60,10 +60,10 @@ def diff(
     room for one more expert on each rank; every expert is served all the time.
     """
     from expert_maps import metrics
-    from expert_maps.cli.scheduled import Way, refuse_without_schedule
     from expert_maps.cli.mapping import MapOfModel, alike, names_of_both, read_any_map
     from expert_maps.cli.output import print_json, say
     from expert_maps.cli.plan_report import moved_line
+    from expert_maps.cli.scheduled import Way, refuse_without_schedule
     from expert_maps.validation import as_index
 
     refuse_two_stdins({"A": before, "B": after, "--model": said.model})

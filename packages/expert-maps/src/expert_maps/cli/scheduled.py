@@ -49,7 +49,12 @@ class Way:
 
     @classmethod
     def of(
-        cls, old: Placement, new: Placement, nodes: int | None, expert_bytes: int | None, bandwidth: float | None
+        cls,
+        old: Placement,
+        new: Placement,
+        nodes: int | None,
+        expert_bytes: int | None,
+        bandwidth: float | None,
     ) -> Way:
         """Make a schedule; a bandwidth that is taken because none was said is named.
 
@@ -81,20 +86,28 @@ class Way:
             for count in (self.schedule.num_transfers, int(self.schedule.between_nodes.sum()))
         )
         nodes = f", {crossing} between nodes" if self.schedule.num_nodes > 1 else ""
-        return [
-            self.schedule.summary(),
+        took = (
             f"{sent} sent{nodes}: {self.seconds:.3g} s at {self.bandwidth:g} GB/s a rank; "
-            f"room for one more expert on each rank, {as_size(self.expert_bytes)}",
-        ]
+            f"room for one more expert on each rank, {as_size(self.expert_bytes)}"
+        )
+        return [self.schedule.summary(), took]
 
     def told(self, layers: Sequence[int]) -> dict[str, object]:
         """Return it for JSON, with the transfers and copies of some layers."""
         found = self.schedule
-        columns = (found.round, found.layer, found.expert, *self._ends(found.source), *self._ends(found.target))
+        columns = (
+            found.round,
+            found.layer,
+            found.expert,
+            *self._ends(found.source),
+            *self._ends(found.target),
+        )
         keys = ("round", "layer", "expert", "source_rank", "source_slot", "target_rank", "target_slot")
         rows = np.stack(columns, axis=1)[np.isin(found.layer, layers)]
         local = found.local[np.isin(found.local[:, 0], layers)]
-        copies = np.stack([local[:, 0], self._ends(local[:, 1])[0], *(self._ends(local[:, i])[1] for i in (1, 2))], axis=1)
+        copies = np.stack(
+            [local[:, 0], self._ends(local[:, 1])[0], *(self._ends(local[:, i])[1] for i in (1, 2))], axis=1
+        )
         return {
             "rounds": found.num_rounds,
             "lower_bound": found.lower_bound,

@@ -11,8 +11,8 @@ import numpy as np
 
 from expert_maps.metrics import check_alike
 from expert_maps.migration.needs import find_needs
-from expert_maps.migration.rounds import Migration, Way
 from expert_maps.migration.result import Schedule, as_nodes
+from expert_maps.migration.rounds import Migration, Way
 from expert_maps.placement import as_placement
 
 if TYPE_CHECKING:
@@ -60,12 +60,15 @@ def schedule(before: PlacementLike, after: PlacementLike, *, num_nodes: int = 1)
     target = targets % slots
     now = old.physical_to_logical.copy()
     now[layers, target] = experts[numbers]
-    parts = (rounds, layers, experts[numbers], source, target)
     return Schedule(
         old,
         new,
         nodes,
-        *(part.astype(np.int32) for part in parts),
+        round=rounds.astype(np.int32),
+        layer=layers.astype(np.int32),
+        expert=experts[numbers],
+        source=source.astype(np.int32),
+        target=target.astype(np.int32),
         local=_local_copies(now, new),
         lower_bound=needs.lower_bound,
     )
