@@ -32,6 +32,12 @@ if TYPE_CHECKING:
     Int32Array = NDArray[np.int32]
 
 
+# Of all layers together, see `Start.effort`: a call ends within ten seconds on one core, also with 300 layers of 512 experts on
+# 2,048 slots, for which steps were sought for minutes. It is divided among the layers, whatever they need, so that a layer's plan
+# depends on no other's. Tuned on 64 ranks given up to 56, log-normal loads of sigma 1 and 2.
+_EFFORT = 120_000_000
+
+
 def rescale(  # noqa: PLR0913 - options by keyword
     current: PlacementLike,
     load: ArrayLike | ExpertLoad,
@@ -45,13 +51,17 @@ def rescale(  # noqa: PLR0913 - options by keyword
     tolerance: float | None = None,
     max_moves: int | None = 0,
     allow_uneven: bool = False,
+    certify: bool = False,
     progress: Progress | None = None,
 ) -> PlanResult:
     """Plan for the ranks that are left, or for more of them, from the placement in use.
 
     The ranks that stay keep their order and are numbered anew from 0; new ranks come after them. Copies stay where
     they are as far as the slots allow, and every expert survives. What must move anyway is placed where it balances
-    the load best: experts that were on lost ranks only, and the contents of new slots.
+    the load best: experts that were on lost ranks only, and the contents of new slots. Where nothing changes, nothing moves.
+
+    The search for the best places is limited, by steps and not by time, so that a call takes seconds and equal calls give equal
+    plans: with very many layers and slots, more could be gained.
 
     Args:
         current: the placement in use, or a result, of L layers and E experts.
@@ -68,7 +78,8 @@ def rescale(  # noqa: PLR0913 - options by keyword
             `plan`, but 0 where it is not given. What must: experts of which no copy is left, new slots, and a second
             copy on a rank, which must go. With groups on nodes, a placement that has a group on several of them can only
             be put right without a limit.
-        allow_uneven: as for `plan`.
+        allow_uneven: as for `plan`; ranks that stay then keep as many slots as they have, where the slots add up to that.
+        certify: as for `plan`.
         progress: called with (layers planned, L) as the work goes on.
 
     Returns:
@@ -91,13 +102,16 @@ def rescale(  # noqa: PLR0913 - options by keyword
     asked = Cluster(slots, ranks, num_groups, num_nodes, allow_uneven=allow_uneven)
     cluster = check_cluster(trace.num_layers, trace.num_experts, asked)
     check_groups(cluster)
+    if allow_uneven:
+        cluster = _with_room_as_now(cluster, current, kept)
     if max_moves is not None:
         max_moves = as_count("max_moves", max_moves, 0, error=LayoutError)
     held = np.zeros(ranks, dtype=np.int32)
     held[: len(kept)] = current.slots_per_rank[kept]
     stays = np.concatenate([np.arange(*current.rank_offsets[rank : rank + 2]) for rank in kept])
     experts = current.physical_to_logical[:, stays]
-    result = plan_balanced(trace, cluster, tolerance, Start(experts, held, max_moves), progress)
+    start = Start(experts, held, max_moves, max(_EFFORT // trace.num_layers, 1))
+    result = plan_balanced(trace, cluster, tolerance, start, progress, certify=certify)
     return replace(result, moves=_moves(_padded(experts, held), result.placement))
 
 
@@ -114,11 +128,31 @@ def _surviving(current: Placement, failed_ranks: Iterable[int]) -> NDArray[np.in
     return kept
 
 
-def _same_slots(current: Placement, kept: NDArray[np.intp], ranks: int) -> int:
+def _room_as_now(current: Placement, kept: NDArray[np.intp], ranks: int) -> list[int]:
     """As many slots as the ranks that stay have now, and as many on a new one as the largest has."""
     per_rank = int(current.slots_per_rank.max())
-    total = int(current.slots_per_rank[kept].sum()) + per_rank * (ranks - len(kept))
+    return [*current.slots_per_rank[kept].tolist(), *[per_rank] * (ranks - len(kept))]
+
+
+def _with_room_as_now(cluster: Cluster, current: Placement, kept: NDArray[np.intp]) -> Cluster:
+    """Let ranks keep their slots, where those are as many in all, and as many on every node."""
+    room = _room_as_now(current, kept, cluster.ep_size)
+    nodes = cluster.num_nodes if cluster.is_hierarchical else 1
+    is_alike = np.equal(np.reshape(room, (nodes, -1)), room[: cluster.ep_size // nodes]).all()
+    if sum(room) != cluster.num_physical_experts or max(room) > current.num_logical_experts or not is_alike:
+        return cluster
+    return replace(cluster, room=tuple(room))
+
+
+def _same_slots(current: Placement, kept: NDArray[np.intp], ranks: int) -> int:
+    """Return the slots that there are if each rank has as many as now.
+
+    Raises:
+        LayoutError: they are too few for the experts.
+    """
+    total = sum(_room_as_now(current, kept, ranks))
     if total < current.num_logical_experts:
+        per_rank = int(current.slots_per_rank.max())
         needed = -(-current.num_logical_experts // ranks)
         msg = (
             f"ep_size is {ranks} with {counted(per_rank, 'slot')} a rank, {total} in all; expected at least "

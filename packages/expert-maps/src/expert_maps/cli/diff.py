@@ -11,7 +11,6 @@ import typer
 
 from expert_maps._layers import LayerNames
 from expert_maps._words import counted
-from expert_maps.cli.costs import BandwidthOption
 from expert_maps.cli.mapping import MapOptions
 from expert_maps.cli.options import (
     ExpertBytesOption,
@@ -19,8 +18,11 @@ from expert_maps.cli.options import (
     TableOption,
     refuse_two_stdins,
 )
+from expert_maps.cli.schedule_options import ScheduleOptions
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
+
     from expert_maps.metrics import Moves
     from expert_maps.placement import Placement
 
@@ -36,18 +38,8 @@ def diff(
         typer.Option("--layer", help="List the slots of this MoE layer that change, by row from 0."),
     ] = None,
     expert_bytes: ExpertBytesOption = None,
-    scheduled: Annotated[
-        bool,
-        typer.Option(
-            "--schedule", help="Also who sends what to whom, in rounds; --table or --layer lists them."
-        ),
-    ] = False,
-    bandwidth: BandwidthOption = None,
-    nodes: Annotated[
-        int | None,
-        typer.Option("--nodes", help="Servers that the ranks are spread over: nearest ranks send first."),
-    ] = None,
     table: TableOption = False,
+    asked: ScheduleOptions = ScheduleOptions(),  # noqa: B008 - frozen
     said: MapOptions = MapOptions(),  # noqa: B008 - frozen
     json: JsonOption = False,
 ) -> None:
@@ -63,36 +55,23 @@ def diff(
     from expert_maps.cli.mapping import MapOfModel, alike, names_of_both, read_any_map
     from expert_maps.cli.output import print_json, say
     from expert_maps.cli.plan_report import moved_line
-    from expert_maps.cli.scheduled import Way, refuse_without_schedule
     from expert_maps.validation import as_index
 
     refuse_two_stdins({"A": before, "B": after, "--model": said.model})
-    if not scheduled:
-        refuse_without_schedule({"--bandwidth": bandwidth, "--nodes": nodes})
+    asked.check()
     of_both = MapOfModel.of(said)
     was, becomes = (read_any_map(path, of_both) for path in (before, after))
     old, new = alike(was, before), alike(becomes, after)
     names = names_of_both(was.layers, "A", becomes.layers, "B")
     moved = metrics.moves(old, new)
-    model = of_both.counts
-    size_of_one = model.expert_bytes if expert_bytes is None and model is not None else expert_bytes
-    size = None if size_of_one is None else moved.bytes(size_of_one)
+    if expert_bytes is None and of_both.counts is not None:
+        expert_bytes = of_both.counts.expert_bytes
+    size = None if expert_bytes is None else moved.bytes(expert_bytes)
     chosen = range(old.num_layers) if layer is None else [as_index("layer", layer, old.num_layers)]
-    way = Way.of(old, new, nodes, size_of_one, bandwidth) if scheduled else None
+    way = asked.way(old, new, expert_bytes)
     if json:
-        print_json(
-            {
-                "num_layers": old.num_layers,
-                "layers": names.listed,
-                "slots": moved.changed.size,
-                "changed": int(moved.changed.sum()),
-                "fetched": int(moved.fetched.sum()),
-                "fetched_bytes": size,
-                "changed_per_layer": moved.changed.sum(axis=1).tolist(),
-                "moves": [move for index in chosen for move in _moves_of(old, new, moved, index)],
-            }
-            | ({} if way is None else {"schedule": way.told(chosen)})
-        )
+        told = _told(old, new, moved, chosen) | {"layers": names.listed, "fetched_bytes": size}
+        print_json(told if way is None else told | {"schedule": way.told(chosen)})
         return
     if layer is not None:
         _print_slots(old, new, moved, layer, names)
@@ -102,6 +81,19 @@ def diff(
         way.print_rounds(chosen, names)
     more = [] if way is None else way.lines()
     say([moved_line(moved, size), *_most_changed(moved, names), *more], wrap=True)
+
+
+def _told(old: Placement, new: Placement, moved: Moves, layers: Iterable[int]) -> dict[str, object]:
+    return {
+        "num_layers": old.num_layers,
+        "layers": None,
+        "slots": moved.changed.size,
+        "changed": int(moved.changed.sum()),
+        "fetched": int(moved.fetched.sum()),
+        "fetched_bytes": None,
+        "changed_per_layer": moved.changed.sum(axis=1).tolist(),
+        "moves": [move for index in layers for move in _moves_of(old, new, moved, index)],
+    }
 
 
 def _most_changed(moved: Moves, names: LayerNames) -> list[str]:

@@ -10,27 +10,14 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from expert_maps.cli.output import as_size, note
-from expert_maps.errors import ExpertMapsError
 from expert_maps.migration import Schedule, schedule
 from expert_maps.simulation.settings import Costs
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Sequence
 
     from expert_maps._layers import LayerNames
     from expert_maps.placement import Placement
-
-
-def refuse_without_schedule(given: Mapping[str, object]) -> None:
-    """Refuse options that are about a schedule, where none is asked for.
-
-    Raises:
-        ExpertMapsError: as said.
-    """
-    for name, value in given.items():
-        if value is not None:
-            msg = f"{name} is {value}; expected it with --schedule, which it is about"
-            raise ExpertMapsError(msg)
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ from expert_maps.migration.matching import members
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from expert_maps.migration.needs import Need, Ranks
+    from expert_maps.migration.need import Need, Ranks
 
 
 def fewest_rounds(ranks: Ranks, needs: Sequence[Need]) -> int:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from expert_maps.migration.matching import Pairing, find_cycles, members
-from expert_maps.migration.needs import sources
+from expert_maps.migration.need import sources
 from expert_maps.migration.offers import Offers
 
 if TYPE_CHECKING:

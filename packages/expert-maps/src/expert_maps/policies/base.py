@@ -30,6 +30,7 @@ class Cluster:
         num_nodes: servers of ``ep_size / num_nodes`` ranks each.
         allow_duplicates: whether a policy may put an expert twice on a rank.
         allow_uneven: whether ranks may have unequally many slots.
+        room: slots of each rank, where they are to be these; None for an equal share.
     """
 
     num_physical_experts: int
@@ -38,6 +39,7 @@ class Cluster:
     num_nodes: int = 1
     allow_duplicates: bool = False
     allow_uneven: bool = False
+    room: tuple[int, ...] | None = None
 
     @property
     def is_hierarchical(self) -> bool:
@@ -46,7 +48,9 @@ class Cluster:
 
     @lazy
     def slots_per_rank(self) -> NDArray[np.int64]:
-        """int64 [R]: an equal share each; of what is left over one more on the first ranks (of each node)."""
+        """int64 [R]: `room`, or an equal share each, of what is left over one more on the first ranks (of each node)."""
+        if self.room is not None:
+            return np.array(self.room, dtype=np.int64)
         nodes = self.num_nodes if self.is_hierarchical else 1
         return np.tile(split_evenly(self.num_physical_experts // nodes, self.ep_size // nodes), nodes)
 
@@ -60,11 +64,14 @@ class Start(Frozen):
         held: int32 [R], how many of them are each rank's; adds up to H.
         max_moves: slots of a layer that may receive another expert, one which their rank does not hold, beyond those
             that must; None for any number.
+        effort: how long better steps are sought in a layer, in loads of ranks that are read; None for as long as the planner
+            sees fit. Less is never wrong, only hotter.
     """
 
     experts: Int32Array
     held: Int32Array
     max_moves: int | None = None
+    effort: int | None = None
 
 
 class Policy(Protocol):
