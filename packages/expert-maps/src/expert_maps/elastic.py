@@ -18,7 +18,9 @@ from expert_maps.load import as_load
 from expert_maps.metrics import Moves
 from expert_maps.placement import as_placement
 from expert_maps.planning import plan_balanced
+from expert_maps.policies._broken import broken_layers
 from expert_maps.policies.base import Cluster, Start
+from expert_maps.results import PlanResult
 from expert_maps.validation import as_count, as_index
 
 if TYPE_CHECKING:
@@ -27,7 +29,6 @@ if TYPE_CHECKING:
     from expert_maps.load import ExpertLoad
     from expert_maps.placement import Placement, PlacementLike
     from expert_maps.planning import Progress
-    from expert_maps.results import PlanResult
 
     Int32Array = NDArray[np.int32]
 
@@ -78,7 +79,7 @@ def rescale(  # noqa: PLR0913 - options by keyword
             `plan`, but 0 where it is not given. What must: experts of which no copy is left, new slots, and a second
             copy on a rank, which must go. With groups on nodes, a placement that has a group on several of them can only
             be put right without a limit.
-        allow_uneven: as for `plan`; ranks that stay then keep as many slots as they have, where the slots add up to that.
+        allow_uneven: as for `plan`; where neither ranks nor slots change, unequal ranks keep as many slots as they have.
         certify: as for `plan`.
         progress: called with (layers planned, L) as the work goes on.
 
@@ -102,8 +103,6 @@ def rescale(  # noqa: PLR0913 - options by keyword
     asked = Cluster(slots, ranks, num_groups, num_nodes, allow_uneven=allow_uneven)
     cluster = check_cluster(trace.num_layers, trace.num_experts, asked)
     check_groups(cluster)
-    if allow_uneven:
-        cluster = _with_room_as_now(cluster, current, kept)
     if max_moves is not None:
         max_moves = as_count("max_moves", max_moves, 0, error=LayoutError)
     held = np.zeros(ranks, dtype=np.int32)
@@ -111,7 +110,13 @@ def rescale(  # noqa: PLR0913 - options by keyword
     stays = np.concatenate([np.arange(*current.rank_offsets[rank : rank + 2]) for rank in kept])
     experts = current.physical_to_logical[:, stays]
     start = Start(experts, held, max_moves, max(_EFFORT // trace.num_layers, 1))
-    result = plan_balanced(trace, cluster, tolerance, start, progress, certify=certify)
+    if _stays_as_it_is(current, kept, cluster, start):
+        mean = trace.total.sum(axis=1) / ranks
+        result = PlanResult(current, "balanced", trace, mean)
+        if progress is not None:
+            progress(trace.num_layers, trace.num_layers)
+    else:
+        result = plan_balanced(trace, cluster, tolerance, start, progress, certify=certify)
     return replace(result, moves=_moves(_padded(experts, held), result.placement))
 
 
@@ -128,31 +133,11 @@ def _surviving(current: Placement, failed_ranks: Iterable[int]) -> NDArray[np.in
     return kept
 
 
-def _room_as_now(current: Placement, kept: NDArray[np.intp], ranks: int) -> list[int]:
+def _same_slots(current: Placement, kept: NDArray[np.intp], ranks: int) -> int:
     """As many slots as the ranks that stay have now, and as many on a new one as the largest has."""
     per_rank = int(current.slots_per_rank.max())
-    return [*current.slots_per_rank[kept].tolist(), *[per_rank] * (ranks - len(kept))]
-
-
-def _with_room_as_now(cluster: Cluster, current: Placement, kept: NDArray[np.intp]) -> Cluster:
-    """Let ranks keep their slots, where those are as many in all, and as many on every node."""
-    room = _room_as_now(current, kept, cluster.ep_size)
-    nodes = cluster.num_nodes if cluster.is_hierarchical else 1
-    is_alike = np.equal(np.reshape(room, (nodes, -1)), room[: cluster.ep_size // nodes]).all()
-    if sum(room) != cluster.num_physical_experts or max(room) > current.num_logical_experts or not is_alike:
-        return cluster
-    return replace(cluster, room=tuple(room))
-
-
-def _same_slots(current: Placement, kept: NDArray[np.intp], ranks: int) -> int:
-    """Return the slots that there are if each rank has as many as now.
-
-    Raises:
-        LayoutError: they are too few for the experts.
-    """
-    total = sum(_room_as_now(current, kept, ranks))
+    total = int(current.slots_per_rank[kept].sum()) + per_rank * (ranks - len(kept))
     if total < current.num_logical_experts:
-        per_rank = int(current.slots_per_rank.max())
         needed = -(-current.num_logical_experts // ranks)
         msg = (
             f"ep_size is {ranks} with {counted(per_rank, 'slot')} a rank, {total} in all; expected at least "
@@ -160,6 +145,21 @@ def _same_slots(current: Placement, kept: NDArray[np.intp], ranks: int) -> int:
         )
         raise LayoutError(msg)
     return total
+
+
+def _stays_as_it_is(current: Placement, kept: NDArray[np.intp], cluster: Cluster, start: Start) -> bool:
+    """Say whether nothing is asked for that the placement in use is not, though its ranks have slots as no plan gives them.
+
+    (Where they have them as plans do, the planner finds so by itself.)
+    """
+    return (
+        start.max_moves == 0
+        and cluster.allow_uneven
+        and len(kept) == current.ep_size == cluster.ep_size
+        and current.num_physical_experts == cluster.num_physical_experts
+        and not np.array_equal(current.slots_per_rank, cluster.slots_per_rank)
+        and not broken_layers(start, current.num_logical_experts, cluster).any()
+    )
 
 
 def _padded(experts: Int32Array, held: Int32Array) -> Int32Array:

@@ -30,7 +30,6 @@ class Cluster:
         num_nodes: servers of ``ep_size / num_nodes`` ranks each.
         allow_duplicates: whether a policy may put an expert twice on a rank.
         allow_uneven: whether ranks may have unequally many slots.
-        room: slots of each rank, where they are to be these; None for an equal share.
     """
 
     num_physical_experts: int
@@ -39,7 +38,6 @@ class Cluster:
     num_nodes: int = 1
     allow_duplicates: bool = False
     allow_uneven: bool = False
-    room: tuple[int, ...] | None = None
 
     @property
     def is_hierarchical(self) -> bool:
@@ -48,9 +46,7 @@ class Cluster:
 
     @lazy
     def slots_per_rank(self) -> NDArray[np.int64]:
-        """int64 [R]: `room`, or an equal share each, of what is left over one more on the first ranks (of each node)."""
-        if self.room is not None:
-            return np.array(self.room, dtype=np.int64)
+        """int64 [R]: an equal share each; of what is left over one more on the first ranks (of each node)."""
         nodes = self.num_nodes if self.is_hierarchical else 1
         return np.tile(split_evenly(self.num_physical_experts // nodes, self.ep_size // nodes), nodes)
 
