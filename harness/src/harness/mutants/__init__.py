@@ -2,12 +2,12 @@
 # SPDX-License-Identifier: Apache-2.0
 """Faults put into a copy of the project, one at a time, each with the test that must notice.
 
-A test that stays green when the code it names is removed proves nothing. The lists are data: `native`, `bounds`, `library`, `gate` and `pains`.
+A test that stays green when the code it names is removed proves nothing. The lists are data: `native`, `bounds`, `library`, `gate`, `migration` and `pains`.
 """
 
 from __future__ import annotations
 
-from harness.mutants import bounds, gate, library, native, pains
+from harness.mutants import bounds, gate, library, migration, native, pains
 from harness.mutants.mutant import Mutant
 
 MUTANTS: tuple[Mutant, ...] = (
@@ -15,6 +15,7 @@ MUTANTS: tuple[Mutant, ...] = (
     *bounds.MUTANTS,
     *library.MUTANTS,
     *gate.MUTANTS,
+    *migration.MUTANTS,
     *pains.MUTANTS,
 )
 
