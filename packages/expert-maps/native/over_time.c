@@ -104,7 +104,7 @@ int plan_over_time(const Problem *problem, const int64_t *forced) {
         interrupted = problem->cancelled && *problem->cancelled;
         take_layer(&p, problem, layer, node_of, weight);
         if (current) take_current(&p, problem, current, forced[layer]);
-        p.effort = 40000000;
+        p.effort = problem->effort > 0 && problem->effort < 40000000 ? problem->effort : 40000000;
         descend_windows(&p);
         if (current) keep_places(problem, current, p.slot);
         write_loads(&p, problem, layer);

@@ -15,7 +15,7 @@
 #endif
 
 /* What is laid out otherwise, or means something else, has another version. */
-#define INTERFACE_VERSION 2
+#define INTERFACE_VERSION 3
 
 typedef struct {
     int64_t size, version; /* of this structure; they are compared before anything else is read */
@@ -27,6 +27,7 @@ typedef struct {
     const int32_t *held;        /* [ranks], how many those are */
     int64_t max_moves;          /* of a layer, beyond those that cannot be avoided; -1: without limit */
     int64_t max_kicks;          /* random restarts of a layer that is not certified */
+    int64_t effort;             /* of a layer that starts from a placement, see replan.c; 0: as much as there is */
     int64_t certify;            /* whether dear bounds are sought too, where the cheap ones do not certify; the plan is the same */
     double tolerance;
     const volatile int32_t *cancelled; /* another thread sets it: the answer is INTERRUPTED; NULL where nobody can */

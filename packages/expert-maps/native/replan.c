@@ -137,7 +137,7 @@ double replan(Work *w, const Problem *problem, int64_t layer, int64_t *forced) {
     const double mean = total / (double)problem->ranks;
     if (mean > bound) bound = mean;
     *forced = 0;
-    w->now.effort = MOST_EFFORT;
+    w->now.effort = problem->effort > 0 && problem->effort < MOST_EFFORT ? problem->effort : MOST_EFFORT;
     double reached = INFINITY;
     if (grouped) {
         localize(w, problem, current);

@@ -160,6 +160,56 @@ def test_the_same_ranks_stay_as_they_are() -> None:
     np.testing.assert_array_equal(with_budget.moves.fetched, wanted.fetched)
 
 
+def test_a_rescale_that_changes_nothing_moves_nothing_also_where_ranks_are_uneven() -> None:
+    rows = [[0, 1, 2, 3, 4, 5, 0, 1], [5, 4, 3, 2, 1, 0, 5, 4]]
+    before = Placement(rows, 3, num_logical_experts=6, slots_per_rank=[2, 5, 1], allow_uneven=True)
+    load = np.random.default_rng(0).lognormal(size=(2, 6))
+    result = rescale(before, load, allow_uneven=True)
+    assert result.placement == before
+    assert result.moves is not None
+    assert not result.moves.changed.any()
+    assert result.rank_load.shape == (2, 3)
+    assert (result.lower_bound <= result.max_rank_load * (1 + 1e-9)).all()
+    # With a budget, or fewer ranks, slots are as plans give them.
+    for options in ({"max_moves": 1}, {"failed_ranks": [2], "num_physical_experts": 8}):
+        changed = rescale(before, load, allow_uneven=True, **options).placement.slots_per_rank
+        assert changed.max() - changed.min() <= 1
+
+
+def test_what_breaks_the_rules_is_put_right_though_nothing_changes() -> None:
+    before = Placement(
+        [[0, 1, 2, 3, 0, 0, 2, 3]], 4, slots_per_rank=[1, 3, 2, 2], allow_uneven=True, allow_duplicates=True
+    )
+    after = rescale(before, np.ones((1, 4)), allow_uneven=True).placement
+    assert (after.replica_count == 2).all()
+
+
+def test_certify_seeks_more_bounds_for_the_same_plan() -> None:
+    load = realistic_load(4, 24)
+    before = plan(load, num_physical_experts=32, ep_size=16).placement
+    options: dict[str, Any] = {"ep_size": 12, "num_physical_experts": 24, "max_moves": None}
+    cheap = rescale(before, load, **options)
+    dear = rescale(before, load, certify=True, **options)
+    assert cheap.placement == dear.placement
+    assert (dear.lower_bound >= cheap.lower_bound).all()
+    assert dear.lower_bound.sum() > cheap.lower_bound.sum()
+
+
+def test_many_layers_are_searched_less_and_equal_calls_give_equal_plans(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    load = np.random.default_rng(0).lognormal(sigma=2, size=(2, 128))
+    before = plan(load, num_physical_experts=512, ep_size=32).placement
+    whole, again = (rescale(before, load, ep_size=28, num_physical_experts=448) for _ in range(2))
+    assert whole.placement == again.placement
+    monkeypatch.setattr("expert_maps.elastic._EFFORT", 2000)
+    less = rescale(before, load, ep_size=28, num_physical_experts=448)
+    assert less.max_rank_load.sum() > whole.max_rank_load.sum()
+    assert less.moves is not None
+    assert whole.moves is not None
+    assert less.moves.num_fetched == whole.moves.num_fetched
+
+
 def test_groups_stay_on_their_nodes() -> None:
     load = realistic_load(3, 32)
     grouped: dict[str, Any] = {"num_groups": 4, "num_nodes": 2}

@@ -174,3 +174,15 @@ def test_a_placement_of_other_counts_is_refused(monkeypatch: pytest.MonkeyPatch)
     target = Placement(ROWS[:1], 1, num_logical_experts=4, allow_duplicates=True)
     with pytest.raises(EplbConfigError, match=r"map\.json has \[layers, slots\] \[1, 6\]; expected \[2, 6\]"):
         moving.move_experts(target, "map.json", model, state, ranks)
+
+
+def test_what_a_move_takes_is_logged(caplog: pytest.LogCaptureFixture) -> None:
+    before, after = Placement([[0, 1, 2, 3]], 2), Placement([[2, 1, 0, 3]], 2)
+    with caplog.at_level("INFO"):
+        moving.say_way(before, after, 2**20, 1)
+        moving.say_way(after, after, 2**20, 1)
+    (record,) = caplog.records
+    assert (
+        "at least 2.0 MiB between ranks, in disjoint pairs 1 round (no schedule has fewer than 1): 2 experts"
+        in (record.getMessage())
+    )

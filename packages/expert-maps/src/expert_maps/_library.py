@@ -16,7 +16,7 @@ from pathlib import Path
 
 LIBRARY = "_planner.so"
 # Of what is passed to the compiled planner; as in `native/plan.h`.
-INTERFACE_VERSION = 2
+INTERFACE_VERSION = 3
 # Beside `src` in a checkout; nothing when installed from a wheel.
 SOURCES = Path(__file__).parents[2] / "native"
 

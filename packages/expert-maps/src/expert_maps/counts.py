@@ -4,11 +4,16 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
 from expert_maps import limits
 from expert_maps._words import counted
 from expert_maps.errors import LayoutError
-from expert_maps.policies.base import Cluster
 from expert_maps.validation import as_count, check_counts, nearest_multiples
+
+if TYPE_CHECKING:
+    from expert_maps.policies.base import Cluster
 
 
 def least_redundancy(num_experts: int, ep_size: int) -> int:
@@ -123,7 +128,7 @@ def check_cluster(num_layers: int, num_experts: int, cluster: Cluster) -> Cluste
     if ep_size % nodes:
         msg = f"num_nodes is {nodes}; expected a divisor of ep_size {ep_size}"
         raise LayoutError(msg)
-    return Cluster(slots, ep_size, groups, nodes, cluster.allow_duplicates, cluster.allow_uneven)
+    return replace(cluster, num_physical_experts=slots, ep_size=ep_size, num_groups=groups, num_nodes=nodes)
 
 
 def check_groups(cluster: Cluster) -> None:

@@ -18,7 +18,9 @@ from expert_maps.load import as_load
 from expert_maps.metrics import Moves
 from expert_maps.placement import as_placement
 from expert_maps.planning import plan_balanced
+from expert_maps.policies._broken import broken_layers
 from expert_maps.policies.base import Cluster, Start
+from expert_maps.results import PlanResult
 from expert_maps.validation import as_count, as_index
 
 if TYPE_CHECKING:
@@ -27,9 +29,14 @@ if TYPE_CHECKING:
     from expert_maps.load import ExpertLoad
     from expert_maps.placement import Placement, PlacementLike
     from expert_maps.planning import Progress
-    from expert_maps.results import PlanResult
 
     Int32Array = NDArray[np.int32]
+
+
+# Of all layers together, see `Start.effort`: a call ends within ten seconds on one core, also with 300 layers of 512 experts on
+# 2,048 slots, for which steps were sought for minutes. It is divided among the layers, whatever they need, so that a layer's plan
+# depends on no other's. Tuned on 64 ranks given up to 56, log-normal loads of sigma 1 and 2.
+_EFFORT = 120_000_000
 
 
 def rescale(  # noqa: PLR0913 - options by keyword
@@ -45,13 +52,17 @@ def rescale(  # noqa: PLR0913 - options by keyword
     tolerance: float | None = None,
     max_moves: int | None = 0,
     allow_uneven: bool = False,
+    certify: bool = False,
     progress: Progress | None = None,
 ) -> PlanResult:
     """Plan for the ranks that are left, or for more of them, from the placement in use.
 
     The ranks that stay keep their order and are numbered anew from 0; new ranks come after them. Copies stay where
     they are as far as the slots allow, and every expert survives. What must move anyway is placed where it balances
-    the load best: experts that were on lost ranks only, and the contents of new slots.
+    the load best: experts that were on lost ranks only, and the contents of new slots. Where nothing changes, nothing moves.
+
+    The search for the best places is limited, by steps and not by time, so that a call takes seconds and equal calls give equal
+    plans: with very many layers and slots, more could be gained.
 
     Args:
         current: the placement in use, or a result, of L layers and E experts.
@@ -68,7 +79,8 @@ def rescale(  # noqa: PLR0913 - options by keyword
             `plan`, but 0 where it is not given. What must: experts of which no copy is left, new slots, and a second
             copy on a rank, which must go. With groups on nodes, a placement that has a group on several of them can only
             be put right without a limit.
-        allow_uneven: as for `plan`.
+        allow_uneven: as for `plan`; where neither ranks nor slots change, unequal ranks keep as many slots as they have.
+        certify: as for `plan`.
         progress: called with (layers planned, L) as the work goes on.
 
     Returns:
@@ -97,7 +109,14 @@ def rescale(  # noqa: PLR0913 - options by keyword
     held[: len(kept)] = current.slots_per_rank[kept]
     stays = np.concatenate([np.arange(*current.rank_offsets[rank : rank + 2]) for rank in kept])
     experts = current.physical_to_logical[:, stays]
-    result = plan_balanced(trace, cluster, tolerance, Start(experts, held, max_moves), progress)
+    start = Start(experts, held, max_moves, max(_EFFORT // trace.num_layers, 1))
+    if _stays_as_it_is(current, kept, cluster, start):
+        mean = trace.total.sum(axis=1) / ranks
+        result = PlanResult(current, "balanced", trace, mean)
+        if progress is not None:
+            progress(trace.num_layers, trace.num_layers)
+    else:
+        result = plan_balanced(trace, cluster, tolerance, start, progress, certify=certify)
     return replace(result, moves=_moves(_padded(experts, held), result.placement))
 
 
@@ -126,6 +145,21 @@ def _same_slots(current: Placement, kept: NDArray[np.intp], ranks: int) -> int:
         )
         raise LayoutError(msg)
     return total
+
+
+def _stays_as_it_is(current: Placement, kept: NDArray[np.intp], cluster: Cluster, start: Start) -> bool:
+    """Say whether nothing is asked for that the placement in use is not, though its ranks have slots as no plan gives them.
+
+    (Where they have them as plans do, the planner finds so by itself.)
+    """
+    return (
+        start.max_moves == 0
+        and cluster.allow_uneven
+        and len(kept) == current.ep_size == cluster.ep_size
+        and current.num_physical_experts == cluster.num_physical_experts
+        and not np.array_equal(current.slots_per_rank, cluster.slots_per_rank)
+        and not broken_layers(start, current.num_logical_experts, cluster).any()
+    )
 
 
 def _padded(experts: Int32Array, held: Int32Array) -> Int32Array:

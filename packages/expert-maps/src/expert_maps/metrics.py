@@ -223,6 +223,20 @@ def moves(before: PlacementLike, after: PlacementLike) -> Moves:
         ExpertMapsError: they differ in layers, experts, ranks or slots per rank.
     """
     before, after = as_placement(before, "before"), as_placement(after, "after")
+    check_alike(before, after)
+    changed = before.physical_to_logical != after.physical_to_logical
+    held = before.global_expert_map()  # [L, R, E]
+    layers = np.arange(before.num_layers)[:, None]
+    on_rank = held[layers, before.slot_rank, after.physical_to_logical] >= 0
+    return Moves(changed, changed & ~on_rank)
+
+
+def check_alike(before: Placement, after: Placement) -> None:
+    """Refuse placements that cannot be compared slot by slot.
+
+    Raises:
+        ExpertMapsError: they differ in layers, experts, ranks or slots per rank.
+    """
     for name in ("num_layers", "num_logical_experts", "ep_size", "num_physical_experts"):
         old, new = getattr(before, name), getattr(after, name)
         if old != new:
@@ -231,8 +245,3 @@ def moves(before: PlacementLike, after: PlacementLike) -> Moves:
     if not np.array_equal(before.slots_per_rank, after.slots_per_rank):
         msg = "slots_per_rank differs; expected placements with the same slots on every rank"
         raise ExpertMapsError(msg)
-    changed = before.physical_to_logical != after.physical_to_logical
-    held = before.global_expert_map()  # [L, R, E]
-    layers = np.arange(before.num_layers)[:, None]
-    on_rank = held[layers, before.slot_rank, after.physical_to_logical] >= 0
-    return Moves(changed, changed & ~on_rank)

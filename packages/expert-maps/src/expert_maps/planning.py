@@ -201,7 +201,7 @@ def plan_balanced(
     for block in _blocks(trace, cluster, progress):
         whole = block.start == 0 and block.stop >= trace.num_layers
         part = trace if whole else ExpertLoad(trace.counts[:, block])
-        here = start if start is None or whole else Start(start.experts[block], start.held, start.max_moves)
+        here = start if start is None or whole else replace(start, experts=start.experts[block])
         parts.append(balanced(part, cluster, gap, here, certify=certify))
     rows, bound = parts[0] if len(parts) == 1 else map(np.concatenate, zip(*parts, strict=True))
     placement = Placement._from_checked(  # noqa: SLF001 - checked by the planner

@@ -18,8 +18,11 @@ from expert_maps.cli.options import (
     TableOption,
     refuse_two_stdins,
 )
+from expert_maps.cli.schedule_options import ScheduleOptions
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
+
     from expert_maps.metrics import Moves
     from expert_maps.placement import Placement
 
@@ -36,6 +39,7 @@ def diff(
     ] = None,
     expert_bytes: ExpertBytesOption = None,
     table: TableOption = False,
+    asked: ScheduleOptions = ScheduleOptions(),  # noqa: B008 - frozen
     said: MapOptions = MapOptions(),  # noqa: B008 - frozen
     json: JsonOption = False,
 ) -> None:
@@ -43,6 +47,9 @@ def diff(
 
     A changed slot is fetched if its expert was not on that rank before; otherwise it is copied there. Bytes are those
     that are fetched.
+
+    With --schedule, the way from A to B as rounds in which a rank sends one expert at most and receives one at most, into
+    room for one more expert on each rank; every expert is served all the time.
     """
     from expert_maps import metrics
     from expert_maps.cli.mapping import MapOfModel, alike, names_of_both, read_any_map
@@ -51,32 +58,42 @@ def diff(
     from expert_maps.validation import as_index
 
     refuse_two_stdins({"A": before, "B": after, "--model": said.model})
+    asked.check()
     of_both = MapOfModel.of(said)
     was, becomes = (read_any_map(path, of_both) for path in (before, after))
     old, new = alike(was, before), alike(becomes, after)
     names = names_of_both(was.layers, "A", becomes.layers, "B")
     moved = metrics.moves(old, new)
+    if expert_bytes is None and of_both.counts is not None:
+        expert_bytes = of_both.counts.expert_bytes
     size = None if expert_bytes is None else moved.bytes(expert_bytes)
     chosen = range(old.num_layers) if layer is None else [as_index("layer", layer, old.num_layers)]
+    way = asked.way(old, new, expert_bytes)
     if json:
-        print_json(
-            {
-                "num_layers": old.num_layers,
-                "layers": names.listed,
-                "slots": moved.changed.size,
-                "changed": int(moved.changed.sum()),
-                "fetched": int(moved.fetched.sum()),
-                "fetched_bytes": size,
-                "changed_per_layer": moved.changed.sum(axis=1).tolist(),
-                "moves": [move for index in chosen for move in _moves_of(old, new, moved, index)],
-            }
-        )
+        told = _told(old, new, moved, chosen) | {"layers": names.listed, "fetched_bytes": size}
+        print_json(told if way is None else told | {"schedule": way.told(chosen)})
         return
     if layer is not None:
         _print_slots(old, new, moved, layer, names)
     elif table:
         _print_layers(moved, names)
-    say([moved_line(moved, size), *_most_changed(moved, names)], wrap=True)
+    if way is not None and (table or layer is not None):
+        way.print_rounds(chosen, names)
+    more = [] if way is None else way.lines()
+    say([moved_line(moved, size), *_most_changed(moved, names), *more], wrap=True)
+
+
+def _told(old: Placement, new: Placement, moved: Moves, layers: Iterable[int]) -> dict[str, object]:
+    return {
+        "num_layers": old.num_layers,
+        "layers": None,
+        "slots": moved.changed.size,
+        "changed": int(moved.changed.sum()),
+        "fetched": int(moved.fetched.sum()),
+        "fetched_bytes": None,
+        "changed_per_layer": moved.changed.sum(axis=1).tolist(),
+        "moves": [move for index in layers for move in _moves_of(old, new, moved, index)],
+    }
 
 
 def _most_changed(moved: Moves, names: LayerNames) -> list[str]:

@@ -60,11 +60,14 @@ class Start(Frozen):
         held: int32 [R], how many of them are each rank's; adds up to H.
         max_moves: slots of a layer that may receive another expert, one which their rank does not hold, beyond those
             that must; None for any number.
+        effort: how long better steps are sought in a layer, in loads of ranks that are read; None for as long as the planner
+            sees fit. Less is never wrong, only hotter.
     """
 
     experts: Int32Array
     held: Int32Array
     max_moves: int | None = None
+    effort: int | None = None
 
 
 class Policy(Protocol):

@@ -10,6 +10,7 @@ import numpy as np
 import torch
 
 from expert_maps import LayoutError, Placement
+from expert_maps.migration import schedule
 from vllm_ascend_moe._log import logger
 from vllm_ascend_moe.core.agreement import DisagreementError, gather
 from vllm_ascend_moe.core.checksums import each_tensor, slot_checksums, slot_tensors
@@ -66,6 +67,24 @@ def move_experts(
     if experts is not None:
         require_checksums(wanted.numpy(), _all_checksums(model, ranks), experts)
     return experts
+
+
+def say_way(before: Placement, after: Placement, slot_bytes: float, num_nodes: int) -> None:
+    """Log what a move takes at least; what moves is vLLM's own function, layer after layer, all ranks of it together.
+
+    Args:
+        before: vLLM's own layout.
+        after: what was asked for, of the same counts.
+        slot_bytes: of one slot's weights, scales included.
+        num_nodes: servers.
+    """
+    way = schedule(before, after, num_nodes=num_nodes)
+    if way.num_transfers:
+        logger.info(
+            "experts were moved to the placement asked for: at least %.1f MiB between ranks, in disjoint pairs %s",
+            way.bytes(round(slot_bytes)) / 2**20,
+            way.summary(),
+        )
 
 
 def compare_moved(model_state: Any, layer: int, ep_rank: int, experts: NDArray[np.int64]) -> None:
