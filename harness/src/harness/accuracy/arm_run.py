@@ -105,7 +105,7 @@ class ArmRun:
             "model": config.name,
             "arm": self.name,
             "role": self.arm.role,
-            "task": self.evaluated.record(config.task) if self.evaluated else self._unasked(),
+            "task": self._task(),
             "value": 100 * correct / len(questions) if status == "complete" else None,
             "num_questions": len(questions),
             "num_correct": correct,
@@ -130,13 +130,15 @@ class ArmRun:
         write_record(self.folder, checked, questions, forced)
         return checked
 
-    def _unasked(self) -> dict[str, Any]:
+    def _task(self) -> dict[str, Any]:
         task = self.settings.config.task
+        configuration = self.evaluated.configuration if self.evaluated else {}
         return {
             "dataset": task.dataset,
-            "version": task_version({}),
+            "version": task_version(configuration),
             "metric": "accuracy",
             "mode": "gen",
             "num_fewshot": task.num_fewshot,
-            "configuration": {},
+            "configuration": configuration,
+            "filter": task.filter,
         }

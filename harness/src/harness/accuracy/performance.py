@@ -8,7 +8,6 @@ baseline's is started once more for this, with the same recording as an arm's, o
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import statistics
 import time
@@ -18,7 +17,7 @@ from expert_maps.files import write_text
 from harness.accuracy import proof, speed
 from harness.accuracy.arm_run import ArmRun
 from harness.accuracy.asking import MAX_STOPS
-from harness.accuracy.config import BASELINE, ConfigError
+from harness.accuracy.config import BASELINE
 from harness.accuracy.evidence import Evidence
 from harness.accuracy.loads import QuestionLoad
 from harness.accuracy.serving import serving
@@ -42,7 +41,7 @@ RECORDS = "performance.jsonl"
 _FOLDER = ".streams"
 # What vLLM's idle workers spin for after a round.
 _PAUSE_SECONDS = 1.5
-_CLIENT = "vllm.benchmarks.serve"
+CLIENT = "vllm.benchmarks.serve"
 
 
 class _Baseline(ArmRun):
@@ -51,21 +50,6 @@ class _Baseline(ArmRun):
     @property
     def work(self) -> Path:
         return self.settings.work / _FOLDER
-
-
-def require_client() -> None:
-    """Say so where vLLM's client is not installed.
-
-    Raises:
-        ConfigError: it is not.
-    """
-    try:
-        found = importlib.util.find_spec(_CLIENT)
-    except ImportError:
-        found = None
-    if found is None:
-        msg = f"{_CLIENT} is not installed; expected it, with vLLM, for --performance"
-        raise ConfigError(msg)
 
 
 class Rounds:
