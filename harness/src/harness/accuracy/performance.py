@@ -21,7 +21,7 @@ from harness.accuracy.config import BASELINE
 from harness.accuracy.evidence import Evidence
 from harness.accuracy.loads import QuestionLoad
 from harness.accuracy.serving import serving
-from harness.accuracy.streaming import Client
+from harness.accuracy.stream_client import Client
 from harness.record import history
 from harness.record.provenance import describe
 from harness.record.schema import RunRecord

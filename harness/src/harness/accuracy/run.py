@@ -162,7 +162,8 @@ def run_arms(
     from harness.accuracy.questions import preview
 
     # What is wrong with the data is said before a large model is loaded, or anything is thrown away.
-    prompts = preview(settings, settings.work / "datasets")
+    with given.bad_input():
+        prompts = preview(settings, settings.work / "datasets")
     if settings.count is not None and len(prompts) < settings.count:
         settings.say(f"the data has {len(prompts)} questions, fewer than the {settings.count} asked for")
     settings.make_folder(settings.work)
