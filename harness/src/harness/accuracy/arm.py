@@ -5,12 +5,10 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import time
 from typing import TYPE_CHECKING
 
 from expert_maps import ExpertMapsError
-from expert_maps.files import write_text
 from harness.accuracy import proof, versions
 from harness.accuracy.arm_run import ArmRun
 from harness.accuracy.asking import Asker
@@ -19,7 +17,7 @@ from harness.accuracy.config import BASELINE
 from harness.accuracy.evidence import Evidence, find_faults, moves
 from harness.accuracy.loads import QuestionLoad
 from harness.accuracy.records import texts_digest
-from harness.accuracy.resume import JOURNAL, MOVES_FILE, fingerprint, server_key
+from harness.accuracy.resume import JOURNAL, fingerprint, server_key
 from harness.accuracy.schema import Forced, Summary
 from harness.accuracy.server import ServerError
 from harness.accuracy.serving import compare_served, serving
@@ -27,7 +25,6 @@ from harness.record.provenance import checkpoint_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
-    from pathlib import Path
 
     from harness.accuracy.performance import Rounds
     from harness.accuracy.questions import Evaluated
@@ -82,7 +79,9 @@ def _measure(run: ArmRun, baseline: Record | None, rounds: Rounds | None) -> Non
             )
             run.questions_load.begin(resumed=asker.has_answers)
             if asker.has_answers:
-                settings.say(f"{run.name}: the load of the last seconds before the cut may be missing")
+                settings.say(
+                    f"{run.name}: the load of the last seconds before the cut may be missing, or be counted twice"
+                )
         with serving(run) as server, _last_words(server):
             run.found = versions.versions(server)
             run.checkpoint = checkpoint_of(settings.model)
@@ -133,9 +132,7 @@ def _evaluate(
     """
     if not run.arm.dynamic:
         return asker.evaluate(), 0, None
-    kept = run.work / MOVES_FILE
-    earlier = _earlier_moves(kept, asker)
-    went_on = asker.has_answers
+    earlier, went_on = asker.moves, asker.has_answers
     evaluated = asker.evaluate()
     moved = moves(before, proof.read_state(server))
     if went_on and earlier + moved <= 0:
@@ -147,17 +144,8 @@ def _evaluate(
             run.questions_load.is_exact = False  # it holds both times
         evaluated = asker.evaluate()
         moved = moves(before, proof.read_state(server))
-    write_text(kept, json.dumps({"context": asker.context, "rearrangements": earlier + moved}) + "\n")
+    asker.moves = earlier + moved
     return evaluated, earlier, earlier + moved > 0
-
-
-def _earlier_moves(kept: Path, asker: Asker) -> int:
-    """Return the rearrangements that a run with the same server, model and questions wrote down."""
-    try:
-        found = json.loads(kept.read_text(encoding="utf-8"))
-        return int(found["rearrangements"]) if found["context"] == asker.context else 0
-    except (OSError, ValueError, LookupError, TypeError):
-        return 0
 
 
 def _require(run: ArmRun, before: proof.State | None) -> None:

@@ -53,9 +53,14 @@ class Asker:
         return len(self._journal) > 0
 
     @property
-    def context(self) -> str:
-        """The hash of everything that an answer depends on beside the question; empty before `bind`."""
-        return self._context
+    def moves(self) -> int:
+        """How often experts moved while these questions were asked, by the word of a run that was cut off."""
+        noted = self._journal.get(key_of(kind="moves", context=self._context))
+        return int(noted["rearrangements"]) if noted else 0
+
+    @moves.setter
+    def moves(self, number: int) -> None:
+        self._journal.add(key_of(kind="moves", context=self._context), {"rearrangements": number})
 
     def forget(self) -> None:
         """Ask again for what was answered; the answers are put aside."""

@@ -177,14 +177,12 @@ def run_arms(
         if baseline is not None and name != BASELINE:
             texts = texts_digest(question.text for question in baseline.questions)
         key = resuming.fingerprint(settings, name, texts)
-        folder, work = settings.folder / name, settings.work / name
-        if resuming.is_done(work, key) and (folder / SUMMARY).exists():
+        found = resuming.finished(settings, name, key)
+        if found is not None:
             settings.say(f"{name}: complete, from the run that was cut off")
         else:
-            resuming.set_done(work, None)
             run_arm(settings, name, baseline, rounds)
-            resuming.set_done(work, key)
-        records[name] = read_record(folder)
+        records[name] = found or resuming.finish(settings, name, key)
         if name == BASELINE:
             baseline = records[name]
     resuming.begin_anew(settings.work)
