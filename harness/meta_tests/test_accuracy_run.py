@@ -24,7 +24,8 @@ from forking import Forked, run_module
 
 from expert_maps import generate_placement, plan, read_placement
 from harness.accuracy.records import read_record
-from harness.accuracy.versions import model_identity, shown
+from harness.accuracy.versions import model_identity
+from harness.record.provenance import without_places
 
 if TYPE_CHECKING:
     import subprocess
@@ -665,7 +666,12 @@ def test_two_runs_at_once_are_refused(bench: Bench) -> None:
 def test_paths_are_not_recorded(tmp_path: Path) -> None:
     words = ["--model", f"{tmp_path}/model", f'{{"path": "{tmp_path}/made/x.npz"}}', "--other=…/y"]
     folders = {tmp_path: "", tmp_path / "made": "made"}
-    assert shown(words, folders) == ["--model", "model", '{"path": "made/x.npz"}', "--other=…/y"]
+    assert [without_places(word, folders) for word in words] == [
+        "--model",
+        "model",
+        '{"path": "made/x.npz"}',
+        "--other=…/y",
+    ]
 
 
 def test_a_checkpoint_is_told_from_another(tmp_path: Path) -> None:

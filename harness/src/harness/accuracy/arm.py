@@ -15,6 +15,7 @@ from harness.accuracy.asking import Asker
 from harness.accuracy.client import AskError
 from harness.accuracy.config import BASELINE
 from harness.accuracy.evidence import Evidence, find_faults, moves
+from harness.accuracy.journal import Journal
 from harness.accuracy.loads import QuestionLoad
 from harness.accuracy.records import texts_digest
 from harness.accuracy.resume import JOURNAL, fingerprint, server_key
@@ -72,27 +73,25 @@ def run_arm(
 
 def _measure(run: ArmRun, baseline: Record | None, rounds: Rounds | None) -> None:
     settings = run.settings
-    with contextlib.closing(Asker(run.work / JOURNAL, settings)) as asker:
+    with contextlib.closing(Journal(run.work / JOURNAL)) as journal:
         if run.arm.record_load and run.name not in settings.base_urls:
             run.questions_load = QuestionLoad(
                 run.work, server_key(settings, run.name), fingerprint(settings, run.name)
             )
-            run.questions_load.begin(resumed=asker.has_answers)
-            if asker.has_answers:
+            run.questions_load.begin(resumed=len(journal) > 0)
+            if len(journal):
                 settings.say(
                     f"{run.name}: the load of the last seconds before the cut may be missing, or be counted twice"
                 )
         with serving(run) as server, _last_words(server):
             run.found = versions.versions(server)
-            run.checkpoint = checkpoint_of(settings.model)
-            if not server.is_own:
-                run.checkpoint = compare_served(run, server)
+            run.checkpoint = checkpoint_of(settings.model) if server.is_own else compare_served(run, server)
             needed = run.arm.role == "eplb"
             before = proof.read_state(server, needed=needed)
             run.evidence = Evidence(before, None)
             _require(run, before)
-            asker.bind(server, run.name, run.arguments, run.environment, before.digest if before else None)
-            run.evaluated, earlier, acted = _evaluate(run, asker, server, before)
+            asker = Asker(run, server, journal, before.digest if before else None)
+            run.evaluated, earlier, acted = _evaluate(run, asker, journal, server, before)
             _keep_load(run, server, asker.taken)
             run.forced = _forced(run, asker, baseline)
             if rounds is not None and run.name != BASELINE:
@@ -123,7 +122,7 @@ def _last_words(server: Server) -> Iterator[None]:
 
 
 def _evaluate(
-    run: ArmRun, asker: Asker, server: Server, before: proof.State | None
+    run: ArmRun, asker: Asker, journal: Journal, server: Server, before: proof.State | None
 ) -> tuple[Evaluated, int, bool | None]:
     """Put the questions; also return the rearrangements that a run before this one saw, and whether there were any.
 
@@ -132,14 +131,14 @@ def _evaluate(
     """
     if not run.arm.dynamic:
         return asker.evaluate(), 0, None
-    earlier, went_on = asker.moves, asker.has_answers
+    earlier, went_on = asker.moves, len(journal) > 0
     evaluated = asker.evaluate()
     moved = moves(before, proof.read_state(server))
     if went_on and earlier + moved <= 0:
         run.settings.say(
             f"{run.name}: no experts moved in what was left to ask, so all questions are asked anew"
         )
-        asker.forget()
+        journal.clear()
         if run.questions_load is not None:
             run.questions_load.is_exact = False  # it holds both times
         evaluated = asker.evaluate()

@@ -63,6 +63,12 @@ class Prompt:
         """Whether the server applies its chat template."""
         return not isinstance(self.content, str)
 
+    def body(self, template: Mapping[str, Any]) -> dict[str, Any]:
+        """Return the part of a request that holds it, with arguments of the chat template."""
+        if not self.is_chat:
+            return {"prompt": self.content}
+        return {"messages": self.content} | ({"chat_template_kwargs": dict(template)} if template else {})
+
 
 @dataclass(frozen=True)
 class Answer:

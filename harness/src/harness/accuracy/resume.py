@@ -9,9 +9,10 @@ depends on, so that answers to something else do no harm, and those of a run tha
 from __future__ import annotations
 
 import contextlib
+import hashlib
 from typing import TYPE_CHECKING
 
-from harness.accuracy import versions
+from expert_maps.files import read_bytes
 from harness.accuracy.journal import Journal, key_of, put_aside
 from harness.accuracy.records import SUMMARY, read_record
 
@@ -45,12 +46,13 @@ def fingerprint(settings: RunSettings, name: str, baseline: str | None = None) -
         name: of the arm.
         baseline: `texts_digest` of the texts that the arm scores; None for its own.
     """
+    data = settings.data or {}
     return key_of(
         server=server_key(settings, name),
         task=settings.config.task.model_dump(mode="json"),
         logprobs=settings.config.logprobs,
         count=settings.count,
-        data={split: versions.file_hash(path) for split, path in (settings.data or {}).items()},
+        data={split: hashlib.sha256(read_bytes(path)).hexdigest() for split, path in data.items()},
         baseline=baseline,
     )
 
