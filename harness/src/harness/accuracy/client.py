@@ -123,19 +123,23 @@ def ask_all(
                 on_answer()
                 return found
 
-            tasks = [asyncio.create_task(one(job)) for job in jobs]
-            try:
-                return await asyncio.gather(*tasks)
-            finally:
-                for task in tasks:
-                    task.cancel()
-                await asyncio.gather(*tasks, return_exceptions=True)
+            return await _all_or_none([asyncio.create_task(one(job)) for job in jobs])
 
     try:
         return asyncio.run(ask())
     except _BusyError as error:
         msg = f"{error}, in {limits.attempts} attempts; answers so far are kept, run it again to go on"
         raise AskError(msg) from error
+
+
+async def _all_or_none(tasks: list[asyncio.Task[dict[str, Any]]]) -> list[dict[str, Any]]:
+    """Wait for all; with the first error the others are ended."""
+    try:
+        return await asyncio.gather(*tasks)
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
 
 
 def _retrying(limits: Limits) -> Callable[[Post], Post]:

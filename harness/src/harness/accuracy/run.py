@@ -31,6 +31,7 @@ from harness.accuracy.verdict import MARGIN_POINTS
 if TYPE_CHECKING:
     from harness.accuracy.records import Record
 
+_OTHER_QUESTIONS = Expected(reason="other questions, by --data")
 _FAILED, _BAD_INPUT, _INTERRUPTED = 1, 2, 130
 
 
@@ -66,13 +67,10 @@ def run_command(
     """
     with given.bad_input():
         config = load_config(model, trusted=trust)
-        files = find_data(config, checkpoint or config.model, data)
         timed = config.performance.shortened() if short else config.performance
-        if data is not None:
-            # What others measured is of the model's own questions.
-            config = config.model_copy(update={"expected": Expected(reason="other questions, by --data")})
         settings = RunSettings(
-            config=config,
+            # What others measured is of the model's own questions.
+            config=config if data is None else config.model_copy(update={"expected": _OTHER_QUESTIONS}),
             model=checkpoint or config.model,
             dtype=dtype or config.dtype,
             count=given.SHORT_QUESTIONS if short and questions is None else questions,
@@ -82,7 +80,7 @@ def run_command(
             startup_seconds=startup_timeout or config.startup_seconds,
             attempts=attempts,
             console=Console(stderr=True),
-            data=files,
+            data=find_data(config, checkpoint or config.model, data),
             performance=timed if performance else None,
         )
         accepted = margin if margin is not None else given.SHORT_MARGIN if short else MARGIN_POINTS
