@@ -10,6 +10,7 @@ from __future__ import annotations
 import importlib
 import importlib.util
 import json
+import os
 import sys
 from pathlib import Path  # noqa: TC003 - typer reads annotations at run time
 from typing import Annotated
@@ -130,6 +131,8 @@ def main() -> None:
 
 
 def _run() -> None:
+    # The bars of lm-eval and of what it imports; read where tqdm is imported.
+    os.environ.setdefault("TQDM_DISABLE", "1")
     asked = next((argument for argument in sys.argv[1:] if not argument.startswith("-")), None)
     for name, (module, function) in _HEAVY.items():
         if asked not in {None, name}:

@@ -11,12 +11,9 @@ import functools
 import hashlib
 import json
 import logging
-import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
-
-os.environ.setdefault("TQDM_DISABLE", "1")  # this package shows its own progress
 
 import lm_eval
 from lm_eval.api.model import LM

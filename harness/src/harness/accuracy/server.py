@@ -83,9 +83,7 @@ class Server:
         Raises:
             ServerError: it has.
         """
-        if self.process is not None and self.process.poll() is not None:
-            msg = f"the server ended with exit code {self.process.returncode}{last_lines(self.log)}"
-            raise ServerError(msg)
+        _require_alive(self.process, self.log, "")
 
     def describe(self) -> list[Any]:
         """Return name, root and longest length of its models, at least one.
@@ -247,6 +245,12 @@ def start(
             process.wait(_GUARD_SECONDS)
 
 
+def _require_alive(process: subprocess.Popen[bytes] | None, log: Path | None, when: str) -> None:
+    if process is not None and process.poll() is not None:
+        msg = f"the server ended with exit code {process.returncode}{when}{last_lines(log)}"
+        raise ServerError(msg)
+
+
 def _wait_for_health(
     url: str, process: subprocess.Popen[bytes] | None, log: Path | None, seconds: float
 ) -> None:
@@ -256,14 +260,12 @@ def _wait_for_health(
             fetch(f"{url}/health", seconds=_HEALTH_SECONDS)
         except ServerError as error:
             reason = error
-            if process is None and isinstance(error, RefusedError) and error.status < _NOT_YET:
-                msg = f"{error}; expected a server of vLLM's"
-                raise ServerError(msg) from error
         else:
             return
-        if process is not None and process.poll() is not None:
-            msg = f"the server ended with exit code {process.returncode} before it answered{last_lines(log)}"
-            raise ServerError(msg)
+        if process is None and isinstance(reason, RefusedError) and reason.status < _NOT_YET:
+            msg = f"{reason}; expected a server of vLLM's"
+            raise ServerError(msg) from reason
+        _require_alive(process, log, " before it answered")
         if time.monotonic() > deadline:
             place = last_lines(log) if log else f": {reason}"
             msg = f"the server was not healthy after {seconds:g} s{place}"

@@ -28,7 +28,7 @@ class _Request(Strict):
 
     model_config = ConfigDict(extra="ignore")
 
-    timestamp: Annotated[float, Field(ge=0)]
+    timestamp: Annotated[float, Field(ge=0, allow_inf_nan=False)]
     input_length: Annotated[int, Field(ge=1)]
     output_length: Annotated[int, Field(ge=1)]
 
