@@ -113,21 +113,19 @@ class Rounds:
     def _judged(
         self, stream: Stream, arm: list[dict[str, Any]], baseline: list[dict[str, Any]]
     ) -> dict[str, Any]:
+        sides = {"arm": arm, "baseline": baseline}
+        measured = [name for name in speed.METRICS if name in arm[0] and name in baseline[0]]
         values = {
-            side: {name: [float(row[name]) for row in rows] for name in speed.METRICS if name in rows[0]}
-            for side, rows in (("arm", arm), ("baseline", baseline))
+            side: {name: [float(row[name]) for row in rows] for name in measured}
+            for side, rows in sides.items()
         }
         ratios = {
-            name: speed.time_ratio(name, own, values["baseline"][name])
-            for name, own in values["arm"].items()
-            if name in values["baseline"]
+            name: speed.time_ratio(name, values["arm"][name], values["baseline"][name]) for name in measured
         }
         decides = speed.CLOSED if stream.concurrency else speed.OPEN
         failed = sum(int(row["failed"]) for row in (*arm, *baseline))
-        tokens = tuple(float(sum(row["total_output_tokens"] for row in rows)) for rows in (arm, baseline))
-        answer, why = speed.answer_of(
-            ratios.get(decides), len(arm), self._plan.margin, failed, (tokens[0], tokens[1])
-        )
+        own, other = (float(sum(row["total_output_tokens"] for row in rows)) for rows in sides.values())
+        answer, why = speed.answer_of(ratios.get(decides), len(arm), self._plan.margin, failed, (own, other))
         error = next((row["error"] for row in (*arm, *baseline) if row["error"]), None)
         return {
             "answer": answer,
