@@ -19,7 +19,7 @@ from harness.accuracy.journal import Journal
 from harness.accuracy.loads import QuestionLoad
 from harness.accuracy.records import texts_digest
 from harness.accuracy.resume import JOURNAL, fingerprint, server_key
-from harness.accuracy.schema import Forced, Summary
+from harness.accuracy.schema import Forced
 from harness.accuracy.server import ServerError
 from harness.accuracy.serving import compare_served, serving
 from harness.record.provenance import checkpoint_of
@@ -36,9 +36,7 @@ if TYPE_CHECKING:
 _DYING_SECONDS = 1.0
 
 
-def run_arm(
-    settings: RunSettings, name: str, baseline: Record | None, rounds: Rounds | None = None
-) -> Summary:
+def run_arm(settings: RunSettings, name: str, baseline: Record | None, rounds: Rounds | None) -> None:
     """Run an arm; its record is written however it ends, short of a kill.
 
     Args:
@@ -63,12 +61,7 @@ def run_arm(
     except ExpertMapsError as error:
         run.write("failed", str(error))
         raise
-    assert run.evidence is not None
-    if run.arm.dynamic and run.evidence.rearrangements <= 0:
-        msg = f"arm {name}: {'; '.join(run.evidence.faults)}"
-        run.write("failed", msg)
-        raise proof.ProofError(msg)
-    return run.write("complete", None)
+    run.write("complete", None)
 
 
 def _measure(run: ArmRun, baseline: Record | None, rounds: Rounds | None) -> None:
@@ -101,6 +94,9 @@ def _measure(run: ArmRun, baseline: Record | None, rounds: Rounds | None) -> Non
             run.evidence = Evidence(before, after, faults, earlier)
         if run.questions_load is not None:
             run.load = run.questions_load.summary(after.placement if after else None)
+    if run.arm.dynamic and run.evidence.rearrangements <= 0:
+        msg = f"arm {run.name}: {'; '.join(faults)}"
+        raise proof.ProofError(msg)
 
 
 def _keep_load(run: ArmRun, server: Server, taken: int) -> None:
