@@ -109,7 +109,8 @@ def test_a_server_that_does_not_come_up_is_stopped_after_the_time_limit(tmp_path
     ):
         pass
     assert time.monotonic() - began < 30
-    assert not is_running(pid(tmp_path))
+    # On a busy machine it may not have got so far as to say who it is.
+    assert not ((tmp_path / "pid").exists() and is_running(pid(tmp_path)))
 
 
 def test_a_server_that_dies_later_is_noticed(tmp_path: Path) -> None:
