@@ -104,12 +104,13 @@ def test_a_server_that_dies_shows_what_it_said_last(tmp_path: Path) -> None:
 def test_a_server_that_does_not_come_up_is_stopped_after_the_time_limit(tmp_path: Path) -> None:
     began = time.monotonic()
     with (
-        pytest.raises(ServerError, match=r"not healthy after 2 s; it said last:\n  fake server"),
+        pytest.raises(ServerError, match=r"not healthy after 2 s; it said (last:\n  fake server|nothing)"),
         start(tmp_path, 2, hangs=True),
     ):
         pass
     assert time.monotonic() - began < 30
-    assert not is_running(pid(tmp_path))
+    # On a busy machine it may not have got so far as to say who it is.
+    assert not ((tmp_path / "pid").exists() and is_running(pid(tmp_path)))
 
 
 def test_a_server_that_dies_later_is_noticed(tmp_path: Path) -> None:

@@ -24,7 +24,7 @@ from harness.accuracy.loading import load_config, parse_config
 from harness.accuracy.overview import speed_code
 from harness.accuracy.server import Server, ServerError
 from harness.accuracy.settings import RunSettings
-from harness.accuracy.streaming import Client
+from harness.accuracy.stream_client import Client
 from harness.accuracy.streams import Performance, Stream
 from harness.record import history
 

@@ -170,3 +170,10 @@ def test_a_page_has_all_that_it_is_given() -> None:
         part in text for part in ("# A page\n\nHow.\n\nMeasured: here.", "- note", "## Left out\n\n- this")
     )
     assert "{" not in text
+
+
+def test_paths_are_not_recorded(tmp_path: Path) -> None:
+    words = ["--model", f"{tmp_path}/model", f'{{"path": "{tmp_path}/made/x.npz"}}', "--other=…/y"]
+    folders = {tmp_path: "", tmp_path / "made": "made"}
+    found = [provenance.without_places(word, folders) for word in words]
+    assert found == ["--model", "model", '{"path": "made/x.npz"}', "--other=…/y"]

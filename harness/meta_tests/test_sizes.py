@@ -22,7 +22,7 @@ LONG_FILES = {
     "harness/meta_tests/test_accuracy_client.py": 324,
     "harness/meta_tests/test_accuracy_faults.py": 428,
     "harness/meta_tests/test_accuracy_report.py": 365,
-    "harness/meta_tests/test_accuracy_run.py": 654,
+    "harness/meta_tests/test_accuracy_run.py": 648,
     "harness/meta_tests/test_accuracy_speed.py": 311,
     "harness/meta_tests/test_accuracy_verdict.py": 566,
     "harness/meta_tests/test_ascend_engine.py": 319,

@@ -10,23 +10,16 @@ from __future__ import annotations
 import importlib
 import importlib.util
 import json
+import os
 import sys
 from pathlib import Path  # noqa: TC003 - typer reads annotations at run time
 from typing import Annotated
 
 import typer
 
-from expert_maps import ExpertMapsError
 from expert_maps.files import write_text
+from harness.accuracy import options as given
 from harness.accuracy.compare import Options, as_json, compare, render
-from harness.accuracy.options import (  # noqa: TC001 - as above
-    Floor,
-    Identical,
-    Largest,
-    Margin,
-    Mean,
-    Waive,
-)
 from harness.accuracy.power import Aim, normal_size, size
 from harness.accuracy.report import PAGE, PLOT, gather, page
 from harness.accuracy.table import markdown
@@ -39,12 +32,12 @@ app = typer.Typer(help=__doc__, no_args_is_help=True, add_completion=False, pret
 def compare_command(  # noqa: PLR0913 - an option each
     first: Annotated[Path, typer.Argument(help="Record of the baseline.")],
     second: Annotated[Path, typer.Argument(help="Record of the arm.")],
-    margin: Margin = MARGIN_POINTS,
-    largest: Largest = None,
-    mean: Mean = None,
-    identical: Identical = None,
-    waive: Waive = None,
-    floor: Floor = None,
+    margin: given.Margin = MARGIN_POINTS,
+    largest: given.Largest = None,
+    mean: given.Mean = None,
+    identical: given.Identical = None,
+    waive: given.Waive = None,
+    floor: given.Floor = None,
     *,
     repeat: Annotated[
         bool, typer.Option("--repeat", help="The second is the baseline once more: what rounding does alone.")
@@ -53,10 +46,8 @@ def compare_command(  # noqa: PLR0913 - an option each
 ) -> None:
     """Judge two records of the same questions: is the second no worse than the first?"""
     options = Options(margin, largest, mean, identical, repeat, floor, tuple(waive or ()))
-    try:
+    with given.bad_input():
         found = compare(first, second, options)
-    except (ExpertMapsError, ValueError, OSError) as error:
-        raise _refuse(error) from error
     typer.echo(json.dumps(as_json(found), ensure_ascii=False) if as_object else render(found))
     raise typer.Exit(found.verdict.exit_code)
 
@@ -66,16 +57,16 @@ def report_command(
     folders: Annotated[
         list[Path], typer.Argument(help="Folders of models, each with a folder for each arm.")
     ],
-    margin: Margin = MARGIN_POINTS,
-    largest: Largest = None,
-    mean: Mean = None,
-    identical: Identical = None,
-    waive: Waive = None,
-    floor: Floor = None,
+    margin: given.Margin = MARGIN_POINTS,
+    largest: given.Largest = None,
+    mean: given.Mean = None,
+    identical: given.Identical = None,
+    waive: given.Waive = None,
+    floor: given.Floor = None,
 ) -> None:
     """Write report.md and report.png into the folder of each model."""
     options = Options(margin, largest, mean, identical, floor=floor, waived=tuple(waive or ()))
-    try:
+    with given.bad_input():
         gathered = [(folder, gather(folder, options)) for folder in folders]
         drawable = importlib.util.find_spec("matplotlib") is not None
         for folder, arms in gathered:
@@ -85,8 +76,6 @@ def report_command(
                 draw(arms, folder / PLOT)
             write_text(folder / PAGE, page(arms, PLOT if drawable else None))
             typer.echo(f"wrote {folder / PAGE}{f' and {PLOT}' if drawable else ''}")
-    except (ExpertMapsError, ValueError, OSError) as error:
-        raise _refuse(error) from error
     if not drawable:
         typer.echo("no plot: matplotlib is not installed", err=True)
 
@@ -109,7 +98,7 @@ def power_command(
     """Say about how many questions show that equal arms lose less than a margin; see `harness.accuracy.power`."""
     aim = Aim(alpha, power)
     columns = ["margin, points", "discordance", "questions", "by the usual formula"]
-    try:
+    with given.bad_input():
         rows = [
             [
                 *(f"{points:g}", f"{percent:g} %", f"≈ {size(percent / 100, points / 100, aim)}"),
@@ -118,17 +107,9 @@ def power_command(
             for points in margin or (1.0, 2.0)
             for percent in discordance or (1.0, 2.0, 3.0, 5.0)
         ]
-    except ValueError as error:
-        raise _refuse(error) from error
     typer.echo(
         f"Questions needed: alpha {alpha:g}, power {power:g}\n\n{markdown(columns, rows, right=1)}", nl=False
     )
-
-
-def _refuse(error: Exception) -> typer.Exit:
-    # A name of a file may hold line breaks.
-    typer.echo(f"error: {' '.join(str(error).splitlines())}", err=True)
-    return typer.Exit(2)
 
 
 # Commands that need more than this module: vLLM, lm-eval. Their modules are imported for them and for the list.
@@ -150,6 +131,8 @@ def main() -> None:
 
 
 def _run() -> None:
+    # The bars of lm-eval and of what it imports; read where tqdm is imported.
+    os.environ.setdefault("TQDM_DISABLE", "1")
     asked = next((argument for argument in sys.argv[1:] if not argument.startswith("-")), None)
     for name, (module, function) in _HEAVY.items():
         if asked not in {None, name}:

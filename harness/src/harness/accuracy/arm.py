@@ -5,29 +5,27 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import time
 from typing import TYPE_CHECKING
 
 from expert_maps import ExpertMapsError
-from expert_maps.files import write_text
 from harness.accuracy import proof, versions
 from harness.accuracy.arm_run import ArmRun
 from harness.accuracy.asking import Asker
 from harness.accuracy.client import AskError
 from harness.accuracy.config import BASELINE
 from harness.accuracy.evidence import Evidence, find_faults, moves
+from harness.accuracy.journal import Journal
 from harness.accuracy.loads import QuestionLoad
 from harness.accuracy.records import texts_digest
-from harness.accuracy.resume import JOURNAL, MOVES_FILE, fingerprint, server_key
-from harness.accuracy.schema import Forced, Summary
+from harness.accuracy.resume import JOURNAL, fingerprint, server_key
+from harness.accuracy.schema import Forced
 from harness.accuracy.server import ServerError
 from harness.accuracy.serving import compare_served, serving
 from harness.record.provenance import checkpoint_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
-    from pathlib import Path
 
     from harness.accuracy.performance import Rounds
     from harness.accuracy.questions import Evaluated
@@ -38,9 +36,7 @@ if TYPE_CHECKING:
 _DYING_SECONDS = 1.0
 
 
-def run_arm(
-    settings: RunSettings, name: str, baseline: Record | None, rounds: Rounds | None = None
-) -> Summary:
+def run_arm(settings: RunSettings, name: str, baseline: Record | None, rounds: Rounds | None) -> None:
     """Run an arm; its record is written however it ends, short of a kill.
 
     Args:
@@ -65,35 +61,30 @@ def run_arm(
     except ExpertMapsError as error:
         run.write("failed", str(error))
         raise
-    assert run.evidence is not None
-    if run.arm.dynamic and run.evidence.rearrangements <= 0:
-        msg = f"arm {name}: {'; '.join(run.evidence.faults)}"
-        run.write("failed", msg)
-        raise proof.ProofError(msg)
-    return run.write("complete", None)
+    run.write("complete", None)
 
 
 def _measure(run: ArmRun, baseline: Record | None, rounds: Rounds | None) -> None:
     settings = run.settings
-    with contextlib.closing(Asker(run.work / JOURNAL, settings)) as asker:
+    with contextlib.closing(Journal(run.work / JOURNAL)) as journal:
         if run.arm.record_load and run.name not in settings.base_urls:
             run.questions_load = QuestionLoad(
                 run.work, server_key(settings, run.name), fingerprint(settings, run.name)
             )
-            run.questions_load.begin(resumed=asker.has_answers)
-            if asker.has_answers:
-                settings.say(f"{run.name}: the load of the last seconds before the cut may be missing")
+            run.questions_load.begin(resumed=len(journal) > 0)
+            if len(journal):
+                settings.say(
+                    f"{run.name}: the load of the last seconds before the cut may be missing, or be counted twice"
+                )
         with serving(run) as server, _last_words(server):
             run.found = versions.versions(server)
-            run.checkpoint = checkpoint_of(settings.model)
-            if not server.is_own:
-                run.checkpoint = compare_served(run, server)
+            run.checkpoint = checkpoint_of(settings.model) if server.is_own else compare_served(run, server)
             needed = run.arm.role == "eplb"
             before = proof.read_state(server, needed=needed)
             run.evidence = Evidence(before, None)
             _require(run, before)
-            asker.bind(server, run.name, run.arguments, run.environment, before.digest if before else None)
-            run.evaluated, earlier, acted = _evaluate(run, asker, server, before)
+            asker = Asker(run, server, journal, before.digest if before else None)
+            run.evaluated, earlier, acted = _evaluate(run, asker, journal, server, before)
             _keep_load(run, server, asker.taken)
             run.forced = _forced(run, asker, baseline)
             if rounds is not None and run.name != BASELINE:
@@ -103,6 +94,9 @@ def _measure(run: ArmRun, baseline: Record | None, rounds: Rounds | None) -> Non
             run.evidence = Evidence(before, after, faults, earlier)
         if run.questions_load is not None:
             run.load = run.questions_load.summary(after.placement if after else None)
+    if run.arm.dynamic and run.evidence.rearrangements <= 0:
+        msg = f"arm {run.name}: {'; '.join(faults)}"
+        raise proof.ProofError(msg)
 
 
 def _keep_load(run: ArmRun, server: Server, taken: int) -> None:
@@ -124,7 +118,7 @@ def _last_words(server: Server) -> Iterator[None]:
 
 
 def _evaluate(
-    run: ArmRun, asker: Asker, server: Server, before: proof.State | None
+    run: ArmRun, asker: Asker, journal: Journal, server: Server, before: proof.State | None
 ) -> tuple[Evaluated, int, bool | None]:
     """Put the questions; also return the rearrangements that a run before this one saw, and whether there were any.
 
@@ -133,31 +127,20 @@ def _evaluate(
     """
     if not run.arm.dynamic:
         return asker.evaluate(), 0, None
-    kept = run.work / MOVES_FILE
-    earlier = _earlier_moves(kept, asker)
-    went_on = asker.has_answers
+    earlier, went_on = asker.moves, len(journal) > 0
     evaluated = asker.evaluate()
     moved = moves(before, proof.read_state(server))
     if went_on and earlier + moved <= 0:
         run.settings.say(
             f"{run.name}: no experts moved in what was left to ask, so all questions are asked anew"
         )
-        asker.forget()
+        journal.clear()
         if run.questions_load is not None:
             run.questions_load.is_exact = False  # it holds both times
         evaluated = asker.evaluate()
         moved = moves(before, proof.read_state(server))
-    write_text(kept, json.dumps({"context": asker.context, "rearrangements": earlier + moved}) + "\n")
+    asker.moves = earlier + moved
     return evaluated, earlier, earlier + moved > 0
-
-
-def _earlier_moves(kept: Path, asker: Asker) -> int:
-    """Return the rearrangements that a run with the same server, model and questions wrote down."""
-    try:
-        found = json.loads(kept.read_text(encoding="utf-8"))
-        return int(found["rearrangements"]) if found["context"] == asker.context else 0
-    except (OSError, ValueError, LookupError, TypeError):
-        return 0
 
 
 def _require(run: ArmRun, before: proof.State | None) -> None:

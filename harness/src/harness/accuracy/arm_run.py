@@ -16,7 +16,7 @@ from harness.accuracy.evidence import Evidence
 from harness.accuracy.loads import NOT_RECORDED, QuestionLoad
 from harness.accuracy.records import write_record
 from harness.accuracy.schema import Forced, Summary, task_version
-from harness.record.provenance import checkout
+from harness.record.provenance import checkout, without_places
 
 if TYPE_CHECKING:
     from expert_maps import Placement
@@ -85,34 +85,31 @@ class ArmRun:
             return {}
         return {**_ENVIRONMENT, **self.settings.config.server.environment, **self.arm.environment}
 
-    @property
-    def folders(self) -> dict[Path, str]:
-        """What a record calls the folders of this run."""
-        return {self.folder: "", self.work: "work", Path.cwd(): ""}
+    def shown(self, text: str) -> str:
+        """Return a text for a record that others read: what it calls the folders of this run, and no others."""
+        return without_places(text, {self.folder: "", self.work: "work", Path.cwd(): ""})
 
     def write(self, status: str, reason: str | None) -> Summary:
         """Write the record as far as it is known."""
         config = self.settings.config
-        names = list(self.environment)
-        values = versions.shown([reason or "", *self.environment.values()], self.folders)
         questions: list[Question] = self.evaluated.questions if self.evaluated else []
         correct = sum(question.correct for question in questions)
         evidence = self.evidence or Evidence(None, None)
         summary = {
             "format": 1,
             "status": status,
-            "reason": values[0] or None,
+            "reason": self.shown(reason) if reason else None,
             "model": config.name,
             "arm": self.name,
             "role": self.arm.role,
-            "task": self.evaluated.record(config.task) if self.evaluated else self._unasked(),
+            "task": self._task(),
             "value": 100 * correct / len(questions) if status == "complete" else None,
             "num_questions": len(questions),
             "num_correct": correct,
             "dtype": self.settings.dtype,
             "server": {
                 "arguments": self.arguments,
-                "environment": dict(zip(names, values[1:], strict=True)),
+                "environment": {name: self.shown(value) for name, value in self.environment.items()},
                 "started_by_harness": self.name not in self.settings.base_urls,
             },
             "versions": self.found or dict.fromkeys(versions.NAMES),
@@ -130,13 +127,15 @@ class ArmRun:
         write_record(self.folder, checked, questions, forced)
         return checked
 
-    def _unasked(self) -> dict[str, Any]:
+    def _task(self) -> dict[str, Any]:
         task = self.settings.config.task
+        configuration = self.evaluated.configuration if self.evaluated else {}
         return {
             "dataset": task.dataset,
-            "version": task_version({}),
+            "version": task_version(configuration),
             "metric": "accuracy",
             "mode": "gen",
             "num_fewshot": task.num_fewshot,
-            "configuration": {},
+            "configuration": configuration,
+            "filter": task.filter,
         }

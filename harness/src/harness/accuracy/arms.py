@@ -5,13 +5,15 @@
 from __future__ import annotations
 
 import re
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from expert_maps import ExpertMapsError, Placement, generate_placement
+from expert_maps import ExpertMapsError, FormatError, Placement, generate_placement
+from expert_maps.files import parse_json, printable, read_bytes
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
     from pathlib import Path
 
 # The key under which the plugin finds its options in vLLM's additional config.
@@ -38,6 +40,41 @@ class Strict(BaseModel):
     """What a file says: nothing that is not known, and nothing that changes."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+def told(error: ValidationError) -> str:
+    """Return where the first thing that is wrong with a document stands, what it is, and what was expected."""
+    first = error.errors()[0]
+    place = printable(".".join(map(str, first["loc"])) or "the file", 200)
+    # What a validator of an arm's options says names them as they were written.
+    reason = printable(str(first.get("ctx", {}).get("error") or first["msg"]), None)
+    found = "" if first["type"] in {"missing", "value_error"} else f" is {first['input']!r:.200}"
+    return f"{place}{found}: {reason}"
+
+
+_Row = TypeVar("_Row", bound=BaseModel)
+
+
+def read_rows(path: Path, kind: type[_Row], expected: str) -> Iterator[tuple[int, _Row]]:
+    """Yield the lines of a JSONL file that are not blank, each with its number from 1.
+
+    Args:
+        path: of the file.
+        kind: what each line must hold.
+        expected: the same in words.
+
+    Raises:
+        FormatError: the file cannot be read, or a line holds something else.
+    """
+    for number, line in enumerate(read_bytes(path).split(b"\n"), 1):  # other separators may stand in a text
+        if not line.strip():
+            continue
+        try:
+            row = kind.model_validate(parse_json(line, str(path)), strict=True)
+        except (ExpertMapsError, ValidationError) as error:
+            msg = f"{path}, line {number}: {line.decode(errors='replace')[:80]!r}; expected {expected}"
+            raise FormatError(msg) from error
+        yield number, row
 
 
 class Plan(Strict):
@@ -136,25 +173,23 @@ def check_options(options: dict[str, Any]) -> None:
         return
     fronts = [CpuFront(), EplbFront(), *map(AscendFront, releases.RELEASES)]
     fronts += [AscendV2Front(release) for release in releases.RELEASES if release.serves_v2]
-    refused = []
+    place, refused = f"additional_config.{EXPERT_MAPS}", []
     try:
         settings = Settings(**options)
-        for front in fronts:
-            try:
-                front.settle(settings)
-            except ExpertMapsError as error:
-                refused.append(str(error))
-        if len(refused) == len(fronts):
-            msg = f"additional_config.{EXPERT_MAPS}: no platform takes these options: {refused[0]}"
-            raise ValueError(msg)
     except ValidationError as error:
-        first = error.errors()[0]
-        place = ".".join(map(str, (EXPERT_MAPS, *first["loc"])))
-        msg = f"additional_config.{place} is {first['input']!r:.60}: {first['msg']}"
+        msg = f"{place}.{told(error)}"
         raise ValueError(msg) from error
     except ExpertMapsError as error:
-        msg = f"additional_config.{EXPERT_MAPS}: {error}"
+        msg = f"{place}: {error}"
         raise ValueError(msg) from error
+    for front in fronts:
+        try:
+            front.settle(settings)
+        except ExpertMapsError as error:
+            refused.append(str(error))
+    if len(refused) == len(fronts):
+        msg = f"{place}: no platform takes these options: {refused[0]}"
+        raise ValueError(msg)
 
 
 class Arm(Serving):

@@ -5,25 +5,27 @@
 from __future__ import annotations
 
 import random
+import sys
 from typing import TYPE_CHECKING, Any
 
 from harness.accuracy import versions
 from harness.accuracy.client import AskError, Job, Limits, ask_all
-from harness.accuracy.journal import Journal, key_of
-from harness.accuracy.progress import progress
+from harness.accuracy.journal import key_of
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
-    from pathlib import Path
 
+    from harness.accuracy.arm_run import ArmRun
     from harness.accuracy.client import Post
+    from harness.accuracy.journal import Journal
     from harness.accuracy.questions import Answer, Evaluated, Prompt
     from harness.accuracy.server import Server
-    from harness.accuracy.settings import RunSettings
 
 
 # OpenAI's limit, which vLLM keeps.
 MAX_STOPS = 4
+# Between two lines about how far it is, where there is no terminal.
+_LINE_SECONDS = 30
 
 
 class Asker:
@@ -33,64 +35,44 @@ class Asker:
         taken: questions, of those put last, that the journal had the answer of.
     """
 
-    def __init__(self, journal: Path, settings: RunSettings) -> None:
-        """Open the journal."""
-        self._journal = Journal(journal)
-        self._settings = settings
-        self._server: Server | None = None
-        self._context = ""
-        self._label = ""
-        self._shuffles = False
-        self.taken = 0
+    def __init__(self, run: ArmRun, server: Server, journal: Journal, digest: str | None) -> None:
+        """Say who is asked: answers of anyone else are not taken from the journal.
 
-    def close(self) -> None:
-        """Close the journal."""
-        self._journal.close()
-
-    @property
-    def has_answers(self) -> bool:
-        """Whether a run before this one got any."""
-        return len(self._journal) > 0
-
-    @property
-    def context(self) -> str:
-        """The hash of everything that an answer depends on beside the question; empty before `bind`."""
-        return self._context
-
-    def forget(self) -> None:
-        """Ask again for what was answered; the answers are put aside."""
-        self._journal.clear()
-
-    def bind(
-        self,
-        server: Server,
-        arm: str,
-        arguments: Sequence[str],
-        environment: Mapping[str, str],
-        digest: str | None,
-    ) -> None:
-        """Say who is asked: answers of anyone else are not taken from the journal."""
-        settings = self._settings
-        self._server = server
-        self._label = arm
-        self._shuffles = settings.config.arms[arm].role == "repeat"
+        Args:
+            run: of the arm.
+            server: its own.
+            journal: where answers come from and go to.
+            digest: of the placement that is served; None where nobody knows.
+        """
+        self._run, self._server, self._journal = run, server, journal
         self._context = key_of(
-            arm=arm,
-            model=settings.identity,
+            arm=run.name,
+            model=run.settings.identity,
             served=server.model,
             checkpoint=None if server.is_own else server.describe(),
-            dtype=settings.dtype,
+            dtype=run.settings.dtype,
             digest=digest,
-            arguments=list(arguments),
-            environment=dict(environment),
+            arguments=run.arguments,
+            environment=run.environment,
             vllm=versions.versions(server)["vllm"],
         )
+        self.taken = 0
+
+    @property
+    def moves(self) -> int:
+        """How often experts moved while these questions were asked, by the word of a run that was cut off."""
+        noted = self._journal.get(key_of(kind="moves", context=self._context))
+        return int(noted["rearrangements"]) if noted else 0
+
+    @moves.setter
+    def moves(self, number: int) -> None:
+        self._journal.add(key_of(kind="moves", context=self._context), {"rearrangements": number})
 
     def evaluate(self) -> Evaluated:
         """Put all questions and score them."""
         from harness.accuracy.questions import evaluate
 
-        settings = self._settings
+        settings = self._run.settings
         return evaluate(
             settings.config.task,
             self._answers,
@@ -103,26 +85,17 @@ class Asker:
         from harness.accuracy.questions import Answer
 
         jobs = [self._answer_job(prompt) for prompt in prompts]
-        self.taken = sum(self._journal.get(job.key) is not None for job in jobs)
-        found = self._ask(jobs, f"{self._label}: questions")
-        return [Answer(one["text"], one["finish_reason"]) for one in found]
+        self.taken = self._known(jobs)
+        return [Answer(one["text"], one["finish_reason"]) for one in self._ask(jobs, "questions")]
 
     def _answer_job(self, prompt: Prompt) -> Job:
-        template = self._settings.config.task.chat_template_kwargs
-        # OpenAI's interface takes four; the rest is cut off here.
-        stop = list(prompt.stop[:MAX_STOPS])
-        body: dict[str, Any] = {"max_tokens": prompt.max_tokens, "temperature": 0, "stop": stop}
-        if prompt.is_chat:
-            path = "/v1/chat/completions"
-            body |= {"messages": prompt.content} | ({"chat_template_kwargs": template} if template else {})
-        else:
-            path = "/v1/completions"
-            body |= {"prompt": prompt.content}
-        assert self._server is not None
-        model = self._server.model
+        path = "/v1/chat/completions" if prompt.is_chat else "/v1/completions"
+        # OpenAI's interface takes four strings that end an answer; the rest is cut off here.
+        body = {"max_tokens": prompt.max_tokens, "temperature": 0, "stop": list(prompt.stop[:MAX_STOPS])}
+        body |= prompt.body(self._run.settings.config.task.chat_template_kwargs)
 
         async def run(post: Post) -> dict[str, Any]:
-            return cut(_read(path, await post(path, {"model": model, **body})), prompt.stop)
+            return cut(_read(path, await post(path, {"model": self._server.model, **body})), prompt.stop)
 
         # The same question twice in the data is asked twice.
         parts = {"index": prompt.index, "path": path, "body": body, "stop": list(prompt.stop)}
@@ -132,31 +105,34 @@ class Asker:
         """Return the log-probabilities of the tokens of given texts."""
         from harness.accuracy.logprobs import forced_job
 
-        assert self._server is not None
-        template = self._settings.config.task.chat_template_kwargs
-        model = self._server.model
+        template, model = self._run.settings.config.task.chat_template_kwargs, self._server.model
         jobs = [forced_job(self._context, model, prompt, text, template) for prompt, text in texts]
-        return [one["logprobs"] for one in self._ask(jobs, f"{self._label}: log-probabilities")]
+        return [one["logprobs"] for one in self._ask(jobs, "log-probabilities")]
 
-    def _ask(self, jobs: Sequence[Job], label: str) -> list[dict[str, Any]]:
-        settings, server = self._settings, self._server
-        assert server is not None
-        old = sum(self._journal.get(job.key) is not None for job in jobs)
-        if old:
+    def _known(self, jobs: Sequence[Job]) -> int:
+        return sum(self._journal.get(job.key) is not None for job in jobs)
+
+    def _ask(self, jobs: Sequence[Job], what: str) -> list[dict[str, Any]]:
+        from tqdm import tqdm
+
+        settings, label = self._run.settings, f"{self._run.name}: {what}"
+        if old := self._known(jobs):
             settings.say(f"{label}: {old} of {len(jobs)} are there from a run that was cut off")
         order = list(range(len(jobs)))
-        if self._shuffles:
+        if self._run.arm.role == "repeat":
             # Other batches, so that sums are rounded otherwise.
             random.Random(0).shuffle(order)  # noqa: S311 - no secret
-        limits = Limits(settings.concurrency, settings.attempts, settings.config.request_seconds)
-        with progress(settings.console, label, len(jobs)) as advance:
+        seconds = 0.1 if sys.stderr.isatty() else _LINE_SECONDS
+        with tqdm(
+            total=len(jobs), desc=label, mininterval=seconds, maxinterval=seconds, disable=False
+        ) as bar:
             found = ask_all(
-                server.url,
+                self._server.url,
                 [jobs[place] for place in order],
                 self._journal,
-                limits,
-                on_answer=advance,
-                require_alive=server.require_alive,
+                Limits(settings.concurrency, settings.attempts, settings.config.request_seconds),
+                on_answer=bar.update,
+                require_alive=self._server.require_alive,
             )
         return [one for _, one in sorted(zip(order, found, strict=True), key=lambda pair: pair[0])]
 

@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import re
 import tempfile
@@ -13,91 +14,82 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from expert_maps import ExpertMapsError
+from harness.accuracy import options as given
 from harness.accuracy.config import BASELINE, ConfigError
 from harness.accuracy.data import check_data, find_data
 from harness.accuracy.loading import load_config
-from harness.accuracy.options import Trust  # noqa: TC001 - typer reads annotations at run time
 from harness.accuracy.server import ServerError
 
 if TYPE_CHECKING:
     from harness.accuracy.config import ModelConfig
     from harness.accuracy.settings import RunSettings
 
-_BAD_INPUT = 2
 _HOST = re.compile(r"[A-Za-z0-9._:%-]+")
 
 
-def show_plan(settings: RunSettings, names: list[str]) -> int:
-    """Check the questions and print what a run would do; the exit code."""
+def show_plan(settings: RunSettings, names: list[str]) -> None:
+    """Check the questions and print what a run would do.
+
+    Raises:
+        ConfigError: the data cannot be loaded, or does not fit the task.
+    """
     from harness.accuracy.questions import preview
 
-    config, task = settings.config, settings.config.task
+    config = settings.config
     with tempfile.TemporaryDirectory() as cache:
-        try:
-            prompts = preview(task, count=settings.count, paths=settings.data, cache=Path(cache))
-        except ExpertMapsError as error:
-            typer.echo(f"error: {error}", err=True)
-            return _BAD_INPUT
+        count = len(preview(settings, Path(cache)))
     typer.echo(
-        f"{config.name}: {settings.model} in {settings.dtype}, {len(prompts)} questions of {task.dataset}"
+        f"{config.name}: {settings.model} in {settings.dtype}, {count} questions of {config.task.dataset}"
     )
     for name in names:
         arm, url = config.arms[name], settings.base_urls.get(name)
-        words = [*config.server.arguments, *arm.arguments, "--dtype", settings.dtype]
+        words = " ".join([*config.server.arguments, *arm.arguments, "--dtype", settings.dtype])
         options = json.dumps(arm.additional_config)
-        served = (
-            f"asked at {url}"
-            if url
-            else f"vllm serve {settings.model} {' '.join(words)} --additional-config '{options}'"
-        )
+        own = f"vllm serve {settings.model} {words} --additional-config '{options}'"
         planned = f", planned from {arm.plan.load_of or arm.plan.load or arm.plan.layout}" if arm.plan else ""
-        typer.echo(f"{name} ({arm.role}{planned}): {served}")
+        typer.echo(f"{name} ({arm.role}{planned}): {f'asked at {url}' if url else own}")
     if settings.performance is not None:
         for name, stream in settings.performance.streams.items():
-            said = json.dumps(stream.model_dump(exclude_none=True))
-            typer.echo(
-                f"timed, {settings.performance.rounds} rounds of {name}: {said} with prompts: {stream.prompts}"
-            )
-    return 0
+            rounds, said = settings.performance.rounds, json.dumps(stream.model_dump(exclude_none=True))
+            typer.echo(f"timed, {rounds} rounds of {name}: {said} with prompts: {stream.prompts}")
 
 
 def validate_command(
     model: Annotated[str, typer.Argument(help="A name in accuracy/models, or a .yaml file.")],
     *,
-    trust: Trust = False,
+    trust: given.Trust = False,
 ) -> None:
     """Check a configuration and its local data, and start no server. Exit code 0: it can be run. 2: it cannot.
 
     Without --trust a .yaml file sets arguments and variables of the lists in `harness.accuracy.trust` only: sizes, ranks,
     seeds, switches, and names of a quantisation, a dtype or a back end. A file of accuracy/models, by its name, is trusted.
     """
-    try:
+    with given.bad_input():
         config = load_config(model, trusted=trust)
         data = find_data(config, config.model, None)
         for split, path in (data or {}).items():
             check_data(split, path, config.task.num_fewshot)
         config.performance.check()
-    except (ExpertMapsError, ValueError) as error:
-        typer.echo(f"error: {' '.join(str(error).split())}", err=True)
-        raise typer.Exit(_BAD_INPUT) from error
     arms = ", ".join(f"{name} ({arm.role})" for name, arm in config.arms.items())
-    typer.echo(
-        f"{config.name}: {arms}; the data is {'checked' if data else 'on the hub, and was not looked at'}"
-    )
+    looked = "checked" if data else "on the hub, and was not looked at"
+    typer.echo(f"{config.name}: {arms}; the data is {looked}")
 
 
-def require_lm_eval() -> None:
-    """Say so where lm-eval is not installed.
+def require_modules(*names: str) -> None:
+    """Say so where a module that a run needs is not installed.
 
     Raises:
         ConfigError: it is not.
     """
-    try:
-        import lm_eval  # noqa: F401 - only whether it is there
-    except ImportError as error:
-        msg = f"lm-eval cannot be imported ({error}); expected it, as requirements/vllm.txt pins it"
-        raise ConfigError(msg) from error
+    for name in names:
+        try:
+            found = importlib.util.find_spec(name)
+        except ImportError:
+            found = None
+        if found is None:
+            shown = name.replace("_", "-")
+            msg = f"{shown} cannot be imported; expected it, as requirements/vllm.txt pins it"
+            raise ConfigError(msg)
 
 
 def parse_base_urls(texts: list[str], config: ModelConfig) -> dict[str, str]:

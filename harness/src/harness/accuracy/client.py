@@ -28,6 +28,7 @@ _BUSY = {408, 425, 429, 500, 502, 503, 504}
 _MAX_WAIT_SECONDS = 60.0
 _CONNECT_SECONDS = 20.0
 _MAX_ERROR = 300
+OK = 200
 # Of an answer: the log-probabilities of a long text take some megabytes.
 MAX_BODY = 2**26
 _PIECE = 2**16
@@ -101,50 +102,47 @@ def ask_all(
     Raises:
         AskError: a request was refused, or failed in every try. Answers that had come are kept.
     """
-    return asyncio.run(_ask_all(url, jobs, journal, limits, on_answer, require_alive))
+
+    async def ask() -> list[dict[str, Any]]:
+        turn = asyncio.Semaphore(limits.concurrency)
+        timeout = aiohttp.ClientTimeout(total=limits.seconds, sock_connect=_CONNECT_SECONDS)
+        connector = aiohttp.TCPConnector(limit=limits.concurrency)
+        async with aiohttp.ClientSession(timeout=timeout, connector=connector) as session:
+
+            @_retrying(limits)
+            async def post(path: str, body: Mapping[str, Any]) -> dict[str, Any]:
+                require_alive()
+                return await _post(session, f"{url}{path}", body)
+
+            async def one(job: Job) -> dict[str, Any]:
+                found = journal.get(job.key)
+                if found is None:
+                    async with turn:
+                        found = await job.run(post)
+                    journal.add(job.key, found)
+                on_answer()
+                return found
+
+            return await _all_or_none([asyncio.create_task(one(job)) for job in jobs])
+
+    try:
+        return asyncio.run(ask())
+    except _BusyError as error:
+        msg = f"{error}, in {limits.attempts} attempts; answers so far are kept, run it again to go on"
+        raise AskError(msg) from error
 
 
-async def _ask_all(
-    url: str,
-    jobs: Sequence[Job],
-    journal: Journal,
-    limits: Limits,
-    on_answer: Callable[[], object],
-    require_alive: Callable[[], object],
-) -> list[dict[str, Any]]:
-    turn = asyncio.Semaphore(limits.concurrency)
-    timeout = aiohttp.ClientTimeout(total=limits.seconds, sock_connect=_CONNECT_SECONDS)
-    connector = aiohttp.TCPConnector(limit=limits.concurrency)
-    async with aiohttp.ClientSession(timeout=timeout, connector=connector) as session:
-
-        async def post(path: str, body: Mapping[str, Any]) -> dict[str, Any]:
-            return await _post(session, f"{url}{path}", body, limits, require_alive)
-
-        async def one(job: Job) -> dict[str, Any]:
-            found = journal.get(job.key)
-            if found is None:
-                async with turn:
-                    found = await job.run(post)
-                journal.add(job.key, found)
-            on_answer()
-            return found
-
-        tasks = [asyncio.create_task(one(job)) for job in jobs]
-        try:
-            return await asyncio.gather(*tasks)
-        finally:
-            for task in tasks:
-                task.cancel()
-            await asyncio.gather(*tasks, return_exceptions=True)
+async def _all_or_none(tasks: list[asyncio.Task[dict[str, Any]]]) -> list[dict[str, Any]]:
+    """Wait for all; with the first error the others are ended."""
+    try:
+        return await asyncio.gather(*tasks)
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
 
 
-async def _post(
-    session: aiohttp.ClientSession,
-    url: str,
-    body: Mapping[str, Any],
-    limits: Limits,
-    require_alive: Callable[[], object],
-) -> dict[str, Any]:
+def _retrying(limits: Limits) -> Callable[[Post], Post]:
     first = limits.first_wait_seconds
     # Waits differ a little, so that requests that failed together do not return together.
     backoff = tenacity.wait_exponential(multiplier=first, max=_MAX_WAIT_SECONDS) + tenacity.wait_random(
@@ -156,65 +154,72 @@ async def _post(
         asked = error.retry_after if isinstance(error, _BusyError) else None
         return backoff(state) if asked is None else min(asked, _MAX_WAIT_SECONDS)
 
-    retrying = tenacity.AsyncRetrying(
+    return tenacity.retry(
         stop=tenacity.stop_after_attempt(limits.attempts),
         wait=wait,
         retry=tenacity.retry_if_exception_type(_BusyError),
         reraise=True,
     )
-    try:
-        async for attempt in retrying:
-            with attempt:
-                require_alive()
-                return await _post_once(session, url, body)
-    except _BusyError as error:
-        msg = f"{error}, in {limits.attempts} attempts; answers so far are kept, run it again to go on"
-        raise AskError(msg) from error
-    raise AssertionError  # the loop returns or raises
 
 
-async def _post_once(session: aiohttp.ClientSession, url: str, body: Mapping[str, Any]) -> dict[str, Any]:
+async def _post(session: aiohttp.ClientSession, url: str, body: Mapping[str, Any]) -> dict[str, Any]:
+    """Post once, and return the JSON object of the answer."""
     try:
-        # A question goes to the server that was proven, wherever that one would send it.
-        async with session.post(url, json=body, allow_redirects=False) as response:
-            received = await read_body(response)
+        answer = await exchange(session, url, body)
     except asyncio.TimeoutError as error:
         msg = f"{url} gave no answer in time"
         raise _BusyError(msg) from error
     except (aiohttp.ClientError, ConnectionError) as error:
         msg = f"{url}: {type(error).__name__}: {error}"
         raise _BusyError(msg) from error
-    said = " ".join(received.decode(errors="replace").split())[:_MAX_ERROR]
-    if response.status in _BUSY:
-        msg = f"{url} answered {response.status}: {said}"
-        raise _BusyError(msg, _retry_after(response.headers.get("Retry-After")))
-    if response.status != 200:  # noqa: PLR2004 - HTTP's "OK"
-        msg = f"{url} answered {response.status}: {said}"
-        raise AskError(msg)
+    if answer.status != OK:
+        msg = f"{url} answered {answer.status}: {answer.said}"
+        raise _BusyError(msg, answer.retry_after) if answer.status in _BUSY else AskError(msg)
     try:
-        answer = parse_json(received, url)
+        found = parse_json(answer.content, url)
     except ExpertMapsError as error:
-        msg = f"{url} answered with broken JSON: {said}"
+        msg = f"{url} answered with broken JSON: {answer.said}"
         raise _BusyError(msg) from error
-    if not isinstance(answer, dict):
-        msg = f"{url} answered with {said}; expected a JSON object"
+    if not isinstance(found, dict):
+        msg = f"{url} answered with {answer.said}; expected a JSON object"
         raise AskError(msg)
-    return answer
+    return found
 
 
-async def read_body(response: aiohttp.ClientResponse, most: int = MAX_BODY) -> bytes:
-    """Return the body of an answer.
+@dataclass(frozen=True)
+class Answered:
+    """What a server said.
+
+    Attributes:
+        status: HTTP's.
+        content: of at most `MAX_BODY` bytes.
+        retry_after: seconds that it asks to wait; None where it says nothing.
+    """
+
+    status: int
+    content: bytes
+    retry_after: float | None
+
+    @property
+    def said(self) -> str:
+        """The beginning of it, as a message may show it."""
+        return " ".join(self.content[: 4 * _MAX_ERROR].decode(errors="replace").split())[:_MAX_ERROR]
+
+
+async def exchange(session: aiohttp.ClientSession, url: str, body: object = None) -> Answered:
+    """Get, or with a body post it as JSON; to the server that was proven, wherever that one would send it.
 
     Raises:
-        AskError: it has more bytes than that.
+        AskError: the answer has too many bytes.
     """
-    received = bytearray()
-    async for piece in response.content.iter_chunked(_PIECE):
-        received += piece
-        if len(received) > most:
-            msg = f"{response.url} answers with more than {most:,} bytes; expected at most so many"
-            raise AskError(msg)
-    return bytes(received)
+    method, received = "GET" if body is None else "POST", bytearray()
+    async with session.request(method, url, json=body, allow_redirects=False) as response:
+        async for piece in response.content.iter_chunked(_PIECE):
+            received += piece
+            if len(received) > MAX_BODY:
+                msg = f"{url} answers with more than {MAX_BODY:,} bytes; expected at most so many"
+                raise AskError(msg)
+        return Answered(response.status, bytes(received), _retry_after(response.headers.get("Retry-After")))
 
 
 def _retry_after(value: str | None) -> float | None:

@@ -5,18 +5,27 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated
 
-from expert_maps import ExpertMapsError
-from expert_maps.files import parse_json, read_bytes
+from pydantic import ConfigDict, Field
+
+from harness.accuracy.arms import Strict, read_rows
 from harness.accuracy.config import ConfigError
 
 if TYPE_CHECKING:
     from harness.accuracy.config import ModelConfig
 
-_SHOWN = 80
 # What stands before the number in an answer of GSM8K.
 _FINAL = "####"
+
+
+class _Question(Strict):
+    """A line; more than this may stand in it."""
+
+    model_config = ConfigDict(extra="ignore")
+
+    question: Annotated[str, Field(pattern=r"\S")]
+    answer: Annotated[str, Field(pattern=r"\S")]
 
 
 def check_data(split: str, path: Path, num_fewshot: int) -> None:
@@ -31,27 +40,12 @@ def check_data(split: str, path: Path, num_fewshot: int) -> None:
         ConfigError: a line is no question, a question stands twice, or there are too few.
         FormatError: the file cannot be read.
     """
-    try:
-        lines = read_bytes(path).decode().split("\n")  # other separators may stand in a text
-    except UnicodeDecodeError as error:
-        msg = f"{path}: not UTF-8 text at byte {error.start}"
-        raise ConfigError(msg) from error
-    seen: dict[tuple[str, str], int] = {}
-    for number, line in enumerate(lines, 1):
-        if not line.strip():
-            continue
-        try:
-            row: Any = parse_json(line.encode(), str(path))
-            fields = row["question"], row["answer"]
-        except (ExpertMapsError, LookupError, TypeError):
-            fields = None, None
-        if not all(isinstance(text, str) and text.strip() for text in fields):
-            msg = f"{path}, line {number}: {line[:_SHOWN]!r}; expected a JSON object with question and answer, both text"
+    seen: dict[_Question, int] = {}
+    for number, row in read_rows(path, _Question, "a JSON object with question and answer, both text"):
+        if _FINAL not in row.answer:
+            msg = f"{path}, line {number}: the answer ends with {row.answer[-80:]!r}; expected '{_FINAL} NUMBER' in it"
             raise ConfigError(msg)
-        if _FINAL not in fields[1]:
-            msg = f"{path}, line {number}: the answer ends with {fields[1][-_SHOWN:]!r}; expected '{_FINAL} NUMBER' in it"
-            raise ConfigError(msg)
-        first = seen.setdefault(fields, number)
+        first = seen.setdefault(row, number)
         if split == "test" and first != number:
             msg = f"{path}, line {number}: the same question as in line {first}; expected each once"
             raise ConfigError(msg)

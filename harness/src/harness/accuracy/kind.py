@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from harness.accuracy.schema import RecordError
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
     from harness.accuracy.records import Record
     from harness.accuracy.schema import Summary
@@ -18,15 +18,8 @@ if TYPE_CHECKING:
 _CONFIG = "--additional-config"
 # What makes another model of a checkpoint; with one in one arm alone a pair says nothing about EPLB.
 _MODEL_OPTIONS = (
-    *(
-        "--quantization",
-        "--kv-cache-dtype",
-        "--load-format",
-        "--hf-overrides",
-        "--revision",
-        "--code-revision",
-    ),
-    *("--tokenizer", "--rope-scaling", "--rope-theta", "--enable-lora", "--lora-modules"),
+    *("--quantization", "--kv-cache-dtype", "--load-format", "--hf-overrides", "--revision"),
+    *("--code-revision", "--tokenizer", "--rope-scaling", "--rope-theta", "--enable-lora", "--lora-modules"),
     *("--speculative-config", "--logits-processors", "--override-generation-config", "--generation-config"),
 )
 _SHORT = {"-q": "--quantization", "-sc": "--speculative-config"}
@@ -80,18 +73,17 @@ def _model_options(arguments: Sequence[str]) -> dict[str, str]:
 
 def unlike(before: Summary, after: Summary) -> list[str]:
     """Return what computed otherwise in two arms, so that it may have changed answers: releases and the machine."""
-    versions = [one.versions.model_dump() for one in (before, after)]
-    found = [
-        f"{name} is {versions[0].get(name)} and {versions[1].get(name)}"
-        for name in _COMPUTING
-        if versions[0].get(name) != versions[1].get(name)
+    sides = [
+        {name: one.versions.model_dump().get(name) for name in _COMPUTING}
+        | {name: one.environment.get(name) for name in ("machine", "device")}
+        for one in (before, after)
     ]
-    machines = [one.environment.get("machine") for one in (before, after)]
-    devices = [one.environment.get("device") for one in (before, after)]
-    for name, (first, second) in (("machine", machines), ("device", devices)):
-        if first != second:
-            found.append(f"{name} is {first} and {second}")
-    return found
+    return _differing(*sides)
+
+
+def _differing(before: Mapping[str, object], after: Mapping[str, object]) -> list[str]:
+    names = [name for name in before if before[name] != after.get(name)]
+    return [f"{name} is {before[name]} and {after.get(name)}" for name in names]
 
 
 def checkpoints_unknown(before: Summary, after: Summary) -> str | None:
@@ -106,12 +98,10 @@ def checkpoints_unknown(before: Summary, after: Summary) -> str | None:
 
 def differences(before: Summary, after: Summary) -> list[str]:
     """Return what else differs between two arms: what makes them hard to repeat, and how they were served."""
-    pairs = {name: (old, getattr(after.versions, name, None)) for name, old in before.versions}
-    found = [f"{name} is {old} and {new}" for name, (old, new) in pairs.items() if old != new]
+    found = _differing(before.versions.model_dump(), after.versions.model_dump())
     if before.role != "baseline":
         found.append(f"{before.arm} is no baseline: its role is {before.role}")
-    if before.git.commit != after.git.commit:
-        found.append(f"commit is {before.git.commit} and {after.git.commit}")
+    found += _differing({"commit": before.git.commit}, {"commit": after.git.commit})
     arguments = [Counter(_without_config(one.server.arguments)) for one in (before, after)]
     sides = [sorted((arguments[i] - arguments[1 - i]).elements()) for i in range(2)]
     if any(sides):

@@ -12,10 +12,11 @@ from typing import Any
 from pydantic import ValidationError
 
 from expert_maps import ExpertMapsError
-from expert_maps.files import describe, printable, read_bytes
+from expert_maps.files import describe, read_bytes
 from expert_maps.formats.yaml_text import parse_yaml
-from harness.accuracy import trust
+from harness.accuracy.arms import told
 from harness.accuracy.config import MODELS, ConfigError, ModelConfig
+from harness.accuracy.trust import find_strange
 
 # A configuration has some 3,000.
 MAX_BYTES = 2**18
@@ -70,15 +71,11 @@ def parse_config(document: dict[str, Any], source: str, *, trusted: bool = True)
         msg = f"{source}: {error}; expected plain text and numbers"
         raise ConfigError(msg) from error
     except ValidationError as error:
-        first = error.errors()[0]
-        place = printable(".".join(map(str, first["loc"])) or "the file", 200)
-        # What a validator of an arm's options says names them as they were written.
-        reason = printable(str(first.get("ctx", {}).get("error") or first["msg"]), None)
-        found = "" if first["type"] in {"missing", "value_error"} else f" is {first['input']!r:.200}"
-        msg = f"{source}: {place}{found}: {reason}"
+        msg = f"{source}: {told(error)}"
         raise ConfigError(msg) from error
-    if not trusted:
-        _refuse_strange(config, source)
+    if not trusted and (strange := find_strange(config)):
+        msg = f"{source}: {strange}"
+        raise ConfigError(msg)
     return config
 
 
@@ -97,27 +94,3 @@ def _numbers(value: Any, key: object = None) -> Any:  # noqa: ANN401 - JSON
     if isinstance(value, list):
         return [_numbers(inner) for inner in value]
     return float(value) if isinstance(value, str) and _DECIMAL.fullmatch(value) else value
-
-
-def _refuse_strange(config: ModelConfig, source: str) -> None:
-    """Refuse what a stranger may not set.
-
-    Raises:
-        ConfigError: the file sets it.
-    """
-    place = "task"
-    try:
-        trust.refuse_template(config.task.chat_template_kwargs)
-        for name, serving in {
-            "server": config.server,
-            **{f"arms.{name}": arm for name, arm in config.arms.items()},
-        }.items():
-            place = name
-            trust.refuse_arguments(serving.arguments)
-            trust.refuse_environment(serving.environment)
-        for name, arm in config.arms.items():
-            place = f"arms.{name}"
-            trust.refuse_additional(arm.additional_config)
-    except ValueError as error:
-        msg = f"{source}: {place}: {error}"
-        raise ConfigError(msg) from error

@@ -34,7 +34,7 @@ class QuestionLoad:
     Attributes:
         recorded: where the plugin writes.
         kept: the load of the questions alone, int64 [steps, L, E]; absent until it is known.
-        is_exact: whether it is that of the questions of this run, each once.
+        is_exact: whether it is that of the questions of this run, and of no others.
     """
 
     def __init__(self, folder: Path, server: str, questions: str) -> None:
@@ -47,7 +47,7 @@ class QuestionLoad:
         """
         self.recorded, self.kept = folder / _RECORDED, folder / LOAD_FILE
         self._key_file, self._keys = folder / _KEY, {"server": server, "questions": questions}
-        self._is_continued = False
+        self._is_continued = self._was_cut_off = False
         self.is_exact = True
 
     def begin(self, *, resumed: bool) -> None:
@@ -60,8 +60,9 @@ class QuestionLoad:
         self._is_continued = resumed and known.get("server") == self._keys["server"]
         if self._is_continued:
             self.is_exact = known == self._keys
-            if self.kept.exists():
-                # The run was cut off while texts were scored, whose tokens are left out.
+            self._was_cut_off = not self.kept.exists()
+            if not self._was_cut_off:
+                # It was not until texts were scored, whose tokens are left out.
                 write_bytes(self.recorded, read_bytes(self.kept))
         else:
             self.kept.unlink(missing_ok=True)
@@ -103,6 +104,8 @@ class QuestionLoad:
     def summary(self, placement: Placement | None) -> dict[str, Any]:
         """Return the part `load` of a record: of the ranks, where copies share their expert's load evenly.
 
+        One that goes on where a run was cut off among the questions has twice what was in flight then, whose answers were lost.
+
         Args:
             placement: at the end.
         """
@@ -113,4 +116,5 @@ class QuestionLoad:
         return {
             "rank_load": [[round(float(value), 1) for value in row] for row in table],
             "balancedness": round(float(balancedness(placement, load).mean()), 4),
+            "cut_off": self._was_cut_off,
         }

@@ -38,7 +38,8 @@ def forced_job(context: str, model: str, prompt: Prompt, text: str, template: Ma
     """
 
     async def run(post: Post) -> dict[str, Any]:
-        before = await _tokenize(post, model, prompt, template)
+        turn = {"add_generation_prompt": True} if prompt.is_chat else {}
+        before = await _ids(post, {"model": model, **turn, **prompt.body(template)})
         # Nothing is added to a text: it goes on where the prompt ends.
         after = await _ids(post, {"model": model, "prompt": text, "add_special_tokens": False})
         if not after:
@@ -56,13 +57,6 @@ def forced_job(context: str, model: str, prompt: Prompt, text: str, template: Ma
 
     key = key_of(kind="forced", context=context, index=prompt.index, content=prompt.content, text=text)
     return Job(key, run)
-
-
-async def _tokenize(post: Post, model: str, prompt: Prompt, template: Mapping[str, Any]) -> list[int]:
-    if isinstance(prompt.content, str):
-        return await _ids(post, {"model": model, "prompt": prompt.content})
-    body: dict[str, Any] = {"model": model, "messages": prompt.content, "add_generation_prompt": True}
-    return await _ids(post, body | ({"chat_template_kwargs": dict(template)} if template else {}))
 
 
 async def _ids(post: Post, body: Mapping[str, Any]) -> list[int]:

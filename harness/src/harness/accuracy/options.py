@@ -1,15 +1,20 @@
 # SPDX-FileCopyrightText: The expert-maps authors
 # SPDX-License-Identifier: Apache-2.0
-"""Options of the commands: each with its type and what `--help` says."""
+"""Options of the commands, each with its type and what `--help` says; and how a command ends that was given nonsense."""
 
 from __future__ import annotations
 
+import contextlib
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from expert_maps import ExpertMapsError
 from harness.accuracy.verdict import MARGIN_POINTS
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
 
 DEFAULT_MODEL = "tiny-moe"
 RESULTS, SCRATCH = Path("accuracy/results"), Path("build/accuracy")
@@ -81,3 +86,14 @@ Trust = Annotated[
     bool,
     typer.Option("--trust", help="Let the .yaml file set what can run code, such as --trust-remote-code."),
 ]
+
+
+@contextlib.contextmanager
+def bad_input() -> Iterator[None]:
+    """End with one line and exit code 2 where what was given cannot be used."""
+    try:
+        yield
+    except (ExpertMapsError, ValueError, OSError) as error:
+        # A name of a file may hold line breaks.
+        typer.echo(f"error: {' '.join(str(error).split())}", err=True)
+        raise typer.Exit(2) from error

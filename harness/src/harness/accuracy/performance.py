@@ -8,7 +8,6 @@ baseline's is started once more for this, with the same recording as an arm's, o
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import statistics
 import time
@@ -18,11 +17,11 @@ from expert_maps.files import write_text
 from harness.accuracy import proof, speed
 from harness.accuracy.arm_run import ArmRun
 from harness.accuracy.asking import MAX_STOPS
-from harness.accuracy.config import BASELINE, ConfigError
+from harness.accuracy.config import BASELINE
 from harness.accuracy.evidence import Evidence
 from harness.accuracy.loads import QuestionLoad
 from harness.accuracy.serving import serving
-from harness.accuracy.streaming import Client
+from harness.accuracy.stream_client import Client
 from harness.record import history
 from harness.record.provenance import describe
 from harness.record.schema import RunRecord
@@ -42,7 +41,7 @@ RECORDS = "performance.jsonl"
 _FOLDER = ".streams"
 # What vLLM's idle workers spin for after a round.
 _PAUSE_SECONDS = 1.5
-_CLIENT = "vllm.benchmarks.serve"
+CLIENT = "vllm.benchmarks.serve"
 
 
 class _Baseline(ArmRun):
@@ -51,21 +50,6 @@ class _Baseline(ArmRun):
     @property
     def work(self) -> Path:
         return self.settings.work / _FOLDER
-
-
-def require_client() -> None:
-    """Say so where vLLM's client is not installed.
-
-    Raises:
-        ConfigError: it is not.
-    """
-    try:
-        found = importlib.util.find_spec(_CLIENT)
-    except ImportError:
-        found = None
-    if found is None:
-        msg = f"{_CLIENT} is not installed; expected it, with vLLM, for --performance"
-        raise ConfigError(msg)
 
 
 class Rounds:
@@ -129,21 +113,19 @@ class Rounds:
     def _judged(
         self, stream: Stream, arm: list[dict[str, Any]], baseline: list[dict[str, Any]]
     ) -> dict[str, Any]:
+        sides = {"arm": arm, "baseline": baseline}
+        measured = [name for name in speed.METRICS if name in arm[0] and name in baseline[0]]
         values = {
-            side: {name: [float(row[name]) for row in rows] for name in speed.METRICS if name in rows[0]}
-            for side, rows in (("arm", arm), ("baseline", baseline))
+            side: {name: [float(row[name]) for row in rows] for name in measured}
+            for side, rows in sides.items()
         }
         ratios = {
-            name: speed.time_ratio(name, own, values["baseline"][name])
-            for name, own in values["arm"].items()
-            if name in values["baseline"]
+            name: speed.time_ratio(name, values["arm"][name], values["baseline"][name]) for name in measured
         }
         decides = speed.CLOSED if stream.concurrency else speed.OPEN
         failed = sum(int(row["failed"]) for row in (*arm, *baseline))
-        tokens = tuple(float(sum(row["total_output_tokens"] for row in rows)) for rows in (arm, baseline))
-        answer, why = speed.answer_of(
-            ratios.get(decides), len(arm), self._plan.margin, failed, (tokens[0], tokens[1])
-        )
+        own, other = (float(sum(row["total_output_tokens"] for row in rows)) for rows in sides.values())
+        answer, why = speed.answer_of(ratios.get(decides), len(arm), self._plan.margin, failed, (own, other))
         error = next((row["error"] for row in (*arm, *baseline) if row["error"]), None)
         return {
             "answer": answer,

@@ -11,12 +11,9 @@ import functools
 import hashlib
 import json
 import logging
-import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
-
-os.environ.setdefault("TQDM_DISABLE", "1")  # this package shows its own progress
 
 import lm_eval
 from lm_eval.api.model import LM
@@ -25,7 +22,7 @@ from lm_eval.tasks import TaskManager
 from expert_maps import ExpertMapsError
 from harness.accuracy.config import ConfigError
 from harness.accuracy.data import check_data
-from harness.accuracy.schema import Question, task_version
+from harness.accuracy.schema import Question
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -33,6 +30,7 @@ if TYPE_CHECKING:
     from lm_eval.api.instance import Instance
 
     from harness.accuracy.config import Task
+    from harness.accuracy.settings import RunSettings
 
 _METRIC = "exact_match"
 # What lm-eval's filters return where they find nothing.
@@ -62,6 +60,12 @@ class Prompt:
         """Whether the server applies its chat template."""
         return not isinstance(self.content, str)
 
+    def body(self, template: Mapping[str, Any]) -> dict[str, Any]:
+        """Return the part of a request that holds it, with arguments of the chat template."""
+        if not self.is_chat:
+            return {"prompt": self.content}
+        return {"messages": self.content} | ({"chat_template_kwargs": dict(template)} if template else {})
+
 
 @dataclass(frozen=True)
 class Answer:
@@ -84,18 +88,6 @@ class Evaluated:
     questions: list[Question]
     prompts: dict[int, Prompt]
     configuration: dict[str, Any]
-
-    def record(self, task: Task) -> dict[str, Any]:
-        """Return the part `task` of a record."""
-        return {
-            "dataset": task.dataset,
-            "version": task_version(self.configuration),
-            "metric": "accuracy",
-            "mode": "gen",
-            "num_fewshot": task.num_fewshot,
-            "configuration": self.configuration,
-            "filter": task.filter,
-        }
 
 
 class ServedModel(LM):  # type: ignore[misc] # lm-eval is not installed where types are checked
@@ -162,12 +154,17 @@ class _SeenError(Exception):
     """All prompts have been made."""
 
 
-def preview(task: Task, *, count: int | None, paths: Mapping[str, Path] | None, cache: Path) -> list[Prompt]:
+def preview(settings: RunSettings, cache: Path) -> list[Prompt]:
     """Make all prompts, as `evaluate` does, and ask nobody.
+
+    Args:
+        settings: of the run.
+        cache: as of `evaluate`.
 
     Raises:
         ConfigError: the data cannot be loaded, or does not fit the task.
     """
+    task, paths = settings.config.task, settings.data
     for split, path in (paths or {}).items():
         check_data(split, path, task.num_fewshot)
     made: list[Prompt] = []
@@ -177,13 +174,14 @@ def preview(task: Task, *, count: int | None, paths: Mapping[str, Path] | None, 
         raise _SeenError
 
     try:
-        evaluate(task, note, count=count, paths=paths, cache=cache)
+        evaluate(task, note, count=settings.count, paths=paths, cache=cache)
     except _SeenError:
         return made
+    except ExpertMapsError:
+        raise
     except Exception as error:  # lm-eval and datasets raise what they like
-        if isinstance(error, ExpertMapsError):
-            raise
-        msg = f"the questions of {task.name} cannot be made: {type(error).__name__}: {' '.join(str(error).split())[:_MAX_ERROR]}"
+        reason = f"{type(error).__name__}: {' '.join(str(error).split())[:_MAX_ERROR]}"
+        msg = f"the questions of {task.name} cannot be made: {reason}"
         raise ConfigError(msg) from error
     msg = f"{task.name} has no questions; expected at least one"
     raise ConfigError(msg)
@@ -205,9 +203,6 @@ def evaluate(
         count: only the first so many questions; None for all.
         paths: absolute paths of the splits `train` and `test`; None for the hub's data.
         cache: a folder for what `datasets` keeps.
-
-    Raises:
-        ConfigError: the data cannot be loaded.
     """
     logging.getLogger("lm_eval").setLevel(logging.ERROR)
     model = ServedModel(ask, is_chat=task.chat_template)
@@ -237,17 +232,11 @@ def _group(task: Task, paths: Mapping[str, Path] | None, cache: Path) -> dict[st
     """Return lm-eval's own task with local data: a group is the form in which it merges changes."""
     changes: dict[str, Any] = {"task": task.name}
     if paths is not None:
-        for split, path in paths.items():
-            if not path.is_file():
-                msg = f"the {split} data {path} is no file; expected JSONL with question and answer"
-                raise ConfigError(msg)
+        files = {split: str(path) for split, path in paths.items()}
         changes |= {
             "dataset_path": "json",
             "dataset_name": None,
-            "dataset_kwargs": {
-                "data_files": {split: str(path) for split, path in paths.items()},
-                "cache_dir": str(cache),
-            },
+            "dataset_kwargs": {"data_files": files, "cache_dir": str(cache)},
         }
     return {"group": _GROUP, "task": [changes]}
 

@@ -13,98 +13,69 @@ from typing import TYPE_CHECKING
 import typer
 from rich.console import Console
 
-from expert_maps import ExpertMapsError, FormatError
+from expert_maps import ExpertMapsError
+from harness.accuracy import options as given
 from harness.accuracy import resume as resuming
-from harness.accuracy.checks import parse_base_urls, require_lm_eval, show_plan
+from harness.accuracy.checks import parse_base_urls, require_modules, show_plan
 from harness.accuracy.compare import Options
 from harness.accuracy.config import BASELINE, DTYPES, REPEAT, ConfigError, Expected
 from harness.accuracy.data import find_data
 from harness.accuracy.limits import limits_for
 from harness.accuracy.loading import load_config
-from harness.accuracy.options import (
-    DEFAULT_MODEL,
-    RESULTS,
-    SCRATCH,
-    SHORT_MARGIN,
-    SHORT_QUESTIONS,
-    ArmNames,
-    Attempts,
-    BaseUrls,
-    CheckpointFolder,
-    Concurrency,
-    DataFolder,
-    DryRun,
-    Dtype,
-    Identical,
-    Keep,
-    Largest,
-    MarginOrDefault,
-    Mean,
-    ModelName,
-    Output,
-    Questions,
-    Resume,
-    Short,
-    Speed,
-    StartupTimeout,
-    Trust,
-    Waive,
-)
 from harness.accuracy.overview import print_results
-from harness.accuracy.performance import Rounds, require_client
+from harness.accuracy.performance import CLIENT, Rounds
 from harness.accuracy.records import SUMMARY, read_record, texts_digest
 from harness.accuracy.settings import RunSettings
 from harness.accuracy.verdict import MARGIN_POINTS
 
 if TYPE_CHECKING:
-    from types import FrameType
-
-    from harness.accuracy.config import ModelConfig
     from harness.accuracy.records import Record
 
+_OTHER_QUESTIONS = Expected(reason="other questions, by --data")
 _FAILED, _BAD_INPUT, _INTERRUPTED = 1, 2, 130
 
 
 def run_command(
-    model: ModelName = DEFAULT_MODEL,
-    arm: ArmNames = None,
-    questions: Questions = None,
-    base_url: BaseUrls = None,
-    checkpoint: CheckpointFolder = None,
-    data: DataFolder = None,
-    output: Output = None,
-    concurrency: Concurrency = None,
-    margin: MarginOrDefault = None,
-    largest: Largest = None,
-    mean: Mean = None,
-    identical: Identical = None,
-    waive: Waive = None,
-    dtype: Dtype = None,
-    startup_timeout: StartupTimeout = None,
-    attempts: Attempts = 8,
+    model: given.ModelName = given.DEFAULT_MODEL,
+    arm: given.ArmNames = None,
+    questions: given.Questions = None,
+    base_url: given.BaseUrls = None,
+    checkpoint: given.CheckpointFolder = None,
+    data: given.DataFolder = None,
+    output: given.Output = None,
+    concurrency: given.Concurrency = None,
+    margin: given.MarginOrDefault = None,
+    largest: given.Largest = None,
+    mean: given.Mean = None,
+    identical: given.Identical = None,
+    waive: given.Waive = None,
+    dtype: given.Dtype = None,
+    startup_timeout: given.StartupTimeout = None,
+    attempts: given.Attempts = 8,
     *,
-    short: Short = False,
-    performance: Speed = False,
-    trust: Trust = False,
-    record: Keep = False,
-    dry_run: DryRun = False,
-    resume: Resume = True,
+    short: given.Short = False,
+    performance: given.Speed = False,
+    trust: given.Trust = False,
+    record: given.Keep = False,
+    dry_run: given.DryRun = False,
+    resume: given.Resume = True,
 ) -> None:
     """Ask the arms of a model the same questions, keep a record of each, and judge them in pairs.
 
     Exit code 0: no worse, or nothing to judge (the baseline alone). 1: worse, or an arm could not be run. 2: bad input.
     3: undecided, or an arm was not judged for want of a baseline. Speed decides it only where the configuration says so.
     """
-    try:
+    with given.bad_input():
         config = load_config(model, trusted=trust)
         timed = config.performance.shortened() if short else config.performance
         settings = RunSettings(
-            config=config if data is None else _with_other_questions(config),
+            # What others measured is of the model's own questions.
+            config=config if data is None else config.model_copy(update={"expected": _OTHER_QUESTIONS}),
             model=checkpoint or config.model,
             dtype=dtype or config.dtype,
-            count=SHORT_QUESTIONS if short and questions is None else questions,
+            count=given.SHORT_QUESTIONS if short and questions is None else questions,
             base_urls=parse_base_urls(base_url or [], config),
-            output=output or (RESULTS if record else SCRATCH),
+            output=output or (given.RESULTS if record else given.SCRATCH),
             concurrency=concurrency or config.concurrency,
             startup_seconds=startup_timeout or config.startup_seconds,
             attempts=attempts,
@@ -112,19 +83,13 @@ def run_command(
             data=find_data(config, checkpoint or config.model, data),
             performance=timed if performance else None,
         )
-        names = config.choose(arm)
-        accepted = margin if margin is not None else SHORT_MARGIN if short else MARGIN_POINTS
+        accepted = margin if margin is not None else given.SHORT_MARGIN if short else MARGIN_POINTS
         options = Options(accepted, largest, mean, identical, waived=tuple(waive or ()))
-        settings, names = _checked(settings, names, options)
-    except (ExpertMapsError, ValueError) as error:
-        typer.echo(f"error: {' '.join(str(error).split())}", err=True)
-        raise typer.Exit(_BAD_INPUT) from error
-    raise typer.Exit(show_plan(settings, names) if dry_run else _run(settings, names, options, resume=resume))
-
-
-def _with_other_questions(config: ModelConfig) -> ModelConfig:
-    """Return the configuration without what others measured, which is of the model's own questions."""
-    return config.model_copy(update={"expected": Expected(reason="other questions, by --data")})
+        settings, names = _checked(settings, config.choose(arm), options)
+        if dry_run:
+            show_plan(settings, names)
+            raise typer.Exit
+    raise typer.Exit(_run(settings, names, options, resume=resume))
 
 
 def _checked(settings: RunSettings, names: list[str], options: Options) -> tuple[RunSettings, list[str]]:
@@ -133,11 +98,8 @@ def _checked(settings: RunSettings, names: list[str], options: Options) -> tuple
     Raises:
         ConfigError: a folder or a package is absent, or an option is out of range.
     """
-    if (
-        settings.model.startswith(("/", ".", "~"))
-        and not settings.base_urls
-        and not Path(settings.model).is_dir()
-    ):
+    is_path = settings.model.startswith(("/", ".", "~"))
+    if is_path and not settings.base_urls and not Path(settings.model).is_dir():
         msg = f"checkpoint is {settings.model!r}, which is no folder; expected one, or a name on the hub"
         raise ConfigError(msg)
     if settings.dtype not in DTYPES:
@@ -149,22 +111,27 @@ def _checked(settings: RunSettings, names: list[str], options: Options) -> tuple
     limits = limits_for(
         settings.dtype, largest=options.largest, mean=options.mean, identical=options.identical
     )
-    require_lm_eval()
+    require_modules("lm_eval", *([CLIENT] if settings.performance else []))
     if settings.performance is not None:
         settings.performance.check()
-        require_client()
     arms = settings.config.arms
-    if limits.needs_floor and BASELINE in names and any(arms[one].role == "eplb" for one in names):
-        return _with_repeat(settings, names)
-    return settings, names
+    if not (limits.needs_floor and BASELINE in names and any(arms[one].role == "eplb" for one in names)):
+        return settings, names
+    # Once more at the same server, where that runs already.
+    config, urls = settings.config.with_repeat(), dict(settings.base_urls)
+    if BASELINE in urls:
+        urls.setdefault(REPEAT, urls[BASELINE])
+    return replace(settings, config=config, base_urls=urls), config.choose([*names, REPEAT])
 
 
 def _run(settings: RunSettings, names: list[str], options: Options, *, resume: bool) -> int:
     """Run the arms, with no other run at the folder, until an end or a signal; the exit code."""
-    previous = signal.signal(signal.SIGTERM, _interrupt)
+    # As Ctrl-C, so that servers are stopped and the record says what happened.
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         with contextlib.ExitStack() as stack:
-            _enter(stack, settings)
+            with given.bad_input():
+                stack.enter_context(settings.locked())
             return run_arms(settings, names, options, stack, resume=resume)
     except KeyboardInterrupt:
         typer.echo("interrupted; run it again to go on", err=True)
@@ -172,34 +139,6 @@ def _run(settings: RunSettings, names: list[str], options: Options, *, resume: b
     except ExpertMapsError as error:
         typer.echo(f"error: {error}", err=True)
         return _BAD_INPUT if isinstance(error, ConfigError) else _FAILED
-    finally:
-        signal.signal(signal.SIGTERM, previous)
-
-
-def _with_repeat(settings: RunSettings, names: list[str]) -> tuple[RunSettings, list[str]]:
-    """Add the baseline once more, right after it, and at its server where that runs already."""
-    config, urls = settings.config.with_repeat(), dict(settings.base_urls)
-    if BASELINE in urls:
-        urls.setdefault(REPEAT, urls[BASELINE])
-    names = config.choose([*names, REPEAT])
-    return replace(settings, config=config, base_urls=urls), names
-
-
-def _enter(stack: contextlib.ExitStack, settings: RunSettings) -> None:
-    """Lock the folder of results.
-
-    Raises:
-        ConfigError: it cannot be made, or another run is at it.
-    """
-    try:
-        stack.enter_context(settings.locked())
-    except FormatError as error:
-        raise ConfigError(str(error)) from error
-
-
-def _interrupt(_number: int, _frame: FrameType | None) -> None:
-    """Treat SIGTERM as Ctrl-C, so that servers are stopped and the record says what happened."""
-    raise KeyboardInterrupt
 
 
 def run_arms(
@@ -221,9 +160,8 @@ def run_arms(
     from harness.accuracy.questions import preview
 
     # What is wrong with the data is said before a large model is loaded, or anything is thrown away.
-    prompts = preview(
-        settings.config.task, count=settings.count, paths=settings.data, cache=settings.work / "datasets"
-    )
+    with given.bad_input():
+        prompts = preview(settings, settings.work / "datasets")
     if settings.count is not None and len(prompts) < settings.count:
         settings.say(f"the data has {len(prompts)} questions, fewer than the {settings.count} asked for")
     settings.make_folder(settings.work)
@@ -237,14 +175,12 @@ def run_arms(
         if baseline is not None and name != BASELINE:
             texts = texts_digest(question.text for question in baseline.questions)
         key = resuming.fingerprint(settings, name, texts)
-        folder, work = settings.folder / name, settings.work / name
-        if resuming.is_done(work, key) and (folder / SUMMARY).exists():
+        found = resuming.finished(settings, name, key)
+        if found is not None:
             settings.say(f"{name}: complete, from the run that was cut off")
         else:
-            resuming.set_done(work, None)
             run_arm(settings, name, baseline, rounds)
-            resuming.set_done(work, key)
-        records[name] = read_record(folder)
+        records[name] = found or resuming.finish(settings, name, key)
         if name == BASELINE:
             baseline = records[name]
     resuming.begin_anew(settings.work)

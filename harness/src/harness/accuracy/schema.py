@@ -128,8 +128,13 @@ class ExpectedRecord(_Model):
 
 
 class LoadRecord(_Model):
-    """Load of the ranks: float [L, R], and mean / max; None where it was not recorded."""
+    """Load of the ranks: float [L, R], and mean / max; None where it was not recorded.
 
+    Attributes:
+        cut_off: whether a run was cut off meanwhile, so that what was in flight may be counted twice.
+    """
+
+    cut_off: bool = False
     rank_load: list[list[Annotated[float, Field(ge=0)]]] | None
     balancedness: Share | None
 

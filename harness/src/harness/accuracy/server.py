@@ -22,7 +22,7 @@ import aiohttp
 
 from expert_maps import ExpertMapsError
 from expert_maps.files import parse_json
-from harness.accuracy.client import AskError, read_body
+from harness.accuracy.client import OK, Answered, AskError, exchange
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
@@ -35,7 +35,6 @@ _POLL_SECONDS = 0.5
 _HEALTH_SECONDS = 5.0
 # Of another process's server: it should be there.
 _RUNNING_SECONDS = 30.0
-_MAX_ERROR = 300
 # What is answered below this will not become healthy.
 _NOT_YET = 500
 
@@ -84,24 +83,23 @@ class Server:
         Raises:
             ServerError: it has.
         """
-        if self.process is not None and self.process.poll() is not None:
-            msg = f"the server ended with exit code {self.process.returncode}{last_lines(self.log)}"
-            raise ServerError(msg)
+        _require_alive(self.process, self.log, "")
 
     def describe(self) -> list[Any]:
-        """Return what it says of its models that does not change from one request to the next.
+        """Return name, root and longest length of its models, at least one.
 
         Raises:
-            ServerError: it does not say it.
+            ServerError: it lists none.
         """
         try:
-            return [
-                [one["id"], one.get("root"), one.get("max_model_len")]
-                for one in self.get("/v1/models")["data"]
-            ]
-        except (LookupError, TypeError, AttributeError) as error:
+            listed = self.get("/v1/models")["data"]
+            found = [[one["id"], one.get("root"), one.get("max_model_len")] for one in listed]
+        except (LookupError, TypeError, AttributeError):
+            found = []
+        if not found:
             msg = f"{self.url}/v1/models lists no model; expected a server of vLLM's"
-            raise ServerError(msg) from error
+            raise ServerError(msg)
+        return found
 
     def get(self, path: str, seconds: float = 60) -> Any:  # noqa: ANN401 - JSON
         """Get JSON; see `fetch`."""
@@ -124,35 +122,29 @@ def fetch(url: str, body: object = None, seconds: float = 60) -> Any:  # noqa: A
         RefusedError: the answer is an error, no JSON, or has too many bytes.
         ServerError: there is no answer.
     """
+
+    async def ask() -> Answered:
+        async with aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=seconds)) as session:
+            return await exchange(session, url, body)
+
     try:
-        status, answer = asyncio.run(_fetch(url, body, seconds))
+        answer = asyncio.run(ask())
     except asyncio.TimeoutError as error:
         msg = f"{url} does not answer: no whole answer in {seconds:g} s"
         raise ServerError(msg) from error
     except AskError as error:
-        raise RefusedError(200, str(error)) from error
+        raise RefusedError(OK, str(error)) from error
     except (aiohttp.ClientError, OSError, ValueError) as error:
         msg = f"{url} does not answer: {error}"
         raise ServerError(msg) from error
-    if status != 200:  # noqa: PLR2004 - HTTP's "OK"
-        said = " ".join(answer[: 4 * _MAX_ERROR].decode(errors="replace").split())[:_MAX_ERROR]
-        msg = f"{url} answered {status}: {said}"
-        raise RefusedError(status, msg)
+    if answer.status != OK:
+        msg = f"{url} answered {answer.status}: {answer.said}"
+        raise RefusedError(answer.status, msg)
     try:
-        return parse_json(answer, url) if answer.strip() else None
+        return parse_json(answer.content, url) if answer.content.strip() else None
     except ExpertMapsError as error:
         msg = f"{url} answered with something that is no JSON"
-        raise RefusedError(200, msg) from error
-
-
-async def _fetch(url: str, body: object, seconds: float) -> tuple[int, bytes]:
-    timeout = aiohttp.ClientTimeout(total=seconds)
-    method = "GET" if body is None else "POST"
-    async with (
-        aiohttp.ClientSession(timeout=timeout) as session,
-        session.request(method, url, json=body, allow_redirects=False) as response,
-    ):
-        return response.status, await read_body(response)
+        raise RefusedError(OK, msg) from error
 
 
 def attach(url: str, seconds: float = _RUNNING_SECONDS) -> Server:
@@ -162,18 +154,7 @@ def attach(url: str, seconds: float = _RUNNING_SECONDS) -> Server:
         ServerError: it does not answer, or serves nothing.
     """
     _wait_for_health(url, None, None, seconds)
-    return Server(url, _served_models(url)[0])
-
-
-def _served_models(url: str) -> list[str]:
-    try:
-        models = [str(one["id"]) for one in fetch(f"{url}/v1/models")["data"]]
-    except (LookupError, TypeError):
-        models = []
-    if not models:
-        msg = f"{url}/v1/models lists no model; expected a server of vLLM's"
-        raise ServerError(msg)
-    return models
+    return Server(url, str(Server(url, "").describe()[0][0]))
 
 
 def command(model: str, port: int, arguments: Sequence[str]) -> list[str]:
@@ -227,7 +208,7 @@ def serve(
         url = f"http://{LOOPBACK}:{port}"
         _wait_for_health(url, process, log, startup_seconds)
         server = Server(url, name, log, process)
-        models = _served_models(url)
+        models = [str(one[0]) for one in server.describe()]
         if mark not in models:
             server.require_alive()
             msg = f"{url} serves {', '.join(models)}; expected {mark}: another server took the port, run it again"
@@ -264,6 +245,12 @@ def start(
             process.wait(_GUARD_SECONDS)
 
 
+def _require_alive(process: subprocess.Popen[bytes] | None, log: Path | None, when: str) -> None:
+    if process is not None and process.poll() is not None:
+        msg = f"the server ended with exit code {process.returncode}{when}{last_lines(log)}"
+        raise ServerError(msg)
+
+
 def _wait_for_health(
     url: str, process: subprocess.Popen[bytes] | None, log: Path | None, seconds: float
 ) -> None:
@@ -273,14 +260,12 @@ def _wait_for_health(
             fetch(f"{url}/health", seconds=_HEALTH_SECONDS)
         except ServerError as error:
             reason = error
-            if process is None and isinstance(error, RefusedError) and error.status < _NOT_YET:
-                msg = f"{error}; expected a server of vLLM's"
-                raise ServerError(msg) from error
         else:
             return
-        if process is not None and process.poll() is not None:
-            msg = f"the server ended with exit code {process.returncode} before it answered{last_lines(log)}"
-            raise ServerError(msg)
+        if process is None and isinstance(reason, RefusedError) and reason.status < _NOT_YET:
+            msg = f"{reason}; expected a server of vLLM's"
+            raise ServerError(msg) from reason
+        _require_alive(process, log, " before it answered")
         if time.monotonic() > deadline:
             place = last_lines(log) if log else f": {reason}"
             msg = f"the server was not healthy after {seconds:g} s{place}"

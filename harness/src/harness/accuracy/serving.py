@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from expert_maps import plan, read_load, write_placement
-from harness.accuracy import proof, versions
+from harness.accuracy import proof
 from harness.accuracy.config import BASELINE, ConfigError
 from harness.accuracy.loads import LOAD_FILE
 from harness.accuracy.server import ServerError, attach, serve
@@ -75,7 +75,7 @@ def serving(run: ArmRun) -> Iterator[Server]:
     arguments = [*settings.config.server.arguments, *run.arm.arguments, "--dtype", settings.dtype]
     if additional:
         arguments += ["--additional-config", json.dumps(additional)]
-    run.arguments = ["--model", *versions.shown([settings.model, *arguments], run.folders)]
+    run.arguments = ["--model", *(run.shown(word) for word in (settings.model, *arguments))]
     settings.say(f"{run.name}: starting vLLM, log in {run.work / 'server.log'}")
     with serve(
         settings.model,

@@ -10,21 +10,27 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
-from pydantic import Field, model_validator
+from pydantic import ConfigDict, Field, model_validator
 
-from expert_maps import ExpertMapsError
-from expert_maps.files import parse_json, read_bytes
-from harness.accuracy.arms import Name, Strict
+from harness.accuracy.arms import Name, Strict, read_rows
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
 Tokens = Annotated[int, Field(ge=1, le=2**20)]
-# What a line of a trace holds, with its least value; `timestamp` is in seconds.
-_TRACE = {"timestamp": 0, "input_length": 1, "output_length": 1}
 _SHORT_ROUNDS, _SHORT_REQUESTS = 1, 8
+
+
+class _Request(Strict):
+    """A line of a trace; more than this may stand in it."""
+
+    model_config = ConfigDict(extra="ignore")
+
+    timestamp: Annotated[float, Field(ge=0, allow_inf_nan=False)]
+    input_length: Annotated[int, Field(ge=1)]
+    output_length: Annotated[int, Field(ge=1)]
 
 
 class Stream(Strict):
@@ -69,29 +75,15 @@ class Stream(Strict):
         """Check the trace, before a server is started.
 
         Raises:
-            ValueError: a line is no request, or there are fewer than are to be sent.
-            FormatError: the file cannot be read.
+            ValueError: there are fewer requests than are to be sent.
+            FormatError: the file cannot be read, or a line is no request.
         """
         if self.trace is None:
             return
-        lines = [line for line in read_bytes(Path(self.trace)).split(b"\n") if line.strip()]
-        for number, line in enumerate(lines, 1):
-            try:
-                row: Any = parse_json(line, self.trace)
-                right = all(
-                    type(row[name]) in ((int, float) if name == "timestamp" else (int,))
-                    and row[name] >= least
-                    for name, least in _TRACE.items()
-                )
-            except (ExpertMapsError, LookupError, TypeError):
-                right = False
-            if not right:
-                msg = (
-                    f"{self.trace}, line {number}: {line[:80]!r}; expected an object with {', '.join(_TRACE)}"
-                )
-                raise ValueError(msg)
-        if len(lines) < self.requests:
-            msg = f"{self.trace}: {len(lines)} requests; expected at least {self.requests}"
+        expected = f"an object with {', '.join(_Request.model_fields)}"
+        found = sum(1 for _ in read_rows(Path(self.trace), _Request, expected))
+        if found < self.requests:
+            msg = f"{self.trace}: {found} requests; expected at least {self.requests}"
             raise ValueError(msg)
 
     def words(self, prompts: Path, *, seed: int, max_tokens: int, stop: Sequence[str]) -> list[str]:

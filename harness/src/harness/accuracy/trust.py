@@ -13,8 +13,12 @@ from __future__ import annotations
 import re
 from typing import TYPE_CHECKING, Any
 
+from harness.accuracy.arms import EXPERT_MAPS, Arm
+
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
+
+    from harness.accuracy.config import ModelConfig
 
 _NUMBER = r"[0-9]+(\.[0-9]+)?([eE]-?[0-9]+)?"
 _NAME = r"[a-z0-9][a-z0-9_-]*"
@@ -61,63 +65,51 @@ VARIABLES = frozenset(
         *("ASCEND_RT_VISIBLE_DEVICES", "ASCEND_LAUNCH_BLOCKING", "TASK_QUEUE_ENABLE", "LCCL_DETERMINISTIC"),
     )
 )
-# Of vLLM's additional config: the plugin's options, which name files at most.
-ADDITIONAL = frozenset({"expert_maps"})
 # Arguments of a chat template that are its own text.
-_TEMPLATES = frozenset({"chat_template", "tokenize"})
+_TEMPLATES = ("chat_template", "tokenize")
+_LIST = "the list in harness.accuracy.trust"
 
 
-def refuse_arguments(arguments: Sequence[str]) -> None:
-    """Refuse an argument that a stranger may not set.
+def find_strange(config: ModelConfig) -> str | None:
+    """Return what a stranger may not set, with its place and what is expected; None where there is nothing."""
+    servings = {"server": config.server, **{f"arms.{name}": arm for name, arm in config.arms.items()}}
+    found = [("task", _template(config.task.chat_template_kwargs))]
+    for place, serving in servings.items():
+        found += [(place, _argument(serving.arguments)), (place, _variable(serving.environment))]
+        if isinstance(serving, Arm):
+            found.append((place, _additional(serving.additional_config)))
+    return next((f"{place}: {what}, or --trust" for place, what in found if what), None)
 
-    Raises:
-        ValueError: it is not in the list, abbreviated, or has another value.
-    """
+
+def _argument(arguments: Sequence[str]) -> str | None:
+    """Return what is wrong with the first argument that is not in the list, abbreviated, or has another value."""
     words = list(arguments)
     while words:
         word = words.pop(0)
         name, equals, value = word.partition("=")
         pattern = ARGUMENTS.get(name)
         if pattern is None:
-            msg = f"arguments hold {word!r:.80}, which may run code or read files; expected one of the list in harness.accuracy.trust, or --trust"
-            raise ValueError(msg)
+            return f"arguments hold {word!r:.80}, which may run code or read files; expected one of {_LIST}"
         if pattern and not equals:
             value = words.pop(0) if words else ""
-        if (bool(equals) and not pattern) or re.fullmatch(pattern, value) is None:
-            msg = f"arguments hold {name} with {value!r:.80}; expected {pattern or 'no value'}, or --trust"
-            raise ValueError(msg)
+        if (equals and not pattern) or re.fullmatch(pattern, value) is None:
+            return f"arguments hold {name} with {value!r:.80}; expected {pattern or 'no value'}"
+    return None
 
 
-def refuse_environment(environment: Mapping[str, str]) -> None:
-    """Refuse a variable that a stranger may not set.
-
-    Raises:
-        ValueError: it is not in the list, or its value may be a path.
-    """
+def _variable(environment: Mapping[str, str]) -> str | None:
     for name, value in environment.items():
         if name not in VARIABLES or re.fullmatch(_PLAIN, value) is None:
-            msg = f"environment sets {name} to {value!r:.80}; expected one of the list in harness.accuracy.trust, with no path, or --trust"
-            raise ValueError(msg)
+            return f"environment sets {name} to {value!r:.80}; expected one of {_LIST}, with no path"
+    return None
 
 
-def refuse_additional(config: Mapping[str, Any]) -> None:
-    """Refuse a part of vLLM's additional config that a stranger may not set.
-
-    Raises:
-        ValueError: there is another than the plugin's.
-    """
-    for name in config:
-        if name not in ADDITIONAL:
-            msg = f"additional_config holds {name!r:.80}; expected {', '.join(sorted(ADDITIONAL))} alone, or --trust"
-            raise ValueError(msg)
+def _additional(config: Mapping[str, Any]) -> str | None:
+    other = next((name for name in config if name != EXPERT_MAPS), None)
+    return None if other is None else f"additional_config holds {other!r:.80}; expected {EXPERT_MAPS} alone"
 
 
-def refuse_template(arguments: Mapping[str, Any]) -> None:
-    """Refuse a chat template of a stranger's: it is a program.
-
-    Raises:
-        ValueError: there is one.
-    """
-    for name in _TEMPLATES & set(arguments):
-        msg = f"chat_template_kwargs hold {name!r}; expected none, or --trust"
-        raise ValueError(msg)
+def _template(arguments: Mapping[str, Any]) -> str | None:
+    """A chat template is a program."""
+    found = next((name for name in _TEMPLATES if name in arguments), None)
+    return None if found is None else f"chat_template_kwargs hold {found!r}; expected none"

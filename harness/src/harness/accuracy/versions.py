@@ -4,7 +4,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
 import platform
 from pathlib import Path
@@ -12,10 +11,10 @@ from typing import TYPE_CHECKING, Any
 
 from harness.accuracy.server import ServerError
 from harness.record import provenance
-from harness.record.provenance import file_identities, without_places
+from harness.record.provenance import file_identities
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Mapping
 
     from harness.accuracy.server import Server
 
@@ -23,7 +22,6 @@ if TYPE_CHECKING:
 _SERVER_PACKAGES = ("torch", "torch_npu", "vllm_ascend", "transformers", "vllm_ascend_moe", "expert_maps")
 NAMES = ("vllm", "lm_eval", "python", *_SERVER_PACKAGES)
 _VARIABLES = ("OMP_NUM_THREADS", "PYTHONHASHSEED")
-_PIECE = 2**20
 
 
 def versions(server: Server) -> dict[str, str | None]:
@@ -60,17 +58,3 @@ def model_identity(model: str) -> dict[str, str]:
     """Return what tells a checkpoint from another: a hash of each file; any other name stands for itself."""
     folder = Path(model)
     return file_identities(folder) if folder.is_dir() else {"name": model}
-
-
-def file_hash(path: Path) -> str:
-    """Return the SHA-256 of a file."""
-    digest = hashlib.sha256()
-    with path.open("rb") as stream:
-        while part := stream.read(_PIECE):
-            digest.update(part)
-    return digest.hexdigest()
-
-
-def shown(words: Sequence[str], folders: Mapping[Path, str]) -> list[str]:
-    """Return texts for a record that others read, see `without_places`."""
-    return [without_places(word, folders) for word in words]
