@@ -19,10 +19,11 @@ from expert_maps import ExpertMapsError
 from harness.accuracy.__main__ import app
 from harness.accuracy.compare import Options
 from harness.accuracy.limits import LIMITS
+from harness.accuracy.plots import limits_shown
 from harness.accuracy.records import QUESTIONS, SUMMARY
-from harness.accuracy.report import PAGE, PLOT, gather, limits_shown, page
+from harness.accuracy.report import PAGE, PLOT, gather, page
 from harness.accuracy.schema import RecordError
-from harness.accuracy.table import points
+from harness.record.tables import points
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -253,7 +254,9 @@ def test_the_command_writes_the_page_and_the_plot(
     folder: Path, monkeypatch: pytest.MonkeyPatch, drawable: bool
 ) -> None:
     if not drawable:
-        monkeypatch.setattr("importlib.util.find_spec", lambda _: None)
+        find = importlib.util.find_spec
+        absent = "matplotlib"
+        monkeypatch.setattr("importlib.util.find_spec", lambda name: None if name == absent else find(name))
     done = CliRunner().invoke(app, ["report", str(folder), "--margin", "3"])
     assert (done.exit_code, done.exception) == (0, None)
     options = Options(margin=3.0)

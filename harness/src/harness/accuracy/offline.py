@@ -10,7 +10,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 from expert_maps import ExpertMapsError
@@ -203,19 +203,6 @@ def force(served: Engine, texts: Sequence[tuple[Prompt, str]], how: Order) -> li
 
 
 @dataclass(frozen=True)
-class Measured:
-    """An arm that was measured.
-
-    Attributes:
-        record: as written and read again.
-        evaluated: with the prompts, for further measurements of the same texts.
-    """
-
-    record: Record
-    evaluated: Evaluated
-
-
-@dataclass(frozen=True)
 class Trial:
     """An arm to measure.
 
@@ -238,7 +225,7 @@ def measure(
     trial: Trial,
     baseline: Record | None,
     load: QuestionLoad | None = None,
-) -> Measured:
+) -> tuple[Record, Evaluated]:
     """Ask, score, force and prove one arm on an engine that runs, and write its record.
 
     Args:
@@ -248,6 +235,9 @@ def measure(
         baseline: whose texts are scored; None for the arm's own.
         load: where the engine records; None where it does not.
 
+    Returns:
+        The record as written and read again; and the prompts, for further measurements of the same texts.
+
     Raises:
         DidNotServeError: the engine failed.
         ProofError: its ranks contradict each other.
@@ -255,7 +245,9 @@ def measure(
     from harness.accuracy import versions
     from harness.accuracy.questions import evaluate
 
-    run = ArmRun(with_arm(settings, trial), trial.name, list(trial.arguments))
+    arms = {**settings.config.arms, trial.name: Arm(role=trial.role)}  # type: ignore[arg-type] # checked there
+    with_arm = replace(settings, config=settings.config.model_copy(update={"arms": arms}))
+    run = ArmRun(with_arm, trial.name, list(trial.arguments))
     run.found = versions.versions(served)
     run.checkpoint = checkpoint_of(settings.model)
     before = proof.read_state(served)
@@ -275,7 +267,7 @@ def measure(
     run.evidence = Evidence(before, after, find_faults(run.arm, before, after))
     settings.make_folder(run.folder)
     run.write("complete", None)
-    return Measured(read_record(run.folder), evaluated)
+    return read_record(run.folder), evaluated
 
 
 def forced(served: Engine, evaluated: Evaluated, how: Order, baseline: Record | None) -> list[Forced]:
@@ -287,11 +279,3 @@ def forced(served: Engine, evaluated: Evaluated, how: Order, baseline: Record | 
         Forced(doc_hash=question.doc_hash, forced_from=digest, logprobs=values)
         for question, values in zip(source, force(served, texts, how), strict=True)
     ]
-
-
-def with_arm(settings: RunSettings, trial: Trial) -> RunSettings:
-    """Return the settings with one more arm in their configuration."""
-    from dataclasses import replace
-
-    arms = {**settings.config.arms, trial.name: Arm(role=trial.role)}  # type: ignore[arg-type] # checked there
-    return replace(settings, config=settings.config.model_copy(update={"arms": arms}))

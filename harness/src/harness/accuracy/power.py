@@ -116,12 +116,10 @@ def size(discordance: float, margin: float, aim: Aim | None = None) -> int:
             msg = f"{name} is {value:g}; expected a share between 0 and 1"
             raise ValueError(msg)
     # The exact size is no smaller, and what is far too large is not enumerated.
-    start = normal_size(discordance, margin, aim)
+    start = int(0.95 * normal_size(discordance, margin, aim))
     found = None
     if start <= MOST_QUESTIONS:
-        found = _least(
-            lambda n: chance_no_worse(n, margin, discordance, aim.alpha), aim.power, int(0.95 * start)
-        )
+        found = _least(lambda n: chance_no_worse(n, margin, discordance, aim.alpha), aim.power, start)
     if found is None:
         msg = (
             f"a margin of {100 * margin:g} points at a discordance of {100 * discordance:g} % needs more than "

@@ -14,7 +14,7 @@ from pydantic import ValidationError
 from expert_maps.errors import FormatError
 from expert_maps.files import describe, parse_json, read_bytes
 from harness.record import older
-from harness.record.schema import RunRecord
+from harness.record.schema import RunRecord, refusal
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -48,6 +48,13 @@ def append(path: Path, record: RunRecord) -> None:
     except OSError as error:
         msg = f"{describe(path)}: cannot be written: {error.strerror or error}"
         raise FormatError(msg) from error
+
+
+def keep(path: Path | None, record: RunRecord) -> None:
+    """Append a record where a file was named, and say so; errors as `append`."""
+    if path is not None:
+        append(path, record)
+        print(f"appended to {path}")
 
 
 def _write(stream: Any, content: bytes, end: int) -> None:  # noqa: ANN401 - a file that is open for both
@@ -98,9 +105,5 @@ def parse(value: object, place: str) -> RunRecord:
     try:
         return RunRecord.model_validate(value)
     except ValidationError as error:
-        first = error.errors()[0]
-        field = ".".join(map(str, first["loc"]))
-        reason = str(first.get("ctx", {}).get("error") or first["msg"])
-        shown = "" if isinstance(first["input"], dict | list) else f" is {first['input']!r:.80}"
-        msg = f"{place}: {field or 'it'}{shown}: {reason}"
+        msg = f"{place}: {refusal(error)}"
         raise FormatError(msg) from error
