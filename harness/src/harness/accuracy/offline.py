@@ -182,26 +182,6 @@ def ask(served: Engine, prompts: Sequence[Prompt], how: Order) -> list[Answer]:
     return [Answer(one.outputs[0].text, one.outputs[0].finish_reason) for one in outputs]
 
 
-def force(served: Engine, texts: Sequence[tuple[Prompt, str]], how: Order) -> list[list[float]]:
-    """Return the log-probabilities of given texts' tokens; see `harness.accuracy.logprobs`."""
-    from vllm import SamplingParams
-
-    tokenizer = served.llm.get_tokenizer()
-    parts = [
-        (tokenizer.encode(prompt.content), tokenizer.encode(text, add_special_tokens=False))
-        for prompt, text in texts
-    ]
-    asked = [index for index, (_, after) in enumerate(parts) if after]
-    options = SamplingParams(temperature=0, max_tokens=1, prompt_logprobs=0)
-    prompts = [{"prompt_token_ids": parts[index][0] + parts[index][1]} for index in asked]
-    found: list[list[float]] = [[] for _ in parts]
-    for index, output in zip(asked, served.generate(prompts, options, how), strict=True):
-        before, after = parts[index]
-        rows = output.prompt_logprobs[len(before) :]
-        found[index] = [row[token].logprob for token, row in zip(after, rows, strict=True)]
-    return found
-
-
 @dataclass(frozen=True)
 class Trial:
     """An arm to measure.
@@ -271,11 +251,25 @@ def measure(
 
 
 def forced(served: Engine, evaluated: Evaluated, how: Order, baseline: Record | None) -> list[Forced]:
-    """Return the log-probabilities of the baseline's texts, of the arm's own where there is none."""
+    """Return the log-probabilities of the baseline's texts, of the arm's own where there is none; as `harness.accuracy.logprobs`."""
+    from vllm import SamplingParams
+
     source = list(baseline.questions) if baseline else evaluated.questions
-    digest = texts_digest(question.text for question in source)
-    texts = [(evaluated.prompts[question.index], question.text) for question in source]
+    encode = served.llm.get_tokenizer().encode
+    parts = [
+        (encode(evaluated.prompts[one.index].content), encode(one.text, add_special_tokens=False))
+        for one in source
+    ]
+    asked = [index for index, (_, after) in enumerate(parts) if after]
+    options = SamplingParams(temperature=0, max_tokens=1, prompt_logprobs=0)
+    prompts = [{"prompt_token_ids": parts[index][0] + parts[index][1]} for index in asked]
+    found: list[list[float]] = [[] for _ in parts]
+    for index, output in zip(asked, served.generate(prompts, options, how), strict=True):
+        before, after = parts[index]
+        rows = output.prompt_logprobs[len(before) :]
+        found[index] = [row[token].logprob for token, row in zip(after, rows, strict=True)]
+    digest = texts_digest(one.text for one in source)
     return [
-        Forced(doc_hash=question.doc_hash, forced_from=digest, logprobs=values)
-        for question, values in zip(source, force(served, texts, how), strict=True)
+        Forced(doc_hash=one.doc_hash, forced_from=digest, logprobs=values)
+        for one, values in zip(source, found, strict=True)
     ]

@@ -9,6 +9,7 @@ vLLM's policy is compared where vLLM is installed, vllm-ascend's where its wheel
 
 from __future__ import annotations
 
+import importlib.util
 import os
 from dataclasses import dataclass, field
 from enum import Enum
@@ -20,7 +21,7 @@ import typer
 from expert_maps.files import write_text
 from harness.bench.planner import ascend, pages
 from harness.bench.planner.first import first_calls
-from harness.bench.planner.peers import FAST, PRECISE, VLLM, Peer, own_peers, vllm, vllm_is_installed
+from harness.bench.planner.peers import FAST, PRECISE, VLLM, Peer, own_peers, vllm
 from harness.bench.planner.problems import family_cases, growth_cases, quality_cases
 from harness.bench.planner.studies import ESFT_FILE, incremental, over_time
 from harness.bench.planner.timing import Outcome, Pace, compare
@@ -98,7 +99,7 @@ class Run:
 def gather(source: Path | None, loads: Path | None, pace: Pace) -> Run:
     """Find the policies that can be compared here."""
     run = Run(own_peers(), pace, source, loads)
-    if vllm_is_installed():
+    if importlib.util.find_spec("vllm") is not None:
         # Importing vLLM talks about the machine.
         os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
         run.peers.append(vllm())
