@@ -101,17 +101,8 @@ def judge(
     loss_limit = 100 * largest_loss(pairs.outcomes, aim.alpha)
     # A repeat is not measured against itself.
     rounding = None if floor is None or floor.folder == arm.folder else floor_of(baseline, floor)
-    found = find(
-        (baseline, arm),
-        pairs,
-        limits,
-        rounding,
-        margin=margin,
-        loss_limit=loss_limit,
-        alpha=aim.alpha,
-        repeat=repeat,
-    )
-    criteria = _waive(found, waived)
+    numbers = {"margin": margin, "loss_limit": loss_limit, "alpha": aim.alpha}
+    criteria = _waive(find((baseline, arm), pairs, limits, rounding, **numbers, repeat=repeat), waived)
     answer = _answer(criteria)
     is_open = next(one.outcome for one in criteria if one.name == LOSS) == "undecided"
     more = more_questions(pairs.outcomes, margin / 100, aim) if answer == "undecided" and is_open else None

@@ -27,7 +27,6 @@ import typer
 from expert_maps import ExpertMapsError, Placement, generate_placement, moves, rank_load, read_load
 from harness.record import history
 from harness.record.provenance import describe
-from harness.record.schema import RunRecord
 from harness.record.tables import Sheet, show
 from vllm_ascend_moe import releases
 
@@ -220,16 +219,11 @@ def main(
     ]
     columns = ["load: planned by", "ms, median", "peak / mean", "slots fetched"]
     show(Sheet("a rearrangement, from the load to every rank's task", "", columns, rows))
-    history.keep(
-        record,
-        RunRecord(
-            kind="ascend_plans",
-            name="plans of a rearrangement beside vllm-ascend, on the CPU",
-            settings={"release": release},
-            provenance=describe(extra={"vllm_ascend": release}),
-            performance={"loads": results},
-        ),
+    name, provenance = (
+        "plans of a rearrangement beside vllm-ascend, on the CPU",
+        describe(extra={"vllm_ascend": release}),
     )
+    history.keep(record, "ascend_plans", name, {"loads": results}, {"release": release}, provenance)
 
 
 if __name__ == "__main__":

@@ -21,8 +21,6 @@ import typer
 
 from expert_maps import plan
 from harness.record import history
-from harness.record.provenance import describe
-from harness.record.schema import RunRecord
 from harness.record.tables import Sheet, show
 from vllm_ascend_moe.backends import moving
 from vllm_ascend_moe.core.replicas import SlotRule
@@ -103,11 +101,7 @@ def main(
     rows = [[str(found[name]) for name in ("benchmark", *names)] for found in records]
     columns = ["what", "vLLM", *_CHOICES, "vLLM / rank_offset"]
     show(Sheet("A layer's commit on the host, median, µs", "", columns, rows))
-    performance = {"rows": records}
-    history.keep(
-        record,
-        RunRecord(kind="commits", name="commit of a layer", provenance=describe(), performance=performance),
-    )
+    history.keep(record, "commits", "commit of a layer", {"rows": records})
 
 
 if __name__ == "__main__":

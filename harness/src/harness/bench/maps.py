@@ -17,8 +17,6 @@ import typer
 
 from expert_maps import Placement, plan
 from harness.record import history
-from harness.record.provenance import describe
-from harness.record.schema import RunRecord
 from harness.record.tables import Sheet, show
 
 if TYPE_CHECKING:
@@ -117,7 +115,7 @@ def main(
     ):
         rows.append([label, str(result[f"{name}_median_ms"]), str(result[f"{name}_ratio"])])
     show(Sheet(_NAME, "", ["how", "median, ms", "ratio"], rows))
-    history.keep(record, RunRecord(kind="maps", name=_NAME, provenance=describe(), performance=result))
+    history.keep(record, "maps", _NAME, result)
 
 
 if __name__ == "__main__":

@@ -27,7 +27,6 @@ from harness.bench.planner.studies import ESFT_FILE, incremental, over_time
 from harness.bench.planner.timing import Outcome, Pace, compare
 from harness.record import history
 from harness.record.provenance import describe
-from harness.record.schema import RunRecord
 from harness.record.tables import Sheet, show
 
 if TYPE_CHECKING:
@@ -204,16 +203,8 @@ def main(
         address = None if plot is None else Path(os.path.relpath(plot, table.parent)).as_posix()
         write_text(table, pages.page(run.sheets, provenance, run.absent, address))
         typer.echo(f"wrote {table}")
-    history.keep(
-        record,
-        RunRecord(
-            kind="planner",
-            name="planner",
-            settings={"repeats": repeats, "parts": [one.value for one in part or Part]},
-            provenance=provenance,
-            performance={"rows": run.records},
-        ),
-    )
+    settings = {"repeats": repeats, "parts": [one.value for one in part or Part]}
+    history.keep(record, "planner", "planner", {"rows": run.records}, settings, provenance)
 
 
 if __name__ == "__main__":
