@@ -17,9 +17,10 @@ from made_records import CONFIGURATION, Arm, logprobs_of, make, questions_of, su
 
 from expert_maps import ExpertMapsError
 from harness.accuracy import records
+from harness.accuracy.compare import field_table
 from harness.accuracy.records import LOGPROBS, QUESTIONS, SUMMARY, read_record, write_record
 from harness.accuracy.schema import Forced, Question, RecordError, Summary, task_version
-from harness.accuracy.table import field_table, markdown
+from harness.record.tables import markdown
 
 # --- the version of a task ---
 

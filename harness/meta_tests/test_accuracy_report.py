@@ -19,10 +19,11 @@ from expert_maps import ExpertMapsError
 from harness.accuracy.__main__ import app
 from harness.accuracy.compare import Options
 from harness.accuracy.limits import LIMITS
+from harness.accuracy.plots import draw, limits_shown
 from harness.accuracy.records import QUESTIONS, SUMMARY
-from harness.accuracy.report import PAGE, PLOT, gather, limits_shown, page
+from harness.accuracy.report import PAGE, PLOT, gather, page
 from harness.accuracy.schema import RecordError
-from harness.accuracy.table import points
+from harness.record.tables import points
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -253,7 +254,8 @@ def test_the_command_writes_the_page_and_the_plot(
     folder: Path, monkeypatch: pytest.MonkeyPatch, drawable: bool
 ) -> None:
     if not drawable:
-        monkeypatch.setattr("importlib.util.find_spec", lambda _: None)
+        find, gone = importlib.util.find_spec, {"matplotlib": None}
+        monkeypatch.setattr("importlib.util.find_spec", lambda one: gone.get(one, find(one)))
     done = CliRunner().invoke(app, ["report", str(folder), "--margin", "3"])
     assert (done.exit_code, done.exception) == (0, None)
     options = Options(margin=3.0)
@@ -276,8 +278,6 @@ def test_the_command_refuses_with_2_and_a_line(folder: Path) -> None:
 def figure_of(arms: list[ReportedArm], path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:  # noqa: ANN401 - matplotlib's
     """Draw arms; return the figure, for the caller to close."""
     from matplotlib import pyplot as plt
-
-    from harness.accuracy.plots import draw
 
     with monkeypatch.context() as patch:
         patch.setattr(plt, "close", lambda _: None)

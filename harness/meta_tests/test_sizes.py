@@ -58,7 +58,6 @@ LONG_FILES = {
     "packages/vllm-ascend-moe/tests_vllm/test_vllm_experts.py": 402,
 }
 LONG_FUNCTIONS = {
-    "harness/src/harness/accuracy/sensitivity.py::sensitivity_command": 51,
     "packages/expert-maps/src/expert_maps/cli/rescale.py::rescale": 71,
 }
 

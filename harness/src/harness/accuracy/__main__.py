@@ -22,8 +22,8 @@ from harness.accuracy import options as given
 from harness.accuracy.compare import Options, as_json, compare, render
 from harness.accuracy.power import Aim, normal_size, size
 from harness.accuracy.report import PAGE, PLOT, gather, page
-from harness.accuracy.table import markdown
 from harness.accuracy.verdict import MARGIN_POINTS
+from harness.record.tables import markdown
 
 app = typer.Typer(help=__doc__, no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
 

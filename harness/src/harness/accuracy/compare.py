@@ -11,13 +11,14 @@ from harness.accuracy.config import REPEAT
 from harness.accuracy.kind import differences
 from harness.accuracy.limits import limits_for
 from harness.accuracy.records import SUMMARY, read_record
-from harness.accuracy.table import field_table
-from harness.accuracy.verdict import MARGIN_POINTS, criteria_table, judge
+from harness.accuracy.verdict import MARGIN_POINTS, judge
+from harness.record.tables import NONE, Sheet, markdown, one_line
 
 if TYPE_CHECKING:
     from pathlib import Path
 
     from harness.accuracy.records import Record
+    from harness.accuracy.schema import Summary
     from harness.accuracy.verdict import Verdict
 
 # The first of them are enough to look into what happened.
@@ -95,53 +96,55 @@ def _floor(baseline: Record, options: Options) -> Record | None:
     Raises:
         RecordError: the folder that was named holds no record.
     """
-    folder = options.floor or baseline.folder.parent / REPEAT
-    if options.floor is None and not (folder / SUMMARY).exists():
+    if options.floor is not None:
+        return read_record(options.floor)
+    folder = baseline.folder.parent / REPEAT
+    if not (folder / SUMMARY).exists():
         return None
     record = read_record(folder)
-    if options.floor is None and (
-        record.summary.status != "complete"
-        or [one.doc_hash for one in record.questions] != [one.doc_hash for one in baseline.questions]
-    ):
-        return None
-    return record
+    hashes = [[one.doc_hash for one in each.questions] for each in (record, baseline)]
+    return record if record.summary.status == "complete" and hashes[0] == hashes[1] else None
+
+
+def field_table(summary: Summary) -> str:
+    """Return an arm as evaluation tools print it; a run that is not complete has no value."""
+    task = summary.task
+    value = NONE if summary.value is None else f"{summary.value:.2f}"
+    columns = ("dataset", "version", "metric", "mode", "model")
+    return markdown(columns, [[task.dataset, task.version, task.metric, task.mode, value]])
+
+
+def criteria_sheet(comparison: Comparison) -> Sheet:
+    """Return the verdict of an arm with its criteria, in their order, and what differs besides."""
+    verdict = comparison.verdict
+    rows = [[one.name, one.value, one.limit, one.outcome] for one in verdict.criteria]
+    seen = [f"note: {one_line(note)}" for note in notes(comparison)]
+    title, columns = one_line(comparison.arm.summary.arm), ["criterion", "value", "limit", "outcome"]
+    return Sheet(title, one_line(verdict.line), columns, rows, seen, right=None)
 
 
 def render(comparison: Comparison) -> str:
     """Return both tables, the criteria, what differs besides, and the verdict as the last line."""
-    verdict = comparison.verdict
+    verdict, sheet = comparison.verdict, criteria_sheet(comparison)
     parts = []
-    for record in (comparison.baseline, comparison.arm):
-        summary = record.summary
-        parts.append(f"{summary.model}, {summary.arm} ({summary.role}, {summary.dtype})\n")
-        parts.append(field_table(summary))
-    parts.append(criteria_table(verdict))
+    for summary in (comparison.baseline.summary, comparison.arm.summary):
+        parts += [f"{summary.model}, {summary.arm} ({summary.role}, {summary.dtype})\n", field_table(summary)]
+    parts.append(markdown(sheet.columns, sheet.rows))
     seen, (low, high) = verdict.pairs.outcomes, verdict.interval
-    lines = [
-        (
-            f"difference {100 * seen.difference:+.2f} points, 95 % interval {low:+.2f} to {high:+.2f} (Tango); "
-            f"{100 * seen.discordance:.2f} % discordant"
-        ),
-        *_lost(comparison),
-        *(f"note: {note}" for note in notes(comparison)),
-        verdict.line,
-    ]
-    return "\n".join([*parts, "\n".join(lines)])
-
-
-def _lost(comparison: Comparison) -> list[str]:
-    lost = comparison.verdict.pairs.lost
-    if not lost:
-        return []
-    rest = f" and {len(lost) - _SHOWN_LOST} more" if len(lost) > _SHOWN_LOST else ""
-    return [f"lost questions: {', '.join(map(str, lost[:_SHOWN_LOST]))}{rest}"]
+    parts.append(
+        f"difference {100 * seen.difference:+.2f} points, 95 % interval {low:+.2f} to {high:+.2f} (Tango); "
+        f"{100 * seen.discordance:.2f} % discordant"
+    )
+    if lost := verdict.pairs.lost:
+        rest = f" and {len(lost) - _SHOWN_LOST} more" if len(lost) > _SHOWN_LOST else ""
+        parts.append(f"lost questions: {', '.join(map(str, lost[:_SHOWN_LOST]))}{rest}")
+    return "\n".join([*parts, *sheet.notes, verdict.line])
 
 
 def notes(comparison: Comparison) -> list[str]:
     """Return what else differs between the runs, and what makes them hard to repeat."""
     found = differences(comparison.baseline.summary, comparison.arm.summary)
-    rescored = comparison.verdict.pairs.rescored
-    if rescored:
+    if rescored := comparison.verdict.pairs.rescored:
         found.append(
             f"{rescored} questions have the same text and another outcome: they were scored differently"
         )
@@ -152,21 +155,6 @@ def as_json(comparison: Comparison) -> dict[str, object]:
     """Return the same as an object of JSON."""
     verdict = comparison.verdict
     seen = verdict.pairs.outcomes
-    arms = {
-        name: {
-            "folder": str(record.folder),
-            "arm": record.summary.arm,
-            "role": record.summary.role,
-            "value": record.summary.value,
-            "task": {
-                field: getattr(record.summary.task, field)
-                for field in ("dataset", "version", "metric", "mode")
-            },
-            "model": record.summary.model,
-            "digest": record.summary.placement.digest,
-        }
-        for name, record in (("baseline", comparison.baseline), ("arm", comparison.arm))
-    }
     return {
         "verdict": verdict.answer,
         "line": verdict.line,
@@ -183,5 +171,17 @@ def as_json(comparison: Comparison) -> dict[str, object]:
         "identical_texts": verdict.pairs.identical,
         "criteria": [asdict(criterion) for criterion in verdict.criteria],
         "notes": notes(comparison),
-        **arms,
+        "baseline": _side(comparison.baseline),
+        "arm": _side(comparison.arm),
+    }
+
+
+def _side(record: Record) -> dict[str, object]:
+    summary = record.summary
+    return {
+        "folder": str(record.folder),
+        **summary.model_dump(include={"arm", "role", "value"}),
+        "task": summary.task.model_dump(include={"dataset", "version", "metric", "mode"}),
+        "model": summary.model,
+        "digest": summary.placement.digest,
     }

@@ -22,7 +22,7 @@ from scipy.stats import binom
 
 from harness.accuracy.kind import checkpoints_unknown, unlike
 from harness.accuracy.statistics import accuracy_interval, mcnemar, p_loss_above, p_loss_below
-from harness.accuracy.table import one_line
+from harness.record.tables import one_line
 
 if TYPE_CHECKING:
     from harness.accuracy.limits import Floor, Limits
@@ -171,17 +171,15 @@ def _contradictions(record: Record) -> list[str]:
 
 
 def _as_declared(baseline: Record, arm: Record) -> Criterion:
-    faults = [
-        one_line(fault)
-        for one in (baseline, arm)
-        for fault in (*one.summary.placement.faults, *_contradictions(one))
+    both = [
+        fault for one in (baseline, arm) for fault in (*one.summary.placement.faults, *_contradictions(one))
     ]
-    if not faults and baseline.summary.placement.digest is None:
-        unread = "the baseline's placement was not read"
-        return Criterion("as declared", "not measured", unread, "no faults")
-    return Criterion(
-        "as declared", "fail" if faults else "pass", "; ".join(faults) or "no faults", "no faults"
-    )
+    name, limit = "as declared", "no faults"
+    if both:
+        return Criterion(name, "fail", "; ".join(map(one_line, both)), limit)
+    if baseline.summary.placement.digest is None:
+        return Criterion(name, "not measured", "the baseline's placement was not read", limit)
+    return Criterion(name, "pass", limit, limit)
 
 
 def _alike(before: Summary, after: Summary) -> Criterion:
@@ -213,14 +211,8 @@ def _whole(pairs: Pairs) -> Criterion:
     share = most / pairs.outcomes.questions
     value = f"{pairs.cut[0]} and {pairs.cut[1]} cut at the limit of tokens, which count as wrong"
     outcome: Outcome = "pass" if share <= _MOST_CUT else "undecided"
-    return Criterion(
-        "whole answers",
-        outcome,
-        value if most else "none cut",
-        f"≤ {100 * _MOST_CUT:g} % cut",
-        share,
-        _MOST_CUT,
-    )
+    limit = f"≤ {100 * _MOST_CUT:g} % cut"
+    return Criterion("whole answers", outcome, value if most else "none cut", limit, share, _MOST_CUT)
 
 
 def _log_probabilities(pairs: Pairs, limits: Limits, floor: Floor | None, *, repeat: bool) -> list[Criterion]:

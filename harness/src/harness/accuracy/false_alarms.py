@@ -13,9 +13,7 @@ Exit code 0: no alarm. 1: an alarm. 2: bad input, or vLLM did not start.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from itertools import groupby
-from pathlib import Path  # noqa: TC003 - typer reads annotations at run time
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -25,32 +23,17 @@ from harness.accuracy import halves, offline, proof, trials
 from harness.accuracy.config import BASELINE
 from harness.accuracy.harmless import Change, draw
 from harness.accuracy.offline import Trial
-from harness.accuracy.options import DEFAULT_MODEL, RESULTS, SCRATCH
+from harness.accuracy.options import DEFAULT_MODEL, RESULTS, SCRATCH, ModelName, Trust
 from harness.accuracy.proof_pages import alarms_page
 from harness.accuracy.verdict import judge
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
-
     from harness.accuracy.offline import Engine
     from harness.accuracy.records import Record
     from harness.accuracy.settings import RunSettings
     from harness.accuracy.verdict import Verdict
 
 NAME = "false_alarms"
-
-
-@dataclass(frozen=True)
-class Judges:
-    """What each seed is judged beside.
-
-    Attributes:
-        baseline: whose texts are scored.
-        floor: the baseline once more, in 16 bits.
-    """
-
-    baseline: Record
-    floor: Record | None
 
 
 def examine(settings: RunSettings, seeds: int) -> tuple[Record, list[dict[str, Any]]]:
@@ -60,34 +43,32 @@ def examine(settings: RunSettings, seeds: int) -> tuple[Record, list[dict[str, A
         ExpertMapsError: an engine did not start or did not serve.
     """
     baseline, floor, _ = trials.measure_baseline(settings)
-    changes = sorted((draw(seed, settings.dtype) for seed in range(seeds)), key=_shape_first)
+    changes = [draw(seed, settings.dtype) for seed in range(seeds)]
+    changes.sort(key=lambda one: (one.shape.ranks, one.shape.redundant, one.seed))
     judged = []
     for shape, some in groupby(changes, key=lambda change: change.shape):
         settings.say(f"{shape.ranks} ranks, {shape.redundant} redundant experts: starting vLLM")
         with offline.engine(settings, *shape.arguments, additional=shape.additional) as engine:
-            for one in _judge_all(settings, engine, Judges(baseline, floor), list(some)):
-                settings.say(f"seed {one['seed']}: {one['line']}")
-                judged.append(one)
+            for change in some:
+                judged.append(_judge(settings, engine, (baseline, floor), change))
+                settings.say(f"seed {change.seed}: {judged[-1]['line']}")
     return baseline, sorted(judged, key=lambda one: one["seed"])
 
 
-def _shape_first(change: Change) -> tuple[int, int, int]:
-    return change.shape.ranks, change.shape.redundant, change.seed
-
-
-def _judge_all(
-    settings: RunSettings, engine: Engine, judges: Judges, changes: list[Change]
-) -> Iterator[dict[str, Any]]:
-    for change in changes:
-        digest = None if change.shape.is_repeat else _place(engine, change)
-        role = BASELINE if change.shape.is_repeat else "eplb"
-        trial = Trial(f"seed-{change.seed}", role, change.shape.arguments, change.order)
-        record = offline.measure(engine, settings, trial, judges.baseline).record
-        if record.summary.placement.digest != digest:
-            msg = f"seed {change.seed} was served with {record.summary.placement.digest}; expected {digest}"
-            raise ExpertMapsError(msg)
-        verdict = judge(judges.baseline, record, floor=judges.floor, repeat=digest is None)
-        yield trial_of(change, digest, record.summary.value, verdict)
+def _judge(
+    settings: RunSettings, engine: Engine, beside: tuple[Record, Record | None], change: Change
+) -> dict[str, Any]:
+    """Serve a seed's change and judge it beside the baseline, in 16 bits with its repeat."""
+    baseline, floor = beside
+    digest = None if change.shape.is_repeat else _place(engine, change)
+    role = BASELINE if change.shape.is_repeat else "eplb"
+    trial = Trial(f"seed-{change.seed}", role, change.shape.arguments, change.order)
+    record, _ = offline.measure(engine, settings, trial, baseline)
+    if record.summary.placement.digest != digest:
+        msg = f"seed {change.seed} was served with {record.summary.placement.digest}; expected {digest}"
+        raise ExpertMapsError(msg)
+    verdict = judge(baseline, record, floor=floor, repeat=digest is None)
+    return trial_of(change, digest, record.summary.value, verdict)
 
 
 def trial_of(change: Change, digest: str | None, value: float | None, verdict: Verdict) -> dict[str, Any]:
@@ -98,19 +79,12 @@ def trial_of(change: Change, digest: str | None, value: float | None, verdict: V
 
 def record_of(baseline: Record, judged: list[dict[str, Any]]) -> dict[str, Any]:
     """Return the record of all seeds; the same seed in two dtypes is not two changes."""
-    dtypes = dict.fromkeys(one["dtype"] for one in judged)
     proofs = {
         dtype: halves.prove_harmless(dtype, [one for one in judged if one["dtype"] == dtype]).as_json()
-        for dtype in dtypes
+        for dtype in dict.fromkeys(one["dtype"] for one in judged)
     }
-    alarms = sum(one["alarm"] for one in judged)
-    return {
-        **trials.about(baseline),
-        "changes": len(judged),
-        "alarms": alarms,
-        "dtypes": proofs,
-        "seeds": judged,
-    }
+    counts = {"changes": len(judged), "alarms": sum(one["alarm"] for one in judged)}
+    return {**trials.about(baseline), **counts, "dtypes": proofs, "seeds": judged}
 
 
 def _place(engine: Engine, change: Change) -> str:
@@ -131,28 +105,17 @@ def _place(engine: Engine, change: Change) -> str:
 
 
 def false_alarms_command(
-    model: Annotated[
-        str, typer.Option("--model", help="A name in accuracy/models, or a .yaml file.")
-    ] = DEFAULT_MODEL,
-    questions: Annotated[
-        int, typer.Option("--questions", min=1, help="The first so many.")
-    ] = trials.QUESTIONS,
+    model: ModelName = DEFAULT_MODEL,
+    questions: trials.Questions = trials.QUESTIONS,
     seeds: Annotated[int, typer.Option("--seeds", min=1, help="In the model's dtype.")] = halves.SEEDS,
     bfloat16_seeds: Annotated[
         int, typer.Option("--bfloat16-seeds", min=0, help="Further ones.")
     ] = halves.SEEDS,
-    output: Annotated[
-        Path | None,
-        typer.Option(
-            "--output", help=f"Folder of results, in which the model's name is added; {SCRATCH} without it."
-        ),
-    ] = None,
-    scratch: Annotated[Path, typer.Option("--scratch", help="Folder for the records of each arm.")] = SCRATCH,
+    output: trials.Output = None,
+    scratch: trials.Scratch = SCRATCH,
     *,
-    keep: Annotated[
-        bool, typer.Option("--record", help=f"Keep the results in {RESULTS}, where git has them.")
-    ] = False,
-    trust: Annotated[bool, typer.Option("--trust", help="Let the .yaml file set what can run code.")] = False,
+    keep: trials.Keep = False,
+    trust: Trust = False,
 ) -> None:
     """Judge harmless changes: order, batches, placements, replica choice and ranks must not raise an alarm."""
     try:
@@ -160,14 +123,12 @@ def false_alarms_command(
         with settings.locked():
             baseline, judged = examine(settings, seeds)
             if bfloat16_seeds:
-                half = trials.settings_for(
-                    model, scratch / f"{NAME}-bfloat16", questions, "bfloat16", trusted=trust
-                )
+                folder = scratch / f"{NAME}-bfloat16"
+                half = trials.settings_for(model, folder, questions, "bfloat16", trusted=trust)
                 judged += examine(half, bfloat16_seeds)[1]
         folder = (output or (RESULTS if keep else SCRATCH)) / settings.config.name
         found = record_of(baseline, judged)
         trials.write_both(folder, NAME, alarms_page(found), found)
-        typer.echo(f"wrote {folder / NAME}.md and .json")
     except (ExpertMapsError, ValueError) as error:
         typer.echo(f"error: {error}", err=True)
         raise typer.Exit(2) from error
@@ -175,6 +136,4 @@ def false_alarms_command(
 
 
 if __name__ == "__main__":
-    app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
-    app.command(help=__doc__)(false_alarms_command)
-    app()
+    trials.run_alone(false_alarms_command, __doc__)

@@ -12,13 +12,13 @@ model.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from scipy.stats import binomtest
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Sequence
 
 LARGEST, MEAN, TEXTS = "log-probabilities, largest", "log-probabilities, mean", "identical texts"
 NOTES = frozenset({"McNemar"})
@@ -77,7 +77,7 @@ class Proof:
     mean: float | None
     setting: int
     proving: int
-    count: int
+    count: int = 0
 
     @property
     def rate(self) -> float:
@@ -86,39 +86,39 @@ class Proof:
 
     def as_json(self) -> Trial:
         """Return it as an object of JSON."""
-        found = {"largest": self.largest, "mean": self.mean, "setting": self.setting, "proving": self.proving}
-        return {**found, "count": self.count, "rate_upper_limit_95": self.rate, "needed": NEEDED}
+        found = {name: value for name, value in asdict(self).items() if name != "dtype"}
+        return {**found, "rate_upper_limit_95": self.rate, "needed": NEEDED}
+
+    def notices(self, trial: Trial) -> bool:
+        """Say whether a criterion of the verdict fails, or a limit is exceeded."""
+        pairs = [
+            (measured(trial, name), limit) for name, limit in ((LARGEST, self.largest), (MEAN, self.mean))
+        ]
+        beyond = any(value is not None and limit is not None and value > limit for value, limit in pairs)
+        return beyond or bool(failed(trial))
 
 
 def prove_harmless(dtype: str, trials: Sequence[Trial]) -> Proof:
-    """Set limits on the first half of harmless changes, and count alarms in the second.
-
-    An alarm is a |Δ log-probability| beyond the limits set, or any criterion of the verdict that fails.
-    """
+    """Set limits on the first half of harmless changes, and count alarms in the second."""
     setting, proving = _split(trials)
-    limits = {name: _limit(dtype, name, setting) for name in (LARGEST, MEAN)}
-    count = sum(bool(failed(one)) or _exceeds(one, limits) for one in proving)
-    return Proof(dtype, limits[LARGEST], limits[MEAN], len(setting), len(proving), count)
+    limits: list[float | None] = []
+    for name in (LARGEST, MEAN):
+        values = [value for one in setting if (value := measured(one, name)) is not None]
+        limits.append(RULE.get(dtype, RULE["bfloat16"]) * max(values) if values else None)
+    proof = Proof(dtype, limits[0], limits[1], len(setting), len(proving))
+    return replace(proof, count=sum(map(proof.notices, proving)))
 
 
 def prove_faults(dtype: str, limits: Proof | None, trials: Sequence[Trial]) -> Proof:
     """Count the faults of the second half that nothing catches: neither the limits that harmless changes set, nor a criterion."""
     setting, proving = _split(trials)
-    bounds = {LARGEST: limits.largest if limits else None, MEAN: limits.mean if limits else None}
-    count = sum(not (one["stopped"] or failed(one) or _exceeds(one, bounds)) for one in proving)
-    return Proof(dtype, bounds[LARGEST], bounds[MEAN], len(setting), len(proving), count)
+    largest, mean = (limits.largest, limits.mean) if limits else (None, None)
+    proof = Proof(dtype, largest, mean, len(setting), len(proving))
+    return replace(proof, count=sum(not (one["stopped"] or proof.notices(one)) for one in proving))
 
 
 def _split(trials: Sequence[Trial]) -> tuple[list[Trial], list[Trial]]:
-    number: Callable[[Trial], int] = lambda one: one["seed"] + one.get("layer", 0)  # noqa: E731 - in two places
-    return [one for one in trials if not proves(number(one))], [one for one in trials if proves(number(one))]
-
-
-def _limit(dtype: str, name: str, trials: Sequence[Trial]) -> float | None:
-    values = [value for one in trials if (value := measured(one, name)) is not None]
-    return RULE.get(dtype, RULE["bfloat16"]) * max(values) if values else None
-
-
-def _exceeds(trial: Trial, limits: dict[str, float | None]) -> bool:
-    pairs = [(measured(trial, name), limit) for name, limit in limits.items()]
-    return any(value is not None and limit is not None and value > limit for value, limit in pairs)
+    halves: tuple[list[Trial], list[Trial]] = ([], [])
+    for one in trials:
+        halves[proves(one["seed"] + one.get("layer", 0))].append(one)
+    return halves

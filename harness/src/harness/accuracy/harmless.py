@@ -77,12 +77,9 @@ class Change:
 
     def placement(self, experts: int, layers: int) -> Placement:
         """Draw a placement for the engine."""
+        rng, shape = np.random.default_rng((self.seed, 1)), self.shape
         return draw_placement(
-            np.random.default_rng((self.seed, 1)),
-            experts=experts,
-            ranks=self.shape.ranks,
-            redundant=self.shape.redundant,
-            layers=layers,
+            rng, experts=experts, ranks=shape.ranks, redundant=shape.redundant, layers=layers
         )
 
     def weights(self, placement: Placement) -> NDArray[np.float64] | None:
@@ -121,10 +118,8 @@ def draw_placement(
         ValueError: there are more copies than ranks for them.
         ExpertMapsError: P does not divide by R.
     """
-    if redundant > experts * (ranks - 1):
-        msg = (
-            f"redundant is {redundant}; expected at most {experts * (ranks - 1)}: a rank holds an expert once"
-        )
+    if redundant > (most := experts * (ranks - 1)):
+        msg = f"redundant is {redundant}; expected at most {most}: a rank holds an expert once"
         raise ValueError(msg)
     table = [_draw_layer(rng, experts, ranks, redundant) for _ in range(layers)]
     return Placement(np.array(table), ranks, num_logical_experts=experts)

@@ -10,7 +10,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 from expert_maps import ExpertMapsError
@@ -182,39 +182,6 @@ def ask(served: Engine, prompts: Sequence[Prompt], how: Order) -> list[Answer]:
     return [Answer(one.outputs[0].text, one.outputs[0].finish_reason) for one in outputs]
 
 
-def force(served: Engine, texts: Sequence[tuple[Prompt, str]], how: Order) -> list[list[float]]:
-    """Return the log-probabilities of given texts' tokens; see `harness.accuracy.logprobs`."""
-    from vllm import SamplingParams
-
-    tokenizer = served.llm.get_tokenizer()
-    parts = [
-        (tokenizer.encode(prompt.content), tokenizer.encode(text, add_special_tokens=False))
-        for prompt, text in texts
-    ]
-    asked = [index for index, (_, after) in enumerate(parts) if after]
-    options = SamplingParams(temperature=0, max_tokens=1, prompt_logprobs=0)
-    prompts = [{"prompt_token_ids": parts[index][0] + parts[index][1]} for index in asked]
-    found: list[list[float]] = [[] for _ in parts]
-    for index, output in zip(asked, served.generate(prompts, options, how), strict=True):
-        before, after = parts[index]
-        rows = output.prompt_logprobs[len(before) :]
-        found[index] = [row[token].logprob for token, row in zip(after, rows, strict=True)]
-    return found
-
-
-@dataclass(frozen=True)
-class Measured:
-    """An arm that was measured.
-
-    Attributes:
-        record: as written and read again.
-        evaluated: with the prompts, for further measurements of the same texts.
-    """
-
-    record: Record
-    evaluated: Evaluated
-
-
 @dataclass(frozen=True)
 class Trial:
     """An arm to measure.
@@ -238,7 +205,7 @@ def measure(
     trial: Trial,
     baseline: Record | None,
     load: QuestionLoad | None = None,
-) -> Measured:
+) -> tuple[Record, Evaluated]:
     """Ask, score, force and prove one arm on an engine that runs, and write its record.
 
     Args:
@@ -248,6 +215,9 @@ def measure(
         baseline: whose texts are scored; None for the arm's own.
         load: where the engine records; None where it does not.
 
+    Returns:
+        The record as written and read again; and the prompts, for further measurements of the same texts.
+
     Raises:
         DidNotServeError: the engine failed.
         ProofError: its ranks contradict each other.
@@ -255,7 +225,9 @@ def measure(
     from harness.accuracy import versions
     from harness.accuracy.questions import evaluate
 
-    run = ArmRun(with_arm(settings, trial), trial.name, list(trial.arguments))
+    arms = {**settings.config.arms, trial.name: Arm(role=trial.role)}  # type: ignore[arg-type] # checked there
+    with_arm = replace(settings, config=settings.config.model_copy(update={"arms": arms}))
+    run = ArmRun(with_arm, trial.name, list(trial.arguments))
     run.found = versions.versions(served)
     run.checkpoint = checkpoint_of(settings.model)
     before = proof.read_state(served)
@@ -275,23 +247,29 @@ def measure(
     run.evidence = Evidence(before, after, find_faults(run.arm, before, after))
     settings.make_folder(run.folder)
     run.write("complete", None)
-    return Measured(read_record(run.folder), evaluated)
+    return read_record(run.folder), evaluated
 
 
 def forced(served: Engine, evaluated: Evaluated, how: Order, baseline: Record | None) -> list[Forced]:
-    """Return the log-probabilities of the baseline's texts, of the arm's own where there is none."""
+    """Return the log-probabilities of the baseline's texts, of the arm's own where there is none; as `harness.accuracy.logprobs`."""
+    from vllm import SamplingParams
+
     source = list(baseline.questions) if baseline else evaluated.questions
-    digest = texts_digest(question.text for question in source)
-    texts = [(evaluated.prompts[question.index], question.text) for question in source]
-    return [
-        Forced(doc_hash=question.doc_hash, forced_from=digest, logprobs=values)
-        for question, values in zip(source, force(served, texts, how), strict=True)
+    encode = served.llm.get_tokenizer().encode
+    parts = [
+        (encode(evaluated.prompts[one.index].content), encode(one.text, add_special_tokens=False))
+        for one in source
     ]
-
-
-def with_arm(settings: RunSettings, trial: Trial) -> RunSettings:
-    """Return the settings with one more arm in their configuration."""
-    from dataclasses import replace
-
-    arms = {**settings.config.arms, trial.name: Arm(role=trial.role)}  # type: ignore[arg-type] # checked there
-    return replace(settings, config=settings.config.model_copy(update={"arms": arms}))
+    asked = [index for index, (_, after) in enumerate(parts) if after]
+    options = SamplingParams(temperature=0, max_tokens=1, prompt_logprobs=0)
+    prompts = [{"prompt_token_ids": parts[index][0] + parts[index][1]} for index in asked]
+    found: list[list[float]] = [[] for _ in parts]
+    for index, output in zip(asked, served.generate(prompts, options, how), strict=True):
+        before, after = parts[index]
+        rows = output.prompt_logprobs[len(before) :]
+        found[index] = [row[token].logprob for token, row in zip(after, rows, strict=True)]
+    digest = texts_digest(one.text for one in source)
+    return [
+        Forced(doc_hash=one.doc_hash, forced_from=digest, logprobs=values)
+        for one, values in zip(source, found, strict=True)
+    ]

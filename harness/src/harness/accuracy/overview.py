@@ -5,22 +5,21 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import typer
 
 from harness.accuracy import speed
-from harness.accuracy.compare import compare_records, notes
+from harness.accuracy.compare import compare_records, criteria_sheet, field_table
 from harness.accuracy.config import BASELINE
 from harness.accuracy.performance import medians, of_arm
 from harness.accuracy.statistics import accuracy_interval
-from harness.accuracy.table import NONE, field_table, points
-from harness.accuracy.verdict import EXIT_CODES, criteria_table
-from harness.record.tables import Sheet, number
+from harness.accuracy.verdict import EXIT_CODES
+from harness.record.tables import NONE, Sheet, markdown, number, points
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
     from numpy.typing import NDArray
 
@@ -85,10 +84,11 @@ def overview(arms: Sequence[ReportedArm]) -> list[Sheet]:
     """Return the table, and one of the times of each stream where speed was measured."""
     rows = []
     for arm in arms:
-        summary, comparison = arm.summary, arm.comparison
+        summary, comparison, timed = arm.summary, arm.comparison, arm.timed
         pairs = None if comparison is None else comparison.verdict.pairs
         found = None if pairs is None else pairs.differences
-        balance = summary.load.balancedness
+        balance, streams = summary.load.balancedness, {} if timed is None else timed.performance
+        ratios = [f"{name} {_interval(stream, stream['decides'])}" for name, stream in streams.items()]
         rows.append(
             [
                 summary.arm,
@@ -96,9 +96,9 @@ def overview(arms: Sequence[ReportedArm]) -> list[Sheet]:
                 NONE if pairs is None else points(100 * pairs.outcomes.difference, signed=True),
                 NONE if found is None else f"{found.largest:.1e}",
                 NONE if balance is None else f"{balance:.4f}",
-                _ratios(arm.timed),
+                "; ".join(ratios) or NONE,
                 summary.role if comparison is None else comparison.verdict.answer,
-                NONE if arm.timed is None else str(arm.timed.quality["answer"]),
+                NONE if timed is None else str(timed.quality["answer"]),
             ]
         )
     columns = ["arm", "accuracy, %", "difference, points", "largest Δ log-probability", "balancedness"]
@@ -106,16 +106,8 @@ def overview(arms: Sequence[ReportedArm]) -> list[Sheet]:
     return [Sheet("All that was measured", "", columns, rows), *_times(arms)]
 
 
-def _ratios(timed: RunRecord | None) -> str:
-    if timed is None:
-        return NONE
-    return "; ".join(f"{name} {_interval(one, one['decides'])}" for name, one in timed.performance.items())
-
-
-def _interval(stream: dict[str, object], metric: object) -> str:
-    ratios = stream["ratios"]
-    assert isinstance(ratios, dict)
-    ratio = ratios.get(metric)
+def _interval(stream: Mapping[str, Any], metric: str) -> str:
+    ratio = stream["ratios"].get(metric)
     return NONE if ratio is None else f"{ratio['value']:.3f} ({ratio['low']:.3f} to {ratio['high']:.3f})"
 
 
@@ -124,38 +116,21 @@ def _times(arms: Sequence[ReportedArm]) -> list[Sheet]:
     for arm in arms:
         for name, stream in () if arm.timed is None else arm.timed.performance.items():
             own, other = medians(stream, "arm"), medians(stream, "baseline")
+            answer = ": ".join(str(stream[key]) for key in ("answer", "why") if stream[key])
             for metric, title in speed.METRICS.items():
                 rounds.add(len(stream["arm"].get(metric, ())))
-                row = [
-                    arm.summary.arm,
-                    name,
-                    title,
-                    number(other.get(metric)),
-                    number(own.get(metric)),
-                ]
-                rows.append([*row, _interval(stream, metric), *(_answer(stream, metric))])
+                figures = [number(other.get(metric)), number(own.get(metric)), _interval(stream, metric)]
+                decided = answer if metric == stream["decides"] else ""
+                rows.append([arm.summary.arm, name, title, *figures, decided])
     if not rows:
         return []
-    columns = [
-        "arm",
-        "stream",
-        "median of the rounds",
-        "baseline",
-        "arm",
-        "time over the baseline's",
-        "speed is",
-    ]
+    columns = ["arm", "stream", "median of the rounds", "baseline", "arm"]
+    columns += ["time over the baseline's", "speed is"]
     about = (
         f"Each stream in {', '.join(map(str, sorted(rounds)))} rounds, arm and baseline in turn, by vLLM's own client. Below 1 "
         f"the arm is faster; intervals are of {100 * speed.CONFIDENCE:g} % (bootstrap over rounds)."
     )
     return [Sheet("Speed", about, columns, rows)]
-
-
-def _answer(stream: dict[str, object], metric: str) -> list[str]:
-    if metric != stream["decides"]:
-        return [""]
-    return [": ".join(str(stream[name]) for name in ("answer", "why") if stream[name])]
 
 
 def print_results(
@@ -164,10 +139,8 @@ def print_results(
     """Print a table an arm, the verdicts and one table of all; return the exit code, that of the worst verdict."""
     codes, arms = [0], []
     for name, record in records.items():
-        summary = record.summary
-        typer.echo(
-            f"\n{summary.model}, {name} ({summary.role}, {summary.dtype})\n\n{field_table(summary)}", nl=False
-        )
+        one = record.summary
+        typer.echo(f"\n{one.model}, {name} ({one.role}, {one.dtype})\n\n{field_table(one)}", nl=False)
     for name, record in records.items():
         comparison = None
         if name != BASELINE and baseline is None:
@@ -176,12 +149,10 @@ def print_results(
         elif name != BASELINE:
             assert baseline is not None
             comparison = compare_records(baseline, record, options)
-            verdict = comparison.verdict
-            found = "".join(f"\nnote: {note}" for note in notes(comparison))
-            typer.echo(
-                f"\n{name} beside the baseline\n\n{criteria_table(verdict)}{found}\n{name}: {verdict.line}"
-            )
-            codes.append(verdict.exit_code)
+            sheet = criteria_sheet(comparison)
+            lines = [markdown(sheet.columns, sheet.rows), *sheet.notes, f"{name}: {sheet.about}"]
+            typer.echo("\n".join([f"\n{name} beside the baseline\n", *lines]))
+            codes.append(comparison.verdict.exit_code)
         timed = of_arm(settings.folder, name, record.summary.started)
         arms.append(ReportedArm(record, comparison, options, timed))
     for sheet in overview(arms):

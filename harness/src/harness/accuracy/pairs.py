@@ -79,36 +79,31 @@ def pair(baseline: Record, arm: Record) -> Pairs:
             f"{len(others.keys() - own)} are not in it; expected the same questions"
         )
         raise RecordError(msg)
-    losses = gains = identical = improved = rescored = 0
-    lost = []
     for question in baseline.questions:
         other = others[question.doc_hash]
-        if question.prompt_hash != other.prompt_hash:
-            msg = (
-                f"{arm.folder}: prompt_hash of question {question.index} is {other.prompt_hash!r}; expected "
-                f"{question.prompt_hash!r}, as in {baseline.folder}"
-            )
-            raise RecordError(msg)
-        if question.target != other.target:
-            msg = (
-                f"{arm.folder}: target of question {question.index} is {other.target!r:.40}; expected "
-                f"{question.target!r:.40}, as in {baseline.folder}"
-            )
-            raise RecordError(msg)
-        losses += question.is_right > other.is_right
-        gains += question.is_right < other.is_right
-        same = question.text == other.text
-        identical += same
-        improved += question.is_right < other.is_right and not same
-        rescored += question.correct != other.correct and same
-        if question.is_right > other.is_right:
-            lost.append(question.index)
+        for name, width in (("prompt_hash", None), ("target", 40)):
+            found, expected = (repr(getattr(one, name))[:width] for one in (other, question))
+            if getattr(other, name) != getattr(question, name):
+                msg = (
+                    f"{arm.folder}: {name} of question {question.index} is {found}; expected {expected}, "
+                    f"as in {baseline.folder}"
+                )
+                raise RecordError(msg)
+    both = [(question, others[question.doc_hash]) for question in baseline.questions]
+    lost = tuple(own.index for own, other in both if own.is_right > other.is_right)
+    gained = [own.text != other.text for own, other in both if own.is_right < other.is_right]
+    same = [(own, other) for own, other in both if own.text == other.text]
     differences, why_not = _differences(baseline, arm)
-    counts = Paired(len(own), losses, gains)
-    cut = tuple(sum(one.is_cut for one in record.questions) for record in (baseline, arm))
-    right = sum(one.is_right for one in baseline.questions)
     return Pairs(
-        counts, identical, tuple(lost), differences, why_not, improved, rescored, (cut[0], cut[1]), right
+        Paired(len(both), len(lost), len(gained)),
+        identical=len(same),
+        lost=lost,
+        differences=differences,
+        why_not=why_not,
+        improved=sum(gained),
+        rescored=sum(own.correct != other.correct for own, other in same),
+        cut=(sum(own.is_cut for own, _ in both), sum(other.is_cut for _, other in both)),
+        right=sum(own.is_right for own, _ in both),
     )
 
 
@@ -130,7 +125,9 @@ def _differences(baseline: Record, arm: Record) -> tuple[Differences | None, str
         return None, f"the texts that were scored are not those of {baseline.folder.name}"
     others = {row.doc_hash: row.logprobs for row in arm.logprobs}
     own = {row.doc_hash: row.logprobs for row in baseline.logprobs}
-    largest, total, tokens, worst, unsure = 0.0, 0.0, 0, 0, 0.0
+    places: list[int] = []
+    before: list[float] = []
+    after: list[float] = []
     for question in baseline.questions:
         first, second = own[question.doc_hash], others[question.doc_hash]
         if len(first) != len(second):
@@ -139,16 +136,18 @@ def _differences(baseline: Record, arm: Record) -> tuple[Differences | None, str
                 f"{len(first)}, as in {baseline.folder}"
             )
             raise RecordError(msg)
-        if not first:
-            if question.text and baseline.summary.role == "baseline":
-                msg = f"{baseline.folder}: no log-probabilities of question {question.index}; expected one a token of its text"
-                raise RecordError(msg)
-            continue
-        apart = np.abs(np.array(first) - np.array(second))
-        total, tokens = total + float(apart.sum()), tokens + len(first)
-        unsure += float(-np.expm1(np.minimum(first, 0.0)).sum())
-        if apart.max() > largest:
-            largest, worst = float(apart.max()), question.index
-    if tokens == 0:
+        if not first and question.text and baseline.summary.role == "baseline":
+            msg = f"{baseline.folder}: no log-probabilities of question {question.index}; expected one a token of its text"
+            raise RecordError(msg)
+        places += [question.index] * len(first)
+        before += first
+        after += second
+    if not places:
         return None, "the scored texts have no tokens"
-    return Differences(largest, total / tokens, tokens, worst, unsure / tokens), None
+    apart = np.abs(np.array(before) - np.array(after))
+    largest = int(apart.argmax())
+    unsure = -np.expm1(np.minimum(before, 0.0)).mean()
+    found = Differences(
+        float(apart[largest]), float(apart.mean()), len(places), places[largest], float(unsure)
+    )
+    return found, None

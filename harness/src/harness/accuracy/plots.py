@@ -12,11 +12,11 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from expert_maps.files import write_bytes
-from harness.accuracy.report import limits_shown
-from harness.accuracy.table import NONE, one_line
+from harness.accuracy.limits import LIMITS
+from harness.record.tables import NONE, one_line
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Sequence
     from pathlib import Path
 
     from harness.accuracy.overview import ReportedArm
@@ -26,6 +26,7 @@ _BLUE, _ORANGE, _GREEN, _RED = "#0072B2", "#E69F00", "#009E73", "#D55E00"
 _VERDICTS = {"no worse": _GREEN, "worse": _RED, "undecided": _ORANGE}
 # A logarithm has no zero: what is equal is drawn on the edge.
 _LEAST = 1e-10
+_LOGPROBS = ("log-probabilities, largest", "log-probabilities, mean")
 # Characters of an arm's name, which takes its room from the panels, and of a model's, which has the figure's width.
 _ARM_WIDTH, _MODEL_WIDTH = 20, 60
 
@@ -64,15 +65,13 @@ def draw(arms: Sequence[ReportedArm], path: Path) -> None:
     limits = limits_shown(arms)
     changed = [100 * (1 - limits["identical texts"])] if "identical texts" in limits else []
     apart = [max(limits[name], _LEAST) for name in _LOGPROBS if name in limits]
-    panels: list[tuple[str, Callable[[ReportedArm], Cell], list[float]]] = [
-        ("accuracy, % (95 % interval)", _accuracy, []),
-        ("changed texts, %", _texts, changed),
-        ("|Δ log-probability|: ◆ largest, ● mean", _logprobs, apart),
-        ("rank load / layer's mean; balancedness", _load, []),
-    ]
-    for axis, (title, cell, dashed) in zip(axes.flat, panels, strict=True):
-        if cell is _logprobs:
-            axis.set_xscale("log")
+    axes[1, 0].set_xscale("log")
+    for axis, title, cell, dashed in (
+        (axes[0, 0], "accuracy, % (95 % interval)", _accuracy, []),
+        (axes[0, 1], "changed texts, %", _texts, changed),
+        (axes[1, 0], "|Δ log-probability|: ◆ largest, ● mean", _logprobs, apart),
+        (axes[1, 1], "rank load / layer's mean; balancedness", _load, []),
+    ):
         _panel(axis, title, [cell(arm) for arm in arms], dashed)
     axes[0, 0].set_yticks(range(len(arms)), [short(arm.name, _ARM_WIDTH) for arm in arms])
     axes[0, 0].set_ylim(len(arms) - 0.5, -0.5)
@@ -86,6 +85,18 @@ def draw(arms: Sequence[ReportedArm], path: Path) -> None:
     figure.savefig(drawn, format=form, metadata={"Date": None} if form == "svg" else None, dpi=150)
     plt.close(figure)
     write_bytes(path, drawn.getvalue())
+
+
+def limits_shown(arms: Sequence[ReportedArm]) -> dict[str, float]:
+    """Return limits by criterion: those of the first verdict, else what was asked for, or of the dtype."""
+    for arm in arms:
+        if arm.comparison is not None:
+            criteria = arm.comparison.verdict.criteria
+            return {one.name: one.bound for one in criteria if one.bound is not None}
+    known, options = LIMITS.get(arms[0].summary.dtype), arms[0].options
+    asked = zip(_LOGPROBS, (options.largest, options.mean), strict=True)
+    limits = {} if known is None else dict(zip(_LOGPROBS, (known.largest, known.mean), strict=True))
+    return limits | {name: limit for name, limit in asked if limit is not None}
 
 
 def short(name: str, width: int) -> str:
@@ -102,18 +113,14 @@ def _panel(axis: Any, title: str, cells: Sequence[Cell], dashed: Sequence[float]
     axis.grid(visible=True, axis="x", color="#dddddd", linewidth=0.6)
     axis.set_axisbelow(True)
     axis.tick_params(axis="y", length=0)
-    for side in ("top", "right", "left"):
-        axis.spines[side].set_visible(False)
+    axis.spines[["top", "right", "left"]].set_visible(False)
     for row, cell in enumerate(cells):
         for values, marker, colour in cell.marks:
-            style = {"linewidth": 2.2, "alpha": 0.6} if marker == "-" else {"linestyle": "none", "alpha": 0.8}
-            axis.plot(
-                values,
-                [row] * len(values),
-                color=colour,
-                **{"marker": marker} if marker != "-" else {},
-                **style,
-            )
+            places = [row] * len(values)
+            if marker == "-":
+                axis.plot(values, places, color=colour, linewidth=2.2, alpha=0.6)
+            else:
+                axis.plot(values, places, color=colour, marker=marker, linestyle="none", alpha=0.8)
         axis.text(1.02, row, cell.text, transform=axis.get_yaxis_transform(), va="center", fontsize=8)
     for limit in dashed:
         axis.axvline(limit, color=_RED, linewidth=1.2, linestyle="--")
@@ -136,9 +143,6 @@ def _texts(arm: ReportedArm) -> Cell:
     count = pairs.outcomes.questions - pairs.identical
     share = 100 * count / pairs.outcomes.questions
     return Cell(f"{count} of {pairs.outcomes.questions}", (([0, share], "-", _BLUE), ([share], "o", _BLUE)))
-
-
-_LOGPROBS = ("log-probabilities, largest", "log-probabilities, mean")
 
 
 def _logprobs(arm: ReportedArm) -> Cell:

@@ -16,9 +16,9 @@ from functools import lru_cache
 from typing import TYPE_CHECKING
 
 import numpy as np
-from scipy.stats import binom, norm
+from scipy.stats import norm
 
-from harness.accuracy.statistics import fewest_gains, worst_chance
+from harness.accuracy.statistics import chances, fewest_gains, worst_chance
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -28,7 +28,6 @@ if TYPE_CHECKING:
     from harness.accuracy.statistics import Paired
 
 MOST_QUESTIONS = 1_000_000
-_NEGLIGIBLE = 1e-13
 
 
 @dataclass(frozen=True)
@@ -63,15 +62,12 @@ def region(questions: int, margin: float, alpha: float) -> NDArray[np.int64]:
 
 def chance_no_worse(questions: int, margin: float, discordance: float, alpha: float) -> float:
     """Return the chance that equal arms pass the test of no loss of the margin."""
-    return _chance(region(questions, margin, alpha), questions, discordance / 2)
+    return _chance(region(questions, margin, alpha), discordance)
 
 
-def _chance(fewest: NDArray[np.int64], questions: int, p: float, seen: tuple[int, int] = (0, 0)) -> float:
-    """Return the chance of fewest[b] ≤ c after `questions` more, each lost and gained with chance p."""
-    low, high = binom.ppf([_NEGLIGIBLE, 1 - _NEGLIGIBLE], questions, p)
-    b = np.arange(max(int(low), 0), int(high) + 1)
-    passing = binom.sf(fewest[seen[0] + b] - 1 - seen[1], questions - b, p / (1 - p) if p < 1 else 1.0)
-    return float((binom.pmf(b, questions, p) * passing).sum())
+def _chance(fewest: NDArray[np.int64], discordance: float) -> float:
+    """Return the chance of fewest[b] ≤ c where as many are lost as gained in the long run."""
+    return float(chances(fewest, 0.0, np.array([discordance / 2]))[0])
 
 
 def _least(chance: Callable[[int], float], power: float, start: int) -> int | None:
@@ -116,12 +112,10 @@ def size(discordance: float, margin: float, aim: Aim | None = None) -> int:
             msg = f"{name} is {value:g}; expected a share between 0 and 1"
             raise ValueError(msg)
     # The exact size is no smaller, and what is far too large is not enumerated.
-    start = normal_size(discordance, margin, aim)
+    start = int(0.95 * normal_size(discordance, margin, aim))
     found = None
     if start <= MOST_QUESTIONS:
-        found = _least(
-            lambda n: chance_no_worse(n, margin, discordance, aim.alpha), aim.power, int(0.95 * start)
-        )
+        found = _least(lambda n: chance_no_worse(n, margin, discordance, aim.alpha), aim.power, start)
     if found is None:
         msg = (
             f"a margin of {100 * margin:g} points at a discordance of {100 * discordance:g} % needs more than "
@@ -144,8 +138,9 @@ def more_questions(seen: Paired, margin: float, aim: Aim | None = None) -> int |
     aim = aim or Aim()
 
     def chance(more: int) -> float:
-        fewest = region(seen.questions + more, margin, aim.alpha)
-        return _chance(fewest, more, seen.discordance / 2, (seen.losses, seen.gains))
+        # What the further ones have to bring, after the losses and gains that were seen.
+        fewest = region(seen.questions + more, margin, aim.alpha)[seen.losses :][: more + 1] - seen.gains
+        return _chance(fewest, seen.discordance)
 
     high = 1
     while chance(high) < aim.power:

@@ -18,6 +18,7 @@ from pydantic import BaseModel, ValidationError
 from expert_maps.errors import FormatError
 from expert_maps.files import describe, parse_json, read_bytes, write_text
 from harness.accuracy.schema import Forced, Question, RecordError, Summary
+from harness.record.schema import refusal
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -88,11 +89,11 @@ def read_record(folder: Path) -> Record:
         RecordError: see the class.
         FormatError: a file is absent or not JSON.
     """
-    if not folder.is_dir():
-        msg = f"{describe(folder)}: no such folder; expected a record with {SUMMARY} and {QUESTIONS}"
-        raise RecordError(msg)
     if not (folder / SUMMARY).exists():
-        msg = f"{describe(folder)}: holds no {SUMMARY}; expected the record of an arm"
+        reason = f"holds no {SUMMARY}; expected the record of an arm"
+        if not folder.is_dir():
+            reason = f"no such folder; expected a record with {SUMMARY} and {QUESTIONS}"
+        msg = f"{describe(folder)}: {reason}"
         raise RecordError(msg)
     summary = _parse(Summary, _text(folder / SUMMARY), str(folder / SUMMARY))
     questions = _read_lines(Question, folder / QUESTIONS)
@@ -130,13 +131,7 @@ def _parse(kind: type[_Row], text: str, place: str) -> _Row:
     try:
         return kind.model_validate_json(text)
     except ValidationError as error:
-        first = error.errors()[0]
-        field = ".".join(map(str, first["loc"]))
-        reason = str(first.get("ctx", {}).get("error") or first["msg"])
-        if first["type"] == "json_invalid":
-            reason = f"not valid JSON: {reason}"
-        shown = "" if isinstance(first["input"], dict | list) else f" is {first['input']!r:.80}"
-        msg = f"{place}: {field}{shown}: {reason}" if field else f"{place}: {reason}"
+        msg = f"{place}: {refusal(error)}"
         raise RecordError(msg) from error
 
 
@@ -147,9 +142,8 @@ def _check(record: Record) -> None:
         RecordError: see the class.
     """
     summary, questions = record.summary, record.questions
-    hashes = [question.doc_hash for question in questions]
     place = record.folder / QUESTIONS
-    _refuse_twice(hashes, place)
+    hashes = _once((question.doc_hash for question in questions), place)
     order = [question.index for question in questions]
     if order != sorted(set(order)):
         msg = f"{place}: indices do not rise from line to line; expected the order of the data"
@@ -164,13 +158,11 @@ def _check(record: Record) -> None:
     if record.logprobs is None:
         return
     place = record.folder / LOGPROBS
-    forced = [row.doc_hash for row in record.logprobs]
-    _refuse_twice(forced, place)
-    if set(forced) != set(hashes):
-        missing, other = len(set(hashes) - set(forced)), len(set(forced) - set(hashes))
+    forced = _once((row.doc_hash for row in record.logprobs), place)
+    if forced != hashes:
         msg = (
-            f"{place}: lacks {missing} of the {len(hashes)} questions of {QUESTIONS}, and holds {other} that are not in "
-            "it; expected the same questions"
+            f"{place}: lacks {len(hashes - forced)} of the {len(hashes)} questions of {QUESTIONS}, and holds "
+            f"{len(forced - hashes)} that are not in it; expected the same questions"
         )
         raise RecordError(msg)
     sources = {row.forced_from for row in record.logprobs}
@@ -179,8 +171,11 @@ def _check(record: Record) -> None:
         raise RecordError(msg)
 
 
-def _refuse_twice(hashes: list[str], place: Path) -> None:
-    if len(set(hashes)) != len(hashes):
-        twice = next(name for name in hashes if hashes.count(name) > 1)
-        msg = f"{place}: doc_hash {twice!r} stands twice; expected every question once"
-        raise RecordError(msg)
+def _once(hashes: Iterable[str], place: Path) -> set[str]:
+    found: set[str] = set()
+    for name in hashes:
+        if name in found:
+            msg = f"{place}: doc_hash {name!r} stands twice; expected every question once"
+            raise RecordError(msg)
+        found.add(name)
+    return found

@@ -7,14 +7,14 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from expert_maps.files import describe
-from harness.accuracy.compare import Options, compare_records, notes
+from harness.accuracy.compare import Options, compare_records, criteria_sheet, field_table
 from harness.accuracy.limits import LIMITS, limits_for
 from harness.accuracy.overview import ReportedArm, overview
 from harness.accuracy.performance import of_arm
 from harness.accuracy.records import QUESTIONS, SUMMARY, read_record
 from harness.accuracy.schema import RecordError
-from harness.accuracy.table import NONE, field_table, markdown, one_line, points
-from harness.accuracy.verdict import criteria_table
+from harness.record import tables
+from harness.record.tables import NONE, Sheet, one_line, points
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -95,34 +95,31 @@ def page(arms: Sequence[ReportedArm], plot: str | None) -> str:
         plot: address of the plot as seen from the page; None for none.
     """
     first = arms[0].summary
-    parts = [
-        f"# Accuracy of {one_line(first.model)}\n",
-        _ABOUT.format(dtype=first.dtype, shots=first.task.num_fewshot),
-    ]
-    if plot is not None:
-        parts.append(f"![Accuracy, agreement, log-probabilities and load of every arm]({plot})\n")
-    if any(arm.timed for arm in arms):
-        parts += [sheet.markdown() for sheet in overview(arms)]
-    parts += ["## Accuracy\n", _accuracy(arms), "## Agreement\n", _agreement(arms), "## Load\n", _load(arms)]
-    parts.append("## Tables\n")
-    parts += [
-        part
-        for arm in arms
-        for part in (f"{one_line(arm.name)} ({arm.summary.role}):\n", field_table(arm.summary))
-    ]
-    for arm in arms:
-        if arm.comparison is not None:
-            lines = [f"- note: {one_line(note)}\n" for note in notes(arm.comparison)]
-            parts += [f"## {one_line(arm.name)}\n", f"{one_line(arm.comparison.verdict.line)}\n"]
-            parts += [criteria_table(arm.comparison.verdict), "".join(lines)]
-        elif arm.summary.status != "complete":
-            reason = one_line(arm.summary.reason or NONE)
-            parts.append(f"## {one_line(arm.name)}\n\n{arm.summary.status}: {reason}\n")
-    parts += ["## Runs\n", _runs(arms)]
-    return "\n".join(part for part in parts if part)
+    fields = [f"{one_line(arm.name)} ({arm.summary.role}):\n\n{field_table(arm.summary)}" for arm in arms]
+    return tables.page(
+        title=f"Accuracy of {one_line(first.model)}",
+        intro=[_ABOUT.format(dtype=first.dtype, shots=first.task.num_fewshot)],
+        picture=plot
+        and {"title": "Accuracy, agreement, log-probabilities and load of every arm", "address": plot},
+        sections=[
+            *(overview(arms) if any(arm.timed for arm in arms) else []),
+            *(_accuracy(arms), _agreement(arms), _load(arms)),
+            Sheet("Tables", "\n".join(fields).strip()),
+            *(sheet for arm in arms for sheet in _of_arm(arm)),
+            _runs(arms),
+        ],
+    )
 
 
-def _accuracy(arms: Sequence[ReportedArm]) -> str:
+def _of_arm(arm: ReportedArm) -> list[Sheet]:
+    if arm.comparison is not None:
+        return [criteria_sheet(arm.comparison)]
+    if arm.summary.status == "complete":
+        return []
+    return [Sheet(one_line(arm.name), f"{arm.summary.status}: {one_line(arm.summary.reason or NONE)}")]
+
+
+def _accuracy(arms: Sequence[ReportedArm]) -> Sheet:
     rows = []
     for arm in arms:
         summary, comparison = arm.summary, arm.comparison
@@ -139,14 +136,14 @@ def _accuracy(arms: Sequence[ReportedArm]) -> str:
         verdict = comparison.verdict
         seen, (low, high) = verdict.pairs.outcomes, verdict.interval
         shown = [points(value, signed=True) for value in (100 * seen.difference, low, high)]
-        difference = f"{shown[0]} ({shown[1]} to {shown[2]})"
         counts = [str(seen.losses), str(seen.gains)]
-        rows.append([*row, difference, *counts, points(verdict.loss_limit), verdict.answer])
+        ends = [*counts, points(verdict.loss_limit), verdict.answer]
+        rows.append([*row, f"{shown[0]} ({shown[1]} to {shown[2]})", *ends])
     columns = ["arm", "questions", "accuracy, %", "95 % interval", "difference, points (95 %)"]
-    return markdown([*columns, "lost", "gained", "loss at most, points", "verdict"], rows, right=1)
+    return Sheet("Accuracy", "", [*columns, "lost", "gained", "loss at most, points", "verdict"], rows)
 
 
-def _agreement(arms: Sequence[ReportedArm]) -> str:
+def _agreement(arms: Sequence[ReportedArm]) -> Sheet:
     rows = []
     for arm in arms:
         if arm.comparison is None:
@@ -161,12 +158,12 @@ def _agreement(arms: Sequence[ReportedArm]) -> str:
         )
         rows.append([arm.name, f"{pairs.identical} ({share:.2f} %)", *shown])
     if not rows:
-        return "No arm was compared.\n"
+        return Sheet("Agreement", "No arm was compared.")
     columns = ["arm", "identical texts", "largest Δ log-probability", "mean", "tokens"]
-    return markdown(columns, rows, right=1)
+    return Sheet("Agreement", "", columns, rows)
 
 
-def _load(arms: Sequence[ReportedArm]) -> str:
+def _load(arms: Sequence[ReportedArm]) -> Sheet:
     rows = []
     for arm in arms:
         placement, balance, loads = arm.summary.placement, arm.summary.load.balancedness, arm.rank_load
@@ -177,10 +174,10 @@ def _load(arms: Sequence[ReportedArm]) -> str:
         shown += [NONE if balance is None else f"{balance:.4f}", hottest, placement.replica_checksums, digest]
         rows.append([arm.name, *shown])
     columns = ["arm", "ranks", "redundant", "rearrangements", "balancedness", "hottest rank / mean"]
-    return markdown([*columns, "replicas", "digest"], rows, right=1)
+    return Sheet("Load", "", [*columns, "replicas", "digest"], rows)
 
 
-def _runs(arms: Sequence[ReportedArm]) -> str:
+def _runs(arms: Sequence[ReportedArm]) -> Sheet:
     rows = []
     for arm in arms:
         summary = arm.summary
@@ -188,7 +185,8 @@ def _runs(arms: Sequence[ReportedArm]) -> str:
         commit = f"{summary.git.commit or NONE:.12}{' and changes' if summary.git.dirty else ''}"
         machine = ", ".join(_flat(summary.environment))
         rows.append([arm.name, summary.started, f"{summary.seconds:.0f}", commit, versions, machine])
-    return markdown(["arm", "started", "seconds", "commit", "versions", "environment"], rows)
+    columns = ["arm", "started", "seconds", "commit", "versions", "environment"]
+    return Sheet("Runs", "", columns, rows, right=None)
 
 
 def _flat(facts: dict[str, Any]) -> list[str]:
@@ -199,25 +197,8 @@ def _flat(facts: dict[str, Any]) -> list[str]:
     return shown
 
 
-def limits_shown(arms: Sequence[ReportedArm]) -> dict[str, float]:
-    """Return limits by criterion, for the plot: those of the first verdict, else what was asked for, or of the dtype."""
-    for arm in arms:
-        if arm.comparison is not None:
-            criteria = arm.comparison.verdict.criteria
-            return {one.name: one.bound for one in criteria if one.bound is not None}
-    known, options = LIMITS.get(arms[0].summary.dtype), arms[0].options
-    limits = {} if known is None else {"largest": known.largest, "mean": known.mean}
-    limits |= {
-        name: asked
-        for name, asked in (("largest", options.largest), ("mean", options.mean))
-        if asked is not None
-    }
-    return {f"log-probabilities, {name}": limit for name, limit in limits.items()}
-
-
-_ABOUT = """\
-Written by `accuracy report`; do not edit. {dtype}, {shots}-shot. Every arm answers the same questions as the baseline
+_ABOUT = f"""\
+Written by `accuracy report`; do not edit. {{dtype}}, {{shots}}-shot. Every arm answers the same questions as the baseline
 and is judged in pairs. Intervals of an accuracy are exact (Clopper and Pearson), those of a difference Tango's; "loss
 at most" is the exact one-sided 95 % limit that the verdict asks for. Log-probabilities are those of the baseline's
-texts under each arm. Balancedness is mean / max rank load, 1 is perfect. {{dash}} stands for what was not measured.
-""".replace("{{dash}}", NONE)
+texts under each arm. Balancedness is mean / max rank load, 1 is perfect. {NONE} stands for what was not measured."""

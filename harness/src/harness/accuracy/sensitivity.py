@@ -25,12 +25,15 @@ from harness.accuracy import halves, int8, offline, trials
 from harness.accuracy.config import ConfigError
 from harness.accuracy.faults import KINDS, Fault, Kind, choose, is_of_a_replica
 from harness.accuracy.offline import DidNotServeError, Order, Trial
-from harness.accuracy.options import DEFAULT_MODEL, RESULTS, SCRATCH
+from harness.accuracy.options import DEFAULT_MODEL, RESULTS, SCRATCH, ModelName, Trust
 from harness.accuracy.proof_pages import faults_page, is_caught_by_answers
 from harness.accuracy.verdict import judge
 
 if TYPE_CHECKING:
-    from harness.accuracy.offline import Engine, Measured
+    from collections.abc import Sequence
+
+    from harness.accuracy.offline import Engine
+    from harness.accuracy.questions import Evaluated
     from harness.accuracy.records import Record
     from harness.accuracy.settings import RunSettings
     from harness.accuracy.verdict import Verdict
@@ -39,7 +42,6 @@ NAME = "sensitivity"
 _SCALES: Kind = "stale scale"
 # It may end the engine, so it comes last, and once.
 _FATAL: Kind = "physical-length map, past its end"
-_MAP_FILE = "expert_map.json"
 
 
 @dataclass(frozen=True)
@@ -50,14 +52,14 @@ class Bench:
         settings: of the run.
         engine: is broken and repaired.
         baseline: whose texts are scored.
-        clean: the engine before the first fault.
+        clean: the engine before the first fault, with the prompts.
         floor: the baseline once more, in 16 bits.
     """
 
     settings: RunSettings
     engine: Engine
     baseline: Record
-    clean: Measured
+    clean: tuple[Record, Evaluated]
     floor: Record | None = None
 
     def try_fault(self, fault: Fault) -> dict[str, Any]:
@@ -76,7 +78,7 @@ class Bench:
             msg = f"the fault {fault.kind!r} changed nothing in layer {fault.layer}; expected another digest"
             raise ExpertMapsError(msg)
         try:
-            found = offline.measure(self.engine, self.settings, Trial(name, "eplb"), self.baseline).record
+            found, _ = offline.measure(self.engine, self.settings, Trial(name, "eplb"), self.baseline)
         except DidNotServeError as error:
             return trial_of(fault, None, stopped=str(error))
         self.engine.call("restore_fault")
@@ -92,11 +94,11 @@ class Bench:
         if self.engine.call("serving_digests") != before:
             msg = "weights or tables are not what they were before the fault; expected the same bytes"
             raise ExpertMapsError(msg)
-        rows = offline.forced(self.engine, self.clean.evaluated, Order(), self.baseline)
-        pairs = zip(self.clean.record.logprobs or (), rows, strict=True)
+        record, evaluated = self.clean
+        rows = offline.forced(self.engine, evaluated, Order(), self.baseline)
         return max(
             abs(one - other)
-            for first, second in pairs
+            for first, second in zip(record.logprobs or (), rows, strict=True)
             for one, other in zip(first.logprobs, second.logprobs, strict=True)
         )
 
@@ -119,28 +121,12 @@ def trial_of(
         restored: largest |Δ log-probability| to before the first fault, after it was undone.
     """
     trial = {**asdict(fault), **trials.trial_as_json(verdict, value), "stopped": stopped}
-    caught = verdict is None or verdict.answer == "worse"
-    by = ["did not serve"] if verdict is None else halves.failed(trial)
-    alone = is_caught_by_answers(trial)
     return {
         **trial,
-        "caught": caught,
-        "caught_by": by,
-        "caught_by_answers_alone": alone,
+        "caught": verdict is None or verdict.answer == "worse",
+        "caught_by": ["did not serve"] if verdict is None else halves.failed(trial),
+        "caught_by_answers_alone": is_caught_by_answers(trial),
         "restored_largest": restored,
-    }
-
-
-def part_of(settings: RunSettings, baseline: Record, clean: Record, verdict: Verdict) -> dict[str, Any]:
-    """Return the faults of one checkpoint as an object of JSON; the first of it is not there yet."""
-    is_int8 = settings.model.endswith("int8")
-    return {
-        **trials.about(baseline),
-        "dtype": settings.dtype,
-        "experts": "int8" if is_int8 else settings.dtype,
-        "digest": clean.summary.placement.digest,
-        "clean": trials.trial_as_json(verdict, clean.summary.value),
-        "faults": [],
     }
 
 
@@ -149,118 +135,97 @@ def is_sensitive(part: dict[str, Any]) -> bool:
     return part["clean"]["verdict"] != "worse" and all(one["caught"] for one in part["faults"])
 
 
-@dataclass(frozen=True)
-class Plan:
-    """Which faults are tried where.
+def examine(
+    settings: RunSettings, kinds: Sequence[Kind], layers: int | None, replicas: int
+) -> dict[str, Any]:
+    """Measure the baseline and the arm with redundant experts, then every fault.
 
-    Attributes:
+    Args:
+        settings: of the run.
         kinds: of faults.
         layers: only the first so many; None for all.
         replicas: how many are drawn in each layer.
-    """
 
-    kinds: tuple[Kind, ...]
-    layers: int | None
-    replicas: int
-
-    def only(self, *kinds: Kind) -> tuple[Kind, ...]:
-        """Return those of some kinds that are tried."""
-        return tuple(kind for kind in self.kinds if kind in kinds)
-
-
-def examine(settings: RunSettings, plan: Plan, kinds: tuple[Kind, ...]) -> dict[str, Any]:
-    """Measure the baseline and the arm with redundant experts, then every fault.
+    Returns:
+        The faults of one checkpoint as an object of JSON.
 
     Raises:
         ExpertMapsError: something else than a fault went wrong.
     """
     baseline, floor, load = trials.measure_baseline(settings)
     placement = trials.planned(settings, load)
-    path = settings.work / _MAP_FILE
+    path = settings.work / "expert_map.json"
     write_placement(placement, path)
     settings.say(f"redundant experts: starting vLLM with digest {placement.digest[:12]}")
     with offline.engine(settings, additional={"expert_map_path": str(path.absolute())}) as engine:
         clean = offline.measure(engine, settings, Trial("clean", "eplb"), baseline)
-        verdict = judge(baseline, clean.record, floor=floor)
+        summary, verdict = clean[0].summary, judge(baseline, clean[0], floor=floor)
         settings.say(f"clean: {verdict.line}")
-        part = part_of(settings, baseline, clean.record, verdict)
+        part: dict[str, Any] = {
+            **trials.about(baseline),
+            "dtype": settings.dtype,
+            "experts": "int8" if settings.model.endswith("int8") else settings.dtype,
+            "digest": summary.placement.digest,
+            "clean": trials.trial_as_json(verdict, summary.value),
+            "faults": [],
+        }
         bench = Bench(settings, engine, baseline, clean, floor)
-        layers = range(min(placement.num_layers, plan.layers or placement.num_layers))
+        chosen = range(min(placement.num_layers, layers or placement.num_layers))
         for kind in kinds:
-            for layer in layers if kind != _FATAL else [layers[-1]]:
-                for seed in range(plan.replicas if is_of_a_replica(kind) else 1):
+            for layer in chosen if kind != _FATAL else chosen[-1:]:
+                for seed in range(replicas if is_of_a_replica(kind) else 1):
                     outcome = bench.try_fault(choose(placement, kind, layer, seed))
                     part["faults"].append(outcome)
-                    by = ", ".join(outcome["caught_by"])
-                    settings.say(
-                        f"{kind}, layer {layer}: {f'caught by {by}' if outcome['caught'] else 'NOT CAUGHT'}"
-                    )
+                    by = f"caught by {', '.join(outcome['caught_by'])}" if outcome["caught"] else "NOT CAUGHT"
+                    settings.say(f"{kind}, layer {layer}: {by}")
     return part
 
 
 def sensitivity_command(  # noqa: PLR0913 - an option each
-    model: Annotated[
-        str, typer.Option("--model", help="A name in accuracy/models, or a .yaml file.")
-    ] = DEFAULT_MODEL,
-    questions: Annotated[
-        int, typer.Option("--questions", min=1, help="The first so many.")
-    ] = trials.QUESTIONS,
+    model: ModelName = DEFAULT_MODEL,
+    questions: trials.Questions = trials.QUESTIONS,
     replicas: Annotated[int, typer.Option("--replicas", min=1, help="Replicas drawn in each layer.")] = 1,
     layers: Annotated[int | None, typer.Option("--layers", min=1, help="Only the first so many.")] = None,
     fault: Annotated[
         list[str] | None, typer.Option("--fault", help="Only this kind of fault; may be repeated.")
     ] = None,
-    output: Annotated[
-        Path | None,
-        typer.Option(
-            "--output", help=f"Folder of results, in which the model's name is added; {SCRATCH} without it."
-        ),
-    ] = None,
-    scratch: Annotated[Path, typer.Option("--scratch", help="Folder for the records of each arm.")] = SCRATCH,
+    output: trials.Output = None,
+    scratch: trials.Scratch = SCRATCH,
     *,
-    keep: Annotated[
-        bool, typer.Option("--record", help=f"Keep the results in {RESULTS}, where git has them.")
-    ] = False,
-    trust: Annotated[bool, typer.Option("--trust", help="Let the .yaml file set what can run code.")] = False,
+    keep: trials.Keep = False,
+    trust: Trust = False,
 ) -> None:
     """Inject faults into a running model: the gate must fail for each, and a table says which criterion did."""
     try:
         kinds = _kinds(fault)
-        plan = Plan(kinds, layers, replicas)
         settings = trials.settings_for(model, scratch / NAME, questions, trusted=trust)
         parts = []
         with settings.locked():
-            whole = tuple(kind for kind in kinds if kind not in {_SCALES, _FATAL}) + plan.only(_FATAL)
-            if whole:
-                parts.append(examine(settings, plan, whole))
+            if whole := sorted(set(kinds) - {_SCALES}, key=lambda kind: (kind == _FATAL, KINDS.index(kind))):
+                parts.append(examine(settings, whole, layers, replicas))
             if _SCALES in kinds:
                 folder = int8.quantise_checkpoint(Path(settings.model), settings.work / "int8")
-                parts.append(
-                    examine(trials.with_checkpoint(settings, folder, "bfloat16"), plan, plan.only(_SCALES))
-                )
+                quantised = trials.with_checkpoint(settings, folder, "bfloat16")
+                parts.append(examine(quantised, [_SCALES], layers, replicas))
         folder = (output or (RESULTS if keep else SCRATCH)) / settings.config.name
-        record = {**parts[0], "parts": parts}
-        for name in ("dtype", "experts", "digest", "clean", "faults"):
-            record.pop(name)
+        of_part = {"dtype", "experts", "digest", "clean", "faults"}
+        record = {name: value for name, value in parts[0].items() if name not in of_part} | {"parts": parts}
         alarms = folder / "false_alarms.json"
         harmless: Any = read_json(alarms) if alarms.exists() else None
         trials.write_both(folder, NAME, faults_page(record, harmless), record)
-        typer.echo(f"wrote {folder / NAME}.md and .json")
     except (ExpertMapsError, ValueError) as error:
         typer.echo(f"error: {error}", err=True)
         raise typer.Exit(2) from error
     raise typer.Exit(0 if all(map(is_sensitive, parts)) else 1)
 
 
-def _kinds(names: list[str] | None) -> tuple[Kind, ...]:
+def _kinds(names: list[str] | None) -> list[Kind]:
     for name in names or ():
         if name not in KINDS:
             msg = f"fault is {name!r}; expected one of {', '.join(repr(kind) for kind in KINDS)}"
             raise ConfigError(msg)
-    return tuple(kind for kind in KINDS if not names or kind in names)
+    return [kind for kind in KINDS if not names or kind in names]
 
 
 if __name__ == "__main__":
-    app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
-    app.command(help=__doc__)(sensitivity_command)
-    app()
+    trials.run_alone(sensitivity_command, __doc__)

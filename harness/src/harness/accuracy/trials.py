@@ -1,13 +1,15 @@
 # SPDX-FileCopyrightText: The expert-maps authors
 # SPDX-License-Identifier: Apache-2.0
-"""What `sensitivity` and `false-alarms` share: settings, the baseline, and how trials are written."""
+"""What `sensitivity` and `false-alarms` share: options, settings, the baseline, and how trials are written."""
 
 from __future__ import annotations
 
 import json
-from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
 
+import typer
 from rich.console import Console
 
 from expert_maps import plan, read_load
@@ -19,10 +21,11 @@ from harness.accuracy.data import find_data
 from harness.accuracy.limits import limits_for
 from harness.accuracy.loading import load_config
 from harness.accuracy.loads import QuestionLoad
+from harness.accuracy.options import RESULTS, SCRATCH
 from harness.accuracy.settings import RunSettings
 
 if TYPE_CHECKING:
-    from pathlib import Path
+    from collections.abc import Callable
 
     from expert_maps import Placement
     from harness.accuracy.records import Record
@@ -30,6 +33,23 @@ if TYPE_CHECKING:
 
 # With 299 and no question lost, an arm is no worse by 1 point: 0.05 ** (1 / 299) = 1 − 0.00997.
 QUESTIONS = 300
+
+Questions = Annotated[int, typer.Option("--questions", min=1, help="The first so many.")]
+Output = Annotated[
+    Path | None,
+    typer.Option(
+        "--output", help=f"Folder of results, in which the model's name is added; {SCRATCH} without it."
+    ),
+]
+Scratch = Annotated[Path, typer.Option("--scratch", help="Folder for the records of each arm.")]
+Keep = Annotated[bool, typer.Option("--record", help=f"Keep the results in {RESULTS}, where git has them.")]
+
+
+def run_alone(command: Callable[..., None], about: str | None) -> None:
+    """Run a command as a module of its own."""
+    app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
+    app.command(help=about)(command)
+    app()
 
 
 def settings_for(
@@ -80,11 +100,11 @@ def measure_baseline(settings: RunSettings) -> tuple[Record, Record | None, Path
     additional = settings.config.arms[BASELINE].additional(record=load.recorded.absolute(), expert_map=None)
     settings.say("baseline: starting vLLM")
     with offline.engine(settings, additional=additional[EXPERT_MAPS]) as engine:
-        record = offline.measure(engine, settings, offline.Trial(BASELINE, BASELINE), None, load).record
+        record, _ = offline.measure(engine, settings, offline.Trial(BASELINE, BASELINE), None, load)
         floor = None
         if limits_for(settings.dtype).needs_floor:
             again = offline.Trial(REPEAT, REPEAT, how=offline.Order(seed=0))
-            floor = offline.measure(engine, settings, again, record).record
+            floor, _ = offline.measure(engine, settings, again, record)
     settings.say(f"baseline: {record.summary.value:.2f} % of {record.summary.num_questions} questions")
     return record, floor, load.kept
 
@@ -117,9 +137,8 @@ def with_checkpoint(settings: RunSettings, folder: Path, dtype: str) -> RunSetti
 
 def trial_as_json(verdict: Verdict | None, accuracy: float | None) -> dict[str, Any]:
     """Return what came of one trial, with every criterion; no verdict where the engine stopped."""
-    names = ("name", "outcome", "value", "limit", "measured", "bound")
-    criteria = [{name: getattr(one, name) for name in names} for one in (verdict.criteria if verdict else ())]
     line = {"verdict": verdict.answer, "line": verdict.line} if verdict else {"verdict": None}
+    criteria = [asdict(one) for one in (verdict.criteria if verdict else ())]
     return {"accuracy": accuracy, **line, "criteria": criteria}
 
 
@@ -139,7 +158,8 @@ def about(record: Record) -> dict[str, Any]:
 
 
 def write_both(folder: Path, name: str, page: str, record: dict[str, Any]) -> None:
-    """Write the page and the record of a proof."""
+    """Write the page and the record of a proof, and say so."""
     folder.mkdir(parents=True, exist_ok=True)
     write_text(folder / f"{name}.json", json.dumps(record, indent=1, ensure_ascii=False) + "\n")
     write_text(folder / f"{name}.md", page)
+    typer.echo(f"wrote {folder / name}.md and .json")

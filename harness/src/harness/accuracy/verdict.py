@@ -21,7 +21,6 @@ from harness.accuracy.limits import Floor, limits_for
 from harness.accuracy.pairs import pair
 from harness.accuracy.power import Aim, more_questions
 from harness.accuracy.statistics import largest_loss, tango_interval
-from harness.accuracy.table import markdown
 
 if TYPE_CHECKING:
     from collections.abc import Collection
@@ -102,17 +101,8 @@ def judge(
     loss_limit = 100 * largest_loss(pairs.outcomes, aim.alpha)
     # A repeat is not measured against itself.
     rounding = None if floor is None or floor.folder == arm.folder else floor_of(baseline, floor)
-    found = find(
-        (baseline, arm),
-        pairs,
-        limits,
-        rounding,
-        margin=margin,
-        loss_limit=loss_limit,
-        alpha=aim.alpha,
-        repeat=repeat,
-    )
-    criteria = _waive(found, waived)
+    numbers = {"margin": margin, "loss_limit": loss_limit, "alpha": aim.alpha}
+    criteria = _waive(find((baseline, arm), pairs, limits, rounding, **numbers, repeat=repeat), waived)
     answer = _answer(criteria)
     is_open = next(one.outcome for one in criteria if one.name == LOSS) == "undecided"
     more = more_questions(pairs.outcomes, margin / 100, aim) if answer == "undecided" and is_open else None
@@ -155,13 +145,9 @@ def _waive(criteria: tuple[Criterion, ...], waived: Collection[str]) -> tuple[Cr
 
 def _answer(criteria: tuple[Criterion, ...]) -> Answer:
     outcomes = {criterion.outcome for criterion in criteria}
-    return (
-        "worse"
-        if "fail" in outcomes
-        else "undecided"
-        if outcomes & {"undecided", "not measured"}
-        else "no worse"
-    )
+    if "fail" in outcomes:
+        return "worse"
+    return "undecided" if outcomes & {"undecided", "not measured"} else "no worse"
 
 
 def _line(verdict: Verdict) -> str:
@@ -185,9 +171,3 @@ def _line(verdict: Verdict) -> str:
     line += f"; not measured: {', '.join(absent)}" if absent else ""
     waived = [one.name for one in criteria if one.outcome == "waived"]
     return line + (f"; waived: {', '.join(waived)}" if waived else "")
-
-
-def criteria_table(verdict: Verdict) -> str:
-    """Return the criteria in their order."""
-    rows = [[one.name, one.value, one.limit, one.outcome] for one in verdict.criteria]
-    return markdown(["criterion", "value", "limit", "outcome"], rows)

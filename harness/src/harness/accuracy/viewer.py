@@ -15,7 +15,7 @@ import json
 import re
 import unicodedata
 from collections import Counter
-from dataclasses import dataclass
+from itertools import takewhile
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -32,7 +32,7 @@ from harness.accuracy.report import gather
 from harness.record.tables import page, template_text
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Sequence
 
     from harness.accuracy.overview import ReportedArm
     from harness.accuracy.records import Record
@@ -46,53 +46,18 @@ _SCRIPT = "view.js"
 _LOOP = re.compile(r"(.{4,200}?)\1{3,}\s*\Z", re.DOTALL)
 
 
-@dataclass(frozen=True)
-class Row:
-    """A question beside the baseline's answer.
-
-    Attributes:
-        index: of the question.
-        question: its text; None where it is not at hand.
-        target: the right answer.
-        own: the arm's answer.
-        other: the baseline's.
-        kinds: which filters show it: `changed`, `lost`, `gained`, `cut`, `wrong`.
-        cluster: what is wrong with it, or how it differs; empty where nothing is.
-        left: parts of the baseline's text, each with whether only that has it.
-        right: likewise of the arm's; empty where the texts are the same.
-        largest: of |Δ log-probability|; None where it was not measured.
-    """
-
-    index: int
-    question: str | None
-    target: str
-    own: str | None
-    other: str | None
-    kinds: tuple[str, ...]
-    cluster: str
-    left: list[tuple[bool, str]]
-    right: list[tuple[bool, str]]
-    largest: float | None
-
-
 def marked(first: str, second: str) -> tuple[list[tuple[bool, str]], list[tuple[bool, str]]]:
     """Return both texts in parts, each with whether the other lacks it."""
     pieces = [_WORDS.findall(text) for text in (first, second)]
     if max(map(len, pieces)) > _MOST_WORDS:
         pieces = [text.splitlines(keepends=True) for text in (first, second)]
-    one, two = pieces
-    left: list[tuple[bool, str]] = []
-    right: list[tuple[bool, str]] = []
-    for kind, begin, end, other_begin, other_end in difflib.SequenceMatcher(
-        None, one, two, autojunk=False
-    ).get_opcodes():
-        for parts, text in (
-            (left, "".join(one[begin:end])),
-            (right, "".join(two[other_begin:other_end])),
-        ):
-            if text:
-                parts.append((kind != "equal", visible(text)))
-    return left, right
+    sides: tuple[list[tuple[bool, str]], list[tuple[bool, str]]] = ([], [])
+    matcher = difflib.SequenceMatcher(None, pieces[0], pieces[1], autojunk=False)
+    for kind, *ends in matcher.get_opcodes():
+        for parts, whole, (begin, end) in zip(sides, pieces, (ends[:2], ends[2:]), strict=True):
+            if begin < end:
+                parts.append((kind != "equal", visible("".join(whole[begin:end]))))
+    return sides
 
 
 def visible(text: str) -> str:
@@ -110,41 +75,35 @@ def cluster_of(own: Question, other: Question) -> str:
     if own.text == other.text and own.is_right == other.is_right:
         return "" if own.is_right else "wrong in both, the same text"
     if own.is_cut:
-        what = (
-            "repeats itself to the limit of tokens"
-            if _LOOP.search(own.text)
-            else "cut at the limit of tokens"
-        )
+        loops = _LOOP.search(own.text)
+        what = "repeats itself to the limit of tokens" if loops else "cut at the limit of tokens"
     elif own.text == other.text:
         what = "scored otherwise"
     elif own.answer is None:
         what = "no answer was found"
-    elif own.answer == other.answer:
-        what = "the same answer in other words"
     else:
-        what = "another answer"
+        what = "the same answer in other words" if own.answer == other.answer else "another answer"
     if own.text == other.text:
         return f"{what}, the same text"
-    same = len(_common(own.text, other.text))
+    same = sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], zip(own.text, other.text, strict=False)))
     share = same / max(1, min(len(own.text), len(other.text)))
     where = "at the beginning" if share < 1 / 3 else "in the middle" if share < 2 / 3 else "towards the end"
     return f"{what}, other {where}"
 
 
-def _common(first: str, second: str) -> str:
-    end = next(
-        (place for place, (one, two) in enumerate(zip(first, second, strict=False)) if one != two), None
-    )
-    return first[:end]
-
-
-def rows_of(baseline: Record, arm: Record, texts: dict[str, str]) -> list[Row]:
-    """Pair an arm's answers with the baseline's.
+def rows_of(baseline: Record, arm: Record, texts: dict[str, str]) -> list[dict[str, Any]]:
+    """Pair an arm's answers with the baseline's, as the template shows them.
 
     Args:
         baseline: complete, of the same questions.
         arm: likewise.
         texts: hash of a question → its text.
+
+    Returns:
+        Of each question its `index`, `question` (None where its text is not at hand) and `target`; the answers of the arm
+        (`own`) and the baseline (`other`), None where there is none; the `kinds` of filters that show it; its `cluster`; the
+        parts of both texts (`left`, `right`, as `marked`; the latter empty where they are the same); and the `largest`
+        |Δ log-probability|, None where it was not measured.
     """
     others = {question.doc_hash: question for question in baseline.questions}
     forced = [{one.doc_hash: one.logprobs for one in record.logprobs or ()} for record in (baseline, arm)]
@@ -160,19 +119,22 @@ def rows_of(baseline: Record, arm: Record, texts: dict[str, str]) -> list[Row]:
         }
         left, right = marked(other.text, own.text) if flags["changed"] else ([(False, visible(own.text))], [])
         pairs = zip(*(table.get(own.doc_hash, ()) for table in forced), strict=False)
+        shown = {
+            "question": texts.get(own.doc_hash),
+            "target": own.target,
+            "own": own.answer,
+            "other": other.answer,
+        }
         rows.append(
-            Row(
-                own.index,
-                None if own.doc_hash not in texts else visible(texts[own.doc_hash]),
-                visible(own.target),
-                None if own.answer is None else visible(own.answer),
-                None if other.answer is None else visible(other.answer),
-                tuple(name for name, holds in flags.items() if holds),
-                cluster_of(own, other),
-                left,
-                right,
-                max((abs(one - two) for one, two in pairs), default=None),
-            )
+            {
+                "index": own.index,
+                **{name: None if text is None else visible(text) for name, text in shown.items()},
+                "kinds": [name for name, holds in flags.items() if holds],
+                "cluster": cluster_of(own, other),
+                "left": left,
+                "right": right,
+                "largest": max((abs(one - two) for one, two in pairs), default=None),
+            }
         )
     return rows
 
@@ -206,16 +168,14 @@ def html(arms: Sequence[ReportedArm], texts: dict[str, str]) -> str:
     for arm in arms[1:]:
         if arm.comparison is not None:
             rows = rows_of(baseline, arm.record, texts)
-            counts = Counter(kind for row in rows for kind in row.kinds)
-            clusters = Counter(row.cluster for row in rows if row.cluster)
             parts.append(
                 {
                     "name": arm.name,
                     "line": arm.comparison.verdict.line,
                     "criteria": arm.comparison.verdict.criteria,
                     "rows": rows,
-                    "counts": counts,
-                    "clusters": clusters.most_common(),
+                    "counts": Counter(kind for row in rows for kind in row["kinds"]),
+                    "clusters": Counter(row["cluster"] for row in rows if row["cluster"]).most_common(),
                 }
             )
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
@@ -256,12 +216,8 @@ def view_command(
 
 def _data_of(model: str) -> Path | None:
     """Return the local questions of a model of this checkout; None where there are none."""
-    if model not in _known():
+    if model not in {path.stem for path in MODELS.glob("*.yaml")}:
         return None
     config = load_config(model)
     found = find_data(config, config.model, None)
     return None if found is None else found["test"]
-
-
-def _known() -> Iterable[str]:
-    return {path.stem for path in MODELS.glob("*.yaml")}

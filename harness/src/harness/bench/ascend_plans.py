@@ -17,19 +17,17 @@ import statistics
 import subprocess
 import sys
 import tempfile
-import time
+import timeit
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import numpy as np
 import typer
-from rich.console import Console
-from rich.table import Table
 
 from expert_maps import ExpertMapsError, Placement, generate_placement, moves, rank_load, read_load
 from harness.record import history
 from harness.record.provenance import describe
-from harness.record.schema import RunRecord
+from harness.record.tables import Sheet, show
 from vllm_ascend_moe import releases
 
 if TYPE_CHECKING:
@@ -128,12 +126,9 @@ def _theirs(start: Placement, slots: NDArray[np.int64], policy_type: int) -> Cal
 
 def _time(plan: Callable[[], NDArray[Any]], times: int) -> tuple[float, NDArray[Any]]:
     """Return the median milliseconds, the first left out, and what was planned."""
-    rows, seconds = plan(), []
-    for _ in range(times):
-        begin = time.perf_counter()
-        rows = plan()
-        seconds.append(time.perf_counter() - begin)
-    return 1000 * statistics.median(seconds), rows
+    rows = [plan()]
+    seconds = timeit.repeat(lambda: rows.append(plan()), number=1, repeat=times)
+    return 1000 * statistics.median(seconds), rows[-1]
 
 
 def compare(load: NDArray[np.int64], policy_type: int) -> dict[str, object]:
@@ -215,27 +210,20 @@ def main(
             typer.echo(f"error: {error}", err=True)
             raise typer.Exit(2) from error
     results = {name: _in_release(known, counts) for name, counts in loads.items()}
-    table = Table(title="a rearrangement, from the load to every rank's task", title_justify="left")
-    for column in ("load", "planned by", "ms, median", "peak / mean", "slots fetched"):
-        table.add_column(column, justify="left" if column in {"load", "planned by"} else "right")
-    for name, result in results.items():
-        for who, told in result.items():
-            if isinstance(told, dict):
-                cells = (str(told.get(key, "")) for key in ("median_ms", "peak_to_mean", "slots_fetched"))
-                table.add_row(name, who.replace("_", " "), *cells)
-    Console(width=120).print(table)
-    if record is not None:
-        history.append(
-            record,
-            RunRecord(
-                kind="ascend_plans",
-                name="plans of a rearrangement beside vllm-ascend, on the CPU",
-                settings={"release": release},
-                provenance=describe(extra={"vllm_ascend": release}),
-                performance={"loads": results},
-            ),
-        )
-        typer.echo(f"appended to {record}")
+    figures = ("median_ms", "peak_to_mean", "slots_fetched")
+    rows = [
+        [f"{name}: {who.replace('_', ' ')}", *(str(told.get(figure, "")) for figure in figures)]
+        for name, result in results.items()
+        for who, told in result.items()
+        if isinstance(told, dict)
+    ]
+    columns = ["load: planned by", "ms, median", "peak / mean", "slots fetched"]
+    show(Sheet("a rearrangement, from the load to every rank's task", "", columns, rows))
+    name, provenance = (
+        "plans of a rearrangement beside vllm-ascend, on the CPU",
+        describe(extra={"vllm_ascend": release}),
+    )
+    history.keep(record, "ascend_plans", name, {"loads": results}, {"release": release}, provenance)
 
 
 if __name__ == "__main__":

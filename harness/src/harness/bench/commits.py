@@ -10,7 +10,7 @@ python -m harness.bench.commits [--record FILE]
 from __future__ import annotations
 
 import statistics
-import time
+import timeit
 from pathlib import Path
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Annotated
@@ -18,13 +18,10 @@ from typing import TYPE_CHECKING, Annotated
 import numpy as np
 import torch
 import typer
-from rich.console import Console
-from rich.table import Table
 
 from expert_maps import plan
 from harness.record import history
-from harness.record.provenance import describe
-from harness.record.schema import RunRecord
+from harness.record.tables import Sheet, show
 from vllm_ascend_moe.backends import moving
 from vllm_ascend_moe.core.replicas import SlotRule
 from vllm_ascend_moe.hooks import table as hooks
@@ -56,12 +53,8 @@ def _tables(state: SimpleNamespace) -> list[torch.Tensor]:
 
 
 def _median_us(commit: Callable[[torch.Tensor], None], rows: list[torch.Tensor]) -> float:
-    times = []
-    for row in rows:
-        start = time.perf_counter()
-        commit(row)
-        times.append(time.perf_counter() - start)
-    return statistics.median(times) * 1e6
+    row = iter(rows)
+    return 1e6 * statistics.median(timeit.repeat(lambda: commit(next(row)), number=1, repeat=len(rows)))
 
 
 def measure(repeats: int = 51) -> list[dict[str, object]]:
@@ -104,22 +97,11 @@ def main(
 ) -> None:
     """Time the commit of a layer's placement against vLLM's, after checking that both write the same tables."""
     records = measure()
-    sheet = Table(title="A layer's commit on the host, median, µs", title_justify="left")
-    sheet.add_column("what")
-    for title in ("vLLM", *_CHOICES, "vLLM / rank_offset"):
-        sheet.add_column(title, justify="right")
-    for found in records:
-        values = [
-            found["vllm_median_us"],
-            *(found[f"{choice}_median_us"] for choice in _CHOICES),
-            found["ratio"],
-        ]
-        sheet.add_row(str(found["benchmark"]), *map(str, values))
-    Console(width=140).print(sheet)
-    if record is not None:
-        name, rows = "commit of a layer", {"rows": records}
-        history.append(record, RunRecord(kind="commits", name=name, provenance=describe(), performance=rows))
-        typer.echo(f"appended to {record}")
+    names = ["vllm_median_us", *(f"{choice}_median_us" for choice in _CHOICES), "ratio"]
+    rows = [[str(found[name]) for name in ("benchmark", *names)] for found in records]
+    columns = ["what", "vLLM", *_CHOICES, "vLLM / rank_offset"]
+    show(Sheet("A layer's commit on the host, median, µs", "", columns, rows))
+    history.keep(record, "commits", "commit of a layer", {"rows": records})
 
 
 if __name__ == "__main__":

@@ -8,19 +8,16 @@ python -m harness.bench.maps [--record FILE]
 from __future__ import annotations
 
 import statistics
-import time
+import timeit
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import numpy as np
 import typer
-from rich.console import Console
-from rich.table import Table
 
 from expert_maps import Placement, plan
 from harness.record import history
-from harness.record.provenance import describe
-from harness.record.schema import RunRecord
+from harness.record.tables import Sheet, show
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -81,15 +78,8 @@ def per_rank_as_today(slots: NDArray[np.int32]) -> Maps:
     return expert_map, log2phy
 
 
-def _median_ms(
-    function: Callable[[NDArray[np.int32]], Maps], slots: NDArray[np.int32], repeats: int
-) -> float:
-    times = []
-    for _ in range(repeats):
-        start = time.perf_counter()
-        function(slots)
-        times.append(time.perf_counter() - start)
-    return statistics.median(times) * 1000
+def _median_ms(function: Callable[[NDArray[np.int32]], Maps], slots: NDArray[np.int32], times: int) -> float:
+    return 1e3 * statistics.median(timeit.repeat(lambda: function(slots), number=1, repeat=times))
 
 
 def measure() -> dict[str, object]:
@@ -118,19 +108,14 @@ def main(
 ) -> None:
     """Time the derived maps against the loops, after checking that all agree."""
     result = measure()
-    table = Table(title=_NAME, title_justify="left")
-    for title in ("how", "median, ms", "ratio"):
-        table.add_column(title, justify="left" if title == "how" else "right")
-    table.add_row("expert_maps, validation included", str(result["vectorised_median_ms"]), "1")
+    rows = [["expert_maps, validation included", str(result["vectorised_median_ms"]), "1"]]
     for name, label in (
         ("per_element_loop", "Python loop over layer, rank, expert"),
         ("per_rank_loop", "Python loop as in serving plug-ins"),
     ):
-        table.add_row(label, str(result[f"{name}_median_ms"]), str(result[f"{name}_ratio"]))
-    Console().print(table)
-    if record is not None:
-        history.append(record, RunRecord(kind="maps", name=_NAME, provenance=describe(), performance=result))
-        typer.echo(f"appended to {record}")
+        rows.append([label, str(result[f"{name}_median_ms"]), str(result[f"{name}_ratio"])])
+    show(Sheet(_NAME, "", ["how", "median, ms", "ratio"], rows))
+    history.keep(record, "maps", _NAME, result)
 
 
 if __name__ == "__main__":

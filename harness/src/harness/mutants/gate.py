@@ -86,8 +86,8 @@ _LIST: tuple[tuple[str, str, str, str, str, bool], ...] = (
     (
         "one failed criterion is outvoted",
         "verdict",
-        'if "fail" in outcomes\n',
-        'if outcomes == {"fail"}\n',
+        'if "fail" in outcomes:',
+        'if outcomes == {"fail"}:',
         "verdict.py::test_a_loss_that_surely_exceeds_the_margin_fails_by_name",
         True,
     ),

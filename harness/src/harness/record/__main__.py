@@ -13,12 +13,11 @@ from pathlib import Path  # noqa: TC003 - typer reads annotations at run time
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from rich.console import Console
 
 from expert_maps import ExpertMapsError
 from harness.record import history
 from harness.record.steps import ALPHA, LEAST, find_steps
-from harness.record.tables import FILE_WIDTH, NONE, Sheet, number
+from harness.record.tables import NONE, Sheet, number, show
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -118,11 +117,7 @@ def main(
         few = ", ".join(known[:3])
         msg = f"metric is {metric!r:.60}; expected one that is listed without --metric, such as {few}"
         raise _refuse(msg)
-    console = Console()
-    if not console.is_terminal:
-        console = Console(width=FILE_WIDTH)
-    for key, runs in series(records, metric).items():
-        console.print(sheet(metric, key, runs).rich())
+    show(*(sheet(metric, key, runs) for key, runs in series(records, metric).items()))
 
 
 def _refuse(reason: str) -> typer.Exit:

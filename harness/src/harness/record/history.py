@@ -14,10 +14,13 @@ from pydantic import ValidationError
 from expert_maps.errors import FormatError
 from expert_maps.files import describe, parse_json, read_bytes
 from harness.record import older
-from harness.record.schema import RunRecord
+from harness.record.provenance import describe as describe_run
+from harness.record.schema import RunRecord, refusal
 
 if TYPE_CHECKING:
     from pathlib import Path
+
+    from harness.record.schema import Kind, Provenance
 
 
 def append(path: Path, record: RunRecord) -> None:
@@ -48,6 +51,38 @@ def append(path: Path, record: RunRecord) -> None:
     except OSError as error:
         msg = f"{describe(path)}: cannot be written: {error.strerror or error}"
         raise FormatError(msg) from error
+
+
+def keep(
+    path: Path | None,
+    kind: Kind,
+    name: str,
+    performance: dict[str, Any],
+    settings: dict[str, Any] | None = None,
+    provenance: Provenance | None = None,
+) -> None:
+    """Append the record of a run that was made here, where a file was named, and say so.
+
+    Args:
+        path: of the file; None to keep nothing.
+        kind: what was run.
+        name: what tells it from other runs of its kind.
+        performance: times, rates and ratios.
+        settings: the options that were given.
+        provenance: where and with what; of this process where it is None.
+
+    Raises:
+        FormatError: as `append`.
+    """
+    if path is not None:
+        where = provenance or describe_run()
+        append(
+            path,
+            RunRecord(
+                kind=kind, name=name, settings=settings or {}, provenance=where, performance=performance
+            ),
+        )
+        print(f"appended to {path}")
 
 
 def _write(stream: Any, content: bytes, end: int) -> None:  # noqa: ANN401 - a file that is open for both
@@ -98,9 +133,5 @@ def parse(value: object, place: str) -> RunRecord:
     try:
         return RunRecord.model_validate(value)
     except ValidationError as error:
-        first = error.errors()[0]
-        field = ".".join(map(str, first["loc"]))
-        reason = str(first.get("ctx", {}).get("error") or first["msg"])
-        shown = "" if isinstance(first["input"], dict | list) else f" is {first['input']!r:.80}"
-        msg = f"{place}: {field or 'it'}{shown}: {reason}"
+        msg = f"{place}: {refusal(error)}"
         raise FormatError(msg) from error

@@ -11,7 +11,7 @@ from pydantic import ValidationError
 from expert_maps.errors import FormatError
 from expert_maps.files import describe
 from harness.record.provenance import DISTRIBUTIONS
-from harness.record.schema import Checkpoint, DeviceRecord, Kind, Provenance, RunRecord
+from harness.record.schema import Checkpoint, DeviceRecord, Kind, Provenance, RunRecord, refusal
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -54,9 +54,7 @@ def runs(lines: Sequence[Mapping[str, Any]], path: Path) -> list[RunRecord]:
     try:
         return [_run(kind, context, rows) for kind, context, rows in grouped]
     except ValidationError as error:
-        first = error.errors()[0]
-        field = ".".join(map(str, first["loc"]))
-        msg = f"{describe(path)}: {field} is {first['input']!r:.80}: {first['msg']}"
+        msg = f"{describe(path)}: {refusal(error)}"
         raise FormatError(msg) from error
 
 

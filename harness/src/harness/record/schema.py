@@ -7,7 +7,7 @@ from __future__ import annotations
 from datetime import datetime
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 FORMAT: Literal[2] = 2
 
@@ -25,6 +25,15 @@ Kind = Literal[
 ]
 Text = Annotated[str, Field(min_length=1)]
 Count = Annotated[int, Field(ge=0)]
+
+
+def refusal(error: ValidationError) -> str:
+    """Return the first thing that is wrong with what was read: field, value and what was expected, in a line."""
+    first = error.errors()[0]
+    field = ".".join(map(str, first["loc"]))
+    reason = str(first.get("ctx", {}).get("error") or first["msg"])
+    shown = "" if isinstance(first["input"], dict | list) else f" is {first['input']!r:.80}"
+    return f"{field}{shown}: {reason}" if field else reason
 
 
 class _Model(BaseModel):

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from importlib import resources
 from typing import TYPE_CHECKING, Any
 
+from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
@@ -19,50 +20,82 @@ if TYPE_CHECKING:
 
 NONE = "–"
 # Room for many columns where the output goes to a file.
-FILE_WIDTH = 180
+_FILE_WIDTH = 180
+
+
+def one_line(text: str) -> str:
+    """Return a text with every run of white space, line breaks too, as a space."""
+    return " ".join(text.split())
+
+
+def points(value: float, *, signed: bool = False) -> str:
+    """Return a number with two decimals; what rounds to zero is no "-0.00"."""
+    rounded = round(value, 2) + 0.0  # −0.0 + 0.0 is 0.0
+    return f"{rounded:+.2f}" if signed else f"{rounded:.2f}"
+
+
+def markdown(columns: Sequence[str], rows: Sequence[Sequence[str]], *, right: int | None = None) -> str:
+    """Return a table.
+
+    Args:
+        columns: headings.
+        rows: cells; a bar in one would end it and becomes a slash, a line break a space.
+        right: columns from this one on are aligned to the right; none where it is None.
+    """
+    left = len(columns) if right is None else right
+    rule = ["---"] * left + ["---:"] * (len(columns) - left)
+    lines = [columns, rule, *rows]
+    return "".join(f"| {' | '.join(one_line(cell).replace('|', '/') for cell in line)} |\n" for line in lines)
 
 
 @dataclass(frozen=True)
 class Sheet:
-    """A table: the first column is text, the others are numbers.
+    """A table, or a section without one.
 
     Attributes:
         title: its heading.
         about: a paragraph above it.
-        columns: the headings of the columns.
+        columns: the headings of the columns; none where there is no table.
         rows: the cells.
         notes: lines below it.
         folded: whether a page shows it only when asked.
+        right: columns from this one on are numbers; None where all are text.
     """
 
     title: str
     about: str
-    columns: Sequence[str]
-    rows: Sequence[Sequence[str]]
+    columns: Sequence[str] = ()
+    rows: Sequence[Sequence[str]] = ()
     notes: Sequence[str] = ()
     folded: bool = False
+    right: int | None = 1
 
     @property
     def body(self) -> str:
         """It in Markdown, without its heading."""
-        lines = [self.columns, ["---", *["---:"] * (len(self.columns) - 1)], *self.rows]
-        table = "\n".join(f"| {' | '.join(cell.replace('|', '/') for cell in line)} |" for line in lines)
+        table = markdown(self.columns, self.rows, right=self.right).strip() if self.columns else ""
         notes = "\n".join(f"- {note}" for note in self.notes)
         return "\n\n".join(part for part in (self.about, table, notes) if part)
-
-    def markdown(self) -> str:
-        """Return it as a section of Markdown."""
-        return f"## {self.title}\n\n{self.body}\n"
 
     def rich(self) -> Table:
         """Return it for the terminal; what stands in brackets, such as log2phy[ids], is no markup."""
         table = Table(title=Text(self.title), title_justify="left", caption_justify="left")
         table.caption = Text("\n".join(self.notes)) if self.notes else None
         for index, name in enumerate(self.columns):
-            table.add_column(Text(name), justify="right" if index else "left", overflow="fold")
+            is_number = self.right is not None and index >= self.right
+            table.add_column(Text(name), justify="right" if is_number else "left", overflow="fold")
         for row in self.rows:
             table.add_row(*map(Text, row))
         return table
+
+
+def show(*parts: Sheet | Table | Text | str) -> None:
+    """Print tables and lines; where the output goes to a file, with room for many columns."""
+    console = Console()
+    if not console.is_terminal:
+        console = Console(width=_FILE_WIDTH)
+    for part in parts:
+        console.print(part.rich() if isinstance(part, Sheet) else part, markup=False, highlight=False)
 
 
 def number(value: float | None, digits: int = 3) -> str:

@@ -4,19 +4,19 @@
 
 from __future__ import annotations
 
+import importlib.util
 import subprocess
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from rich.console import Console
+from rich.text import Text
 
 from expert_maps.errors import ExpertMapsError
 from expert_maps.files import read_json, write_text
-from harness.bench.npu import compare, pages, plot, results
-from harness.record import history
-from harness.record.tables import FILE_WIDTH
+from harness.bench.npu import compare, pages, results
+from harness.record import history, tables
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -83,9 +83,9 @@ def write(run: RunRecord, folder: Path) -> None:
     """
     history.append(folder / FILE, run)
     address = None
-    if plot.can_draw():
+    if importlib.util.find_spec("matplotlib") is not None:
         address = "npu_ops.svg"
-        plot.draw(run, folder / address)
+        pages.draw(run, folder / address)
     write_text(folder / "npu_ops.md", pages.page(run, address))
     typer.echo(f"appended to {folder / FILE}, wrote npu_ops.md{' and ' + address if address else ''}")
 
@@ -105,18 +105,11 @@ def against(
 
 def show(run: RunRecord, rows: Sequence[compare.Row] | None) -> None:
     """Print the tables, what failed, and the comparison."""
-    console = Console()
-    if not console.is_terminal:
-        console = Console(width=FILE_WIDTH)
-    for op in run.performance["abouts"]:
-        console.print(pages.of_op(run, op, "warm").rich())
-    console.print(pages.summary(run).rich())
-    for name, text in run.proof["faults"].items():
-        console.print(f"no time: {name}: {text}", style="bold red", highlight=False, markup=False)
+    tables.show(*(pages.of_op(run, op, "warm") for op in run.performance["abouts"]), pages.summary(run))
+    tables.show(*(Text(f"no time: {name}: {text}", "bold red") for name, text in run.proof["faults"].items()))
     if rows is not None:
-        console.print(pages.comparison(rows))
         counts = ", ".join(f"{count} {verdict}" for verdict, count in compare.failures(rows).items())
-        console.print(f"{len(rows)} compared: {counts or 'none slower, none missing'}")
+        tables.show(pages.comparison(rows), f"{len(rows)} compared: {counts or 'none slower, none missing'}")
 
 
 def _kept(path: Path | None, device: str) -> RunRecord:

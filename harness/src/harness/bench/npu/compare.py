@@ -18,21 +18,12 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping, Sequence
+    from collections.abc import Mapping, Sequence
 
     from harness.record.schema import Provenance, RunRecord
 
-Verdict = Literal[
-    "same",
-    "faster",
-    "slower",
-    "undecided",
-    "no baseline",
-    "vanished",
-    "failed",
-    "peer faster",
-    "peer slower",
-]
+Own = Literal["same", "faster", "slower", "undecided", "no baseline", "vanished", "failed"]
+Verdict = Own | Literal["peer faster", "peer slower"]
 BAD: frozenset[str] = frozenset({"slower", "no baseline", "vanished", "failed"})
 # The middle between no change and a slowdown of 1.3 times, in logarithms.
 THRESHOLD = 1.15
@@ -123,27 +114,16 @@ def compare(current: RunRecord, baseline: RunRecord, known: set[str]) -> list[Ro
     found: list[Row] = []
     for name in dict.fromkeys((*before, *now)):
         if name in now:
-            found += _rows(name, now[name], before.get(name), current, versions)
-        elif name in faulty or name not in known:
-            verdict: Verdict = "failed" if name in faulty else "vanished"
-            found.append(
-                Row(name, None, verdict, "no implementation could be timed" if name in faulty else "")
-            )
+            new, old = (runs[name]["implementations"] if name in runs else {} for runs in (now, before))
+            abouts = current.performance["abouts"].get(now[name]["op"], {})
+            for one in dict.fromkeys((*old, *new)):
+                is_peer = abouts.get(one, {}).get("is_peer", False)
+                found.append(_row(f"{name}: {one}", new.get(one), old.get(one), versions, is_peer=is_peer))
+        elif name in faulty:
+            found.append(Row(name, None, "failed", "no implementation could be timed"))
+        elif name not in known:
+            found.append(Row(name, None, "vanished"))
     return found
-
-
-def _rows(
-    name: str,
-    now: Mapping[str, Any],
-    before: Mapping[str, Any] | None,
-    run: RunRecord,
-    versions: Sequence[str],
-) -> Iterator[Row]:
-    old = {} if before is None else before["implementations"]
-    abouts = run.performance["abouts"].get(now["op"], {})
-    for one in dict.fromkeys((*old, *now["implementations"])):
-        is_peer = abouts.get(one, {}).get("is_peer", False)
-        yield _row(f"{name}: {one}", now["implementations"].get(one), old.get(one), versions, is_peer=is_peer)
 
 
 def _row(

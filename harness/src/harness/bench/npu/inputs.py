@@ -4,10 +4,11 @@
 
 from __future__ import annotations
 
+import functools
 import zlib
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal, get_args
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import torch
 
@@ -17,10 +18,12 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
     from harness.bench.npu.devices import Kind
+    from vllm_ascend_moe.npu_ops.ops import Op
 
     Tensors = Mapping[str, torch.Tensor]
     Outputs = tuple[torch.Tensor, ...]
-    Run = Callable[[], Outputs]
+    # What is timed returns its outputs, or its one output.
+    Run = Callable[[], Outputs | list[torch.Tensor] | torch.Tensor]
 
 Phase = Literal["decode", "prefill"]
 Variant = Literal["warm", "cold", "pipelined"]
@@ -94,17 +97,42 @@ class Implementation:
     is_peer: bool = False
     serves: bool = False
 
+    def outputs(self, case: Case, tensors: Tensors) -> Outputs:
+        """Prepare and run once; return the outputs on the CPU."""
+        found = self.prepare(case, tensors)()
+        return tuple(one.cpu() for one in ((found,) if isinstance(found, torch.Tensor) else found))
+
+
+def own(
+    op: Op[..., Any], kind: Kind, twin: str, bind: Callable[[Callable[..., Any], Case, Tensors], Run]
+) -> list[Implementation]:
+    """Return an op's forms on a device, which take the same arguments; the last one is what the plugin runs there.
+
+    Args:
+        op: which.
+        kind: of the device.
+        twin: what the twin is, for the table.
+        bind: binds a form to its arguments.
+    """
+    forms: list[tuple[str, str, Callable[..., Any]]] = [("torch", twin, op.twin)]
+    if kind == "cpu" and op.fast is not None:
+        forms.append(("numba", "the kernel for a CPU", op.fast))
+    if kind == "npu":
+        forms.append(("npu", "torch_npu's op", getattr(torch.ops.npu, op.name)))
+    return [
+        Implementation(name, about, functools.partial(bind, function), serves=name == forms[-1][0])
+        for name, about, function in forms
+    ]
+
 
 class Family(ABC):
     """An op: its inputs, its reference and who does it.
 
     Attributes:
         op: its name.
-        about: a line for the table.
     """
 
     op: str
-    about: str
 
     @abstractmethod
     def make(self, case: Case) -> dict[str, torch.Tensor]:

@@ -5,6 +5,8 @@
 from __future__ import annotations
 
 import statistics
+from itertools import accumulate
+from math import comb
 from typing import TYPE_CHECKING, Any
 
 from expert_maps.errors import FormatError
@@ -26,14 +28,9 @@ def median_interval(values: Sequence[float]) -> tuple[float, float]:
     Of fewer than six the extremes are returned, which hold it less often.
     """
     ordered, n = sorted(values), len(values)
-    tail, chance, place = 0.0, 0.5**n, 0
-    while place < n // 2:
-        tail += chance
-        if 2 * tail > 1 - _CONFIDENCE:
-            break
-        chance *= (n - place) / (place + 1)
-        place += 1
-    place = max(place - 1, 0)
+    # By how many heads or fewer: as often as not, of so many in 2**n.
+    rarely = [2 * ways <= (1 - _CONFIDENCE) * 2**n for ways in accumulate(comb(n, k) for k in range(n // 2))]
+    place = max(sum(rarely) - 1, 0)
     return ordered[place], ordered[n - 1 - place]
 
 

@@ -9,26 +9,30 @@ vLLM's policy is compared where vLLM is installed, vllm-ascend's where its wheel
 
 from __future__ import annotations
 
+import importlib.util
 import os
 from dataclasses import dataclass, field
 from enum import Enum
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
-from rich.console import Console
 
 from expert_maps.files import write_text
 from harness.bench.planner import ascend, pages
 from harness.bench.planner.first import first_calls
-from harness.bench.planner.peers import FAST, PRECISE, VLLM, Peer, own_peers, vllm, vllm_is_installed
+from harness.bench.planner.peers import FAST, PRECISE, VLLM, Peer, own_peers, vllm
 from harness.bench.planner.problems import family_cases, growth_cases, quality_cases
 from harness.bench.planner.studies import ESFT_FILE, incremental, over_time
 from harness.bench.planner.timing import Outcome, Pace, compare
 from harness.record import history
 from harness.record.provenance import describe
-from harness.record.schema import RunRecord
-from harness.record.tables import FILE_WIDTH, Sheet
+from harness.record.tables import Sheet, show
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Sequence
+
+    from harness.bench.planner.problems import Problem
 
 
 class Part(str, Enum):
@@ -72,6 +76,20 @@ class Run:
         """Return those of the policies that are here."""
         return [peer for peer in self.peers if peer.name in names]
 
+    def recorded(self, what: str) -> Path | None:
+        """Return the file of recorded loads; where it is not there, note what is left out."""
+        file = None if self.loads is None else self.loads / ESFT_FILE
+        if file is None or not file.exists():
+            self.absent.append(f"{what}: --loads names no folder with {ESFT_FILE}")
+            return None
+        return file
+
+    def compare(self, problems: Iterable[Problem], peers: Sequence[Peer]) -> list[Outcome]:
+        """Compare policies on problems, and keep a record of each."""
+        outcomes = [compare(problem, peers, self.pace) for problem in problems]
+        self.records += map(pages.case_record, outcomes)
+        return outcomes
+
     def keep(self, benchmark: str, **results: object) -> None:
         """Keep a record."""
         self.records.append({"benchmark": pages.record_name(benchmark), **results})
@@ -80,7 +98,7 @@ class Run:
 def gather(source: Path | None, loads: Path | None, pace: Pace) -> Run:
     """Find the policies that can be compared here."""
     run = Run(own_peers(), pace, source, loads)
-    if vllm_is_installed():
+    if importlib.util.find_spec("vllm") is not None:
         # Importing vLLM talks about the machine.
         os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
         run.peers.append(vllm())
@@ -97,31 +115,22 @@ def gather(source: Path | None, loads: Path | None, pace: Pace) -> Run:
 
 def measure_quality(run: Run) -> None:
     """Compare all policies on the cases of the plot."""
-    for problem in quality_cases():
-        planners = [peer for peer in run.peers if peer.name != ascend.SWIFT]
-        run.outcomes.append(compare(problem, planners, run.pace))
-        run.records.append(pages.case_record(run.outcomes[-1]))
+    planners = [peer for peer in run.peers if peer.name != ascend.SWIFT]
+    run.outcomes = run.compare(quality_cases(), planners)
     run.sheets += pages.quality_sheets(run.outcomes)
 
 
 def measure_families(run: Run) -> None:
     """Compare what the goals are about on four families of loads."""
-    file = None if run.loads is None else run.loads / ESFT_FILE
-    if file is None or not file.exists():
-        file = None
-        run.absent.append(f"recorded loads among the families: --loads names no folder with {ESFT_FILE}")
-    outcomes = [compare(one, run.some(FAST, PRECISE, VLLM), run.pace) for one in family_cases(file)]
-    run.sheets += pages.family_sheets(outcomes)
-    run.records += map(pages.case_record, outcomes)
+    cases = family_cases(run.recorded("recorded loads among the families"))
+    run.sheets += pages.family_sheets(run.compare(cases, run.some(FAST, PRECISE, VLLM)))
 
 
 def measure_growth(run: Run) -> None:
     """Time some policies on growing problems."""
     for title, problems in growth_cases().items():
-        peers = run.some(FAST, PRECISE, VLLM)
-        outcomes = [compare(problem, peers, run.pace) for problem in problems]
+        outcomes = run.compare(problems, run.some(FAST, PRECISE, VLLM))
         run.sheets.append(pages.growth_sheet(title, outcomes))
-        run.records += map(pages.case_record, outcomes)
 
 
 def measure_first(run: Run) -> None:
@@ -141,19 +150,16 @@ def measure_incremental(run: Run) -> None:
 
 def measure_time(run: Run) -> None:
     """Score plans on later windows of recorded loads."""
-    file = None if run.loads is None else run.loads / ESFT_FILE
-    if file is None or not file.exists():
-        run.absent.append(f"later windows: --loads names no folder with {ESFT_FILE}")
+    file = run.recorded("later windows")
+    if file is None:
         return
     scores = over_time(file, run.peers, run.pace)
     run.sheets.append(pages.time_sheet(scores))
-    run.keep(
-        "later windows of ESFT's tasks, 26×64 → 80/16",
-        policies={
-            name: {task: {"balancedness": score, "median_ms": ms} for task, (score, ms) in found.items()}
-            for name, found in scores.items()
-        },
-    )
+    policies = {
+        name: {task: {"balancedness": score, "median_ms": ms} for task, (score, ms) in found.items()}
+        for name, found in scores.items()
+    }
+    run.keep("later windows of ESFT's tasks, 26×64 → 80/16", policies=policies)
 
 
 _MEASURES = {
@@ -187,13 +193,7 @@ def main(
     for one in part or list(Part):
         _MEASURES[one](run)
     provenance = describe(extra=run.extra)
-    console = Console()
-    if not console.is_terminal:
-        console = Console(width=FILE_WIDTH)
-    for sheet in run.sheets:
-        console.print(sheet.rich())
-    for line in run.absent:
-        console.print(f"left out: {line}")
+    show(*run.sheets, *(f"left out: {line}" for line in run.absent))
     if plot is not None and run.outcomes:
         from harness.bench.planner.plot import draw
 
@@ -203,16 +203,8 @@ def main(
         address = None if plot is None else Path(os.path.relpath(plot, table.parent)).as_posix()
         write_text(table, pages.page(run.sheets, provenance, run.absent, address))
         typer.echo(f"wrote {table}")
-    if record is not None:
-        settings = {"repeats": repeats, "parts": [one.value for one in part or Part]}
-        rows = {"rows": run.records}
-        history.append(
-            record,
-            RunRecord(
-                kind="planner", name="planner", settings=settings, provenance=provenance, performance=rows
-            ),
-        )
-        typer.echo(f"appended to {record}")
+    settings = {"repeats": repeats, "parts": [one.value for one in part or Part]}
+    history.keep(record, "planner", "planner", {"rows": run.records}, settings, provenance)
 
 
 if __name__ == "__main__":

@@ -27,6 +27,8 @@ from harness.bench.planner.peers import Answer, Peer, RefusedError
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
+    from numpy.typing import NDArray
+
     from harness.bench.planner.problems import Problem
 
 _POLICIES = "vllm_ascend/eplb/core/policy"
@@ -109,9 +111,8 @@ def _stand_ins() -> Iterator[None]:
         yield
     finally:
         for name, module in before.items():
-            if module is None:
-                del sys.modules[name]
-            else:
+            del sys.modules[name]
+            if module is not None:
                 sys.modules[name] = module
 
 
@@ -158,15 +159,13 @@ def _peer(name: str, policy: Callable[..., Any]) -> Peer:
     return Peer(name, prepare, read)
 
 
-def _first_placement(problem: Problem) -> np.ndarray[Any, np.dtype[np.int64]]:
+def _first_placement(problem: Problem) -> NDArray[np.int64]:
     """Return the placement [L, P] from which a planner starts that wants one: experts in order, then again."""
     row = np.arange(problem.num_physical) % problem.total.shape[1]
     return np.tile(row, (len(problem.total), 1))
 
 
-def _slot_loads(
-    problem: Problem, table: np.ndarray[Any, np.dtype[np.int64]]
-) -> np.ndarray[Any, np.dtype[np.float64]]:
+def _slot_loads(problem: Problem, table: NDArray[np.int64]) -> NDArray[np.float64]:
     """Return the tokens of each slot, [windows, L, P], which is what vllm-ascend records."""
     windows = problem.load if problem.load.ndim > problem.total.ndim else problem.load[None]
     counted = np.array_equal(windows, np.floor(windows))

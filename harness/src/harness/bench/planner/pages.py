@@ -5,6 +5,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import astuple
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -14,10 +15,10 @@ from harness.record import tables
 from harness.record.tables import NONE, Sheet, number
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Callable, Mapping, Sequence
 
     from harness.bench.planner.studies import Replan
-    from harness.bench.planner.timing import Outcome
+    from harness.bench.planner.timing import Figures, Outcome
     from harness.record.schema import Provenance
 
 
@@ -28,21 +29,29 @@ def policies_of(outcomes: Sequence[Outcome]) -> list[str]:
     return [name for name in dict.fromkeys(names) if name in answered]
 
 
-def quality_sheets(outcomes: Sequence[Outcome], title: str = "Quality") -> list[Sheet]:
+def quality_sheets(outcomes: Sequence[Outcome]) -> list[Sheet]:
     """Return gap, time and violations of every policy on every problem."""
     names = policies_of(outcomes)
-    gap, times, broken = [], [], []
-    for outcome in outcomes:
-        case = outcome.problem.name
-        shown = [outcome.figures.get(name) for name in names]
-        gap.append([case, *(f"{one.gap_percent:.2f}" if one else NONE for one in shown)])
-        times.append([case, *(_time(outcome, name) for name in names)])
-        broken.append([case, *(str(one.violations.total or 0) if one else NONE for one in shown)])
+    gaps = _cells(outcomes, lambda one: f"{one.gap_percent:.2f}")
+    broken = _cells(outcomes, lambda one: str(one.violations.total))
     return [
-        Sheet(title, _GAP, ["gap, %", *names], gap, _reasons(outcomes)),
-        Sheet("Time", _TIME, ["ms (times faster than vLLM)", *names], times),
+        Sheet("Quality", _GAP, ["gap, %", *names], gaps, _reasons(outcomes)),
+        Sheet("Time", _TIME, [_MS, *names], _times(outcomes)),
         Sheet("Broken placements", _BROKEN, ["violations", *names], broken, _kinds(outcomes)),
     ]
+
+
+def _cells(outcomes: Sequence[Outcome], cell: Callable[[Figures], str]) -> list[list[str]]:
+    """Return a row a problem, a column a policy that answered any."""
+    names = policies_of(outcomes)
+    return [
+        [one.problem.name, *(cell(one.figures[name]) if name in one.figures else NONE for name in names)]
+        for one in outcomes
+    ]
+
+
+def _times(outcomes: Sequence[Outcome]) -> list[list[str]]:
+    return [[one.problem.name, *(_time(one, name) for name in policies_of(outcomes))] for one in outcomes]
 
 
 def _time(outcome: Outcome, name: str) -> str:
@@ -65,12 +74,11 @@ def _reasons(outcomes: Sequence[Outcome]) -> list[str]:
 def _kinds(outcomes: Sequence[Outcome]) -> list[str]:
     lines = []
     for name in policies_of(outcomes):
-        counts = [outcome.figures[name].violations for outcome in outcomes if name in outcome.figures]
-        sums = {kind: sum(getattr(count, kind) for count in counts) for kind in ("missing", "twice", "split")}
-        if any(sums.values()):
+        found = [one.figures[name].violations for one in outcomes if name in one.figures]
+        missing, twice, split = map(sum, zip(*(astuple(one) for one in found), strict=True))
+        if missing or twice or split:
             lines.append(
-                f"{name}: {sums['missing']} experts missing, {sums['twice']} twice on a rank, "
-                f"{sums['split']} groups on several nodes"
+                f"{name}: {missing} experts missing, {twice} twice on a rank, {split} groups on several nodes"
             )
     return lines
 
@@ -78,7 +86,7 @@ def _kinds(outcomes: Sequence[Outcome]) -> list[str]:
 def growth_sheet(title: str, outcomes: Sequence[Outcome]) -> Sheet:
     """Return times of a series of growing problems, and the power of the size with which they grow."""
     names = policies_of(outcomes)
-    rows = [[outcome.problem.name, *(_time(outcome, name) for name in names)] for outcome in outcomes]
+    rows = _times(outcomes)
     if len(outcomes) > 1:
         shapes = np.array([outcome.problem.load.shape for outcome in outcomes])
         size = np.log(shapes[:, 1 if (shapes[:, 0] == shapes[0, 0]).all() else 0])
@@ -89,20 +97,20 @@ def growth_sheet(title: str, outcomes: Sequence[Outcome]) -> Sheet:
             slope = np.polyfit(size[answered], np.log(ms), 1)[0] if len(ms) > 1 else math.nan
             powers.append(number(float(slope)))
         rows.append(["power of the size", *powers])
-    return Sheet(title, _GROWTH, ["ms (times faster than vLLM)", *names], rows)
+    return Sheet(title, _GROWTH, [_MS, *names], rows)
 
 
 def family_sheets(outcomes: Sequence[Outcome]) -> list[Sheet]:
     """Return gap and time of some policies on families of loads, and what of the goals is met."""
     names = policies_of(outcomes)
-    gap = [
-        [one.problem.name, *(f"{one.figures[name].gap_percent:.3f}" for name in names)] for one in outcomes
-    ]
-    times = [[one.problem.name, *(_time(one, name) for name in names)] for one in outcomes]
-    return [
-        Sheet("Four families of loads", _FAMILIES, ["gap, %", *names], gap, _goals(outcomes)),
-        Sheet("Time on four families", _TIME, ["ms (times faster than vLLM)", *names], times),
-    ]
+    gaps = Sheet(
+        "Four families of loads",
+        _FAMILIES,
+        ["gap, %", *names],
+        _cells(outcomes, lambda one: f"{one.gap_percent:.3f}"),
+        _goals(outcomes),
+    )
+    return [gaps, Sheet("Time on four families", _TIME, [_MS, *names], _times(outcomes))]
 
 
 # By slots a rank: the policy, its gap in % at most, and how many times faster than vLLM's policy at least.
@@ -146,7 +154,7 @@ def replan_sheet(replans: Sequence[Replan], sigma: float) -> Sheet:
             f"{one.balancedness:.4f}",
             f"{one.changed_percent:.1f}",
             f"{one.fetched_percent:.1f}",
-            NONE if one.median_ms is None else number(one.median_ms),
+            number(one.median_ms),
         ]
         for one in replans
     ]
@@ -206,6 +214,7 @@ an expert's load is split evenly over its replicas, and rank r of S slots owns s
 nothing else is said; Zipf's power goes from 0.5 in the first layer to 1.2 in the last. `balanced` stops a layer within
 its tolerance of a proven lower bound; the default is 0.04 %.
 """
+_MS = "ms (times faster than vLLM)"
 _GAP = (
     "How far the hottest rank is above the lower bound that `balanced` proves with `certify`, which is not timed, mean over layers, in %. The same "
     "expert twice on a rank makes a gap smaller than a placement allows."

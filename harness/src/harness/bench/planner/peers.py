@@ -8,7 +8,6 @@ What a policy needs is imported when it is first asked, so that each can be time
 from __future__ import annotations
 
 import importlib
-import importlib.util
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -63,16 +62,9 @@ class Peer:
         """Plan once.
 
         Raises:
-            RefusedError: the policy cannot.
+            RefusedError: the policy cannot, broke down, or gave something of a wrong shape.
         """
-        return self.answer(problem, self.prepare(problem))
-
-    def answer(self, problem: Problem, call: Callable[[], Any]) -> Answer:
-        """Make the call that `prepare` returned and read its answer.
-
-        Raises:
-            RefusedError: the policy broke down, or gave something of a wrong shape.
-        """
+        call = self.prepare(problem)
         try:
             answer = self.read(problem, call())
         except (ArithmeticError, AssertionError, LookupError, ValueError) as error:
@@ -141,8 +133,3 @@ def own_peers() -> list[Peer]:
         ours("deepseek", "deepseek"),
         ours("deepseek, duplicates", "deepseek", allow_duplicates=True),
     ]
-
-
-def vllm_is_installed() -> bool:
-    """Return whether vLLM's policy can be asked."""
-    return importlib.util.find_spec("vllm") is not None

@@ -83,26 +83,24 @@ def quality_cases() -> list[Problem]:
 
 def growth_cases() -> dict[str, list[Problem]]:
     """Return the series on which it is seen how the time grows, each under its title."""
-    layers = [
-        Problem(f"{count}×256 → 288/32", lognormal(count, 256), 288, 32, panel=False)
-        for count in (16, 32, 64, 128)
-    ]
-    experts = [
-        Problem(
-            f"16×{count} → {count * 5 // 4}/{count // 4}",
-            lognormal(16, count),
-            count * 5 // 4,
-            count // 4,
-            panel=False,
-        )
-        for count in (128, 256, 512, 1024)
-    ]
-    largest = Problem("128×1024 → 1536/512", lognormal(128, 1024), 1536, 512, panel=False)
+
+    def made(layers: int, experts: int, slots: int, ranks: int) -> Problem:
+        name = f"{layers}×{experts} → {slots}/{ranks}"
+        return Problem(name, lognormal(layers, experts), slots, ranks, panel=False)
+
     return {
-        "Time by layers": layers,
-        "Time by experts, five slots a rank": experts,
-        "A large case": [largest],
+        "Time by layers": [made(layers, 256, 288, 32) for layers in (16, 32, 64, 128)],
+        "Time by experts, five slots a rank": [
+            made(16, experts, experts * 5 // 4, experts // 4) for experts in (128, 256, 512, 1024)
+        ],
+        "A large case": [made(128, 1024, 1536, 512)],
     }
+
+
+def recorded_tasks(file: Path) -> dict[str, Float64Array]:
+    """Return counts [windows, L, E] of each task of a file."""
+    with np.load(file) as recorded:
+        return {name: recorded[name].astype(np.float64) for name in recorded.files}
 
 
 def heavy(num_layers: int, num_experts: int) -> Float64Array:
@@ -127,15 +125,9 @@ def family_cases(file: Path | None) -> list[Problem]:
     Args:
         file: counts [windows, L, 64] of each of several tasks; every layer of every task is a layer here.
     """
-    families = {
-        "log-normal": lognormal(58, 256),
-        "heavy": heavy(58, 256),
-        "Zipf": zipf(58, 256),
-    }
+    families = {"log-normal": lognormal(58, 256), "heavy": heavy(58, 256), "Zipf": zipf(58, 256)}
     if file is not None:
-        with np.load(file) as recorded:
-            tasks = [recorded[name].astype(np.float64).sum(axis=0) for name in recorded.files]
-        families["recorded"] = np.concatenate(tasks)
+        families["recorded"] = np.concatenate([one.sum(axis=0) for one in recorded_tasks(file).values()])
     return [
         Problem(f"{name}, {len(load)}×{load.shape[1]} → {slots}/{ranks}", load, slots, ranks, panel=False)
         for name, load in families.items()

@@ -11,7 +11,7 @@ import numpy as np
 
 from harness.bench.planner import scoring
 from harness.bench.planner.peers import PRECISE, VLLM, Peer
-from harness.bench.planner.problems import Problem, lognormal
+from harness.bench.planner.problems import Problem, lognormal, recorded_tasks
 from harness.bench.planner.timing import Pace, compare
 
 if TYPE_CHECKING:
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 # What keeping the old placement gives under the shifted load.
 _KEPT_BALANCEDNESS = 0.860
 # Slots of a layer that may change, of 288.
-_MOVES = (4, 8, 16, 24, 32, 48, 96, None)
+_MOVES = (4, 8, 16, 24, 32, 48, 96)
 
 ESFT_FILE = "esft_vanilla_lite_expert_load_w512.npz"
 _FITTED_WINDOWS = 8
@@ -60,10 +60,8 @@ def shifted_load(load: Float64Array, old: Slots, ep_size: int) -> tuple[Float64A
     low, high = 0.0, 2.0
     for _ in range(40):
         sigma = (low + high) / 2
-        if scoring.balancedness(old, load * np.exp(sigma * noise), ep_size) > _KEPT_BALANCEDNESS:
-            low = sigma
-        else:
-            high = sigma
+        kept = scoring.balancedness(old, load * np.exp(sigma * noise), ep_size)
+        low, high = (sigma, high) if kept > _KEPT_BALANCEDNESS else (low, sigma)
     return load * np.exp(low * noise), low
 
 
@@ -77,24 +75,19 @@ def incremental(peers: Sequence[Peer], pace: Pace) -> tuple[list[Replan], float]
     problem = Problem("58×256 → 288/32, shifted", lognormal(58, 256), 288, 32, panel=False)
     old = planner.solve(problem).slots
     load, sigma = shifted_load(problem.load, old, problem.ep_size)
-    shifted = replace(problem, load=load, current=old)
-    replans = [Replan("as it was", scoring.balancedness(old, load, problem.ep_size), 0.0, 0.0, None)]
-    limited = {f"{PRECISE}, {'any number' if most is None else f'at most {most}'}": most for most in _MOVES}
-    for name, most in limited.items():
-        replans += _replans(replace(shifted, max_moves=most), [replace(planner, name=name)], pace)
     # DeepSeek's answer, with and without duplicates, is vLLM's.
     others = [peer for peer in peers if not peer.name.startswith(("balanced", "deepseek"))]
-    return replans + _replans(shifted, others, pace), sigma
-
-
-def _replans(problem: Problem, peers: Sequence[Peer], pace: Pace) -> list[Replan]:
-    assert problem.current is not None
-    outcome = compare(problem, peers, pace)
-    found = []
-    for name, figures in outcome.figures.items():
-        changed, fetched = scoring.moved_percent(problem.current, figures.answer.slots, problem.ep_size)
-        found.append(Replan(name, figures.balancedness, changed, fetched, figures.median_ms))
-    return found
+    tried: list[tuple[int | None, list[Peer]]] = [
+        (most, [replace(planner, name=f"{PRECISE}, at most {most}")]) for most in _MOVES
+    ]
+    tried += [(None, [replace(planner, name=f"{PRECISE}, any number")]), (None, others)]
+    replans = [Replan("as it was", scoring.balancedness(old, load, problem.ep_size), 0.0, 0.0, None)]
+    for most, some in tried:
+        outcome = compare(replace(problem, load=load, current=old, max_moves=most), some, pace)
+        for name, figures in outcome.figures.items():
+            changed, fetched = scoring.moved_percent(old, figures.answer.slots, problem.ep_size)
+            replans.append(Replan(name, figures.balancedness, changed, fetched, figures.median_ms))
+    return replans, sigma
 
 
 def over_time(
@@ -111,9 +104,7 @@ def over_time(
         policy → task → (balancedness of the later windows, median_ms).
     """
     scores: dict[str, dict[str, tuple[float, float]]] = {}
-    with np.load(file) as recorded:
-        tasks = {name: recorded[name].astype(np.float64) for name in recorded.files}
-    for task, windows in tasks.items():
+    for task, windows in recorded_tasks(file).items():
         seen, later = windows[:_FITTED_WINDOWS], windows[_FITTED_WINDOWS:]
         for load, how in ((seen, "windows"), (seen.sum(axis=0), "their sum")):
             chosen = [peer for peer in peers if how in _WAYS.get(peer.name, ())]

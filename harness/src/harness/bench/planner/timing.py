@@ -114,12 +114,9 @@ def time_in_turn(calls: dict[str, Callable[[], Any]], pace: Pace) -> dict[str, l
 
 def certified(problem: Problem) -> list[Answer]:
     """Return `balanced` once more with all bounds that it can prove, outside of what is timed; nothing where it refuses."""
+    whole = replace(problem, load=problem.total, current=None)
     try:
-        return [
-            ours("certified", "balanced", certify=True).solve(
-                replace(problem, load=problem.total, current=None)
-            )
-        ]
+        return [ours("certified", "balanced", certify=True).solve(whole)]
     except RefusedError:
         return []
 

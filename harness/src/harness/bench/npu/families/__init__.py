@@ -6,28 +6,25 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from harness.bench.npu.families.activation import DynamicQuant, Swiglu
 from harness.bench.npu.families.experts import GroupedMatmul, WholeMoe
 from harness.bench.npu.families.gating import Gating
 from harness.bench.npu.families.mapping import Map, MapRecord, MapRecordTurns, Record
-from harness.bench.npu.families.permute import Finalize, Permute
+from harness.bench.npu.families.rows import DynamicQuant, Finalize, Permute, Swiglu
 
 if TYPE_CHECKING:
     from harness.bench.npu.inputs import Family
 
-FAMILIES: dict[str, Family] = {
-    family.op: family
-    for family in (
-        Gating(),
-        Map(),
-        Record(),
-        MapRecord(),
-        MapRecordTurns(),
-        Permute(),
-        Finalize(),
-        Swiglu(),
-        DynamicQuant(),
-        GroupedMatmul(),
-        WholeMoe(),
-    )
-}
+_ALL = (
+    Gating,
+    Map,
+    Record,
+    MapRecord,
+    MapRecordTurns,
+    Permute,
+    Finalize,
+    Swiglu,
+    DynamicQuant,
+    GroupedMatmul,
+    WholeMoe,
+)
+FAMILIES: dict[str, Family] = {family.op: family() for family in _ALL}

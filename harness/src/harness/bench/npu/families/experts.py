@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import functools
 import zlib
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -18,10 +19,11 @@ from vllm_ascend_moe.npu_ops import ops
 from vllm_ascend_moe.npu_ops.experts import ExpertWeights, apply_experts
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from harness.bench.npu.devices import Kind
     from harness.bench.npu.inputs import Outputs, Run, Tensors
     from harness.bench.npu.models import Model
-    from vllm_ascend_moe.npu_ops.packed import PackedExperts
 
 # One output, rows grouped, by counts.
 _GROUPING: dict[str, Any] = {"split_item": 2, "group_type": 0, "group_list_type": 1}
@@ -50,10 +52,9 @@ def _weights(model: Model) -> tuple[torch.Tensor, torch.Tensor]:
 
 
 class GroupedMatmul(Family):
-    """Each expert's rows times its matrix."""
+    """Each expert's rows times its matrix: [T·K, H] by expert times gate and up of E/ep_size experts, [H, 2·I] each."""
 
     op = "grouped_matmul"
-    about = "rows [T·K, H] by expert times gate and up of E/ep_size experts, [H, 2·I] each"
 
     def make(self, case: Case) -> dict[str, torch.Tensor]:
         """Return sorted rows, how many each expert has, and the weights as views [L, H, 2·I]."""
@@ -78,11 +79,11 @@ class GroupedMatmul(Family):
 
     def implementations(self, kind: Kind) -> list[Implementation]:
         """Return the twin, torch_npu's op, and a loop."""
-        found = [
-            Implementation("torch", "the plain-torch twin: one call on a CPU", _twin, serves=kind != "npu")
-        ]
+        op, about = ops.npu_grouped_matmul, "the plain-torch twin: one call on a CPU"
+        found = [Implementation("torch", about, partial(_product, op.twin), serves=kind != "npu")]
         if kind == "npu":
-            found.append(Implementation("npu", "torch_npu's op", _npu, serves=True))
+            npu = partial(_product, torch.ops.npu.npu_grouped_matmul)
+            found.append(Implementation("npu", "torch_npu's op", npu, serves=True))
         return [*found, Implementation("loop", "a product for each expert", _loop, is_peer=True)]
 
     def bytes_moved(self, case: Case) -> int:
@@ -98,13 +99,13 @@ class GroupedMatmul(Family):
 
 
 class WholeMoe(Family):
-    """A rank's share of the layer: sort, multiply, gate, multiply, add up."""
+    """A rank's share of the layer: sort, multiply, gate, multiply, add up.
+
+    hidden [T·K, H], a weight and one of a rank's E/ep_size experts each → [T·K, H]: the rows that a rank is sent where each
+    rank has T tokens and ranks are balanced, its experts uneven.
+    """
 
     op = "moe"
-    about = (
-        "hidden [T·K, H], a weight and one of a rank's E/ep_size experts each → [T·K, H]: the rows that a rank is sent "
-        "where each rank has T tokens and ranks are balanced, its experts uneven"
-    )
 
     def make(self, case: Case) -> dict[str, torch.Tensor]:
         """Return the rows, each one's expert and weight, and the experts as vLLM keeps them."""
@@ -141,7 +142,8 @@ class WholeMoe(Family):
         about = "apply_experts, on torch_npu's ops" if kind == "npu" else "apply_experts, which serves"
         found = [Implementation("apply_experts", about, _apply, serves=True)]
         if kind == "cpu":
-            found.append(Implementation("unpacked", "apply_experts without vLLM's packed kernel", _unpacked))
+            about, unpacked = "apply_experts without vLLM's packed kernel", partial(_apply, is_packed=False)
+            found.append(Implementation("unpacked", about, unpacked))
         return [*found, *peers.experts(kind)]
 
     def bytes_moved(self, case: Case) -> int:
@@ -156,40 +158,26 @@ class WholeMoe(Family):
         return 6 * case.entries * case.model.hidden_size * case.model.intermediate_size
 
 
-def _twin(_: Case, tensors: Tensors) -> Run:
-    rows, weight, counts = tensors["rows"], tensors["w13"], tensors["counts"]
-    return lambda: tuple(ops.npu_grouped_matmul.twin([rows], [weight], group_list=counts, **_GROUPING))
-
-
-def _npu(_: Case, tensors: Tensors) -> Run:
-    rows, weight, counts = tensors["rows"], tensors["w13"], tensors["counts"]
-    op = torch.ops.npu.npu_grouped_matmul
-    return lambda: tuple(op([rows], [weight], group_list=counts, **_GROUPING))
+def _product(function: Callable[..., Any], _: Case, tensors: Tensors) -> Run:
+    return partial(function, [tensors["rows"]], [tensors["w13"]], group_list=tensors["counts"], **_GROUPING)
 
 
 def _loop(_: Case, tensors: Tensors) -> Run:
     rows, weight, counts = tensors["rows"], tensors["w13"], tensors["counts"]
 
-    def run() -> Outputs:
+    def run() -> torch.Tensor:
         output = rows.new_empty(len(rows), weight.shape[2])
         start = 0
         for expert, count in enumerate(counts.tolist()):
             torch.mm(rows[start : start + count], weight[expert], out=output[start : start + count])
             start += count
-        return (output,)
+        return output
 
     return run
 
 
-def _apply(case: Case, tensors: Tensors) -> Run:
-    return _layer(tensors, packed=peers.packed(case, tensors))
-
-
-def _unpacked(_: Case, tensors: Tensors) -> Run:
-    return _layer(tensors, packed=None)
-
-
-def _layer(tensors: Tensors, packed: PackedExperts | None) -> Run:
+def _apply(case: Case, tensors: Tensors, *, is_packed: bool = True) -> Run:
+    packed = peers.packed(case, tensors) if is_packed else None
     weights = ExpertWeights(tensors["w13"].transpose(1, 2), tensors["w2"].transpose(1, 2))
     hidden, probs, ids = tensors["hidden"], tensors["weights"], tensors["ids"]
-    return lambda: (apply_experts(hidden, probs, ids, weights, packed=packed),)
+    return partial(apply_experts, hidden, probs, ids, weights, packed=packed)

@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -15,6 +16,8 @@ from vllm_ascend_moe.npu_ops import ops
 from vllm_ascend_moe.npu_ops.routing import select_experts
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from harness.bench.npu.devices import Kind
     from harness.bench.npu.inputs import Outputs, Run, Tensors
 
@@ -25,10 +28,9 @@ _MOST_TIES = 0.01
 
 
 class Gating(Family):
-    """Top-k of the scores within a token's best groups, in float32."""
+    """Top-k of the scores within a token's best groups: logits float32 [T, E] → weights and ids [T, K]."""
 
     op = "gating"
-    about = "logits float32 [T, E] → weights and ids [T, K]"
 
     def make(self, case: Case) -> dict[str, torch.Tensor]:
         """Return logits, and a bias where the model has one."""
@@ -86,16 +88,15 @@ class Gating(Family):
 
     def implementations(self, kind: Kind) -> list[Implementation]:
         """Return the twin, the kernel, what serves, torch_npu's op, and vLLM's routers."""
-        found = [Implementation("torch", "the plain-torch twin", _twin)]
-        if kind == "cpu" and ops.npu_moe_gating_top_k.fast is not None:
-            found.append(Implementation("numba", "the kernel for a CPU", _fast))
+        op, about = ops.npu_moe_gating_top_k, "torch_npu's op; softmax's weights are divided after it"
+        found = [Implementation("torch", "the plain-torch twin", partial(_by, op.twin))]
+        if kind == "cpu" and op.fast is not None:
+            found.append(Implementation("numba", "the kernel for a CPU", partial(_by, op.fast)))
         found.append(
             Implementation("select_experts", "the op and what it leaves to do", _serving, serves=True)
         )
         if kind == "npu":
-            found.append(
-                Implementation("npu", "torch_npu's op; softmax's weights are divided after it", _npu)
-            )
+            found.append(Implementation("npu", about, _npu))
         return found + peers.gating(kind)
 
     def bytes_moved(self, case: Case) -> int:
@@ -120,16 +121,9 @@ def _arguments(case: Case, tensors: Tensors) -> dict[str, Any]:
     }
 
 
-def _twin(case: Case, tensors: Tensors) -> Run:
+def _by(function: Callable[..., Any], case: Case, tensors: Tensors) -> Run:
     logits, arguments = tensors["logits"], _arguments(case, tensors)
-    return lambda: ops.npu_moe_gating_top_k.twin(logits, **arguments)[:2]
-
-
-def _fast(case: Case, tensors: Tensors) -> Run:
-    logits, arguments = tensors["logits"], _arguments(case, tensors)
-    fast = ops.npu_moe_gating_top_k.fast
-    assert fast is not None
-    return lambda: fast(logits, **arguments)[:2]
+    return lambda: function(logits, **arguments)[:2]
 
 
 def _npu(case: Case, tensors: Tensors) -> Run:

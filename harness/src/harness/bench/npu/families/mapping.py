@@ -4,9 +4,10 @@
 
 from __future__ import annotations
 
-import dataclasses
 import functools
 import importlib.util
+from dataclasses import replace
+from functools import partial
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -25,6 +26,8 @@ if TYPE_CHECKING:
     from harness.bench.npu.devices import Kind
     from harness.bench.npu.inputs import Outputs, Run, Tensors
     from harness.bench.npu.models import Model
+
+    Step = Callable[[Tensors], Outputs | torch.Tensor]
 
 
 @functools.lru_cache(maxsize=8)
@@ -92,139 +95,118 @@ class Mapping(Family):
 
 
 class Map(Mapping):
-    """Only the map."""
+    """Only the map: logical ids int32 [T, K] → physical ids, by a log2phy."""
 
     op = "map"
-    about = "logical ids int32 [T, K] → physical ids, by a log2phy"
     records = False
 
     def implementations(self, kind: Kind) -> list[Implementation]:  # noqa: ARG002 - the same everywhere
         """Return the op and the two lookups that torch offers."""
         return [
-            Implementation("torch", "ops.map_to_physical, which keeps −1", _map, serves=True),
-            Implementation("indexing", "log2phy[ids]", _map_by(_indexing), is_peer=True),
-            Implementation("index_select", "log2phy.index_select", _map_by(_index_select), is_peer=True),
+            _serving("torch", "ops.map_to_physical, which keeps −1", _map),
+            _peer("indexing", "log2phy[ids]", _indexing),
+            _peer("index_select", "log2phy.index_select", _index_select),
         ]
 
 
 class Record(Mapping):
-    """Only the count."""
+    """Only the count: ids int32 [T, K], added to counters int32 [P]."""
 
     op = "record"
-    about = "ids int32 [T, K], added to counters int32 [P]"
     maps = False
 
     def implementations(self, kind: Kind) -> list[Implementation]:  # noqa: ARG002
         """Return the op and bincount."""
         return [
-            Implementation("torch", "ops.record_load, a scatter_add that skips −1", _record, serves=True),
-            Implementation("bincount", "load += bincount(ids)", _bincount, is_peer=True),
+            _serving("torch", "ops.record_load, a scatter_add that skips −1", _record),
+            _peer("bincount", "load += bincount(ids)", lambda tensors: _bincount(tensors, tensors["ids"])),
         ]
 
 
 class MapRecord(Mapping):
-    """Both, by a log2phy."""
+    """Both, by a log2phy: logical ids int32 [T, K] → physical ids, counted."""
 
     op = "map_record"
-    about = "logical ids int32 [T, K] → physical ids, counted, by a log2phy"
 
     def implementations(self, kind: Kind) -> list[Implementation]:
         """Return both ops in turn, both in one pass, and what is written elsewhere."""
         return [
             *_by_log2phy(kind),
-            Implementation("indexing", "log2phy[ids], then bincount", _both_by(_indexing), is_peer=True),
-            Implementation(
-                "index_select", "log2phy.index_select, then bincount", _both_by(_index_select), is_peer=True
-            ),
+            _peer("indexing", "log2phy[ids], then bincount", _counted(_indexing)),
+            _peer("index_select", "log2phy.index_select, then bincount", _counted(_index_select)),
             *peers.map_and_record(kind),
         ]
 
 
 class MapRecordTurns(Mapping):
-    """Both, with copies that take turns."""
+    """Both, with copies that take turns by token: a table of several rows."""
 
     op = "map_record_turns"
-    about = "as map_record, but an expert's copies take turns by token: a table of several rows"
     turns = True
 
     def implementations(self, kind: Kind) -> list[Implementation]:
         """Return both ops in turn and in one pass, by this project's table and by vLLM's."""
-        found = [
-            *(dataclasses.replace(one, serves=False) for one in _by_log2phy(kind)),
-            Implementation(
-                "turns", "ops.take_turns by vLLM's tables, then ops.record_load", _turns, serves=kind != "cpu"
-            ),
-        ]
+        found = [replace(one, serves=False) for one in _by_log2phy(kind)]
+        found.append(_serving("turns", "ops.take_turns by vLLM's tables, then ops.record_load", _turns))
         if kind == "cpu":
+            found[-1] = replace(found[-1], serves=False)
             about = "ops.take_turns_and_record, a kernel for a CPU"
-            found.append(Implementation("turns one pass", about, _turns_at_once, serves=True))
-        about = "table[token % rows, ids], then bincount"
-        return [*found, Implementation("indexing", about, _both_by(_table_indexing), is_peer=True)]
+            found.append(_serving("turns one pass", about, _turns_at_once))
+        return [
+            *found,
+            _peer("indexing", "table[token % rows, ids], then bincount", _counted(_table_indexing)),
+        ]
+
+
+def _prepare(step: Step, _: Case, tensors: Tensors) -> Run:
+    """Prepare a step, which adds to counters of its own."""
+    return partial(step, {**tensors, "load": tensors["load"].clone()})
+
+
+def _serving(name: str, about: str, step: Step) -> Implementation:
+    return Implementation(name, about, partial(_prepare, step), serves=True)
+
+
+def _peer(name: str, about: str, step: Step) -> Implementation:
+    return Implementation(name, about, partial(_prepare, step), is_peer=True)
 
 
 def _by_log2phy(kind: Kind) -> list[Implementation]:
-    both = "ops.map_to_physical, then ops.record_load"
+    both = _serving("torch", "ops.map_to_physical, then ops.record_load", _both)
     if kind != "cpu" and importlib.util.find_spec("triton") is None:
-        return [Implementation("torch", both, _both, serves=True)]
+        return [both]
     about = f"ops.map_and_record, a {'kernel for a CPU' if kind == 'cpu' else 'Triton kernel'}"
-    return [
-        Implementation("torch", both, _both),
-        Implementation("one pass", about, _at_once, serves=True),
-    ]
+    return [replace(both, serves=False), _serving("one pass", about, _at_once)]
 
 
-def _map(_: Case, tensors: Tensors) -> Run:
-    ids, table = tensors["ids"], tensors["table"]
-    return lambda: (ops.map_to_physical(ids, table),)
+def _map(tensors: Tensors) -> torch.Tensor:
+    return ops.map_to_physical(tensors["ids"], tensors["table"])
 
 
-def _record(_: Case, tensors: Tensors) -> Run:
-    ids, load = tensors["ids"], tensors["load"].clone()
-
-    def run() -> Outputs:
-        ops.record_load(load, ids)
-        return (load,)
-
-    return run
+def _record(tensors: Tensors) -> torch.Tensor:
+    ops.record_load(tensors["load"], tensors["ids"])
+    return tensors["load"]
 
 
-def _bincount(_: Case, tensors: Tensors) -> Run:
-    ids, load = tensors["ids"], tensors["load"].clone()
-    return lambda: (load.add_(torch.bincount(ids.view(-1), minlength=len(load))),)
+def _both(tensors: Tensors) -> Outputs:
+    physical = _map(tensors)
+    ops.record_load(tensors["load"], physical)
+    return physical, tensors["load"]
 
 
-def _both(_: Case, tensors: Tensors) -> Run:
-    ids, table, load = tensors["ids"], tensors["table"], tensors["load"].clone()
-
-    def run() -> Outputs:
-        physical = ops.map_to_physical(ids, table)
-        ops.record_load(load, physical)
-        return physical, load
-
-    return run
+def _at_once(tensors: Tensors) -> Outputs:
+    return ops.map_and_record(tensors["ids"], tensors["table"], tensors["load"]), tensors["load"]
 
 
-def _at_once(_: Case, tensors: Tensors) -> Run:
-    ids, table, load = tensors["ids"], tensors["table"], tensors["load"].clone()
-    return lambda: (ops.map_and_record(ids, table, load), load)
+def _turns(tensors: Tensors) -> Outputs:
+    physical = ops.take_turns(tensors["ids"], tensors["slots"], tensors["count"])
+    ops.record_load(tensors["load"], physical)
+    return physical, tensors["load"]
 
 
-def _turns(_: Case, tensors: Tensors) -> Run:
+def _turns_at_once(tensors: Tensors) -> Outputs:
     ids, slots, count, load = (tensors[name] for name in ("ids", "slots", "count", "load"))
-    load = load.clone()
-
-    def run() -> Outputs:
-        physical = ops.take_turns(ids, slots, count)
-        ops.record_load(load, physical)
-        return physical, load
-
-    return run
-
-
-def _turns_at_once(_: Case, tensors: Tensors) -> Run:
-    ids, slots, count, load = (tensors[name] for name in ("ids", "slots", "count", "load"))
-    load = load.clone()
-    return lambda: (ops.take_turns_and_record(ids, slots, count, load), load)
+    return ops.take_turns_and_record(ids, slots, count, load), load
 
 
 # What people write. These take ids to be there: −1 would be the last expert's.
@@ -245,19 +227,14 @@ def _table_indexing(tensors: Tensors) -> torch.Tensor:
     return table[row.unsqueeze(1), ids.long()]
 
 
-def _map_by(lookup: Callable[[Tensors], torch.Tensor]) -> Callable[[Case, Tensors], Run]:
-    return lambda _, tensors: lambda: (lookup(tensors),)
+def _bincount(tensors: Tensors, ids: torch.Tensor) -> torch.Tensor:
+    load = tensors["load"]
+    return load.add_(torch.bincount(ids.view(-1), minlength=len(load)))
 
 
-def _both_by(lookup: Callable[[Tensors], torch.Tensor]) -> Callable[[Case, Tensors], Run]:
-    def prepare(_: Case, tensors: Tensors) -> Run:
-        load = tensors["load"].clone()
+def _counted(lookup: Callable[[Tensors], torch.Tensor]) -> Step:
+    def step(tensors: Tensors) -> Outputs:
+        physical = lookup(tensors)
+        return physical, _bincount(tensors, physical)
 
-        def run() -> Outputs:
-            physical = lookup(tensors)
-            load.add_(torch.bincount(physical.view(-1), minlength=len(load)))
-            return physical, load
-
-        return run
-
-    return prepare
+    return step
