@@ -35,13 +35,19 @@ int layer_init(Layer *p, int32_t experts, int32_t ranks, int32_t stride) {
     p->stale = array(r, 1, &failed);
     p->changed = array(5 * r, 1, &failed);
     p->left_any = p->changed ? p->changed + r : NULL;
-    p->came_any = p->changed ? p->changed + 2 * r : NULL;
-    p->gets_back = p->changed ? p->changed + 3 * r : NULL;
-    p->gives_back = p->changed ? p->changed + 4 * r : NULL;
+    p->gets_back = p->changed ? p->changed + 2 * r : NULL;
+    p->gives_back = p->changed ? p->changed + 3 * r : NULL;
+    p->unnoted = p->changed ? p->changed + 4 * r : NULL;
+    p->left = array(r * words, sizeof(uint64_t), &failed);
+    p->came = array(r * s + r, sizeof(int32_t), &failed);
+    p->num_came = p->came ? p->came + r * s : NULL;
     const size_t experts_and_more = e + BOUNDS_AT_ONCE, slots_and_more = r * s + BOUNDS_AT_ONCE;
-    p->relief = array(2 * experts_and_more, sizeof(double), &failed);
-    p->next_share = p->relief ? p->relief + experts_and_more : NULL;
-    p->spare_without = array(4 * slots_and_more, sizeof(double), &failed);
+    p->relief = array(3 * e, sizeof(double), &failed);
+    p->next_share = p->relief ? p->relief + e : NULL;
+    p->loss = p->relief ? p->relief + 2 * e : NULL;
+    p->relief_bound = array(2 * experts_and_more, sizeof(float), &failed);
+    p->share_bound = p->relief_bound ? p->relief_bound + experts_and_more : NULL;
+    p->spare_without = array(4 * slots_and_more, sizeof(float), &failed);
     if (p->spare_without) {
         p->spare_above = p->spare_without + slots_and_more;
         p->spare_loss = p->spare_above + slots_and_more;
@@ -61,7 +67,7 @@ void layer_free(Layer *p) {
                             p->value,    p->fill,   p->load,  p->order,    p->position, p->on,
                             p->was,      p->pairs,  p->stale, p->index,    p->key,    p->radix,
                             p->changed,  p->relief, p->places, p->spare,
-                            p->spare_without};
+                            p->spare_without, p->relief_bound, p->left, p->came};
     for (size_t i = 0; i < sizeof arrays / sizeof *arrays; i++) free(arrays[i]);
     memset(p, 0, sizeof *p);
 }

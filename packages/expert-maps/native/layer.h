@@ -50,16 +50,25 @@ typedef struct {
     Pair *pairs;         /* [R, pairs of stride], lazily, sorted by sum */
     uint8_t *stale;      /* [R], whether its pairs must be computed anew */
     uint8_t *changed;    /* [R], whether its load changed since budget.c last looked */
-    uint8_t *left_any, *came_any; /* [R], whether an expert left the rank, or came to it, since the present placement */
+    uint8_t *unnoted;    /* [R], whether what steps.c remembers of its experts is of before */
+    uint8_t *left_any;   /* [R], whether an expert left the rank since the present placement */
+    uint64_t *left;      /* [R, words], which */
+    int32_t *came;       /* [R, stride], the slots whose expert came to the rank since then */
+    int32_t *num_came;   /* [R] */
     uint8_t *gets_back, *gives_back; /* [R], whether it had an expert of the hot rank before; whether that had one of its */
-    double *relief;      /* [E], see budget.c */
+    double *relief;      /* [E], see spares.c */
     double *next_share;  /* [E], with one copy more */
+    double *loss;        /* [E], see spares.c */
     uint64_t *places;    /* [E, rank_words], its holders as a set */
-    Spare *spare;        /* [R, stride], see budget.c */
-    double *spare_without; /* [R, stride], the rank's load without it, less the target */
-    double *spare_above;   /* what of the rank is above the target */
-    double *spare_loss;    /* what the other holders' excess grows by */
-    double *spare_price;   /* the least of another expert there */
+    int32_t spares;      /* those listed */
+    uint8_t relist;      /* whether they must be listed anew */
+    Spare *spare;        /* [R, stride], see spares.c */
+    /* Bounds, of which only what may be wrong in their favour is wrong: */
+    float *relief_bound, *share_bound; /* [E], no less than `relief`, and `next_share` */
+    float *spare_without; /* [R, stride], the rank's load without it, less the target */
+    float *spare_above;   /* what of the rank is above the target */
+    float *spare_loss;    /* what the other holders' excess grows by */
+    float *spare_price;   /* of an expert there that the rank did not have */
     int32_t *index;      /* scratch [3 * (E + R)] */
     double *key;         /* scratch [E + R] */
     uint64_t *radix;     /* scratch [2 * (E + R)] */
@@ -92,6 +101,7 @@ static inline int arrival(const Layer *p, int32_t rank, int32_t expert) {
 static inline int is_cancelled(const Layer *p) { return p->cancelled && *p->cancelled; }
 
 static inline int32_t *slots_of(const Layer *p, int32_t rank) { return p->slot + (size_t)rank * p->stride; }
+static inline int32_t *came_to(const Layer *p, int32_t rank) { return p->came + (size_t)rank * p->stride; }
 static inline double *values_of(const Layer *p, int32_t rank) { return p->value + (size_t)rank * p->stride; }
 static inline int32_t *holders_of(const Layer *p, int32_t e) { return p->holder + (size_t)e * p->most_copies; }
 static inline int32_t hottest(const Layer *p) { return p->order[p->num_ranks - 1]; }

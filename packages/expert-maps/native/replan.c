@@ -5,10 +5,14 @@
  */
 #include "plan.h"
 
-#define NARROWINGS 4 /* of the target, between what is wished for and what there is */
+#define NARROWINGS 3 /* of the target, between what is wished for and what there is */
+#define MOST_SPENT 150 /* moves of all those attempts: after more of them there is no further one */
+#define NEAR_PLAN 1.05 /* with two slots a rank steps bring no placement that is hotter than this down to a plan anew */
 #define RAISES 3     /* of the target of a descent that has no moves left */
 #define NEAR_TARGET 0.998 /* of the target: such a rank has no room */
-#define FAIR 1.3     /* what a higher target saves, beside the excess that it takes away: steps that need not be so good */
+#define FAIR 1.3     /* what the last target saves, beside the excess that it takes away: steps that need not be so good */
+#define FEW 0.4      /* of a layer's slots: with a budget of fewer no plan anew is within reach */
+#define SMALL 128    /* slots of a layer for which it is made all the same */
 
 #define MOST_EFFORT 150000000 /* for a layer; about a second, which only those of many slots take */
 
@@ -54,6 +58,8 @@ static void raise_target(Layer *p, double target, double least) {
     }
 }
 
+static int is_of_two(const Problem *problem) { return problem->nodes == 1 && problem->slots == 2 * problem->ranks; }
+
 /* Bring every node to the target with at most `budget` moves, and write the answer. */
 static Outcome attempt(Work *w, const Problem *problem, const double *load, double target, double least,
                        int64_t budget, int32_t *slot, double *rank_load) {
@@ -73,6 +79,7 @@ static Outcome attempt(Work *w, const Problem *problem, const double *load, doub
         p->moves_left = budget;
         outcome.hot += count_above(p, target);
         Goal goal = {target, least, 200 + 10 * (int64_t)ranks, 1};
+        if (limit == UNLIMITED && is_of_two(problem) && peak(p) > NEAR_PLAN * target) goal.steps = 0;
         outcome.reached &= descend_by_excess(p, &goal) || (limit == UNLIMITED && !has_many_slots(p) && descend(p, &goal));
         outcome.left += sum_excess(p, target);
         if (limit != UNLIMITED && !has_many_slots(p)) raise_target(p, target, least);
@@ -96,8 +103,11 @@ static Outcome within_budget(Work *w, const Problem *problem, const double *load
     Outcome best = attempt(w, problem, load, wished, least, budget, slot, rank_load), last = best;
     if (best.reached || budget == UNLIMITED) return best;
     double low = wished, high = best.peak, target = wished;
-    for (int i = 0; i < NARROWINGS && high > low * (1 + problem->tolerance / 4) && w->now.effort > 0; i++) {
-        target += FAIR * last.left / last.hot;
+    int64_t spent = budget;
+    for (int i = 0; i < NARROWINGS && high > low * (1 + problem->tolerance / 4) && w->now.effort > 0 && spent < MOST_SPENT; i++) {
+        spent += budget;
+        const int is_last = i == NARROWINGS - 1 || spent >= MOST_SPENT;
+        target += (is_last ? FAIR : 1) * last.left / last.hot;
         if (last.reached || target >= high) target = (low + high) / 2;
         last = attempt(w, problem, load, target, least, budget, w->slot, w->rank_load);
         if (last.peak < best.peak) {
@@ -119,6 +129,16 @@ static double hottest_load(const Problem *problem, const double *rank_load) {
     return most;
 }
 
+/* Put a plan anew under the names with which little moves, where that is cooler and within the limit. */
+static int take_anew(Work *w, const Problem *problem, const int32_t *current, int64_t limit, int32_t *slot, double *rank_load) {
+    if (!relabel(w, problem, current, limit, w->slot, w->rank_load) ||
+        count_arrivals(problem, current, w->slot) > limit)
+        return 0;
+    memcpy(slot, w->slot, sizeof *slot * (size_t)problem->slots);
+    memcpy(rank_load, w->rank_load, sizeof *rank_load * (size_t)problem->ranks);
+    return 1;
+}
+
 /* Plan one layer from the present placement; returns a load that no placement's hottest rank is below, or -1 where
  * groups are spread over nodes and the budget does not allow to put that right. Counts the moves that could not be
  * avoided. */
@@ -130,39 +150,37 @@ double replan(Work *w, const Problem *problem, int64_t layer, int64_t *forced) {
     int32_t *slot = problem->slot + layer * problem->slots;
     double *rank_load = problem->rank_load + layer * problem->ranks;
     const int64_t budget = problem->max_moves < 0 ? UNLIMITED : problem->max_moves;
-    double bound = 0, total = 0;
+    double bound = 0, total = 0, reached = INFINITY;
     for (int64_t e = 0; e < problem->experts; e++) total += load[e];
     const int grouped = split_as_before(w, problem, current, load, &bound);
     bound /= w->ranks_per_node;
-    const double mean = total / (double)problem->ranks;
-    if (mean > bound) bound = mean;
+    if (total / (double)problem->ranks > bound) bound = total / (double)problem->ranks;
     *forced = 0;
     w->now.effort = problem->effort > 0 && problem->effort < MOST_EFFORT ? problem->effort : MOST_EFFORT;
-    double reached = INFINITY;
+    /* With two slots a rank the mean is seldom reached: then what a plan anew reaches is what is aimed at. */
+    const int first = budget == UNLIMITED && is_of_two(problem);
+    double proved = first ? plan_from_scratch(w, problem, layer, w->slot, w->rank_load) : 0;
     if (grouped) {
         localize(w, problem, current);
-        const Outcome best =
-            within_budget(w, problem, load, bound * (1 + problem->tolerance), budget, slot, rank_load);
+        double wished = bound * (1 + problem->tolerance);
+        if (first && hottest_load(problem, w->rank_load) > wished) wished = hottest_load(problem, w->rank_load);
+        const Outcome best = within_budget(w, problem, load, wished, budget, slot, rank_load);
         reached = best.peak;
         *forced = count_arrivals(problem, current, slot) - best.moves;
-        if (best.reached) {
+        const int few = problem->nodes == 1 && problem->slots > SMALL && (double)budget < FEW * (double)problem->slots;
+        if (best.reached || few) {
             keep_places(problem, current, slot);
-            return bound;
+            if (!best.reached) return replica_bound(&w->now, bound);
+            return proved > bound ? proved : bound;
         }
     }
     /* The certificate fails: plan anew, and let ranks change names so that little moves. */
-    const double proved = plan_from_scratch(w, problem, layer, w->slot, w->rank_load);
+    if (!first) proved = plan_from_scratch(w, problem, layer, w->slot, w->rank_load);
     if (proved > bound) bound = proved;
-    if (!grouped || hottest_load(problem, w->rank_load) < reached) {
-        const int64_t limit = budget == UNLIMITED ? UNLIMITED : *forced + budget;
-        if (relabel(w, problem, current, limit, w->slot, w->rank_load) &&
-            count_arrivals(problem, current, w->slot) <= limit) {
-            memcpy(slot, w->slot, sizeof *slot * (size_t)problem->slots);
-            memcpy(rank_load, w->rank_load, sizeof *rank_load * (size_t)problem->ranks);
-        } else if (!grouped) {
-            return -1;
-        }
-    }
+    const int64_t limit = budget == UNLIMITED ? UNLIMITED : *forced + budget;
+    if ((!grouped || hottest_load(problem, w->rank_load) < reached) &&
+        !take_anew(w, problem, current, limit, slot, rank_load) && !grouped)
+        return -1;
     keep_places(problem, current, slot);
     return bound;
 }

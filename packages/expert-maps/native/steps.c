@@ -8,15 +8,15 @@
 
 #define BLOCK BOUNDS_AT_ONCE
 
-/* What of a number is above zero: without a comparison, so that compilers do it for several numbers at once. Exact. */
-static inline double above_zero(double x) { return (x + fabs(x)) * 0.5; }
+/* What of a number is above zero: without a comparison, so that compilers do it for several numbers at once. */
+static inline float above_zero(float x) { return (x + fabsf(x)) * 0.5f; }
 
 /* Whether all of a block are below zero. */
-static inline int all_below_zero(const double *value) {
-    uint64_t sign[BLOCK], all = ~(uint64_t)0;
+static inline int all_below_zero(const float *value) {
+    uint32_t sign[BLOCK], all = ~(uint32_t)0;
     memcpy(sign, value, sizeof sign);
     for (int32_t i = 0; i < BLOCK; i++) all &= sign[i];
-    return (int)(all >> 63);
+    return (int)(all >> 31);
 }
 
 /* The excess that is gone once `rank` holds `in` in place of `out`, a copy of which is left elsewhere. */
@@ -80,7 +80,7 @@ static void weigh(const Layer *p, Choice *c, const Candidate *k, double paid) {
     if (--c->tries <= 0) c->enough = 0; /* whatever there is */
     c->effort += p->count[k->out] + p->count[k->in];
     if (worth < c->best.worth) return;
-    if (worth == c->best.worth && (!c->best.kind || (c->from == k->from && c->place < k->place))) return;
+    if (worth == c->best.worth && (c->best.kind != 2 || (c->from == k->from && c->place < k->place))) return;
     c->best = (BudgetStep){worth, 2, k->rank, k->out, k->in};
     c->from = k->from;
     c->place = k->place;
@@ -127,29 +127,41 @@ static void give_up(const Layer *p, Choice *c, int32_t from) {
     const int least_moves = !p->left_any[hot] - arrival(p, hot, out);
     if (least_moves > p->moves_left) return;
     const double without = p->load[hot] - p->share[out] - c->target, loss = loss_of_others(p, out, hot, c->target);
-    const double *next = p->next_share, *relief = p->relief;
-    double seen = INFINITY, most[BLOCK], beyond[BLOCK];
+    const float rounding = ROUNDING * (float)p->load[hot], base = (float)without - rounding;
+    const float *next = p->share_bound, *relief = p->relief_bound;
+    double seen = INFINITY;
+    float beyond[BLOCK];
     for (int32_t start = 0; start < p->num_experts && c->best.worth < c->enough; start += BLOCK) {
-        const double limit = bar(c, price(least_moves)) - c->excess + loss;
-        for (int32_t i = 0; i < BLOCK; i++) {
-            most[i] = relief[start + i] - above_zero(without + next[start + i]);
-            beyond[i] = most[i] - limit;
-        }
+        const float limit = (float)(bar(c, price(least_moves)) - c->excess + loss) - 2 * rounding;
+        for (int32_t i = 0; i < BLOCK; i++)
+            beyond[i] = relief[start + i] - above_zero(base + next[start + i]) - limit;
         if (all_below_zero(beyond)) continue;
         for (int32_t i = 0; i < BLOCK; i++) {
             const int32_t in = start + i, place = in - p->num_experts; /* before all that copy_elsewhere weighs */
             if (beyond[i] < 0) continue;
-            try_one(p, c, &(Candidate){from, place, hot, out, in, most[i] + c->excess, loss}, &seen);
+            const double left = without + p->next_share[in], most = p->relief[in] - (left > 0 ? left : 0) + c->excess;
+            try_one(p, c, &(Candidate){from, place, hot, out, in, most, loss}, &seen);
         }
     }
     if (loss > 0) give_up_to_neighbours(p, c, from, without, loss);
 }
 
 /* A copy of `in` in the place of a spare. */
-static Candidate in_place_of(const Layer *p, int32_t from, int32_t place, int32_t in) {
-    const double after = p->spare_without[place] + p->next_share[in];
-    const double most = p->relief[in] + (p->spare_above[place] - (after > 0 ? after : 0));
-    return (Candidate){from, place, p->spare[place].rank, p->spare[place].out, in, most, p->spare_loss[place]};
+static Candidate in_place_of(const Layer *p, const Choice *c, int32_t from, int32_t place, int32_t in) {
+    const int32_t rank = p->spare[place].rank, out = p->spare[place].out;
+    const double above = p->load[rank] - c->target, share = p->share[out], after = above - share + p->next_share[in];
+    const double loss = p->loss[out] - loss_of(above, p->weight[out] / (p->count[out] - 1) - share);
+    const double most = p->relief[in] + ((above > 0 ? above : 0) - (after > 0 ? after : 0));
+    return (Candidate){from, place, rank, out, in, most, loss};
+}
+
+/* The same if it is good enough, where the others that have what goes lose nothing. */
+static void try_in_place_of(const Layer *p, Choice *c, int32_t from, int32_t place, int32_t in, double *seen) {
+    const float after = p->spare_without[place] + p->share_bound[in];
+    const float most = p->relief_bound[in] + p->spare_above[place] - (after > 0 ? after : 0);
+    if (p->loss[p->spare[place].out] == 0 || most < c->least_gain) return;
+    const Candidate candidate = in_place_of(p, c, from, place, in);
+    if (candidate.loss > 0) try_one(p, c, &candidate, seen);
 }
 
 /* The same in place of what the holders of the expert have beside it: that loses less. */
@@ -157,19 +169,34 @@ static void copy_beside_neighbours(const Layer *p, Choice *c, int32_t from) {
     const int32_t in = slots_of(p, c->hot)[from], copies = p->count[in];
     const int many = (int64_t)copies * p->stride > c->spares; /* then nearly all can be */
     double seen = INFINITY;
-    for (int32_t k = 0; many && k < c->spares && c->best.worth < c->enough; k++) {
-        const Candidate candidate = in_place_of(p, from, k, in);
-        if (candidate.loss > 0) try_one(p, c, &candidate, &seen);
-    }
+    c->least_gain = (float)(bar(c, price(0)) - 4e-6 * p->load[c->hot]);
+    for (int32_t k = 0; many && k < c->spares && c->best.worth < c->enough; k++)
+        try_in_place_of(p, c, from, k, in, &seen);
     for (int32_t h = 0; !many && h < copies; h++) {
         const int32_t r = holders_of(p, in)[h];
         for (int32_t i = 0; i < p->fill[r]; i++) {
             const int32_t out = slots_of(p, r)[i];
             if (p->count[out] < 2) continue;
-            for (int32_t k = p->index[out]; k >= 0 && k < c->spares && p->spare[k].out == out; k++) {
-                const Candidate candidate = in_place_of(p, from, k, in);
-                if (candidate.loss > 0 && c->best.worth < c->enough) try_one(p, c, &candidate, &seen);
-            }
+            for (int32_t k = p->index[out]; k >= 0 && k < c->spares && p->spare[k].out == out; k++)
+                if (c->best.worth < c->enough) try_in_place_of(p, c, from, k, in, &seen);
+        }
+    }
+}
+
+/* The same on ranks that had the expert before: that is cheaper. */
+static void copy_back(const Layer *p, Choice *c, int32_t from) {
+    const int32_t in = slots_of(p, c->hot)[from];
+    for (int32_t k = 0; k < c->backs; k++) {
+        const int32_t r = p->index[p->num_experts + k];
+        if (arrival(p, r, in) || holds(p, r, in) || p->position[r] >= c->cold_ranks) continue;
+        for (int32_t i = 0; i < p->fill[r] && c->best.worth < c->enough; i++) {
+            const int32_t out = slots_of(p, r)[i];
+            if (p->count[out] < 2) continue;
+            double seen = INFINITY;
+            int32_t place = p->index[out];
+            while (p->spare[place].rank != r) place++;
+            const Candidate candidate = in_place_of(p, c, from, place, in);
+            try_one(p, c, &candidate, &seen);
         }
     }
 }
@@ -178,115 +205,28 @@ static void copy_beside_neighbours(const Layer *p, Choice *c, int32_t from) {
 static void copy_elsewhere(const Layer *p, Choice *c, int32_t from) {
     const int32_t in = slots_of(p, c->hot)[from];
     if (p->count[in] >= p->most_copies) return;
-    const double fresh = p->next_share[in], relief = p->relief[in];
-    const double *without = p->spare_without, *above = p->spare_above, *loss = p->spare_loss, *paid = p->spare_price;
-    double seen = INFINITY, bound[BLOCK];
+    const float rounding = ROUNDING * (float)p->load[c->hot];
+    /* What is gained is at most what the expert's ranks lose, and the rank of the spare. */
+    if (p->num_ranks > 1 && p->relief[in] + excess(p->load[p->order[p->num_ranks - 2]], c->target) < bar(c, price(0))) return;
+    const float fresh = p->share_bound[in] - rounding, relief = p->relief_bound[in] + 2 * rounding;
+    const float *without = p->spare_without, *above = p->spare_above, *loss = p->spare_loss, *paid = p->spare_price;
+    double seen = INFINITY;
+    float bound[BLOCK];
     for (int32_t start = 0; start < c->spares && c->best.worth < c->enough; start += BLOCK) {
-        const double least = bar(c, 1);
+        const float least = (float)bar(c, 1) * (1 - ROUNDING);
         for (int32_t i = 0; i < BLOCK; i++) {
-            const double gain = relief + (above[start + i] - above_zero(without[start + i] + fresh)) - loss[start + i];
+            const float gain = relief + (above[start + i] - above_zero(without[start + i] + fresh)) - loss[start + i];
             bound[i] = gain - least * paid[start + i];
         }
         if (all_below_zero(bound)) continue;
         for (int32_t i = 0; i < BLOCK; i++) {
             if (bound[i] < 0 || start + i >= c->spares) continue;
-            const Candidate candidate = in_place_of(p, from, start + i, in);
+            const Candidate candidate = in_place_of(p, c, from, start + i, in);
             try_one(p, c, &candidate, &seen);
         }
     }
+    copy_back(p, c, from);
     copy_beside_neighbours(p, c, from);
-}
-
-/* List the copies of an expert that can be spared, from place k on; returns the next place. */
-static int32_t list_copies(Layer *p, const Choice *c, int32_t out, int32_t k) {
-    const int32_t *holder = holders_of(p, out);
-    const double share = p->share[out], rise = p->weight[out] / (p->count[out] - 1) - share;
-    double sum = 0;
-    p->index[out] = k;
-    for (int32_t i = 0; i < p->count[out]; i++) {
-        const int32_t r = holder[i];
-        const double load = p->load[r] - c->target, above = load > 0 ? load : 0;
-        const double loss = load + rise > 0 ? load + rise - above : 0;
-        sum += loss;
-        if (r == c->hot || p->position[r] >= c->cold_ranks) continue;
-        p->spare[k] = (Spare){r, out};
-        p->spare_without[k] = load - share;
-        p->spare_above[k] = above;
-        p->spare_loss[k] = loss;
-        p->spare_price[k++] = price(!p->gets_back[r] - arrival(p, r, out));
-    }
-    for (int32_t own = p->index[out]; own < k; own++) p->spare_loss[own] = sum - p->spare_loss[own]; /* of the others */
-    return k;
-}
-
-/* What is remembered of an expert: what its holders' excess loses by one more copy, and that copy's share. */
-static void note_expert(Layer *p, int32_t e, double target) {
-    const double fresh = p->weight[e] / (p->count[e] + 1), fall = p->share[e] - fresh;
-    const int32_t *holder = holders_of(p, e);
-    double relief = 0;
-    uint64_t *places = p->places + (size_t)e * p->rank_words;
-    memset(places, 0, sizeof *places * (size_t)p->rank_words);
-    for (int32_t i = 0; i < p->count[e]; i++) {
-        const double load = p->load[holder[i]];
-        places[holder[i] >> 6] |= (uint64_t)1 << (holder[i] & 63);
-        if (load > target) relief += load - target < fall ? load - target : fall;
-    }
-    p->next_share[e] = fresh;
-    p->relief[e] = relief;
-    p->effort -= p->rank_words + p->count[e];
-}
-
-/* Note anew what the last step changed. */
-void note_changes(Layer *p, double target) {
-    for (int32_t r = 0; r < p->num_ranks; r++) {
-        if (!p->changed[r]) continue;
-        p->changed[r] = 0;
-        const uint64_t *on = p->on + (size_t)r * p->words, *was = p->was + (size_t)r * p->words;
-        uint64_t left = 0, came = 0;
-        for (int32_t i = 0; i < p->words; i++) {
-            left |= was[i] & ~on[i];
-            came |= on[i] & ~was[i];
-        }
-        p->left_any[r] = left != 0;
-        p->came_any[r] = came != 0;
-        for (int32_t i = 0; i < p->fill[r]; i++) note_expert(p, slots_of(p, r)[i], target);
-    }
-}
-
-void note_all(Layer *p, double target) {
-    memset(p->changed, 1, (size_t)p->num_ranks);
-    for (int32_t i = 0; i < BLOCK; i++) p->relief[p->num_experts + i] = -INFINITY;
-    note_changes(p, target);
-}
-
-/* Whether a rank had one of another's experts before, and has it no longer. */
-static int had_one_of(const Layer *p, int32_t rank, int32_t other) {
-    const uint64_t *on = p->on + (size_t)rank * p->words, *was = p->was + (size_t)rank * p->words;
-    const uint64_t *theirs = p->on + (size_t)other * p->words;
-    uint64_t back = 0;
-    for (int32_t i = 0; i < p->words; i++) back |= theirs[i] & was[i] & ~on[i];
-    return back != 0;
-}
-
-void list_spares(Layer *p, Choice *c) {
-    c->spares = 0;
-    for (int32_t r = 0; r < p->num_ranks; r++) {
-        p->gets_back[r] = p->left_any[r] && had_one_of(p, r, c->hot);
-        p->gives_back[r] = p->left_any[c->hot] && had_one_of(p, c->hot, r);
-    }
-    for (int32_t out = 0; out < p->num_experts; out++) p->index[out] = -1;
-    if (c->cold_ranks == p->num_ranks) {
-        for (int32_t out = 0; out < p->num_experts; out++)
-            if (p->count[out] > 1) c->spares = list_copies(p, c, out, c->spares);
-        return;
-    }
-    for (int32_t k = 0; k < c->cold_ranks; k++) {
-        const int32_t r = p->order[k];
-        for (int32_t i = 0; i < p->fill[r]; i++) {
-            const int32_t out = slots_of(p, r)[i];
-            if (p->count[out] > 1 && p->index[out] < 0) c->spares = list_copies(p, c, out, c->spares);
-        }
-    }
 }
 
 void consider_slot(const Layer *p, Choice *c, int32_t from) {

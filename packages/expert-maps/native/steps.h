@@ -28,6 +28,8 @@ typedef struct {
     int32_t hot;
     int32_t from, place;   /* of the best, as far as it is no swap */
     int32_t spares, cold_ranks; /* those listed, and of so many of the lightest ranks */
+    int32_t backs;         /* ranks that had one of the hot rank's experts before */
+    float least_gain;      /* what removes less is not good enough */
     int32_t slots;         /* of the hot rank that are weighed, the heaviest */
     BudgetStep best;
 } Choice;
@@ -35,10 +37,23 @@ typedef struct {
 /* A candidate whose bound is below this cannot be as good as the best, whatever the rounding. */
 static inline double bar(const Choice *c, double price) { return c->best.worth * price * (1 - 1e-10); }
 
-/* steps.c: first note what changed, then list what can be spared, then weigh each slot of the hot rank from the last. */
-void note_all(Layer *p, double target);
-void note_changes(Layer *p, double target);
+#define ROUNDING 1e-6f /* of bounds, which have single precision */
+
+/* What an expert's holder that is so much above the target loses if its copy there gets heavier. */
+static inline double loss_of(double above, double rise) {
+    const double after = above + rise;
+    return after > 0 ? after - (above > 0 ? above : 0) : 0;
+}
+
+/* spares.c: first note what changed, then list what can return, and what can be spared, then weigh each slot of the hot rank from
+ * the last (steps.c). */
+void note_all(Layer *p);
+void note_changes(Layer *p);
+void list_returns(Layer *p, Choice *c);
 void list_spares(Layer *p, Choice *c);
+void list_anew(Layer *p, int32_t expert);
+
+/* steps.c */
 void consider_slot(const Layer *p, Choice *c, int32_t from);
 
 /* budget.c */

@@ -15,15 +15,13 @@ from test_reference_plan import draw_cluster
 from expert_maps.errors import LayoutError
 from expert_maps.load import as_load
 from expert_maps.policies.balanced import balanced
-from expert_maps.policies.base import Start
+from expert_maps.policies.base import Cluster, Start
 from expert_maps.reference.planner import Problem
 from expert_maps.reference.relabelling import assign, keep_places, names
 from expert_maps.reference.replanning import NotGroupedError, Replanned, replan_layer
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
-
-    from expert_maps.policies.base import Cluster
 
 TOLERANCE = 4e-4
 
@@ -57,6 +55,12 @@ def compare(seed: int, *, grouped: bool) -> Replanned | None:
     held = draw_held(cluster, experts, rng)
     load = draw(KINDS[seed % len(KINDS)], experts, rng)
     max_moves = None if rng.random() < 0.4 else int(rng.integers(0, 7))
+    return compare_from(held, load, cluster, max_moves, seed)
+
+
+def compare_from(
+    held: list[list[int]], load: NDArray[np.float64], cluster: Cluster, max_moves: int | None, seed: int
+) -> Replanned | None:
     flat = np.array([[expert for slots in held for expert in slots]], dtype=np.int32).reshape(1, -1)
     start = Start(flat, np.array([len(slots) for slots in held], dtype=np.int32), max_moves)
     problem = Problem(cluster.slots_per_rank.tolist(), cluster.num_groups, cluster.num_nodes, TOLERANCE, 0)
@@ -84,6 +88,17 @@ def test_plans_from_a_placement_in_use_are_the_references(grouped: bool) -> None
     anew = sum(plan is not None and plan.is_anew for plan in found)
     assert 10 < anew < 0.7 * len(found)
     assert not grouped or None in found
+
+
+def test_a_larger_layer_is_attempted_as_often_as_the_reference_does() -> None:
+    # So many slots that no plan anew is made, and so many moves that the last attempt is left out.
+    experts, cluster = 48, Cluster(144, 18, 1, 1)
+    for seed, max_moves in ((0, 55), (1, 30)):
+        rng = np.random.default_rng([73, seed])
+        held = draw_held(cluster, experts, np.random.default_rng([74, seed]))
+        found = compare_from(held, draw("lognormal", experts, rng), cluster, max_moves, seed)
+        assert found is not None
+        assert not found.is_anew
 
 
 def test_names_keep_most() -> None:

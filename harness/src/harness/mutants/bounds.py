@@ -1,6 +1,6 @@
 # SPDX-FileCopyrightText: The expert-maps authors
 # SPDX-License-Identifier: Apache-2.0
-"""Faults of the compiled planner: bounds, two slots a rank, nodes, windows, and what is said of the answer."""
+"""Faults of the compiled planner: bounds, two slots a rank, nodes, windows, what steps remember, and what is said of the answer."""
 
 from __future__ import annotations
 
@@ -265,6 +265,30 @@ _LIST: tuple[tuple[str, str, str, str, str, bool], ...] = (
         "missing -= last[e] < base;",
         "missing -= last[e] < base + r;",
         "reference_check.py::test_a_placement_passes_and_bounds_below_it_stay",
+        False,
+    ),
+    (
+        "attempts go on whatever they have spent",
+        "replan",
+        " && spent < MOST_SPENT; i++) {",
+        "; i++) {",
+        "reference_replanning.py::test_a_larger_layer_is_attempted_as_often_as_the_reference_does",
+        False,
+    ),
+    (
+        "what came to a rank is not remembered",
+        "spares",
+        "if (arrival(p, r, slots_of(p, r)[i])) came_to",
+        "if (0) came_to",
+        "reference_replanning.py::test_plans_from_a_placement_in_use_are_the_references",
+        False,
+    ),
+    (
+        "the list of what can be spared does not grow with the copies",
+        "budget",
+        "            list_anew(p, step.in);\n",
+        "",
+        "reference_replanning.py::test_plans_from_a_placement_in_use_are_the_references",
         False,
     ),
 )

@@ -246,7 +246,7 @@ _LIST: tuple[tuple[str, str, str, str, str, bool], ...] = (
     (
         "the target of a budget is not bisected",
         "replan",
-        "#define NARROWINGS 4",
+        "#define NARROWINGS 3",
         "#define NARROWINGS 0",
         "reference_replanning.py::test_plans_from_a_placement_in_use_are_the_references",
         False,
@@ -262,7 +262,7 @@ _LIST: tuple[tuple[str, str, str, str, str, bool], ...] = (
     (
         "the next target takes no account of what was missing",
         "replan",
-        "target += FAIR * last.left / last.hot;",
+        "target += (is_last ? FAIR : 1) * last.left / last.hot;",
         "target = high;",
         "reference_replanning.py::test_plans_from_a_placement_in_use_are_the_references",
         False,

@@ -16,6 +16,12 @@ if TYPE_CHECKING:
     from expert_maps.reference.layer import Layer
 
 
+# With so few slots a rank it is not swaps that help most.
+_MOST_SLOTS_FOR_COPIES = 2
+# Of the hottest rank's excess, removed for each move.
+_GOOD_ENOUGH = 0.75
+
+
 class Step(NamedTuple):
     """``rank`` takes part: in a swap it gives ``taken`` for ``given``, else it holds ``taken`` in place of ``given``."""
 
@@ -51,14 +57,29 @@ def descend_by_excess(layer: Layer, goal: Goal) -> bool:
 
 
 def _best_step(layer: Layer, goal: Goal) -> Step | None:
-    """Weigh all steps that change the hottest rank; of equal ones the first stays."""
-    best, worth = None, goal.least
-    for step, gain, moves in (*_reassignments(layer, goal.target), *_swaps(layer, goal.target)):
-        if layer.moves_left is not None and moves > layer.moves_left:
+    """Weigh all steps that change the hottest rank; of equal ones the first stays.
+
+    Where any number of moves is allowed, a swap that is nearly the best is sought no further.
+    """
+    swaps, others = _swaps(layer, goal.target), _reassignments(layer, goal.target)
+    if layer.widest <= _MOST_SLOTS_FOR_COPIES:
+        best, worth = _better(others, None, goal.least, layer.moves_left)
+        return _better(swaps, best, worth, layer.moves_left)[0]
+    best, worth = _better(swaps, None, goal.least, layer.moves_left)
+    if layer.moves_left is None and worth >= _GOOD_ENOUGH * excess(layer.peak, goal.target):
+        return best
+    return _better(others, best, worth, layer.moves_left)[0]
+
+
+def _better(
+    steps: Iterator[tuple[Step, float, int]], best: Step | None, worth: float, moves_left: int | None
+) -> tuple[Step | None, float]:
+    for step, gain, moves in steps:
+        if moves_left is not None and moves > moves_left:
             continue
         if gain / price(moves) > worth:
             best, worth = step, gain / price(moves)
-    return best
+    return best, worth
 
 
 def _reassignments(layer: Layer, target: float) -> Iterator[tuple[Step, float, int]]:

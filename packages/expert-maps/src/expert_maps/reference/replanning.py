@@ -8,6 +8,7 @@ import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from expert_maps.reference.bounds import replica_bound
 from expert_maps.reference.budget import descend_by_excess, excess
 from expert_maps.reference.descent import Goal, descend
 from expert_maps.reference.incremental import arrivals, complete, start_from
@@ -23,13 +24,19 @@ if TYPE_CHECKING:
 
 _LEAST = 1e-6
 # How often the target is tried again, between what is wished for and what there is.
-_NARROWINGS = 4
+_NARROWINGS = 3
+# Moves of all those attempts: after more of them there is no further one.
+_MOST_SPENT = 150
+# With two slots a rank steps bring no placement that is hotter than this down to a plan from scratch.
+_NEAR_PLAN = 1.05
 # How often the target of a descent is raised that has no moves left.
 _RAISES = 3
 # A rank above this fraction of the target has no room.
 _NEAR_TARGET = 0.998
-# What a higher target saves, beside the excess that it takes away: steps that need not be so good.
+# What the last target saves, beside the excess that it takes away: steps that need not be so good.
 _FAIR = 1.3
+# Of a layer's slots: with a budget of fewer no plan anew is within reach. For a layer of few slots it is made all the same.
+_FEW, _SMALL = 0.4, 128
 
 
 @dataclass
@@ -77,21 +84,31 @@ def replan_layer(load: list[float], problem: Problem, held: Held, max_moves: int
     bound = split_over_nodes(load, problem)[1] / problem.ranks_per_node
     bound = max(bound, add_up(load) / len(problem.capacity))
     members = split_as_before(load, problem, held)
-    best, reached, forced = None, math.inf, 0
-    # 2. From where the copies are, within the budget.
+    best, reached, forced, wished = None, math.inf, 0, bound * (1 + problem.tolerance)
+    # 2. With two slots a rank the mean is seldom reached: then what a plan from scratch reaches is what is aimed at.
+    anew = None
+    slots = sum(problem.capacity)
+    if max_moves is None and _is_of_two(problem):
+        anew = plan_layer(load, problem)
+        wished = max(wished, anew.peak)
+    # 3. From where the copies are, within the budget.
     if members is not None:
-        best = _within_budget(load, problem, members, held, bound * (1 + problem.tolerance), max_moves)
+        best = _within_budget(load, problem, members, held, wished, max_moves)
         reached, forced = best.peak, _count_arrivals(best.slots, held) - best.moves
         if best.reached:
-            return Replanned(_kept(best.slots, held), bound, is_anew=False)
-    # 3. Not near enough: a plan from scratch, under the names with which most stays, if it is cooler and within the budget.
-    anew = plan_layer(load, problem)
+            proved = bound if anew is None else max(bound, anew.bound)
+            return Replanned(_kept(best.slots, held), proved, is_anew=False)
+        if problem.num_nodes == 1 and slots > _SMALL and max_moves is not None and max_moves < _FEW * slots:
+            layer = Layer(list(load), problem.capacity)
+            return Replanned(_kept(best.slots, held), replica_bound(layer, bound), is_anew=False)
+    # 4. Not near enough: a plan from scratch, under the names with which most stays, if it is cooler and within the budget.
+    anew = anew or plan_layer(load, problem)
     bound = max(bound, anew.bound)
     if best is None or anew.peak < reached:
         order = relabel(anew.slots, held, problem.capacity, problem.num_nodes)
-        slots = [anew.slots[rank] for rank in order]
-        if max_moves is None or _count_arrivals(slots, held) <= forced + max_moves:
-            return Replanned(_kept(slots, held), bound, is_anew=True)
+        named = [anew.slots[rank] for rank in order]
+        if max_moves is None or _count_arrivals(named, held) <= forced + max_moves:
+            return Replanned(_kept(named, held), bound, is_anew=True)
         if best is None:
             raise NotGroupedError
     return Replanned(_kept(best.slots, held), bound, is_anew=False)
@@ -138,6 +155,10 @@ def split_as_before(load: list[float], problem: Problem, held: Held) -> list[lis
     return list_members(node_of, len(load), nodes)
 
 
+def _is_of_two(problem: Problem) -> bool:
+    return problem.num_nodes == 1 and sum(problem.capacity) == 2 * len(problem.capacity)
+
+
 def _within_budget(
     load: list[float],
     problem: Problem,
@@ -152,11 +173,12 @@ def _within_budget(
     if best.reached or budget is None:
         return best
     low, high, target = wished, best.peak, wished
-    for _ in range(_NARROWINGS):
-        if high <= low * (1 + problem.tolerance / 4):
+    for attempts in range(1, _NARROWINGS + 1):
+        if high <= low * (1 + problem.tolerance / 4) or attempts * budget >= _MOST_SPENT:
             break
         # What was missing says what the next target may be: each rank above it saves as much as it is raised.
-        target += _FAIR * last.left / last.hot
+        is_last = attempts == _NARROWINGS or (attempts + 1) * budget >= _MOST_SPENT
+        target += (_FAIR if is_last else 1) * last.left / last.hot
         if last.reached or target >= high:
             target = (low + high) / 2
         last = _attempt(load, problem, members, held, Goal(target, least, 0), budget)
@@ -191,6 +213,8 @@ def _attempt(
         layer.moves_left = budget
         outcome.hot += _count_above(layer, goal.target)
         own = Goal(goal.target, goal.least, 200 + 10 * ranks)
+        if budget is None and _is_of_two(problem) and layer.peak > _NEAR_PLAN * goal.target:
+            own.steps = 0
         done = descend_by_excess(layer, own) or (budget is None and descend(layer, own))
         outcome.reached &= done
         outcome.left += _sum_excess(layer, goal.target)
