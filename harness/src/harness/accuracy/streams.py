@@ -25,6 +25,8 @@ Tokens = Annotated[int, Field(ge=1, le=2**20)]
 # What a line of a trace holds, with its least value; `timestamp` is in seconds.
 _TRACE = {"timestamp": 0, "input_length": 1, "output_length": 1}
 _SHORT_ROUNDS, _SHORT_REQUESTS = 1, 8
+# Tokens that the client makes up for one of `hash_ids`.
+_CHUNK = 16
 
 
 class Stream(Strict):
@@ -78,12 +80,12 @@ class Stream(Strict):
         for number, line in enumerate(lines, 1):
             try:
                 row: Any = parse_json(line, self.trace)
-                right = all(
+                right = isinstance(row.get("hash_ids", []), list) and all(
                     type(row[name]) in ((int, float) if name == "timestamp" else (int,))
                     and row[name] >= least
                     for name, least in _TRACE.items()
                 )
-            except (ExpertMapsError, LookupError, TypeError):
+            except (ExpertMapsError, LookupError, TypeError, AttributeError):
                 right = False
             if not right:
                 msg = (
@@ -94,14 +96,38 @@ class Stream(Strict):
             msg = f"{self.trace}: {len(lines)} requests; expected at least {self.requests}"
             raise ValueError(msg)
 
-    def words(self, prompts: Path, *, seed: int, max_tokens: int, stop: Sequence[str]) -> list[str]:
+    def write_trace(self, path: Path) -> None:
+        """Write the trace so that the client makes prompts of its lengths.
+
+        The client makes up 16 tokens for each of `hash_ids`, whatever the length says. So each is cut into as many as it
+        needs for the longest prompt that it is the beginning of, the same number for all; a line without any gets its own.
+
+        Args:
+            path: of the file that is written.
+        """
+        assert self.trace is not None
+        lines = [line for line in read_bytes(Path(self.trace)).split(b"\n") if line.strip()]
+        rows: list[dict[str, Any]] = [parse_json(line, self.trace) for line in lines[: self.requests]]
+        chunks = [-(-row["input_length"] // _CHUNK) for row in rows]
+        shared = [row.get("hash_ids") or [] for row in rows]
+        each = max((-(-n // len(ids)) for n, ids in zip(chunks, shared, strict=True) if ids), default=1)
+        with path.open("w", encoding="utf-8") as stream:
+            for number, (row, count, ids) in enumerate(zip(rows, chunks, shared, strict=True)):
+                own = [f"{part}.{index}" for part in ids for index in range(each)]
+                own = own or [f"line {number}.{index}" for index in range(count)]
+                stream.write(json.dumps({**row, "hash_ids": own[:count]}) + "\n")
+
+    def words(
+        self, prompts: Path, *, seed: int, max_tokens: int, stop: Sequence[str], is_chat: bool = False
+    ) -> list[str]:
         """Return the part of the client's arguments that is the same for all servers.
 
         Args:
-            prompts: a file of the task's prompts, as `write_prompts` makes it.
+            prompts: a file of the task's prompts, as `write_prompts` makes it; of a trace, as `write_trace` does.
             seed: of a round: arrivals and made-up prompts follow from it.
             max_tokens: most tokens of an answer to a prompt of the task.
             stop: strings that end such an answer.
+            is_chat: whether prompts have a chat's template, which says itself how they begin.
         """
         words = ["--num-prompts", str(self.requests), "--seed", str(seed), "--temperature", "0"]
         if self.concurrency is not None:
@@ -109,17 +135,18 @@ class Stream(Strict):
         if self.rate is not None:
             words += ["--request-rate", repr(self.rate)]
         if self.trace is not None:
-            return [*words, "--dataset-name", "timed_trace", "--dataset-path", self.trace]
+            return [*words, "--dataset-name", "timed_trace", "--dataset-path", str(prompts)]
         length = str(self.output_tokens or max_tokens)
         if self.input_tokens is not None:
             return [
                 *(*words, "--dataset-name", "random", "--random-input-len", str(self.input_tokens)),
                 *("--random-output-len", length),
             ]
+        body = {"add_special_tokens": False} if is_chat else {}
         words += ["--dataset-name", "custom", "--dataset-path", str(prompts), "--custom-output-len", length]
         return [
             *(*words, "--skip-chat-template", "--disable-shuffle"),
-            *("--extra-body", json.dumps({"stop": list(stop)})),
+            *("--extra-body", json.dumps({"stop": list(stop), **body})),
         ]
 
 
