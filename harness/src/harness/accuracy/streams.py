@@ -107,7 +107,7 @@ class Stream(Strict):
         """
         assert self.trace is not None
         lines = [line for line in read_bytes(Path(self.trace)).split(b"\n") if line.strip()]
-        rows: list[dict[str, Any]] = [parse_json(line, self.trace) for line in lines[: self.requests]]
+        rows: list[Any] = [parse_json(line, self.trace) for line in lines[: self.requests]]
         chunks = [-(-row["input_length"] // _CHUNK) for row in rows]
         shared = [row.get("hash_ids") or [] for row in rows]
         each = max((-(-n // len(ids)) for n, ids in zip(chunks, shared, strict=True) if ids), default=1)
