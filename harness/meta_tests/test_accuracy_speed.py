@@ -174,10 +174,13 @@ def test_words_of_the_client() -> None:
     assert (
         '--custom-output-len 9 --skip-chat-template --disable-shuffle --extra-body {"stop": ["x"]}' in closed
     )
+    # A chat's template has put in whatever a prompt begins with.
+    told = Stream(concurrency=4).words(file, seed=3, max_tokens=9, stop=["x"], is_chat=True)
+    assert json.loads(told[-1]) == {"stop": ["x"], "add_special_tokens": False}
     assert "--request-rate 2.5" in words(rate=2.5)
     made = words(concurrency=4, input_tokens=7, output_tokens=5)
     assert "--dataset-name random --random-input-len 7 --random-output-len 5" in made
-    assert "--dataset-name timed_trace --dataset-path t" in words(trace="t")
+    assert f"--dataset-name timed_trace --dataset-path {file}" in words(trace="t")
     for one in (closed, made):
         assert "--seed 3 --temperature 0" in one
 

@@ -66,10 +66,16 @@ class Rounds:
         assert settings.performance is not None
         self._settings, self._plan, self._stack = settings, settings.performance, stack
         self._prompts, self._stop = settings.work / _FOLDER / "prompts.jsonl", prompts[0].stop[:MAX_STOPS]
+        self._is_chat = prompts[0].is_chat
         settings.make_folder(self._prompts.parent)
         most = max(stream.requests for stream in self._plan.streams.values())
         texts = _texts(prompts[:most], settings)
         write_text(self._prompts, "".join(json.dumps({"prompt": text}) + "\n" for text in texts))
+        self._traces: dict[str, Path] = {}
+        for name, stream in self._plan.streams.items():
+            if stream.trace is not None:
+                self._traces[name] = settings.work / _FOLDER / f"trace-{name}.jsonl"
+                stream.write_trace(self._traces[name])
         self._client = Client(settings.work / _FOLDER / "client.log")
         stack.callback(self._client.close)
         self._baseline: Server | None = None
@@ -88,25 +94,31 @@ class Rounds:
             rows: dict[str, list[dict[str, Any]]] = {BASELINE: [], run.name: []}
             # A server is slow at first: the first round warms both up, and does not count.
             for one in servers.values():
-                self._once(stream, one, self._plan.rounds)
+                self._once(name, one, self._plan.rounds)
             for round_ in range(self._plan.rounds):
                 for side, one in list(servers.items())[:: -1 if round_ % 2 else 1]:  # who is first changes
                     time.sleep(_PAUSE_SECONDS)
-                    rows[side].append(self._once(stream, one, round_))
+                    rows[side].append(self._once(name, one, round_))
             found[name] = self._judged(stream, rows[run.name], rows[BASELINE])
             self._settings.say(f"{run.name}: {name}: {shown(found[name])}")
         answer = speed.overall({name: one["answer"] for name, one in found.items()})
         self._keep(run, found, answer)
 
-    def _once(self, stream: Stream, server: Server, round_: int) -> dict[str, Any]:
-        config = self._settings.config
+    def _once(self, name: str, server: Server, round_: int) -> dict[str, Any]:
+        config, stream = self._settings.config, self._plan.streams[name]
         seconds = config.request_seconds + (stream.requests / stream.rate if stream.rate else 0)
         words = [
             *("--backend", "openai", "--base-url", server.url, "--endpoint", "/v1/completions"),
             *("--model", server.model, "--tokenizer", self._settings.model, "--disable-tqdm"),
             *("--percentile-metrics", "ttft,tpot,e2el", "--metric-percentiles", "50,90,99"),
             *("--ready-check-timeout-sec", "0", "--save-detailed"),
-            *stream.words(self._prompts, seed=round_, max_tokens=config.task.max_tokens, stop=self._stop),
+            *stream.words(
+                self._traces.get(name, self._prompts),
+                seed=round_,
+                max_tokens=config.task.max_tokens,
+                stop=self._stop,
+                is_chat=self._is_chat,
+            ),
         ]
         return self._client.run(words, seconds)
 

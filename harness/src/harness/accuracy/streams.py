@@ -9,6 +9,7 @@ rate (Poisson), whether others have been answered or not. A trace brings its own
 from __future__ import annotations
 
 import json
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -21,6 +22,8 @@ if TYPE_CHECKING:
 
 Tokens = Annotated[int, Field(ge=1, le=2**20)]
 _SHORT_ROUNDS, _SHORT_REQUESTS = 1, 8
+# Tokens that the client makes up for one of `hash_ids`.
+_CHUNK = 16
 
 
 class _Request(Strict):
@@ -31,6 +34,10 @@ class _Request(Strict):
     timestamp: Annotated[float, Field(ge=0, allow_inf_nan=False)]
     input_length: Annotated[int, Field(ge=1)]
     output_length: Annotated[int, Field(ge=1)]
+    hash_ids: list[int | str] | None = None
+
+
+_EXPECTED = f"an object with {', '.join(name for name, field in _Request.model_fields.items() if field.is_required())}"
 
 
 class Stream(Strict):
@@ -80,20 +87,42 @@ class Stream(Strict):
         """
         if self.trace is None:
             return
-        expected = f"an object with {', '.join(_Request.model_fields)}"
-        found = sum(1 for _ in read_rows(Path(self.trace), _Request, expected))
+        found = sum(1 for _ in read_rows(Path(self.trace), _Request, _EXPECTED))
         if found < self.requests:
             msg = f"{self.trace}: {found} requests; expected at least {self.requests}"
             raise ValueError(msg)
 
-    def words(self, prompts: Path, *, seed: int, max_tokens: int, stop: Sequence[str]) -> list[str]:
+    def write_trace(self, path: Path) -> None:
+        """Write the trace so that the client makes prompts of its lengths.
+
+        The client makes up 16 tokens for each of `hash_ids`, whatever the length says. So each is cut into as many as it
+        needs for the longest prompt that it is the beginning of, the same number for all; a line without any gets its own.
+
+        Args:
+            path: of the file that is written.
+        """
+        assert self.trace is not None
+        rows = [row for _, row in islice(read_rows(Path(self.trace), _Request, _EXPECTED), self.requests)]
+        chunks = [-(-row.input_length // _CHUNK) for row in rows]
+        shared = [row.hash_ids or [] for row in rows]
+        each = max((-(-n // len(ids)) for n, ids in zip(chunks, shared, strict=True) if ids), default=1)
+        with path.open("w", encoding="utf-8") as stream:
+            for number, (row, count, ids) in enumerate(zip(rows, chunks, shared, strict=True)):
+                own = [f"{part}.{index}" for part in ids for index in range(each)]
+                own = own or [f"line {number}.{index}" for index in range(count)]
+                stream.write(json.dumps({**row.model_dump(), "hash_ids": own[:count]}) + "\n")
+
+    def words(
+        self, prompts: Path, *, seed: int, max_tokens: int, stop: Sequence[str], is_chat: bool = False
+    ) -> list[str]:
         """Return the part of the client's arguments that is the same for all servers.
 
         Args:
-            prompts: a file of the task's prompts, as `write_prompts` makes it.
+            prompts: a file of the task's prompts, as `write_prompts` makes it; of a trace, as `write_trace` does.
             seed: of a round: arrivals and made-up prompts follow from it.
             max_tokens: most tokens of an answer to a prompt of the task.
             stop: strings that end such an answer.
+            is_chat: whether prompts have a chat's template, which says itself how they begin.
         """
         words = ["--num-prompts", str(self.requests), "--seed", str(seed), "--temperature", "0"]
         if self.concurrency is not None:
@@ -101,17 +130,18 @@ class Stream(Strict):
         if self.rate is not None:
             words += ["--request-rate", repr(self.rate)]
         if self.trace is not None:
-            return [*words, "--dataset-name", "timed_trace", "--dataset-path", self.trace]
+            return [*words, "--dataset-name", "timed_trace", "--dataset-path", str(prompts)]
         length = str(self.output_tokens or max_tokens)
         if self.input_tokens is not None:
             return [
                 *(*words, "--dataset-name", "random", "--random-input-len", str(self.input_tokens)),
                 *("--random-output-len", length),
             ]
+        body = {"add_special_tokens": False} if is_chat else {}
         words += ["--dataset-name", "custom", "--dataset-path", str(prompts), "--custom-output-len", length]
         return [
             *(*words, "--skip-chat-template", "--disable-shuffle"),
-            *("--extra-body", json.dumps({"stop": list(stop)})),
+            *("--extra-body", json.dumps({"stop": list(stop), **body})),
         ]
 
 
