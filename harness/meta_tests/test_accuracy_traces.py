@@ -40,3 +40,27 @@ def test_prompts_of_a_trace_are_as_long_as_it_says_and_begin_alike_where_it_does
     path.write_text(line(hash_ids=7) * 4)
     with pytest.raises(ValueError, match="line 1"):
         stream.check()
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "[1]",
+        '{"timestamp": 0, "input_length": 2}',
+        '{"timestamp": 0, "input_length": 0, "output_length": 1}',
+        '{"timestamp": -1, "input_length": 1, "output_length": 1}',
+        "{",
+        '{"timestamp": 0, "input_length": true, "output_length": 1}',
+    ],
+)
+def test_a_trace_is_read_before_a_server_starts(line: str, tmp_path: Path) -> None:
+    path = tmp_path / "trace.jsonl"
+    good = '{"timestamp": 0.5, "input_length": 2, "output_length": 1, "hash_ids": [1]}\n'
+    path.write_text(good * 2, encoding="utf-8")
+    stream = Stream(trace=str(path), requests=2)
+    stream.check()
+    with pytest.raises(ValueError, match="2 requests; expected at least 3"):
+        stream.model_copy(update={"requests": 3}).check()
+    path.write_text(good + line + "\n", encoding="utf-8")
+    with pytest.raises(ValueError, match=r"trace\.jsonl, line 2"):
+        stream.check()

@@ -13,7 +13,7 @@ import fake_vllm
 import pytest
 
 from expert_maps import Placement
-from vllm_ascend_moe import backends
+from vllm_ascend_moe import backends, frontend
 from vllm_ascend_moe.backends import worker as workers
 from vllm_ascend_moe.backends.cpu_front import CpuFront
 from vllm_ascend_moe.backends.eplb_front import EplbFront
@@ -177,3 +177,16 @@ def test_ranks_of_unequally_many_slots_are_refused() -> None:
         with pytest.raises(EplbConfigError) as error:
             source.require_even("to serve")
         assert str(error.value) == f"a map gives 2 ranks [2, 3] slots; expected equally many to serve: {way}"
+
+
+def test_ranks_of_programs_of_their_own_are_counted(monkeypatch: pytest.MonkeyPatch) -> None:
+    # As vLLM does: offline, each data-parallel rank is a program, and the environment says how many there are.
+    monkeypatch.setenv("VLLM_DP_SIZE", "3")
+    assert frontend._count_ranks(SimpleNamespace(tensor_parallel_size=2, data_parallel_size=1)) == 6
+    assert frontend._count_ranks(SimpleNamespace(tensor_parallel_size=2, data_parallel_size=2)) == 4
+    for wrong in ("0", "-1", "two", ""):
+        monkeypatch.setenv("VLLM_DP_SIZE", wrong)
+        with pytest.raises(EplbConfigError, match=rf"VLLM_DP_SIZE is '{wrong}'; expected a number of ranks"):
+            frontend._count_ranks(SimpleNamespace(tensor_parallel_size=2))
+    monkeypatch.delenv("VLLM_DP_SIZE")
+    assert frontend._count_ranks(SimpleNamespace(tensor_parallel_size=2)) == 2

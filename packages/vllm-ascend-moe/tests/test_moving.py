@@ -178,9 +178,12 @@ def test_a_placement_of_other_counts_is_refused(monkeypatch: pytest.MonkeyPatch)
 
 def test_what_a_move_takes_is_logged(caplog: pytest.LogCaptureFixture) -> None:
     before, after = Placement([[0, 1, 2, 3]], 2), Placement([[2, 1, 0, 3]], 2)
+    first: Any = SimpleNamespace(ep_rank=0, num_nodes=1)
+    second: Any = SimpleNamespace(ep_rank=1, num_nodes=1)
     with caplog.at_level("INFO"):
-        moving.say_way(before, after, 2**20, 1)
-        moving.say_way(after, after, 2**20, 1)
+        moving.say_way(before, after, 2**20, second)
+        moving.say_way(before, after, 2**20, first)
+        moving.say_way(after, after, 2**20, first)
     (record,) = caplog.records
     assert (
         "at least 2.0 MiB between ranks, in disjoint pairs 1 round (no schedule has fewer than 1): 2 experts"

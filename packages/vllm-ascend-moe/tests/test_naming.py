@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 class Failing:
     """A session of rank 1 of 4, with a backend whose work fails."""
 
-    naming = Session.naming
+    naming: Any = Session.naming
     settings = SimpleNamespace(dynamic=True)
     may_rearrange = True
     rearranging = loading = staticmethod(nullcontext)

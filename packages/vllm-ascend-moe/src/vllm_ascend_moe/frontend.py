@@ -200,10 +200,21 @@ def _settle(
 
 
 def _count_ranks(engine_args: Any) -> int:
-    """Return R, the expert-parallel ranks that vLLM will make."""
+    """Return R, the expert-parallel ranks that vLLM will make.
+
+    Raises:
+        EplbConfigError: the environment says something else than a number.
+    """
     product = 1
     for name in ("tensor", "data", "prefill_context"):
         product *= getattr(engine_args, f"{name}_parallel_size", 1)
+    # vLLM's offline data parallelism: a program for each rank, which the environment tells how many there are.
+    if getattr(engine_args, "data_parallel_size", 1) == 1:
+        said = os.environ.get("VLLM_DP_SIZE", "1")
+        if not (said.isascii() and said.isdigit() and int(said)):
+            msg = f"the environment variable VLLM_DP_SIZE is {said!r}; expected a number of ranks, at least 1"
+            raise EplbConfigError(msg)
+        product *= int(said)
     return product
 
 

@@ -168,13 +168,17 @@ def _search(
         raise MemoryError
     _refuse_broken(status, arrays)
     if status == _NOT_GROUPED:
-        layer = int(np.argmax(bound < 0))
-        msg = (
-            f"current has an expert group on several nodes in layer {layer}; expected each of the "
-            f"{cluster.num_groups} groups on one of {cluster.num_nodes} nodes, or no max_moves"
-        )
-        raise LayoutError(msg)
+        raise _spread(bound, cluster)
     return rows, np.ldexp(bound, exponent)
+
+
+def _spread(bound: Float64Array, cluster: Cluster) -> LayoutError:
+    """Return the error of groups that are spread over nodes and may not be brought together."""
+    msg = (
+        f"current has an expert group on several nodes in layer {int(np.argmax(bound < 0))}; expected each of the "
+        f"{cluster.num_groups} groups on one of {cluster.num_nodes} nodes, or no max_moves"
+    )
+    return LayoutError(msg)
 
 
 def _call(problem: _Problem) -> int:

@@ -69,16 +69,18 @@ def move_experts(
     return experts
 
 
-def say_way(before: Placement, after: Placement, slot_bytes: float, num_nodes: int) -> None:
-    """Log what a move takes at least; what moves is vLLM's own function, layer after layer, all ranks of it together.
+def say_way(before: Placement, after: Placement, slot_bytes: float, ranks: Ranks) -> None:
+    """Log on the first rank what a move takes at least; what moves is vLLM's own function, layer after layer, all ranks of it together.
 
     Args:
         before: vLLM's own layout.
         after: what was asked for, of the same counts.
         slot_bytes: of one slot's weights, scales included.
-        num_nodes: servers.
+        ranks: this rank's place, and how many servers there are.
     """
-    way = schedule(before, after, num_nodes=num_nodes)
+    if ranks.ep_rank != 0:
+        return
+    way = schedule(before, after, num_nodes=ranks.num_nodes)
     if way.num_transfers:
         logger.info(
             "experts were moved to the placement asked for: at least %.1f MiB between ranks, in disjoint pairs %s",

@@ -178,9 +178,8 @@ class VllmEplb(Backend):
         if not session.has_agreed:  # a loader that makes its model by itself
             session.require_same_source()
         assert session.source is not None
-        stage = session.ranks.stage(model.num_moe_layers)
-        self.first_layer = stage[0]
-        before, target = self.live_placement(), session.source.layers(*stage)
+        before, stage = self.live_placement(), session.ranks.stage(model.num_moe_layers)
+        self.first_layer, target = stage[0], session.source.layers(*stage)
         self.expert_sums = moving.move_experts(
             target,
             session.source.name,
@@ -192,12 +191,10 @@ class VllmEplb(Backend):
         live = self.live_placement().digest
         require_agreement("live placements", live, "vLLM's EPLB state", session.ranks.cpu_group)
         session.advance(State.PLACED)
-        session.meter.placement = target
-        session.meter.first_layer = self.first_layer
+        session.meter.placement, session.meter.first_layer = target, self.first_layer
         session.meter.slot_bytes = rules.move_rule(session, model).slot_bytes
         moving.say_redundant_bytes(model)
-        if session.ranks.ep_rank == 0:
-            moving.say_way(before, target, session.meter.slot_bytes, session.ranks.num_nodes)
+        moving.say_way(before, target, session.meter.slot_bytes, session.ranks)
 
     def finish_loading(self) -> None:
         """See that the hooks were called; see `Backend`."""
