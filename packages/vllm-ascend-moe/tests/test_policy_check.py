@@ -1,16 +1,19 @@
 # SPDX-FileCopyrightText: The expert-maps authors
 # SPDX-License-Identifier: Apache-2.0
-"""A policy that cannot plan for a model on these nodes is refused before weights are read."""
+"""A policy that cannot plan for a model on these nodes is refused before weights are read; on how many threads it plans."""
 
 from __future__ import annotations
 
+import os
 from types import SimpleNamespace
 from typing import Any
 
 import fake_vllm
+import numpy as np
 import pytest
 
-from expert_maps import POLICY_NAMES, Placement, generate_placement
+from expert_maps import POLICY_NAMES, Placement, generate_placement, plan
+from vllm_ascend_moe.backends import policy as policies
 from vllm_ascend_moe.backends.policy import check_policy, router_groups
 from vllm_ascend_moe.backends.ranks import Ranks
 from vllm_ascend_moe.backends.vllm_eplb import VllmEplb
@@ -98,3 +101,21 @@ def test_what_does_not_plan_is_not_checked(monkeypatch: pytest.MonkeyPatch) -> N
         Settings(dynamic=True, policy="vllm", num_redundant_experts=4),
     ):
         serve(monkeypatch, settings, groups=1, nodes=2)
+
+
+@pytest.mark.parametrize(("cores", "threads"), [(1, 1), (2, 2), (3, 3), (64, 4)])
+def test_a_rearrangement_is_planned_on_the_cores_of_its_process(
+    monkeypatch: pytest.MonkeyPatch, cores: int, threads: int
+) -> None:
+    seen = []
+
+    def spy(*args: Any, **options: Any) -> Any:  # noqa: ANN401 - of any plan
+        seen.append(options["num_threads"])
+        return plan(*args, **options)
+
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(cores)))
+    monkeypatch.setattr(policies, "plan", spy)
+    load, old = np.arange(1.0, 25.0).reshape(3, 8), np.tile(np.array([*range(8), 0, 1, 2, 3]), (3, 1))
+    for name in ("balanced", "deepseek"):
+        policies._planned_rows(name, None, load, (12, 1, 1, 4), old)
+    assert seen == [threads, 1]

@@ -4,12 +4,14 @@
 
 from __future__ import annotations
 
+import ctypes
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from expert_maps import metrics
+from expert_maps._blocks import in_blocks
 from expert_maps._starting import start_from
 from expert_maps.by_activation import Asked, plan_by_activation
 from expert_maps.counts import as_physical, check_cluster, check_groups, least_redundancy
@@ -20,12 +22,12 @@ from expert_maps.policies import DEFAULT_POLICY, DEFAULT_TOLERANCE, EVERY_POLICY
 from expert_maps.policies.balanced import balanced, check_counts
 from expert_maps.policies.base import Cluster, Start
 from expert_maps.results import Origin, PlanResult
-from expert_maps.validation import as_tolerance
+from expert_maps.validation import as_count, as_tolerance
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable
 
-    from numpy.typing import ArrayLike
+    from numpy.typing import ArrayLike, NDArray
 
     from expert_maps.activation import Batch
     from expert_maps.by_activation import Objective
@@ -33,10 +35,7 @@ if TYPE_CHECKING:
 
     Progress = Callable[[int, int], object]
 
-# Layers are planned in blocks: large enough that the overhead of a call is spread over many of them, small
-# enough that progress can be shown, and that an interrupt, which waits for a short call's end, is heard soon.
-_LAYERS_PER_BLOCK = 64
-_SLOTS_TIMES_EXPERTS_PER_BLOCK = 2**24
+_MOST_THREADS = 1024
 
 
 def plan(  # noqa: PLR0913 - options by keyword
@@ -57,6 +56,7 @@ def plan(  # noqa: PLR0913 - options by keyword
     objective: Objective | str = "tokens",
     batch: Batch | None = None,
     progress: Progress | None = None,
+    num_threads: int = 1,
 ) -> PlanResult:
     """Plan which experts get copies and on which rank every copy sits.
 
@@ -105,6 +105,7 @@ def plan(  # noqa: PLR0913 - options by keyword
             is expected to activate there (`PlanResult.activation`), by ``balanced`` and from scratch.
         batch: what a batch of decode is, with ``activated``; see `expert_maps.activation.Batch`.
         progress: called with (layers planned, L) as the work goes on.
+        num_threads: on how many threads ``balanced`` plans layers at a time; the plan is the same.
 
     Returns:
         The placement with its rank loads and lower bound per layer.
@@ -130,7 +131,8 @@ def plan(  # noqa: PLR0913 - options by keyword
     aim = Asked(objective, batch)
     aim.check(trace, cluster, name, {"current": present, "max_moves": max_moves, "certify": certify or None})
     shown = progress if batch is None else None
-    request = _Request(trace, cluster, tolerance, present, max_moves, certify=certify, progress=shown)
+    threads = as_count("num_threads", num_threads, 1, _MOST_THREADS, LayoutError)
+    request = _Request(trace, cluster, tolerance, present, max_moves, certify, shown, threads)
     result = _PLANNERS[name](name, request)
     return result if batch is None else plan_by_activation(result, batch, cluster, tolerance, progress)
 
@@ -146,6 +148,7 @@ class _Request:
     max_moves: int | None
     certify: bool
     progress: Progress | None
+    num_threads: int
 
 
 def _search(_: PolicyName, asked: _Request) -> PlanResult:
@@ -157,7 +160,13 @@ def _search(_: PolicyName, asked: _Request) -> PlanResult:
         msg = f"max_moves is {asked.max_moves!r}; expected it with current, the placement whose slots are counted"
         raise LayoutError(msg)
     result = plan_balanced(
-        asked.trace, asked.cluster, asked.tolerance, start, asked.progress, certify=asked.certify
+        asked.trace,
+        asked.cluster,
+        asked.tolerance,
+        start,
+        asked.progress,
+        certify=asked.certify,
+        num_threads=asked.num_threads,
     )
     return result if present is None else replace(result, moves=metrics.moves(present, result.placement))
 
@@ -171,6 +180,7 @@ def _by_sum(name: PolicyName, asked: _Request) -> PlanResult:
         current=asked.current,
         max_moves=asked.max_moves,
         certify=asked.certify or None,
+        num_threads=None if asked.num_threads == 1 else asked.num_threads,
     )
     return _plan_by_sum(name, asked.trace, asked.cluster, asked.progress)
 
@@ -189,6 +199,7 @@ def plan_balanced(
     progress: Progress | None = None,
     *,
     certify: bool = False,
+    num_threads: int = 1,
 ) -> PlanResult:
     """Plan by `balanced`; ``cluster`` has been checked.
 
@@ -197,12 +208,21 @@ def plan_balanced(
     """
     check_counts(trace.num_experts, cluster)
     gap = DEFAULT_TOLERANCE if tolerance is None else as_tolerance(tolerance)
-    parts = []
-    for block in _blocks(trace, cluster, progress):
+
+    cancelled = ctypes.c_int32(0) if num_threads > 1 else None
+
+    def plan_block(block: slice) -> tuple[NDArray[np.int32], NDArray[np.float64]]:
         whole = block.start == 0 and block.stop >= trace.num_layers
         part = trace if whole else ExpertLoad(trace.counts[:, block])
         here = start if start is None or whole else replace(start, experts=start.experts[block])
-        parts.append(balanced(part, cluster, gap, here, certify=certify))
+        return balanced(part, cluster, gap, here, certify=certify, cancelled=cancelled)
+
+    def cancel() -> None:
+        if cancelled is not None:
+            cancelled.value = 1
+
+    work = cluster.num_physical_experts * trace.num_experts
+    parts = in_blocks(plan_block, trace.num_layers, work, progress, num_threads, cancel)
     rows, bound = parts[0] if len(parts) == 1 else map(np.concatenate, zip(*parts, strict=True))
     placement = Placement._from_checked(  # noqa: SLF001 - checked by the planner
         rows, trace.num_experts, cluster.slots_per_rank.astype(np.int32)
@@ -230,9 +250,11 @@ def _ungrouped(origin: Origin) -> Cluster:
 def _plan_by_sum(
     name: PolicyName, trace: ExpertLoad, cluster: Cluster, progress: Progress | None
 ) -> PlanResult:
-    rows = np.empty((trace.num_layers, cluster.num_physical_experts), dtype=np.int64)
-    for block in _blocks(trace, cluster, progress):
-        rows[block] = POLICIES[name](trace.total[block], cluster)
+    work = cluster.num_physical_experts * trace.num_experts
+    parts = in_blocks(
+        lambda block: POLICIES[name](trace.total[block], cluster), trace.num_layers, work, progress
+    )
+    rows = np.concatenate(parts)
     placement = Placement(
         rows,
         cluster.ep_size,
@@ -241,17 +263,6 @@ def _plan_by_sum(
     )
     mean = trace.total.sum(axis=1) / cluster.ep_size
     return PlanResult(placement, name, trace, mean, _origin=Origin(cluster, _by_sum_anew))
-
-
-def _blocks(trace: ExpertLoad, cluster: Cluster, progress: Progress | None) -> Iterator[slice]:
-    """Yield the layers in blocks, and tell the progress after each."""
-    num_layers, work = trace.num_layers, cluster.num_physical_experts * trace.num_experts
-    size = min(_LAYERS_PER_BLOCK, max(1, _SLOTS_TIMES_EXPERTS_PER_BLOCK // work))
-    for start in range(0, num_layers, size):
-        stop = min(start + size, num_layers)
-        yield slice(start, stop)
-        if progress is not None:
-            progress(stop, num_layers)
 
 
 def as_policy(policy: str) -> PolicyName:

@@ -89,7 +89,13 @@ def check_counts(num_experts: int, cluster: Cluster) -> None:
 
 
 def balanced(
-    load: ExpertLoad, cluster: Cluster, tolerance: float, start: Start | None = None, *, certify: bool = False
+    load: ExpertLoad,
+    cluster: Cluster,
+    tolerance: float,
+    start: Start | None = None,
+    *,
+    certify: bool = False,
+    cancelled: ctypes.c_int32 | None = None,
 ) -> tuple[Int32Array, Float64Array]:
     """Plan.
 
@@ -100,6 +106,7 @@ def balanced(
         tolerance: stop a layer once its hottest rank is at most this fraction above the lower bound.
         start: where the experts are now; None to plan from scratch.
         certify: whether dear bounds are sought too, where the cheap ones do not reach the tolerance. The plan is the same.
+        cancelled: ends the call soon where another thread sets it to 1; None where this one hears an interrupt by itself.
 
     Returns:
         physical_to_logical: int32 [L, P].
@@ -110,17 +117,23 @@ def balanced(
         MemoryError: there is too little of it.
         AssertionError: the answer is not what it should be; it is never returned.
     """
-    of_sum, bound = _search(load, cluster, tolerance, start, certify=certify)
+    of_sum, bound = _search(load, cluster, tolerance, start, certify=certify, cancelled=cancelled)
     if load.num_steps == 1:
         return of_sum, bound
-    return coolest(load, cluster, [over_windows(load, cluster, tolerance, start), of_sum], start), bound
+    found = [over_windows(load, cluster, tolerance, start, cancelled), of_sum]
+    return coolest(load, cluster, found, start), bound
 
 
 def over_windows(
-    load: ExpertLoad, cluster: Cluster, tolerance: float, start: Start | None = None
+    load: ExpertLoad,
+    cluster: Cluster,
+    tolerance: float,
+    start: Start | None = None,
+    cancelled: ctypes.c_int32 | None = None,
 ) -> Int32Array:
     """Plan for the windows of a load, as `balanced` does before it compares with a plan for their sum."""
-    return _search(load, cluster, max(tolerance, START_TOLERANCE), start, draw_windows(load))[0]
+    windows, gap = draw_windows(load), max(tolerance, START_TOLERANCE)
+    return _search(load, cluster, gap, start, windows, cancelled=cancelled)[0]
 
 
 def _search(
@@ -131,6 +144,7 @@ def _search(
     windows: Float64Array | None = None,
     *,
     certify: bool = False,
+    cancelled: ctypes.c_int32 | None = None,
 ) -> tuple[Int32Array, Float64Array]:
     """Call the compiled planner; without windows it plans for the sum. Raises as `balanced`."""
     tolerance = max(tolerance, _ROUNDING)
@@ -163,7 +177,7 @@ def _search(
         tolerance=tolerance,
         **{name: None if array is None else array.ctypes.data for name, array in arrays.items()},
     )
-    status = _call(problem)
+    status = _call(problem, cancelled)
     if status == _OUT_OF_MEMORY:
         raise MemoryError
     _refuse_broken(status, arrays)
@@ -181,13 +195,20 @@ def _spread(bound: Float64Array, cluster: Cluster) -> LayoutError:
     return LayoutError(msg)
 
 
-def _call(problem: _Problem) -> int:
+def _call(problem: _Problem, cancelled: ctypes.c_int32 | None) -> int:
     """Call the compiled planner so that an interrupt, which only the main thread hears, and between its own steps, ends it.
+
+    Args:
+        problem: what is asked.
+        cancelled: what another thread ends it by; None where this one may have to.
 
     Returns:
         Its status.
     """
     function = load_library().expert_maps_plan
+    if cancelled is not None:
+        problem.cancelled = ctypes.addressof(cancelled)
+        return int(function(ctypes.byref(problem)))
     work = problem.layers * problem.slots * problem.experts * problem.windows
     if work < _INTERRUPTIBLE_WORK or threading.current_thread() is not threading.main_thread():
         return int(function(ctypes.byref(problem)))
@@ -224,7 +245,10 @@ def _refuse_broken(status: int, arrays: dict[str, Float64Array | Int32Array | No
 
     Raises:
         AssertionError: as said.
+        KeyboardInterrupt: another thread has ended the call.
     """
+    if status == _INTERRUPTED:
+        raise KeyboardInterrupt
     if status == _OTHER_INTERFACE:
         msg = f"the compiled planner has another interface than {INTERFACE_VERSION}"
         raise AssertionError(msg)

@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+import os
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -16,6 +17,9 @@ from vllm_ascend_moe.eplb import EplbConfigError
 if TYPE_CHECKING:
     from numpy.typing import NDArray
     from vllm.distributed.eplb.policy import AbstractEplbPolicy
+
+# A plan of 58 layers takes some milliseconds: more threads than these save little of it.
+_MOST_THREADS = 4
 
 
 def check_policy(
@@ -150,9 +154,15 @@ def _planned_rows(
         policy=policy,
         current=current,
         max_moves=None if current is None else max_moves,
+        num_threads=planning_threads() if policy == "balanced" else 1,
     )
     rows = result.placement.physical_to_logical
     return keep_slots(rows, old, ep_size) if old is not None and current is None else rows
+
+
+def planning_threads() -> int:
+    """Return on how many threads to plan: one rank plans for all, while the cores of this process serve."""
+    return min(_MOST_THREADS, len(os.sched_getaffinity(0)))
 
 
 def _as_placement(
