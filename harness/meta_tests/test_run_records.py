@@ -13,6 +13,7 @@ import pytest
 
 from expert_maps.errors import FormatError
 from harness.record import history, older, provenance
+from harness.record.drawing import drawing
 from harness.record.schema import Provenance, RunRecord
 from harness.record.tables import Sheet, measured_on, page
 
@@ -177,3 +178,11 @@ def test_paths_are_not_recorded(tmp_path: Path) -> None:
     folders = {tmp_path: "", tmp_path / "made": "made"}
     found = [provenance.without_places(word, folders) for word in words]
     assert found == ["--model", "model", '{"path": "made/x.npz"}', "--other=…/y"]
+
+
+def test_a_plot_leaves_matplotlib_as_it_was() -> None:
+    mpl = pytest.importorskip("matplotlib")
+    before = dict(mpl.rcParams)
+    with drawing(font_size=3, svg_fonttype="none"):
+        assert (mpl.rcParams["font.size"], mpl.rcParams["svg.fonttype"]) == (3, "none")
+    assert {name for name, value in mpl.rcParams.items() if value != before[name]} <= {"backend"}

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from expert_maps.files import write_bytes
 from harness.accuracy.limits import LIMITS
+from harness.record.drawing import drawing
 from harness.record.tables import NONE, one_line
 
 if TYPE_CHECKING:
@@ -44,6 +45,7 @@ class Cell:
     marks: tuple[tuple[Sequence[float], str, str], ...] = ()
 
 
+@drawing(font_size=9, axes_titlesize=10)
 def draw(arms: Sequence[ReportedArm], path: Path) -> None:
     """Write the plot, of the form that the path's suffix names.
 
@@ -54,10 +56,6 @@ def draw(arms: Sequence[ReportedArm], path: Path) -> None:
     Raises:
         FormatError: it cannot be written.
     """
-    import matplotlib as mpl
-
-    mpl.use("agg")
-    mpl.rcParams.update({"svg.hashsalt": "expert-maps", "font.size": 9, "axes.titlesize": 10})
     from matplotlib import pyplot as plt
 
     height = 2 * (0.34 * len(arms) + 1.0) + 0.6

@@ -15,7 +15,6 @@ from typing import TYPE_CHECKING, Annotated
 
 import numpy as np
 import typer
-from rich.console import Console
 
 from expert_maps import balancedness, overall_balancedness, plan
 from expert_maps.activation import Batch
@@ -25,7 +24,7 @@ from harness.bench.planner.studies import ESFT_FILE
 from harness.record import history
 from harness.record.provenance import describe
 from harness.record.schema import RunRecord
-from harness.record.tables import FILE_WIDTH, Sheet, page
+from harness.record.tables import Sheet, page, show
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -255,11 +254,7 @@ def main(
     ]
     layers = [measure_layers(task, redundant) for redundant in BUDGETS for task in tasks]
     sheets = [activated_sheet(activated), layers_sheet(layers)]
-    console = Console()
-    if not console.is_terminal:
-        console = Console(width=FILE_WIDTH)
-    for sheet in sheets:
-        console.print(sheet.rich())
+    show(*sheets)
     if table is not None:
         write_text(table, page(title="Other objectives on recorded loads", intro=[_HOW], sections=sheets))
         typer.echo(f"wrote {table}")

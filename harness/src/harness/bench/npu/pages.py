@@ -11,6 +11,7 @@ from rich.table import Table
 
 from harness.bench.npu.models import MODELS
 from harness.record import tables
+from harness.record.drawing import drawing
 from harness.record.tables import NONE, Sheet, number
 
 if TYPE_CHECKING:
@@ -166,6 +167,8 @@ def comparison(rows: Sequence[Row]) -> Table:
     return table
 
 
+# Text stays text, which a browser draws: as outlines it would be most of the file.
+@drawing(font_size=8, axes_titlesize=8, svg_fonttype="none")
 def draw(run: RunRecord, path: Path) -> None:
     """Write the plot of the warm times, of the form that the suffix names; the same figures give the same SVG.
 
@@ -173,12 +176,6 @@ def draw(run: RunRecord, path: Path) -> None:
         run: of the ops.
         path: for example of an `.svg`.
     """
-    import matplotlib as mpl
-
-    mpl.use("agg")
-    # Text stays text, which a browser draws: as outlines it would be most of the file.
-    mpl.rcParams.update({"svg.hashsalt": "expert-maps", "svg.fonttype": "none"})
-    mpl.rcParams.update({"font.size": 8, "axes.titlesize": 8})
     from matplotlib import pyplot as plt
 
     warm = [row for row in run.performance["rows"] if row["variant"] == "warm"]

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from harness.bench.planner.pages import policies_of
 from harness.bench.planner.peers import FAST, PRECISE, TIGHT
+from harness.record.drawing import drawing
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -32,6 +33,7 @@ _COLUMNS = 3
 _LEAST_PERCENT = 0.001
 
 
+@drawing(font_size=9, axes_titlesize=9)
 def draw(outcomes: Sequence[Outcome], path: Path) -> None:
     """Write the plot, of the form that the path's suffix names; the same figures give the same SVG.
 
@@ -39,10 +41,6 @@ def draw(outcomes: Sequence[Outcome], path: Path) -> None:
         outcomes: of them those whose problem has a panel are drawn.
         path: for example of an `.svg`.
     """
-    import matplotlib as mpl
-
-    mpl.use("agg")
-    mpl.rcParams.update({"svg.hashsalt": "expert-maps", "font.size": 9, "axes.titlesize": 9})
     from matplotlib import pyplot as plt
 
     shown = [outcome for outcome in outcomes if outcome.problem.panel]
