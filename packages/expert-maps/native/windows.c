@@ -154,7 +154,7 @@ static void consider_swaps(Windowed *p, int32_t hot, Change *best) {
         if (cold == hot || cold < first || cold >= first + p->ranks_per_node) continue;
         Others others;
         uint8_t *const may = p->may + (size_t)hot * p->num_ranks + cold;
-        *may = p->seen[cold] && !best->kind ? p->may[(size_t)cold * p->num_ranks + hot] : may_swap(p, hot, cold, &others, best);
+        *may = (uint8_t)(p->seen[cold] && !best->kind ? p->may[(size_t)cold * p->num_ranks + hot] : may_swap(p, hot, cold, &others, best));
         p->effort -= 2 * p->windows;
         if (!*may) continue;
         p->effort -= 2 * (int64_t)p->capacity[hot] * p->capacity[cold] * p->windows;
