@@ -157,7 +157,7 @@ def record(folder: Path, choices: int) -> Path:
 def test_what_must_not_be_is_a_problem(tmp_path: Path) -> None:
     load = record(tmp_path, 48)
     found = outcome()
-    running.judge(found, load, top_k=4)
+    running.judge(found, load, top_k=4, least=1)
     assert found.problems == []
     for change, words in (
         ({"wrong": 1, "right": 4}, "1 wrong"),
@@ -167,18 +167,24 @@ def test_what_must_not_be_is_a_problem(tmp_path: Path) -> None:
     ):
         found = outcome()
         vars(found.tally).update(change)
-        running.judge(found, load, top_k=4)
+        running.judge(found, load, top_k=4, least=1)
         (said,) = found.problems
         assert words in said
     for name, words in (("rubbish", "no plan was there with rubbish"), ("late", "with late")):
         found = outcome()
         del found.faults[name]
-        running.judge(found, load, top_k=4)
+        running.judge(found, load, top_k=4, least=1)
         assert words in found.problems[0]
+    found = outcome()
+    running.judge(found, load, top_k=4, least=4)
+    (said,) = found.problems
+    assert said.startswith(
+        "memory and descriptors of 1 processes were sampled often enough; expected those of 4"
+    )
     found = outcome()
     found.faults["changed by a refusal"] = 1
     found.growths = [Growth("a server", 1200.0, 300.0, 50.0, 40.0, 0.0, 1000)]
-    running.judge(found, tmp_path / "none.npz", top_k=4)
+    running.judge(found, tmp_path / "none.npz", top_k=4, least=1)
     assert [
         word in " ".join(found.problems)
         for word in ("that failed moved", "grew by 50.0 MiB", "cannot be read")

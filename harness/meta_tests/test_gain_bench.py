@@ -196,3 +196,15 @@ def test_a_rank_without_a_core_of_its_own_is_refused(tmp_path: Path, monkeypatch
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: {3})
     with pytest.raises(ArmError, match="1 cores are free to be used; expected 2, one for each rank"):
         gain_ranks.Ranks(tmp_path, {}, 2)
+
+
+def test_a_map_that_was_not_served_is_no_gain(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Ignoring(FakeRanks):
+        def run_round(self, seed: int, prompts: int) -> Round:
+            return replace(super().run_round(seed, prompts), digests=[""] * gain.RANKS)
+
+    monkeypatch.setattr(gain, "Ranks", Ignoring)
+    monkeypatch.setattr(FakeRanks, "seen", [])
+    monkeypatch.setattr(FakeRanks, "order", [])
+    with pytest.raises(ArmError, match=r"map was served with \[''\]; expected the planned map \w+ alone"):
+        gain.measure(tmp_path, rounds=4)

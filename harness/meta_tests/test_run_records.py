@@ -185,4 +185,7 @@ def test_a_plot_leaves_matplotlib_as_it_was() -> None:
     before = dict(mpl.rcParams)
     with drawing(font_size=3, svg_fonttype="none"):
         assert (mpl.rcParams["font.size"], mpl.rcParams["svg.fonttype"]) == (3, "none")
-    assert {name for name, value in mpl.rcParams.items() if value != before[name]} <= {"backend", "backend_fallback"}
+    assert {name for name, value in mpl.rcParams.items() if value != before[name]} <= {
+        "backend",
+        "backend_fallback",
+    }

@@ -33,6 +33,7 @@ typedef struct {
     int reached;
     double left;   /* the excess over the target that the moves were not enough for */
     int32_t hot;   /* the ranks that had any */
+    double before; /* the hottest rank's load before the steps: with what cannot be avoided alone */
 } Outcome;
 
 static double sum_excess(const Layer *p, double target) {
@@ -66,7 +67,7 @@ static Outcome attempt(Work *w, const Problem *problem, const double *load, doub
     const int32_t ranks = w->ranks_per_node, experts = w->experts_per_node;
     const int32_t *kept = w->kept;
     const int64_t limit = budget;
-    Outcome outcome = {0, 0, 1, 0, 0};
+    Outcome outcome = {0, 0, 1, 0, 0, 0};
     for (int32_t n = 0; n < problem->nodes; n++) {
         const int32_t *members = w->members + n * experts, *held = problem->held + n * ranks;
         Layer *p = &w->now;
@@ -77,6 +78,7 @@ static Outcome attempt(Work *w, const Problem *problem, const double *load, doub
         const int32_t forced = arrivals(p);
         p->effort -= (int64_t)forced * experts / 8; /* what it took to choose those */
         p->moves_left = budget;
+        if (peak(p) > outcome.before) outcome.before = peak(p);
         outcome.hot += count_above(p, target);
         Goal goal = {target, least, 200 + 10 * (int64_t)ranks, 1};
         if (limit == UNLIMITED && is_of_two(problem) && peak(p) > NEAR_PLAN * target) goal.steps = 0;
@@ -97,8 +99,8 @@ static Outcome attempt(Work *w, const Problem *problem, const double *load, doub
 
 /* Find the lowest target that the budget is enough for: a target that is too ambitious spends it on a few ranks. What was missing
  * at one target says what the next may be: each rank that is above it saves as much as it is raised. */
-static Outcome within_budget(Work *w, const Problem *problem, const double *load, double wished, int64_t budget,
-                             int32_t *slot, double *rank_load) {
+static Outcome seek_target(Work *w, const Problem *problem, const double *load, double wished, int64_t budget,
+                           int32_t *slot, double *rank_load) {
     const double least = wished * 1e-6;
     Outcome best = attempt(w, problem, load, wished, least, budget, slot, rank_load), last = best;
     if (best.reached || budget == UNLIMITED) return best;
@@ -119,6 +121,19 @@ static Outcome within_budget(Work *w, const Problem *problem, const double *load
         else low = target;
         if (best.peak < high) high = best.peak;
     }
+    return best;
+}
+
+/* As seek_target. Steps make the sum of what is above the target less, and one rank can get hotter by that: then nothing moves that may
+ * stay. */
+static Outcome within_budget(Work *w, const Problem *problem, const double *load, double wished, int64_t budget,
+                             int32_t *slot, double *rank_load) {
+    Outcome best = seek_target(w, problem, load, wished, budget, slot, rank_load);
+    if (best.peak <= best.before * (1 + 1e-12)) return best;
+    const int64_t effort = w->now.effort;
+    best = attempt(w, problem, load, INFINITY, 0, 0, slot, rank_load);
+    w->now.effort = effort;
+    best.reached = 0;
     return best;
 }
 

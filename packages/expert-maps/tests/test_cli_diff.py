@@ -56,7 +56,7 @@ def test_diff_schedules_the_way(tmp_path: Path) -> None:
     sized = ("--schedule", "--expert-bytes", 10**9, "--bandwidth", 2)
     told = run("diff", old, new, *sized, "--nodes", 2).stdout
     assert (
-        "1 round (no schedule has fewer than 1): 2 experts sent to another rank, 2 of them between nodes"
+        "1 round (no schedule that sends as little between nodes has fewer than 1): 2 experts sent to another rank, 2 of them between nodes"
         in told
     )
     assert (

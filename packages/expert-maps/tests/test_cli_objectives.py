@@ -120,6 +120,27 @@ def test_a_plan_by_layers_that_comes_out_equal_is_a_map_that_servers_read() -> N
         assert read_placement("map.json").num_redundant_experts == 4
 
 
+def test_a_plan_by_layers_writes_the_map_that_it_tells() -> None:
+    # Where any number of slots costs the same, it takes none, and the map has none either.
+    np.save("alike.npy", np.full((3, 16), 10))
+    words = (
+        "plan",
+        "alike.npy",
+        "--ep-size",
+        4,
+        "--redundant",
+        16,
+        "--redundancy",
+        "per-layer",
+        "-o",
+        "map.json",
+    )
+    told = json.loads(run(*words, "--json").stdout)
+    assert told["num_redundant_experts"] == [0, 0, 0]
+    written = read_placement("map.json")
+    assert (written.num_redundant_experts, written.digest) == (0, told["digest"])
+
+
 @pytest.mark.parametrize(
     ("words", "fragments"),
     [

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from expert_maps import LayoutError, generate_placement, plan, planning
+from expert_maps import LayoutError, Placement, generate_placement, plan, planning
 from expert_maps._blocks import in_blocks
 from expert_maps.load import ExpertLoad, as_load
 from expert_maps.policies.balanced import balanced
@@ -20,7 +20,7 @@ from expert_maps.policies.base import Cluster
 
 DRAW = np.random.default_rng(7)
 LOAD = DRAW.lognormal(sigma=1.2, size=(11, 32))
-CLUSTER = {"ep_size": 8, "num_physical_experts": 40}
+CLUSTER: dict[str, Any] = {"ep_size": 8, "num_physical_experts": 40}
 START = generate_placement(num_layers=11, num_experts=32, num_redundant_experts=8, ep_size=8, layout="ring")
 
 
@@ -98,3 +98,12 @@ def test_an_error_or_interrupt_ends_what_is_being_planned_elsewhere(monkeypatch:
 def test_the_compiled_planner_stops_where_it_is_told_to() -> None:
     with pytest.raises(KeyboardInterrupt):
         balanced(as_load(LOAD), Cluster(40, 8), 4e-4, cancelled=ctypes.c_int32(1))
+
+
+@pytest.mark.parametrize("threads", [1, 2, 11])
+def test_a_layer_is_named_by_its_number_among_all(threads: int) -> None:
+    grouped = plan(LOAD, **CLUSTER, num_groups=8, num_nodes=2).placement.physical_to_logical.copy()
+    grouped[9] = plan(LOAD, **CLUSTER).placement.physical_to_logical[9]
+    current = Placement(grouped, 8, num_logical_experts=32)
+    with pytest.raises(LayoutError, match="on several nodes in layer 9;"):
+        plan(LOAD, **CLUSTER, num_groups=8, num_nodes=2, current=current, max_moves=3, num_threads=threads)

@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+import importlib
 import importlib.util
 import json
 import re
@@ -83,13 +84,15 @@ def require_modules(*names: str) -> None:
     """
     for name in names:
         try:
-            found = importlib.util.find_spec(name)
-        except ImportError:
-            found = None
-        if found is None:
+            # A package may be there without what it needs; a module of it is only looked for, as vLLM's takes long to import.
+            found = importlib.util.find_spec(name) if "." in name else importlib.import_module(name)
+            if found is None:
+                msg = f"No module named {name!r}"
+                raise ModuleNotFoundError(msg, name=name)
+        except ImportError as error:
             shown = name.replace("_", "-")
-            msg = f"{shown} cannot be imported; expected it, as requirements/vllm.txt pins it"
-            raise ConfigError(msg)
+            msg = f"{shown} cannot be imported ({error}); expected it, as requirements/vllm.txt pins it"
+            raise ConfigError(msg) from error
 
 
 def parse_base_urls(texts: list[str], config: ModelConfig) -> dict[str, str]:

@@ -70,6 +70,8 @@ def finished(settings: RunSettings, name: str, key: str) -> Record | None:
         return None
     with contextlib.closing(Journal(path)) as journal:
         noted = journal.get(key)
+    if noted is None:
+        return None  # whatever record is there, this run asks again
     record = read_record(folder)
     # A later run, of something else, may have begun another record.
     is_it = record.summary.status == "complete" and noted == {"started": record.summary.started}

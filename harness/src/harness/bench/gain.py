@@ -93,13 +93,16 @@ def measure(model: Path, rounds: int) -> tuple[dict[str, Any], dict[str, Any]]:
             arms[arm] = stack.enter_context(Ranks(model, {"expert_map_path": str(path)}, RANKS))
             _rounds(arms[arm], 0, 0)
         taken = take_turns(arms, rounds)
+    served = {arm: sorted({digest for one in of for digest in one.digests}) for arm, of in taken.items()}
+    for arm, digest in digests.items():
+        if served[arm] != [digest]:
+            msg = f"{arm} was served with {served[arm]}; expected the planned map {digest} alone"
+            raise ArmError(msg)
     proof = {
         "trace_steps": trace.num_steps,
         "trace_tokens": int(trace.total.sum()),
         "planned_digests": digests,
-        "served_digests": {
-            arm: sorted({digest for one in of for digest in one.digests}) for arm, of in taken.items()
-        },
+        "served_digests": served,
     }
     return proof, result_of(taken, fitted, advice, free)
 

@@ -113,11 +113,15 @@ def run(options: Options, say: Callable[[str], None]) -> Outcome:
                 tally=found.tally,
             )
         found.seconds = time.monotonic() - begin
-        operator.look()
+        try:
+            operator.look()
+        except (ExpertMapsError, LookupError, TypeError) as error:
+            found.problems.append(f"the last look at the slots failed: {error}")
         watch.write(options.folder / "samples.json")
         warm_up = max(_WARM_UP_SECONDS, _WARM_UP_SHARE * found.seconds)
         found.growths = [one for each in watch.samples.values() if (one := growth(each, warm_up)) is not None]
-    judge(found, load, int(config["num_experts_per_tok"]))
+    # The guard, the server, and a worker for each rank.
+    judge(found, load, int(config["num_experts_per_tok"]), least=options.ranks + 2)
     if left := still_there(watch.samples):
         found.problems.append(f"processes {left} are left behind; expected none")
     return found
@@ -175,8 +179,15 @@ def _chaos_server(options: Options, load: Path) -> Iterator[Server]:
         yield server
 
 
-def judge(found: Outcome, load: Path, top_k: int) -> None:
-    """Add what is not as it must be to the problems."""
+def judge(found: Outcome, load: Path, top_k: int, *, least: int) -> None:
+    """Add what is not as it must be to the problems.
+
+    Args:
+        found: what was seen.
+        load: the record of it.
+        top_k: experts of a token.
+        least: processes whose memory and descriptors must have been sampled often enough.
+    """
     tally, faults = found.tally, found.faults
     if tally.wrong or tally.lost or tally.right != tally.sent or not tally.sent:
         said = "".join(f"\n  {text}" for text in tally.said)
@@ -191,8 +202,11 @@ def judge(found: Outcome, load: Path, top_k: int) -> None:
         found.problems.append(f"no plan was there with {', '.join(missing)}; run it longer")
     for one in found.growths:
         found.problems += one.problems()
-    if not found.growths:
-        found.problems.append("memory and descriptors were sampled too rarely; run it longer")
+    if len(found.growths) < least:
+        found.problems.append(
+            f"memory and descriptors of {len(found.growths)} processes were sampled often enough; expected those of {least}: run "
+            "it longer"
+        )
     try:
         counted = read_load(load).total.sum(axis=1).astype(int).tolist()
     except ExpertMapsError as error:

@@ -125,8 +125,8 @@ def _closure(session: nox.Session, asked: Iterable[str]) -> set[str]:
     question.write_text("".join(f"{word}\n" for word in asked), encoding="utf-8")
     python = str(Path(session.bin).absolute() / "python")
     words = ["uv", "pip", "compile", "--quiet", "--no-header", "--no-annotate", "--python", python]
-    words += ["--find-links", str(DIST), "--constraints", str(_PINS), str(question)]
-    listed = session.run(*words, silent=True)
+    words += ["--find-links", str(DIST), "--constraints", str(_PINS), "--constraints", str(_TORCH_PINS)]
+    listed = session.run(*words, str(question), silent=True)
     names = {_name_of(line) for line in str(listed).splitlines() if "==" in line}
     of_torch = {
         _name_of(line) for line in _TORCH_PINS.read_text(encoding="utf-8").splitlines() if "==" in line

@@ -215,7 +215,9 @@ def plan_balanced(
         whole = block.start == 0 and block.stop >= trace.num_layers
         part = trace if whole else ExpertLoad(trace.counts[:, block])
         here = start if start is None or whole else replace(start, experts=start.experts[block])
-        return balanced(part, cluster, gap, here, certify=certify, cancelled=cancelled)
+        return balanced(
+            part, cluster, gap, here, certify=certify, cancelled=cancelled, first_layer=block.start
+        )
 
     def cancel() -> None:
         if cancelled is not None:

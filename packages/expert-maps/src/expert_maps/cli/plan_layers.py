@@ -14,7 +14,10 @@ if TYPE_CHECKING:
     from expert_maps.cli.loading import Loaded, LoadOptions
     from expert_maps.cli.planner_options import PlanOptions
     from expert_maps.cli.writing import Output
+    from expert_maps.layered import AnyPlacement
+    from expert_maps.layered_placement import LayeredPlacement
     from expert_maps.per_layer import PerLayerPlan
+    from expert_maps.placement import Placement
 
 
 @dataclass(frozen=True)
@@ -68,11 +71,11 @@ class LayersAsked:
         )
         made = {"command": "plan", "policy": "balanced", "redundancy": "per-layer"}
         # Where all layers have as many slots the map is one that every server reads.
-        placement = plan.equal if plan.is_equal and plan.cost == plan.equal_cost else plan.placement
+        placement = _ordinary(plan.placement) if plan.is_equal else plan.placement
         self.target.write(map_text(placement, self.loaded, self.said, self.names, made))
         err = self.target.is_stdout
         if json:
-            print_json(_document(plan, self.names, self.target), err=err)
+            print_json(_document(plan, placement, self.names, self.target), err=err)
             return
         say(title_of(plan.placement, trace, "balanced, slots per layer"), err=err, wrap=True)
         if table:
@@ -81,7 +84,19 @@ class LayersAsked:
         say([*lines, *plan.summary().splitlines(), self.target.line], err=err, wrap=True)
 
 
-def _document(plan: PerLayerPlan, names: LayerNames, target: Output) -> dict[str, object]:
+def _ordinary(placement: LayeredPlacement) -> Placement:
+    """Return the same placement of layers that all have as many slots."""
+    import numpy as np
+
+    from expert_maps.placement import Placement
+
+    rows = np.concatenate([layer.physical_to_logical for layer in placement.layers])
+    return Placement(rows, placement.ep_size, num_logical_experts=placement.num_logical_experts)
+
+
+def _document(
+    plan: PerLayerPlan, written: AnyPlacement, names: LayerNames, target: Output
+) -> dict[str, object]:
     return {
         "policy": "balanced",
         "redundancy": "per-layer",
@@ -102,7 +117,7 @@ def _document(plan: PerLayerPlan, names: LayerNames, target: Output) -> dict[str
         "cost_with_equal_slots": plan.equal_cost,
         "least_cost": plan.least_cost,
         "gap": plan.gap,
-        "digest": plan.placement.digest,
+        "digest": written.digest,
         "output": target.name,
         "replaced": target.replaces,
     }

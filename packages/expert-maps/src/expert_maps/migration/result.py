@@ -115,8 +115,9 @@ class Schedule(Frozen):
         """Return one line: how many rounds and transfers, and how few rounds there can be."""
         crossing = int(self.between_nodes.sum())
         nodes = f", {crossing} of them between nodes" if self.num_nodes > 1 else ""
+        as_little = " that sends as little between nodes" if self.num_nodes > 1 else ""
         return (
-            f"{counted(self.num_rounds, 'round')} (no schedule has fewer than {self.lower_bound}): "
+            f"{counted(self.num_rounds, 'round')} (no schedule{as_little} has fewer than {self.lower_bound}): "
             f"{counted(self.num_transfers, 'expert')} sent to another rank{nodes}, {len(self.local)} copied within one"
         )
 

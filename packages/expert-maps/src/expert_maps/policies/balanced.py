@@ -96,6 +96,7 @@ def balanced(
     *,
     certify: bool = False,
     cancelled: ctypes.c_int32 | None = None,
+    first_layer: int = 0,
 ) -> tuple[Int32Array, Float64Array]:
     """Plan.
 
@@ -107,6 +108,7 @@ def balanced(
         start: where the experts are now; None to plan from scratch.
         certify: whether dear bounds are sought too, where the cheap ones do not reach the tolerance. The plan is the same.
         cancelled: ends the call soon where another thread sets it to 1; None where this one hears an interrupt by itself.
+        first_layer: the number of the first of these layers, for messages.
 
     Returns:
         physical_to_logical: int32 [L, P].
@@ -117,7 +119,9 @@ def balanced(
         MemoryError: there is too little of it.
         AssertionError: the answer is not what it should be; it is never returned.
     """
-    of_sum, bound = _search(load, cluster, tolerance, start, certify=certify, cancelled=cancelled)
+    of_sum, bound = _search(
+        load, cluster, tolerance, start, certify=certify, cancelled=cancelled, first_layer=first_layer
+    )
     if load.num_steps == 1:
         return of_sum, bound
     found = [over_windows(load, cluster, tolerance, start, cancelled), of_sum]
@@ -145,6 +149,7 @@ def _search(
     *,
     certify: bool = False,
     cancelled: ctypes.c_int32 | None = None,
+    first_layer: int = 0,
 ) -> tuple[Int32Array, Float64Array]:
     """Call the compiled planner; without windows it plans for the sum. Raises as `balanced`."""
     tolerance = max(tolerance, _ROUNDING)
@@ -182,14 +187,14 @@ def _search(
         raise MemoryError
     _refuse_broken(status, arrays)
     if status == _NOT_GROUPED:
-        raise _spread(bound, cluster)
+        raise _spread(first_layer + int(np.argmax(bound < 0)), cluster)
     return rows, np.ldexp(bound, exponent)
 
 
-def _spread(bound: Float64Array, cluster: Cluster) -> LayoutError:
-    """Return the error of groups that are spread over nodes and may not be brought together."""
+def _spread(layer: int, cluster: Cluster) -> LayoutError:
+    """Return the error of a group that is spread over nodes and may not be brought together."""
     msg = (
-        f"current has an expert group on several nodes in layer {int(np.argmax(bound < 0))}; expected each of the "
+        f"current has an expert group on several nodes in layer {layer}; expected each of the "
         f"{cluster.num_groups} groups on one of {cluster.num_nodes} nodes, or no max_moves"
     )
     return LayoutError(msg)

@@ -5,7 +5,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from expert_maps.reference.bounds import replica_bound
@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     Held = Sequence[Sequence[int]]
 
 _LEAST = 1e-6
+_ROUNDING = 1e-12
 # How often the target is tried again, between what is wished for and what there is.
 _NARROWINGS = 3
 # Moves of all those attempts: after more of them there is no further one.
@@ -62,6 +63,7 @@ class _Attempt:
     reached: bool
     left: float = 0.0  # the excess over the target that the moves were not enough for
     hot: int = 0  # the ranks that had any
+    before: float = 0.0  # the hottest rank's load before the steps: with what cannot be avoided alone
 
 
 class NotGroupedError(Exception):
@@ -167,6 +169,21 @@ def _within_budget(
     wished: float,
     budget: int | None,
 ) -> _Attempt:
+    """As `_seek_target`; where steps have made a rank hotter than any was, nothing moves that may stay."""
+    best = _seek_target(load, problem, members, held, wished, budget)
+    if best.peak <= best.before * (1 + _ROUNDING):
+        return best
+    return replace(_attempt(load, problem, members, held, Goal(math.inf, 0.0, 0), 0), reached=False)
+
+
+def _seek_target(
+    load: list[float],
+    problem: Problem,
+    members: list[list[int]],
+    held: Held,
+    wished: float,
+    budget: int | None,
+) -> _Attempt:
     """Find the lowest target that the budget is enough for: one that is too low spends it on a few ranks."""
     least = wished * _LEAST
     best = last = _attempt(load, problem, members, held, Goal(wished, least, 0), budget)
@@ -211,6 +228,7 @@ def _attempt(
         complete(layer)
         forced = arrivals(layer)
         layer.moves_left = budget
+        outcome.before = max(outcome.before, layer.peak)
         outcome.hot += _count_above(layer, goal.target)
         own = Goal(goal.target, goal.least, 200 + 10 * ranks)
         if budget is None and _is_of_two(problem) and layer.peak > _NEAR_PLAN * goal.target:

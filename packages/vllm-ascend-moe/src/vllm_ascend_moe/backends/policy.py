@@ -162,7 +162,8 @@ def _planned_rows(
 
 def planning_threads() -> int:
     """Return on how many threads to plan: one rank plans for all, while the cores of this process serve."""
-    return min(_MOST_THREADS, len(os.sched_getaffinity(0)))
+    is_told = hasattr(os, "sched_getaffinity")  # Linux
+    return min(_MOST_THREADS, len(os.sched_getaffinity(0)) if is_told else os.cpu_count() or 1)
 
 
 def _as_placement(
