@@ -139,8 +139,8 @@ def test_a_leak_is_told_and_a_start_or_a_jump_is_none() -> None:
 
 def test_processes_are_watched_with_those_below() -> None:
     script = "import subprocess, sys; subprocess.run([sys.executable, '-c', 'print(1, flush=True); input()'])"
-    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
-    with subprocess.Popen([sys.executable, "-c", script], **pipes) as process:
+    pipe = subprocess.PIPE
+    with subprocess.Popen([sys.executable, "-c", script], stdin=pipe, stdout=pipe) as process:
         assert process.stdout is not None
         assert process.stdout.readline() == b"1\n"  # both are up
         found = below(process.pid)

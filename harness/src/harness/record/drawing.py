@@ -5,7 +5,7 @@
 from __future__ import annotations
 
 from contextlib import contextmanager
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -22,6 +22,6 @@ def drawing(**settings: str | float) -> Iterator[None]:
     import matplotlib as mpl
 
     mpl.use("agg")
-    given = {name.replace("_", ".", 1): value for name, value in settings.items()}
-    with mpl.rc_context({"svg.hashsalt": "expert-maps", **given}):
+    given: dict[Any, Any] = {name.replace("_", ".", 1): value for name, value in settings.items()}
+    with mpl.rc_context({**given, "svg.hashsalt": "expert-maps"}):
         yield
