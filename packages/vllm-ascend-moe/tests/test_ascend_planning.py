@@ -274,3 +274,25 @@ def test_the_settings_and_the_cycle_decide_what_pays(
     assert rule.slot_tokens == pytest.approx((32 * 2 + 8 * 4) / 2.5e10 * 3e14 / (2 * 40))
     answer(one)
     assert ("expert_maps" in updator.shared_dict) is records
+
+
+def test_transfers_are_those_of_a_plain_loop() -> None:
+    draw = np.random.default_rng(3)
+    for _ in range(40):
+        # Each rank holds each expert or not, in any slot; every expert is somewhere.
+        old, new = (np.where(draw.random((3, 4, 6)) < 0.4, 0, -1).astype(np.int32) for _ in range(2))
+        old[:, 0] = np.where((old < 0).all(axis=1), 0, old[:, 0])
+        expected: list[tuple[int, int, int, int]] = []
+        for layer, expert in np.ndindex(3, 6):
+            holders = np.flatnonzero(old[layer, :, expert] >= 0)
+            missing = np.flatnonzero((old[layer, :, expert] < 0) & (new[layer, :, expert] >= 0))
+            expected += [
+                (layer, int(receiver), expert, int(holders[turn % len(holders)]))
+                for turn, receiver in enumerate(missing)
+            ]
+        for rank in range(4):
+            sent, received = transfers(old, new, rank)
+            for layer in range(3):
+                of_layer = sorted(one[1:] for one in expected if one[0] == layer)
+                assert sent[layer] == [(to, expert) for to, expert, sender in of_layer if sender == rank]
+                assert received[layer] == [(sender, expert) for to, expert, sender in of_layer if to == rank]

@@ -90,6 +90,7 @@ def _ours(start: Placement, slots: NDArray[np.int64]) -> Callable[[], NDArray[An
             tp_sizes=[1] * start.num_layers,
         )
         planner.put(1)
+        planner.share()
         planner.get()
         return planner.placement.physical_to_logical
 

@@ -17,6 +17,7 @@ import numpy as np
 import torch
 
 from expert_maps import Placement
+from expert_maps.maps import all_log2phy, replica_turns
 from vllm_ascend_moe.backends.one_plan import OnePlan
 from vllm_ascend_moe.backends.policy import make_policy
 from vllm_ascend_moe.backends.rules import rule_for
@@ -140,14 +141,9 @@ class Planner:
             self.placement = new
         else:
             self._record(torch.from_numpy(maps))
+        log2phy = {tp_size: _log2phy(new, self._ep_rank, tp_size) for tp_size in set(self._tp_sizes)}
         return [
-            (
-                sent[layer],
-                received[layer],
-                maps[layer, self._ep_rank],
-                new.log2phy(layer, self._ep_rank, tp_size=tp_size).copy(),
-                layer,
-            )
+            (sent[layer], received[layer], maps[layer, self._ep_rank], log2phy[tp_size][layer], layer)
             for layer, tp_size in enumerate(self._tp_sizes)
         ]
 
@@ -162,6 +158,12 @@ class Planner:
 
 def _rows(placement: Placement) -> torch.Tensor:
     return torch.from_numpy(placement.physical_to_logical.astype(np.int64))
+
+
+def _log2phy(placement: Placement, ep_rank: int, tp_size: int) -> NDArray[np.int32]:
+    """Return `Placement.log2phy` of all layers, int32 [L, E]: at once, as a rearrangement waits for it."""
+    turns = replica_turns(np.array([ep_rank], dtype=np.int32), placement.num_logical_experts, tp_size)
+    return all_log2phy(placement.logical_to_physical, placement.replica_count, *turns)[:, 0]
 
 
 def transfers(
@@ -182,11 +184,13 @@ def transfers(
     """
     held = old >= 0
     layers, receivers, experts = np.nonzero(~held & (new >= 0))
-    holders = held[layers, :, experts]
+    at, holders, of = np.nonzero(held)
+    # Both by layer and expert; within those by rank, as they were.
+    asked, holding = layers * old.shape[2] + experts, at * old.shape[2] + of
+    holders = holders[np.argsort(holding, kind="stable")]
     # The first receiver of an expert takes its first holder, and so on in turn.
-    turn = np.cumsum(~held & (new >= 0), axis=1)[layers, receivers, experts] - 1
-    wanted = turn % holders.sum(axis=1)
-    senders = (holders & (np.cumsum(holders, axis=1) == wanted[:, None] + 1)).argmax(axis=1)
+    count = np.bincount(holding, minlength=len(old) * old.shape[2])
+    senders = holders[(np.cumsum(count) - count)[asked] + _turns(asked) % count[asked]]
     sent: list[list[tuple[int, int]]] = [[] for _ in old]
     received: list[list[tuple[int, int]]] = [[] for _ in old]
     own = (senders == ep_rank) | (receivers == ep_rank)
@@ -198,6 +202,17 @@ def transfers(
         else:
             received[layer].append((sender, expert))
     return sent, received
+
+
+def _turns(keys: NDArray[np.intp]) -> NDArray[np.intp]:
+    """Return how often each key stood before it: [N]."""
+    order = np.argsort(keys, kind="stable")
+    ordered = keys[order]
+    first = np.concatenate([[True], ordered[1:] != ordered[:-1]])[: len(keys)]
+    places = np.arange(len(keys))
+    turns = np.empty_like(places)
+    turns[order] = places - np.maximum.accumulate(np.where(first, places, 0))
+    return turns
 
 
 def planner_for(
