@@ -198,7 +198,7 @@ def test_warnings_name_layers_by_row_and_as_the_file_does(tmp_path: Path) -> Non
 
 
 def test_empty_and_doubly_packed_files_are_named_as_such(tmp_path: Path) -> None:
-    content = gzip.compress(gzip.compress(b"[[1, 2], [3, 4]]"))
+    content = gzip.compress(gzip.compress(b"[[1, 2], [3, 4]]", mtime=0), mtime=0)
     (tmp_path / "twice.json.gz").write_bytes(content)
     assert_one_line_error(run("load", "twice.json.gz"), "compressed twice by gzip; expected once at most")
     for name, empty in (
@@ -206,7 +206,7 @@ def test_empty_and_doubly_packed_files_are_named_as_such(tmp_path: Path) -> None
         ("a.json", b" \n"),
         ("a.npy", b""),
         ("a", b""),
-        ("a.csv.gz", gzip.compress(b"")),
+        ("a.csv.gz", gzip.compress(b"", mtime=0)),
     ):
         (tmp_path / name).write_bytes(empty)
         assert_one_line_error(run("load", name), "the file is empty; expected a load")

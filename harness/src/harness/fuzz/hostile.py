@@ -155,8 +155,11 @@ def _contents() -> Iterator[tuple[str, bytes]]:
     yield "an alias bomb", "\n".join(aliases).encode()
     yield "20,000 keys", b"".join(b"k%d: 1\n" % number for number in range(20_000))
     yield "a tag that runs code", b"!!python/object/apply:os.system ['true']"
-    yield "a gzip bomb", gzip.compress(bytes(2**26), 1) * 9
-    yield "a gzip in a gzip", gzip.compress(gzip.compress(gzip.compress(b"[" * 10**6)))
+    yield "a gzip bomb", gzip.compress(bytes(2**26), 1, mtime=0) * 9
+    yield (
+        "a gzip in a gzip",
+        gzip.compress(gzip.compress(gzip.compress(b"[" * 10**6, mtime=0), mtime=0), mtime=0),
+    )
     yield (
         "a zip bomb",
         _zip({f"{number}.npy": _npy_header("<i8", "(8388608,)") + bytes(2**26) for number in range(9)}),

@@ -153,7 +153,7 @@ def _packed(content: bytes, random: Random, others: Sequence[bytes]) -> bytes:
     """Change what is inside, and pack it again, so that no checksum gives it away."""
     try:
         if content[:2] != b"PK":
-            return gzip.compress(_bytes(gzip.decompress(content), random, others), 1)
+            return gzip.compress(_bytes(gzip.decompress(content), random, others), 1, mtime=0)
         with zipfile.ZipFile(io.BytesIO(content)) as archive:
             entries = [(entry.filename, archive.read(entry)) for entry in archive.infolist()]
     except Exception:  # noqa: BLE001 - damaged before: whatever these readers say of it

@@ -69,7 +69,7 @@ JSON_LOADS = _texts(
 LOADS = (
     _npy(_LOAD),
     _npz(load=_LOAD),
-    gzip.compress(_npy(_LOAD)),
+    gzip.compress(_npy(_LOAD), mtime=0),
     _STORED,
     "\n".join(",".join(map(str, row)) for row in _ROWS).encode(),
     b"step;layer;0;1\n0;3;1,5;2\n0;4;2;1\n1;3;5;5\n1;4;1;9 # end\n",
@@ -146,7 +146,7 @@ ARRAYS = (
 )
 ARCHIVES = (_npz(a=_LOAD, b=_LOAD[0]), _npz(load=_LOAD))
 SAFETENSORS = (_STORED, dump_safetensors({}))
-PACKED = (gzip.compress(_npy(_LOAD)), gzip.compress(b"a") + gzip.compress(b"b"))
+PACKED = (gzip.compress(_npy(_LOAD), mtime=0), gzip.compress(b"a", mtime=0) + gzip.compress(b"b", mtime=0))
 SETTINGS = _texts(
     {
         "expert_map_path": "m.json",
