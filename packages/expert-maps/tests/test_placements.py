@@ -301,11 +301,9 @@ def test_maps_packed_by_gzip_are_read_within_the_same_bounds(
 ) -> None:
     text = json.dumps(ASCEND).encode()
     path = tmp_path / "map.json.gz"
-    path.write_bytes(gzip.compress(text, mtime=0))
+    path.write_bytes(packed := gzip.compress(text, mtime=0))
     plain = read(ASCEND)
-    assert (
-        inspect_map(path).placement == inspect_map(Source("the file", gzip.compress(text, mtime=0))).placement
-    )
+    assert inspect_map(path).placement == inspect_map(Source("the file", packed)).placement
     assert inspect_map(path).placement == plain.placement
     monkeypatch.setattr("expert_maps.limits.MAX_JSON_BYTES", len(text) - 1)
     with pytest.raises(
