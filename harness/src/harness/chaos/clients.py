@@ -75,26 +75,19 @@ def ask_for(
         seed: of what they draw.
         tally: what came back is added to it.
     """
-    asyncio.run(_ask_for(server, answers, is_over, clients, seed, tally))
 
-
-async def _ask_for(
-    server: Server,
-    answers: Sequence[Answer],
-    is_over: Callable[[], bool],
-    clients: int,
-    seed: int,
-    tally: Tally,
-) -> None:
-    limit = aiohttp.ClientTimeout(total=REQUEST_SECONDS)
-    # Not the environment's proxies: the server is on loopback.
-    async with aiohttp.ClientSession(timeout=limit, trust_env=False) as session:
-        await asyncio.gather(
-            *(
-                _client(session, server, answers, is_over, f"{seed} client {one}", tally)
-                for one in range(clients)
+    async def ask() -> None:
+        limit = aiohttp.ClientTimeout(total=REQUEST_SECONDS)
+        # Not the environment's proxies: the server is on loopback.
+        async with aiohttp.ClientSession(timeout=limit, trust_env=False) as session:
+            await asyncio.gather(
+                *(
+                    _client(session, server, answers, is_over, f"{seed} client {one}", tally)
+                    for one in range(clients)
+                )
             )
-        )
+
+    asyncio.run(ask())
 
 
 async def _client(

@@ -4,15 +4,14 @@
 
 from __future__ import annotations
 
-import threading
 from collections import Counter
 from typing import TYPE_CHECKING, Any
 
 from harness.accuracy.server import ServerError
+from harness.chaos.background import Background
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
-    from types import TracebackType
 
     from harness.accuracy.server import Server
     from harness.chaos.outcome import Outcome
@@ -24,7 +23,7 @@ _MOST_PROBLEMS = 10
 _FEWEST_PLANS, _MOST_OVERTIME_SECONDS = 40, 300.0
 
 
-class Operator:
+class Operator(Background):
     """Begins the chaos, and looks from time to time while a `with` block runs."""
 
     def __init__(self, server: Server, seed: int, found: Outcome) -> None:
@@ -42,20 +41,7 @@ class Operator:
         # Of a server that the plugin itself has just checked.
         self._experts = [dict(layer) for layer in slots_of(self._call("expert_maps_report", checksums=True))]
         self._call("begin_chaos", seed=seed)
-        self._ends = threading.Event()
-        self._thread = threading.Thread(target=self._run, name="operator", daemon=True)
-
-    def __enter__(self) -> Operator:  # noqa: PYI034 - Python 3.10 has no Self
-        """Begin to look."""
-        self._thread.start()
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        """End."""
-        self._ends.set()
-        self._thread.join()
+        super().__init__("operator")
 
     def is_over(self, seconds: float, wanted: float) -> bool:
         """Say whether enough was asked.

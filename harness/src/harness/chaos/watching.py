@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import threading
 import time
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -20,9 +19,10 @@ from typing import TYPE_CHECKING
 import numpy as np
 from scipy import stats
 
+from harness.chaos.background import Background
+
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
-    from types import TracebackType
 
 _SECONDS = 1.0
 _ENDING_SECONDS, _POLL_SECONDS = 15.0, 0.1
@@ -165,7 +165,7 @@ def _runs(process: int) -> bool:
     return False
 
 
-class Watch:
+class Watch(Background):
     """Samples a process and all below it for the time of a `with` block.
 
     Attributes:
@@ -181,21 +181,7 @@ class Watch:
         self.samples: dict[int, Samples] = {}
         self._process = process
         self._begin = 0.0
-        self._ends = threading.Event()
-        self._thread = threading.Thread(target=self._run, name="watch", daemon=True)
-
-    def __enter__(self) -> Watch:  # noqa: PYI034 - Python 3.10 has no Self
-        """Begin."""
-        self._begin = time.monotonic()
-        self._thread.start()
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        """End."""
-        self._ends.set()
-        self._thread.join()
+        super().__init__("watch")
 
     def write(self, path: Path) -> None:
         """Write all samples as JSON, to be looked at where something has grown."""
@@ -203,6 +189,7 @@ class Watch:
         path.write_text(json.dumps(told) + "\n", encoding="utf-8")
 
     def _run(self) -> None:
+        self._begin = time.monotonic()
         while not self._ends.wait(_SECONDS):
             for process in below(self._process):
                 # It may end at any moment.
